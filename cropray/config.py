@@ -1,0 +1,367 @@
+"""Every setting of the system: YAML files and dotted overrides, checked before anything runs.
+
+An unknown or mistyped key is an error that names the key and the nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cropray.types import CompositeRecipe, InputError
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SeasonConfig(Section):
+    """One sheet of the calendar for one crop; `where` keeps parcels by attribute values."""
+
+    name: str = ""
+    sheet: str = ""
+    where: dict[str, str] = {}
+
+
+class CropConfig(Section):
+    """The parcels of one crop. `path` may be a glob, relative to `rois.data_root`."""
+
+    crop: str
+    path: str
+    seasons: tuple[SeasonConfig, ...] = (SeasonConfig(),)
+
+
+class CalendarConfig(Section):
+    """Planting and harvest by province: an xlsx with sheets, or a csv with a `sheet` column."""
+
+    path: str = ""
+    system: Literal["jalali", "gregorian"] = "gregorian"
+    agricultural_years: tuple[int, int] = (2021, 2022)
+
+
+class ProvincesConfig(Section):
+    path: str = ""
+    name_field: str = "province"
+
+
+class SplitConfig(Section):
+    """Shares of the ROIs; ROIs nearer than `buffer_m` are never parted."""
+
+    val: float = Field(0.15, ge=0, lt=1)
+    test: float = Field(0.15, ge=0, lt=1)
+    buffer_m: float = Field(1000.0, ge=0)
+
+
+class RoisConfig(Section):
+    """Where to look: parcels clustered into ROIs, or rectangles from a table."""
+
+    kind: Literal["parcels", "table"] = "parcels"
+    data_root: str = "."
+    parcels: tuple[CropConfig, ...] = ()
+    table: str = ""
+    calendar: CalendarConfig = CalendarConfig()
+    provinces: ProvincesConfig = ProvincesConfig()
+    country: str = ""
+    crs: str = "utm"
+    eps_m: float = Field(2000.0, gt=0)
+    min_samples: int = Field(1, ge=1)
+    min_size_m: float = Field(640.0, gt=0)
+    split: SplitConfig = SplitConfig()
+
+
+class WindowConfig(Section):
+    """Which months are seen.
+
+    `harvest`: with h the start of the harvest, `months` whole months that end `lead_months` before
+    h. `as_of`: `months` months of which the last ends on the as-of date (that day included).
+    """
+
+    anchor: Literal["harvest", "as_of"] = "harvest"
+    months: int = Field(6, ge=1, le=24)
+    lead_months: int = Field(1, ge=0)
+    as_of: date | None = None
+
+    @model_validator(mode="after")
+    def _as_of_given(self) -> WindowConfig:
+        if self.anchor == "as_of" and self.as_of is None:
+            raise ValueError("window.anchor is as_of, but window.as_of is not set")
+        return self
+
+
+class GridConfig(Section):
+    """`crs: utm` takes the UTM zone of each ROI; lengths in units of the CRS."""
+
+    crs: str = "utm"
+    resolution: float = Field(10.0, gt=0)
+    snap: float = Field(20.0, gt=0)
+
+
+class CompositeConfig(Section):
+    """Scenes to one image a month.
+
+    `scl_invalid`: classes of the Sentinel-2 scene classification that are no clear view.
+    `s1_passes`: Sentinel-1 passes in order of preference.
+    """
+
+    scl_invalid: tuple[int, ...] = CompositeRecipe.scl_invalid
+    s1_passes: tuple[Literal["ascending", "descending"], ...] = ("ascending", "descending")
+
+    def recipe(self) -> CompositeRecipe:
+        return CompositeRecipe(self.scl_invalid, tuple(self.s1_passes))
+
+
+class SimulatedConfig(Section):
+    """The built-in world; its science stands in `imagery.simulated`, these choose a place in it."""
+
+    seed: int = 0
+    year: int = 2022
+    sites_per_crop: int = Field(6, ge=1)
+    site_size_m: float = Field(1280.0, ge=640)
+    annotated_fraction: float = Field(0.3, gt=0, le=1)
+
+
+class StacCollectionConfig(Section):
+    """Items from a file (ItemCollection, path or URI) or from an API with a collection id."""
+
+    items: str = ""
+    api: str = ""
+    collection: str = ""
+
+
+class StacConfig(Section):
+    s2: StacCollectionConfig = StacCollectionConfig()
+    s1: StacCollectionConfig = StacCollectionConfig()
+
+
+class SourceConfig(Section):
+    kind: Literal["simulated", "stac", "earthengine"] = "simulated"
+    simulated: SimulatedConfig = SimulatedConfig()
+    stac: StacConfig = StacConfig()
+
+
+class ClassMapConfig(Section):
+    """A raster of codes: a file, or `source:NAME` for a map that the imagery source offers."""
+
+    path: str
+    codes: tuple[int, ...]
+    nodata: int = 0
+
+
+class LabelsConfig(Section):
+    """Where labels come from, in this order: parcels, then the class map, then land cover.
+
+    `class_map`: dense labels, `codes` in the order of `classes`; other codes are background.
+    `land_cover`: `codes` are known to be no crop, background where nothing else is known.
+    `truth`: labels of every pixel, for evaluation only; `codes` in the order of `classes`.
+    """
+
+    parcels: bool = True
+    class_map: ClassMapConfig | None = None
+    land_cover: ClassMapConfig | None = None
+    truth: ClassMapConfig | None = None
+
+
+class PatchConfig(Section):
+    size: int = Field(64, ge=16, multiple_of=16)
+    max_overlap: int = Field(32, ge=0)
+    tile_patches: int = Field(8, ge=1, description="patches a side of one exported tile")
+
+
+class ShardsConfig(Section):
+    codec: Literal["none", "lz4"] = "lz4"
+    row_group_samples: int = Field(32, ge=1)
+    shard_samples: int = Field(512, ge=1)
+
+
+class ModelConfig(Section):
+    """The dual 3-D U-Net; width 64 is the published network, the stem has width / 2 channels."""
+
+    width: int = Field(64, ge=2, multiple_of=2)
+    normalisation: Literal["fixed", "seed"] = "fixed"
+
+
+class TrainConfig(Section):
+    """One training; `unlabelled` says what pixels without a label are to the loss."""
+
+    epochs: int = Field(11, ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    head_lr: float | None = Field(None, gt=0, description="of a new head; None: as lr")
+    weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    unlabelled: Literal["negative", "ignore", "own_crop"] = "ignore"
+    own_crop_weight: float = Field(0.3, ge=0)
+    cross_negatives: bool = True
+    augment: bool = True
+    min_labelled_fraction: float = Field(0.0, ge=0, le=1)
+    init: str = Field("", description="checkpoint folder or models:/ URI whose body to start from")
+    workers: int = Field(1, ge=1)
+    threads: int = Field(0, ge=0, description="torch threads a worker; 0: its share of the CPUs")
+    max_failures: int = Field(2, ge=0)
+
+
+class EvaluateConfig(Section):
+    model: str = Field("", description="checkpoint or models:/ URI; empty: the run's own last one")
+    baselines: bool = True
+    forest_trees: int = Field(100, ge=1)
+    forest_pixels: int = Field(50_000, ge=100)
+    bootstrap: int = Field(1000, ge=0)
+
+
+class PredictConfig(Section):
+    """`area`: "min_lon,min_lat,max_lon,max_lat", a vector file, or "rois:SPLIT"."""
+
+    model: str = ""
+    area: str = "rois:test"
+    as_of: date | None = None
+    assume_harvest: date | None = None
+    tile_size: int = Field(512, ge=64, multiple_of=64)
+    overlap: int = Field(16, ge=0)
+    probabilities: bool = True
+    batch_size: int = Field(16, ge=1)
+    name: str = "map"
+
+
+class TrackingConfig(Section):
+    """MLflow. An empty URI is SQLite under the run folder (which must then be local)."""
+
+    uri: str = ""
+    experiment: str = "cropray"
+    model_name: str = "cropray"
+    alias: str = "candidate"
+
+
+class RayConfig(Section):
+    """An empty address starts a local Ray, unless RAY_ADDRESS or a job says otherwise."""
+
+    address: str = ""
+    num_cpus: int | None = Field(None, ge=1)
+    concurrency: int = Field(2, ge=1, description="tiles in flight in export and prediction")
+
+
+class DemoConfig(Section):
+    """Overrides (dotted keys) of the demonstration's pretraining run."""
+
+    pretraining: dict[str, Any] = {}
+
+
+class Config(Section):
+    """The whole configuration. `classes` are the names of class 0..n-1, everywhere."""
+
+    seed: int = 0
+    classes: tuple[str, ...] = ()
+    rois: RoisConfig = RoisConfig()
+    window: WindowConfig = WindowConfig()
+    grid: GridConfig = GridConfig()
+    source: SourceConfig = SourceConfig()
+    composite: CompositeConfig = CompositeConfig()
+    labels: LabelsConfig = LabelsConfig()
+    patch: PatchConfig = PatchConfig()
+    shards: ShardsConfig = ShardsConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: TrainConfig = TrainConfig()
+    finetune: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+    demo: DemoConfig = DemoConfig()
+
+    @model_validator(mode="after")
+    def _codes_match(self) -> Config:
+        for name in ("class_map", "truth"):
+            source: ClassMapConfig | None = getattr(self.labels, name)
+            if source is not None and len(source.codes) != len(self.classes):
+                raise ValueError(
+                    f"labels.{name}.codes has {len(source.codes)} codes for {len(self.classes)} classes"
+                )
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def updated(self, overrides: Mapping[str, Any]) -> Config:
+        """A copy with values replaced by dotted key, checked anew. Raises InputError."""
+        data = self.model_dump(mode="json")
+        for key, value in overrides.items():
+            _assign(data, key, value)
+        return _validated(data, "the overrides")
+
+
+def load_config(path: str | Path | None, settings: Iterable[str] = ()) -> Config:
+    """The configuration of a YAML file with `a.b=c` settings on top (values are read as YAML).
+
+    Raises InputError for a missing or malformed file, an unknown key, or a value of a wrong type.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(loaded or {}, dict):
+            raise InputError(f"{path} must hold a mapping of settings, got {type(loaded).__name__}")
+        data = loaded or {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {setting!r} is not of the form key.subkey=value")
+        try:
+            _assign(data, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
+    return _validated(data, str(path) if path is not None else "the settings")
+
+
+def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        below = data.setdefault(parent, {})
+        if not isinstance(below, dict):
+            below = data[parent] = {}
+        data = below
+    data[last] = value
+
+
+def _validated(data: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = [_explained(dict(problem)) for problem in error.errors()]
+        raise InputError(f"the configuration in {where} is not valid:\n" + "\n".join(problems)) from error
+
+
+def _explained(problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        known = _keys_beside(location)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
+        hint = (
+            f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}"
+        )
+        return f"  {key}: unknown key; {hint}"
+    return f"  {key}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return sorted(model.model_fields)

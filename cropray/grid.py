@@ -1,0 +1,145 @@
+"""Grid: the one pixel grid that an ROI's imagery and labels share, so nothing is ever resized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cropray.types import InputError
+
+Bounds = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels of a grid."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """North-up square pixels: `x0`, `y0` is the upper-left corner, lengths in units of `crs`."""
+
+    crs: str
+    x0: float
+    y0: float
+    resolution: float
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1 or not self.resolution > 0:
+            raise InputError(f"a grid needs a positive size and resolution, got {self}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    @property
+    def bounds(self) -> Bounds:
+        return (
+            self.x0,
+            self.y0 - self.height * self.resolution,
+            self.x0 + self.width * self.resolution,
+            self.y0,
+        )
+
+    @property
+    def transform(self) -> tuple[float, float, float, float, float, float]:
+        """Affine coefficients (a, b, c, d, e, f): x = a·col + b·row + c, y = d·col + e·row + f."""
+        return self.resolution, 0.0, self.x0, 0.0, -self.resolution, self.y0
+
+    def window(self, window: Window) -> Grid:
+        """The part of this grid that `window` covers (it may reach beyond the edges)."""
+        return replace(
+            self,
+            x0=self.x0 + window.col * self.resolution,
+            y0=self.y0 - window.row * self.resolution,
+            height=window.height,
+            width=window.width,
+        )
+
+    def centres(self) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
+        """x (W,) and y (H,) of the pixel centres."""
+        x = self.x0 + (np.arange(self.width) + 0.5) * self.resolution
+        y = self.y0 - (np.arange(self.height) + 0.5) * self.resolution
+        return x, y
+
+    def blocks(self, size: int) -> Iterator[Window]:
+        """Windows of at most `size` pixels a side that cover the grid once, row by row."""
+        for row in range(0, self.height, size):
+            for col in range(0, self.width, size):
+                yield Window(row, col, min(size, self.height - row), min(size, self.width - col))
+
+    def bounds_in(self, crs: str) -> Bounds:
+        """The bounds in another CRS, edges densified."""
+        return transform_bounds(self.bounds, self.crs, crs)
+
+    @classmethod
+    def covering(
+        cls,
+        bounds: Bounds,
+        bounds_crs: str,
+        *,
+        crs: str = "utm",
+        resolution: float = 10.0,
+        snap: float = 20.0,
+        min_size: int = 1,
+    ) -> Grid:
+        """The smallest grid over `bounds` whose corners are multiples of `snap`.
+
+        `crs="utm"` takes the UTM zone of the centre. Snapping to 20 m makes the 20 m bands of
+        Sentinel-2 nest exactly in the 10 m ones. A side shorter than `min_size` pixels is widened
+        evenly.
+        """
+        if crs == "utm":
+            crs = utm_crs(bounds, bounds_crs)
+        min_x, min_y, max_x, max_y = transform_bounds(bounds, bounds_crs, crs)
+        x0, width = _snapped(min_x, max_x, snap, resolution, min_size)
+        y1, height = _snapped(min_y, max_y, snap, resolution, min_size)
+        return cls(crs, x0, y1 + height * resolution, resolution, height, width)
+
+
+def _snapped(low: float, high: float, snap: float, resolution: float, min_size: int) -> tuple[float, int]:
+    """Snapped lower edge and pixel count of one axis."""
+    missing = min_size * resolution - (high - low)
+    if missing > 0:
+        low, high = low - missing / 2, high + missing / 2
+    # A millionth of a pixel of slack: bounds that were exact before a reprojection stay so.
+    slack = 1e-6 * resolution
+    first = math.floor((low + slack) / snap) * snap
+    last = math.ceil((high - slack) / snap) * snap
+    return first, max(min_size, round((last - first) / resolution))
+
+
+def transform_bounds(bounds: Bounds, src_crs: str, dst_crs: str) -> Bounds:
+    """Bounds in another CRS (pyproj densifies the edges)."""
+    from pyproj import Transformer
+
+    if src_crs == dst_crs:
+        return bounds
+    transformer = Transformer.from_crs(src_crs, dst_crs, always_xy=True)
+    min_x, min_y, max_x, max_y = transformer.transform_bounds(*bounds, densify_pts=21)
+    return min_x, min_y, max_x, max_y
+
+
+def utm_crs(bounds: Bounds, crs: str) -> str:
+    """EPSG code of the UTM zone in which the centre of the bounds lies.
+
+    Plain zones of 6 degrees, without the exceptions around Norway and Svalbard.
+    """
+    west, south, east, north = transform_bounds(bounds, crs, "EPSG:4326")
+    zone = min(60, int(((west + east) / 2 + 180) // 6) + 1)
+    return f"EPSG:{(32600 if south + north >= 0 else 32700) + zone}"

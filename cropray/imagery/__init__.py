@@ -1,0 +1,1 @@
+"""Imagery: sources of scenes and the reducers that make composites of them."""

@@ -1,0 +1,39 @@
+"""What every source of imagery offers: composites, and its identity for the record."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from cropray.grid import Grid
+from cropray.types import Composite, ImageRequest
+
+
+@runtime_checkable
+class ImagerySource(Protocol):
+    """A source of Sentinel-1 and Sentinel-2 composites. Instances pickle and hold no open files."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON that names what the pixels depend on: it enters the recipe hash of every part.
+
+        Holds at least `kind` and `s1_quantity` ("gamma0" or "sigma0").
+        """
+        ...
+
+    def composite(self, request: ImageRequest) -> Composite:
+        """The composites of a request; a period without any scene is all invalid, not an error.
+
+        Raises InputError where the scenes cannot be used (units unknown, offset ambiguous, ...).
+        """
+        ...
+
+
+@runtime_checkable
+class MapSource(Protocol):
+    """A source that also offers categorical maps, such as a simulated world's truth."""
+
+    def class_map(self, name: str, grid: Grid) -> npt.NDArray[np.int32]:
+        """Codes (H, W) of the named map on the grid, nearest neighbour. Raises InputError."""
+        ...

@@ -1,0 +1,106 @@
+"""A run: one folder, one configuration, and a record of each stage that was begun or finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from cropray.config import Config
+from cropray.storage import Folder
+from cropray.types import InputError
+
+Summary = dict[str, Any]
+"""What a stage did, as JSON: shown to the user, kept in the record."""
+
+# The sections on which each stage rests, beside those of the stages before it.
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "rois": ("seed", "rois", "source"),
+    "export": ("classes", "window", "grid", "composite", "labels", "patch"),
+    "compact": ("shards",),
+    "pretrain": ("model", "pretrain"),
+    "finetune": ("model", "finetune"),
+    "evaluate": ("evaluate",),
+}
+_BEFORE: dict[str, tuple[str, ...]] = {
+    "rois": (),
+    "export": ("rois",),
+    "compact": ("rois", "export"),
+    "pretrain": ("rois", "export", "compact"),
+    "finetune": ("rois", "export", "compact"),
+    "evaluate": ("rois", "export", "compact"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder with its configuration.
+
+    Layout: config.yaml, stages/, world/, rois/, parts/, events/, ledger.parquet, shards/<split>/,
+    checkpoints/<stage>/, models/<stage>/, mlflow/, evaluation/, maps/<name>/, report.html.
+    """
+
+    folder: Folder
+    config: Config
+
+    def begin(self, stage: str) -> Summary | None:
+        """Claim the folder for a stage; its summary if it was finished before, else None.
+
+        Raises InputError where the folder belongs to another configuration of this stage or of
+        one that it rests on, or where a stage before it is not finished.
+        """
+        for earlier in _BEFORE[stage]:
+            record = self._record(earlier)
+            if record is None or record["summary"] is None:
+                raise InputError(f"{stage} needs {earlier} first: cropray {earlier} --run {self.folder} …")
+            self._check(earlier, record)
+        record = self._record(stage)
+        if record is None:
+            self._write(stage, None)
+            return None
+        self._check(stage, record)
+        summary: Summary | None = record["summary"]
+        return summary
+
+    def finish(self, stage: str, summary: Summary) -> None:
+        self._write(stage, summary)
+
+    def summary(self, stage: str) -> Summary | None:
+        """What a finished stage recorded, None where it is not finished."""
+        record = self._record(stage)
+        return None if record is None else record["summary"]
+
+    def _settings(self, stage: str) -> dict[str, Any]:
+        data = self.config.model_dump(mode="json")
+        return {section: data[section] for section in _SECTIONS[stage]}
+
+    def _record(self, stage: str) -> dict[str, Any] | None:
+        name = f"stages/{stage}.json"
+        if not self.folder.exists(name):
+            return None
+        record: dict[str, Any] = json.loads(self.folder.read_text(name))
+        return record
+
+    def _write(self, stage: str, summary: Summary | None) -> None:
+        record = {"settings": self._settings(stage), "summary": summary}
+        self.folder.write_text(f"stages/{stage}.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+        self.folder.write_text("config.yaml", self.config.to_yaml())
+
+    def _check(self, stage: str, record: dict[str, Any]) -> None:
+        was, now = _flat(record["settings"]), _flat(self._settings(stage))
+        changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+        if changed:
+            lines = [f"  {key}: {was.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8]]
+            more = [f"  … and {len(changed) - 8} more"] if len(changed) > 8 else []
+            raise InputError(
+                f"{self.folder} was made by another configuration of {stage}:\n"
+                + "\n".join(lines + more)
+                + "\nuse another --run folder, or the settings in its config.yaml"
+            )
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, dict) and data:
+        items = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in data.items())
+        return {key: value for item in items for key, value in item.items()}
+    return {prefix: data}

@@ -1,0 +1,145 @@
+"""Run folders and shards by path or URI (file, s3, gs, or any fsspec scheme); files appear whole.
+
+Nothing that a reader may see is ever half-written: on a file system a file is written under a
+temporary name and renamed, on object storage it is one PUT.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from cropray.types import InputError
+
+_ARROW_SCHEMES = ("file", "s3", "gs", "gcs")
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The Arrow file system and the path on it of a path or URI.
+
+    Raises InputError where the scheme is not known or its package is not installed.
+    """
+    scheme = uri.split("://", 1)[0] if "://" in uri else ""
+    if not scheme:
+        return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        if scheme in _ARROW_SCHEMES:
+            filesystem, path = pafs.FileSystem.from_uri(uri)
+            return filesystem, path
+        import fsspec
+
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"cannot open {uri!r}: {error}; wanted a path or a URI like s3://bucket/run"
+        ) from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder by path or URI. Names below it are relative, with forward slashes."""
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        # Relative paths are made absolute: Ray workers run in another directory.
+        if "://" not in self.uri:
+            object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @cached_property
+    def _resolved(self) -> tuple[pafs.FileSystem, str]:
+        return resolve(self.uri)
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        return Folder, (self.uri,)  # file systems are opened anew in every process
+
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        return self._resolved[0]
+
+    def path(self, name: str = "") -> str:
+        """The path of `name` on `filesystem`."""
+        return f"{self._resolved[1].rstrip('/')}/{name}" if name else self._resolved[1]
+
+    def child(self, name: str) -> Folder:
+        return Folder(f"{self.uri.rstrip('/')}/{name}")
+
+    def local(self, name: str = "") -> Path:
+        """The local path of `name`. Raises InputError on object storage."""
+        if not self.is_local:
+            raise InputError(f"{self.uri} is not on a local file system")
+        return Path(self.path(name))
+
+    def exists(self, name: str = "") -> bool:
+        return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+
+    def names(self, suffix: str = "") -> list[str]:
+        """Names of the files below (recursively) that end in `suffix`, sorted; none if absent."""
+        selector = pafs.FileSelector(self.path(), allow_not_found=True, recursive=True)
+        root = self.path().rstrip("/") + "/"
+        found = [
+            info.path.removeprefix(root)
+            for info in self.filesystem.get_file_info(selector)
+            if info.type == pafs.FileType.File and info.path.endswith(suffix)
+        ]
+        return sorted(name for name in found if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
+
+    def read_bytes(self, name: str) -> bytes:
+        try:
+            with self.filesystem.open_input_stream(self.path(name)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError as error:
+            raise InputError(f"there is no {name} in {self.uri}") from error
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Publish a file whole; it replaces an older one of the name."""
+        if not self.is_local:
+            with self.filesystem.open_output_stream(self.path(name)) as stream:
+                stream.write(data)
+            return
+        target = self.local(name)
+        temporary = self._temporary(target)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def publish(self, local_file: Path, name: str) -> None:
+        """Copy a finished local file here, whole."""
+        if not self.is_local:
+            pafs.copy_files(str(local_file), self.path(name), pafs.LocalFileSystem(), self.filesystem)
+            return
+        target = self.local(name)
+        temporary = self._temporary(target)
+        try:
+            pafs.copy_files(str(local_file), str(temporary), pafs.LocalFileSystem(), pafs.LocalFileSystem())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        self.filesystem.delete_file(self.path(name))
+
+    def _temporary(self, target: Path) -> Path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.with_name(f".tmp-{uuid.uuid4().hex}-{target.name}")
