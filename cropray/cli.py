@@ -1,0 +1,132 @@
+"""`cropray <stage> --config FILE --set a.b=c --run DIR_OR_URI`: each command calls one function."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cropray import __version__
+
+if TYPE_CHECKING:
+    from cropray.config import Config
+
+app = typer.Typer(
+    help="Crop maps at least a month before harvest, from partly annotated parcels and Sentinel-1/2.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML configuration.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting; repeatable.")
+]
+RunOption = Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.")]
+
+# Stage functions take a Run and return a summary; they are imported only when they are called,
+# so that --help answers at once.
+_STAGES = (
+    (
+        "rois",
+        "cropray.rois.build:build_rois",
+        "Parcels, provinces and calendar to regions of interest, split.",
+    ),
+    ("export", "cropray.pipeline.export:export", "Imagery and labels of every ROI to parts of patches."),
+    ("compact", "cropray.pipeline.compact:compact", "Parts to evenly sized, shuffled shards by split."),
+    ("pretrain", "cropray.training.driver:pretrain", "Train the network on densely labelled regions."),
+    (
+        "finetune",
+        "cropray.training.driver:finetune",
+        "Train on partly annotated parcels, from a trained body.",
+    ),
+    ("evaluate", "cropray.training.evaluate:evaluate", "Measure the model on whole held-out blocks."),
+    ("report", "cropray.maps.report:report", "One HTML page of the run that opens without a network."),
+    ("demo", "cropray.pipeline.demo:demo", "The whole path on the built-in world."),
+)
+
+
+def _config(config: str | None, settings: list[str] | None) -> Config:
+    from cropray.config import load_config
+
+    return load_config(config, settings or ())
+
+
+def _call(function: str, folder: str, config: Config) -> None:
+    from cropray.run import Run
+    from cropray.storage import Folder
+
+    module, name = function.split(":")
+    summary = getattr(import_module(module), name)(Run(Folder(folder), config))
+    sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+
+
+def _add_stage(name: str, function: str, text: str) -> None:
+    @app.command(name, help=text)
+    def command(run: RunOption, config: ConfigOption = None, set: SetOption = None) -> None:
+        _call(function, run, _config(config, set))
+
+
+for _stage in _STAGES:
+    _add_stage(*_stage)
+
+
+@app.command("predict")
+def predict(
+    run: RunOption,
+    config: ConfigOption = None,
+    set: SetOption = None,
+    model: Annotated[str, typer.Option(help="Checkpoint folder or models:/NAME@ALIAS.")] = "",
+    area: Annotated[str, typer.Option(help="Bounding box in degrees, vector file, or rois:SPLIT.")] = "",
+    as_of: Annotated[str, typer.Option(help="Last day whose scenes may be used.")] = "",
+    assume_harvest: Annotated[str, typer.Option(help="Harvest start, for harvest-anchored models.")] = "",
+) -> None:
+    """Map an area of any size as of a date."""
+    given = {"model": model, "area": area, "as_of": as_of, "assume_harvest": assume_harvest}
+    settings = [f"predict.{key}={json.dumps(value)}" for key, value in given.items() if value]
+    _call("cropray.pipeline.predict:predict", run, _config(config, [*(set or []), *settings]))
+
+
+@config_app.command("show")
+def show_config(config: ConfigOption = None, set: SetOption = None) -> None:
+    """Print the resolved configuration as YAML."""
+    sys.stdout.write(_config(config, set).to_yaml())
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"cropray {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    _debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    """What all commands share."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake ends it with one message and exit code 2."""
+    from cropray.types import InputError
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"], prog_name="cropray")
+    except InputError as error:
+        if debug:
+            raise
+        # An error that crossed Ray carries the worker's traceback as its text; its cause is the error.
+        sys.stderr.write(f"error: {getattr(error, 'cause', None) or error}\n")
+        raise SystemExit(2) from None
