@@ -1,0 +1,98 @@
+"""The files of the ROIs: `rois/rois.parquet` and `rois/parcels.parquet` (GeoParquet), `rois/dropped.csv`.
+
+The same ROIs and parcels give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import geopandas as gpd
+import pandas as pd
+import pyarrow as pa
+import shapely
+
+from cropray.storage import Folder
+from cropray.types import Roi
+
+ROIS = "rois/rois.parquet"
+PARCELS = "rois/parcels.parquet"
+DROPPED = "rois/dropped.csv"
+
+_TEXT = ("roi_id", "crop", "season", "province", "country", "split")
+_DATES = ("planting_start", "planting_end", "harvest_start", "harvest_end")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A parcel or a cluster of parcels that gives no ROI, and why."""
+
+    file: str
+    crop: str
+    season: str
+    item: str
+    reason: str
+
+
+def write_rois(folder: Folder, rois: Sequence[Roi]) -> None:
+    """Write ROIs, which share one CRS, ordered by roi_id."""
+    rois = sorted(rois, key=lambda roi: roi.roi_id)
+    (crs,) = {roi.crs for roi in rois}
+    # Declared types: a column without any date would otherwise be stored as of no type.
+    columns = {name: _column([getattr(roi, name) for roi in rois], pa.string()) for name in _TEXT}
+    columns |= {name: _column([getattr(roi, name) for roi in rois], pa.date32()) for name in _DATES}
+    boxes = shapely.box(*zip(*(roi.bounds for roi in rois), strict=True))
+    _write(folder, ROIS, gpd.GeoDataFrame(columns, geometry=boxes, crs=crs))
+
+
+def read_rois(folder: Folder) -> list[Roi]:
+    """The ROIs of a run folder, ordered by roi_id. Raises InputError where there are none yet."""
+    frame = gpd.read_parquet(io.BytesIO(folder.read_bytes(ROIS)))
+    crs = frame.crs.to_string()
+    bounds = frame.geometry.bounds.to_numpy().tolist()
+    records = frame.drop(columns="geometry").to_dict("records")
+    return [
+        Roi(
+            **{name: record[name] for name in _TEXT},
+            **{name: _date(record[name]) for name in _DATES},
+            bounds=tuple(box),
+            crs=crs,
+        )
+        for record, box in zip(records, bounds, strict=True)
+    ]
+
+
+def write_parcels(folder: Folder, parcels: gpd.GeoDataFrame) -> None:
+    """Write the parcels that labels burn (columns as of `read_parcels`), ordered by parcel_id."""
+    frame = parcels[["parcel_id", "crop", "geometry"]].sort_values("parcel_id", ignore_index=True)
+    columns = {name: _column(frame[name].tolist(), pa.string()) for name in ("parcel_id", "crop")}
+    _write(folder, PARCELS, gpd.GeoDataFrame(columns, geometry=frame.geometry))
+
+
+def read_parcels(folder: Folder) -> gpd.GeoDataFrame:
+    """Every parcel: columns parcel_id, crop, geometry (EPSG:4326); none for ROIs from a table."""
+    return gpd.read_parquet(io.BytesIO(folder.read_bytes(PARCELS)))
+
+
+def write_dropped(folder: Folder, dropped: Sequence[Dropped]) -> None:
+    columns = list(Dropped.__dataclass_fields__)
+    frame = pd.DataFrame([vars(row) for row in dropped], columns=columns)
+    folder.write_text(DROPPED, frame.sort_values(columns).to_csv(index=False))
+
+
+def _write(folder: Folder, name: str, frame: gpd.GeoDataFrame) -> None:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    folder.write_bytes(name, buffer.getvalue())
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pd.arrays.ArrowExtensionArray:
+    return pd.arrays.ArrowExtensionArray(pa.array(values, kind))
+
+
+def _date(value: object) -> date | None:
+    return value if isinstance(value, date) and not pd.isna(value) else None
