@@ -87,7 +87,7 @@ class Run:
         self.folder.write_text("config.yaml", self.config.to_yaml())
 
     def _check(self, stage: str, record: dict[str, Any]) -> None:
-        was, now = _flat(record["settings"]), _flat(self._settings(stage))
+        was, now = flat(record["settings"]), flat(self._settings(stage))
         changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
         if changed:
             lines = [f"  {key}: {was.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8]]
@@ -99,8 +99,9 @@ class Run:
             )
 
 
-def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+def flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted key."""
     if isinstance(data, dict) and data:
-        items = (_flat(value, f"{prefix}.{key}" if prefix else key) for key, value in data.items())
+        items = (flat(value, f"{prefix}.{key}" if prefix else key) for key, value in data.items())
         return {key: value for item in items for key, value in item.items()}
     return {prefix: data}
