@@ -1,0 +1,5 @@
+"""`python -m cropray` is `cropray`."""
+
+from cropray.cli import main
+
+main()
