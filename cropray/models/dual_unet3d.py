@@ -1,0 +1,173 @@
+"""The dual 3-D U-Net: one branch a sensor, a temporal stem and a 2-D U-Net each, one joint head.
+
+The architecture and the names of the tensors are those of the published network (width 64,
+6 months, 21 classes: 62,134,293 parameters), so that its weights can be read. Shape suffixes:
+B samples, C channels, T months, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cropray.bands import S1_NAMES, S2_NAMES
+
+Head = Literal["linear", "conv"]
+
+SIDE_MULTIPLE = 16
+"""Height and width must be multiples of this: four levels of halving."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that is needed to build the network anew."""
+
+    n_classes: int
+    width: int = 64
+    months: int = 6
+    head: Head = "linear"
+
+    def build(self) -> DualUNet3D:
+        return DualUNet3D(self.n_classes, self.width, self.months, self.head)
+
+
+class TemporalStem(nn.Module):
+    """(B, C, T, H, W) to (B, out, H, W): mixes neighbours in space and time, then all months."""
+
+    def __init__(self, in_channels: int, out_channels: int, months: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv3d(in_channels, out_channels, 3, padding=1),
+            nn.BatchNorm3d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(out_channels, out_channels, (months, 1, 1)),
+            nn.BatchNorm3d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x_bcthw: Tensor) -> Tensor:
+        features_bchw: Tensor = self.conv(x_bcthw).squeeze(2)
+        return features_bchw
+
+
+class DoubleConv(nn.Module):
+    """Twice 3 × 3 convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        y_bchw: Tensor = self.conv(x_bchw)
+        return y_bchw
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger et al. 2015) of four levels: `width` × 1, 2, 4, 8, bottleneck × 16."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.ups = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        self.pool = nn.MaxPool2d(2)
+        levels = [width, 2 * width, 4 * width, 8 * width]
+        for below, level in zip([in_channels, *levels], levels, strict=False):
+            self.downs.append(DoubleConv(below, level))
+        for level in reversed(levels):
+            self.ups.append(nn.ConvTranspose2d(2 * level, level, 2, stride=2))
+            self.ups.append(DoubleConv(2 * level, level))
+        self.bottleneck = DoubleConv(levels[-1], 2 * levels[-1])
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for down in self.downs:
+            x_bchw = down(x_bchw)
+            skips.append(x_bchw)
+            x_bchw = self.pool(x_bchw)
+        x_bchw = self.bottleneck(x_bchw)
+        for i in range(0, len(self.ups), 2):
+            upsampled_bchw = self.ups[i](x_bchw)
+            x_bchw = self.ups[i + 1](torch.cat((skips.pop(), upsampled_bchw), dim=1))
+        return x_bchw
+
+
+class Branch(nn.Module):
+    """One sensor: (B, C, T, H, W) to (B, width, H, W)."""
+
+    def __init__(self, in_channels: int, width: int, months: int) -> None:
+        super().__init__()
+        self.conv3d = TemporalStem(in_channels, width // 2, months)
+        self.unet = UNet(width // 2, width)
+
+    def forward(self, x_bcthw: Tensor) -> Tensor:
+        features_bchw: Tensor = self.unet(self.conv3d(x_bcthw))
+        return features_bchw
+
+
+class ConvHead(nn.Module):
+    """The fine-tuning head: 3 × 3 convolution, batch norm, ReLU, 1 × 1 convolution."""
+
+    def __init__(self, in_channels: int, hidden: int, n_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, hidden, 3, padding=1),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, n_classes, 1),
+        )
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        logits_bkhw: Tensor = self.conv(x_bchw)
+        return logits_bkhw
+
+
+class DualUNet3D(nn.Module):
+    """Logits (B, K, H, W) of both sensors' months; classes are not exclusive (sigmoid, not softmax).
+
+    `width` scales every layer (the stem has width / 2 channels); `head` is the pretraining's 1 × 1
+    convolution ("linear") or the fine-tuning's two convolutions ("conv").
+    """
+
+    def __init__(self, n_classes: int, width: int = 64, months: int = 6, head: Head = "linear") -> None:
+        super().__init__()
+        self.months = months
+        self.unet3d_s1 = Branch(len(S1_NAMES), width, months)
+        self.unet3d_s2 = Branch(len(S2_NAMES), width, months)
+        self.final_conv: nn.Module
+        if head == "linear":
+            self.final_conv = nn.Conv2d(2 * width, n_classes, 1)
+        else:
+            self.final_conv = ConvHead(2 * width, width // 2, n_classes)
+
+    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor) -> Tensor:
+        """Raises ValueError where months, bands or sides do not fit the network."""
+        self._check("s1", s1_bcthw, len(S1_NAMES))
+        self._check("s2", s2_bcthw, len(S2_NAMES))
+        features_bchw = torch.cat((self.unet3d_s1(s1_bcthw), self.unet3d_s2(s2_bcthw)), dim=1)
+        logits_bkhw: Tensor = self.final_conv(features_bchw)
+        return logits_bkhw
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        return list(self.final_conv.parameters())
+
+    def body_parameters(self) -> list[nn.Parameter]:
+        """All parameters but the head's."""
+        return [*self.unet3d_s1.parameters(), *self.unet3d_s2.parameters()]
+
+    def _check(self, name: str, x_bcthw: Tensor, bands: int) -> None:
+        shape = tuple(x_bcthw.shape)
+        if len(shape) != 5 or shape[1:3] != (bands, self.months) or any(n % SIDE_MULTIPLE for n in shape[3:]):
+            raise ValueError(
+                f"{name} is {shape}; wanted (B, {bands}, {self.months}, H, W) with H and W multiples "
+                f"of {SIDE_MULTIPLE}"
+            )
