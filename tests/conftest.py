@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A shared machine's pauses say nothing about the code, so examples have no time limit each.
+settings.register_profile("cropray", deadline=None)
+settings.load_profile("cropray")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,0 +1,49 @@
+"""What a person meets at the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cropray.cli import main
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["rois", "export", "compact", "pretrain", "finetune", "evaluate", "predict", "report", "demo"]
+
+
+def exit_code(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    return exit_.value.code
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_command_and_a_job(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(stage, "--help") == 0
+    assert "--config" in capsys.readouterr().out
+    shown = subprocess.run(
+        [sys.executable, ROOT / "jobs" / f"{stage}.py", "--help"], check=False, capture_output=True, text=True
+    )
+    assert shown.returncode == 0
+    assert f"cropray {stage}" in shown.stdout
+
+
+def test_a_mistake_is_one_message_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("config", "show", "--set", "rois.epsm=1") == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "did you mean 'rois.eps_m'?" in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_debug_shows_the_traceback() -> None:
+    command = [sys.executable, "-m", "cropray", "config", "show", "--set", "rois.epsm=1", "--debug"]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr
+
+
+def test_config_show_prints_what_was_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("config", "show", "--set", "window.months=7") == 0
+    assert "months: 7" in capsys.readouterr().out

@@ -1,0 +1,86 @@
+"""The configuration: strict keys, dotted overrides, readable errors."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cropray.config import Config, load_config
+from cropray.types import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("roi.eps_m=1", "did you mean 'rois'?"),
+        ("rois.epsm=1", "did you mean 'rois.eps_m'?"),
+        ("rois.split.vall=0.1", "did you mean 'rois.split.val'?"),
+        ("rois.parcels=[{crop: a, paths: b}]", "did you mean 'rois.parcels.0.path'?"),
+        ("zzzzzz=1", "known: "),
+    ],
+)
+def test_an_unknown_key_names_itself_and_the_nearest(setting: str, hint: str) -> None:
+    with pytest.raises(InputError, match="unknown key") as caught:
+        load_config(None, [setting])
+    assert setting.partition("=")[0].partition(".")[0] in str(caught.value)
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "setting", ["window.months=soon", "window.anchor=as_of", "grid.resolution=-1", "source.kind=landsat"]
+)
+def test_a_wrong_value_is_an_error_that_names_its_key(setting: str) -> None:
+    with pytest.raises(InputError, match=setting.split(".", maxsplit=1)[0]):
+        load_config(None, [setting])
+
+
+@pytest.mark.parametrize("setting", ["no-equals", "=1", "a.b=[1"])
+def test_a_malformed_override_is_an_error(setting: str) -> None:
+    with pytest.raises(InputError, match="--set"):
+        load_config(None, [setting])
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\nwindow: {months: 4}\n")
+    config = load_config(path, ["window.months=5", "rois.eps_m=10"])
+    assert (config.seed, config.window.months, config.rois.eps_m) == (3, 5, 10)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n"])
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"c\.yaml"):
+        load_config(path)
+
+
+def test_a_missing_file_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        load_config("nowhere.yaml")
+
+
+def test_the_resolved_configuration_reads_back_as_itself() -> None:
+    config = load_config(None, ["window.anchor=as_of", "window.as_of=2022-06-10", "classes=[maize, pea]"])
+    assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_as_many_codes_as_classes() -> None:
+    with pytest.raises(InputError, match="3 codes for 2 classes"):
+        load_config(None, ["classes=[a, b]", "labels.truth={path: t.tif, codes: [1, 2, 3]}"])
+
+
+def test_updated_checks_its_overrides() -> None:
+    config = load_config(None).updated({"rois.kind": "table", "labels.class_map": None})
+    assert config.rois.kind == "table"
+    with pytest.raises(InputError, match="did you mean"):
+        config.updated({"rois.knd": "table"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_configurations_of_the_repository_are_valid(path: Path) -> None:
+    config = load_config(path)
+    config.updated(config.demo.pretraining)
+    assert config.classes

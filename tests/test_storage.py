@@ -1,0 +1,79 @@
+"""Folders by path or URI; files appear whole."""
+
+import errno
+import pickle
+from pathlib import Path
+
+import pytest
+
+from cropray.storage import Folder
+from cropray.types import InputError
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    return Folder(str(tmp_path / "run") if request.param == "local" else f"memory://{tmp_path.name}")
+
+
+def test_what_is_written_is_read_back_and_listed(folder: Folder) -> None:
+    assert folder.names() == []
+    folder.write_bytes("a/b.bin", b"\0\1")
+    folder.write_text("c.txt", "äöü")
+    assert folder.read_bytes("a/b.bin") == b"\0\1"
+    assert folder.read_text("c.txt") == "äöü"
+    assert folder.names() == ["a/b.bin", "c.txt"]
+    assert folder.names(".txt") == ["c.txt"]
+    assert folder.child("a").names() == ["b.bin"]
+    assert folder.exists("c.txt")
+    folder.delete("c.txt")
+    assert not folder.exists("c.txt")
+
+
+def test_a_local_file_is_published_whole(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "made.tif").write_bytes(b"x" * 100_000)
+    folder.publish(tmp_path / "made.tif", "maps/map.tif")
+    assert folder.read_bytes("maps/map.tif") == b"x" * 100_000
+    assert folder.names() == ["maps/map.tif"]
+
+
+def test_a_missing_file_names_itself_and_its_folder(folder: Folder) -> None:
+    with pytest.raises(InputError, match=r"no absent\.json in .*"):
+        folder.read_bytes("absent.json")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write_text("a.txt", "old")
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        folder.write_text("a.txt", "new and longer")
+    assert folder.read_text("a.txt") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_relative_paths_stay_where_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Folder("run")
+    monkeypatch.chdir("/")
+    assert folder.local() == tmp_path / "run"
+
+
+def test_a_folder_travels_to_other_processes(folder: Folder) -> None:
+    folder.write_text("a.txt", "a")
+    assert pickle.loads(pickle.dumps(folder)).read_text("a.txt") == "a"
+
+
+def test_an_unknown_scheme_is_an_error() -> None:
+    with pytest.raises(InputError, match="nosuch://"):
+        Folder("nosuch://bucket").names()
+
+
+def test_object_storage_has_no_local_path() -> None:
+    with pytest.raises(InputError, match="not on a local file system"):
+        Folder("memory://x").local("a")
