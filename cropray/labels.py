@@ -1,0 +1,124 @@
+"""Labels of a grid: class index 0..n-1, BACKGROUND (254) or UNLABELLED (255), never interpolated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cropray.config import ClassMapConfig, Config
+from cropray.grid import Grid
+from cropray.imagery.source import MapSource
+from cropray.rasters import burn, read_nearest
+from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, InputError
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+_FROM_SOURCE = "source:"
+
+EUCROPMAP_2018: dict[int, str] = {
+    211: "common wheat",
+    212: "durum wheat",
+    213: "barley",
+    214: "rye",
+    215: "oats",
+    216: "maize",
+    217: "rice",
+    218: "triticale",
+    219: "other cereals",
+    221: "potatoes",
+    222: "sugar beet",
+    223: "other root crops",
+    230: "other non-permanent industrial crops",
+    231: "sunflower",
+    232: "rape and turnip rape",
+    233: "soya",
+    240: "dry pulses",
+    250: "fodder crops",
+    290: "bare arable land",
+    300: "woodland and shrubland",
+    500: "grassland",
+}
+"""Codes of the EU crop map 2018 (EUCROPMAP) that are classes of cropray's European pretraining.
+
+d'Andrimont et al. (2021), From parcel to continental scale – a first European crop type map based
+on Sentinel-1 and LUCAS Copernicus in-situ observations, Remote Sensing of Environment 266, 112708.
+Its other codes, such as 100 (artificial land) and 600 (bare land), are background.
+"""
+
+
+def make_labels(
+    grid: Grid, parcels: GeoDataFrame, config: Config, source: object
+) -> tuple[ByteArray, ByteArray | None]:
+    """The label (H, W) of a grid, and the truth (H, W) where `labels.truth` names one, else None.
+
+    `parcels` (columns crop, geometry; any CRS) are those near the grid, of every crop. They are
+    burnt first; the class map labels what they leave open; land cover marks as background what is
+    open still. `source` offers the maps named `source:NAME`.
+
+    Raises InputError for a parcel of a crop that is no class and for a map that cannot be read.
+    """
+    labels = config.labels
+    label_hw = np.full(grid.shape, UNLABELLED, np.uint8)
+    open_hw = np.ones(grid.shape, bool)
+    if labels.parcels:
+        label_hw, open_hw = burn_parcels(grid, parcels, config.classes)
+    if labels.class_map is not None:
+        dense_hw = _encoded(labels.class_map, grid, source)
+        label_hw = np.where(open_hw, dense_hw, label_hw)
+        open_hw = open_hw & (label_hw == UNLABELLED)
+    if labels.land_cover is not None:
+        codes_hw = _codes(labels.land_cover, grid, source)
+        label_hw[open_hw & np.isin(codes_hw, labels.land_cover.codes)] = BACKGROUND
+    truth_hw = None if labels.truth is None else _encoded(labels.truth, grid, source)
+    return label_hw, truth_hw
+
+
+def burn_parcels(grid: Grid, parcels: GeoDataFrame, classes: Sequence[str]) -> tuple[ByteArray, BoolArray]:
+    """The class index (H, W) of the parcel in which a pixel's centre lies, and where none does.
+
+    A pixel whose centre lies in parcels of different crops is UNLABELLED, and not open to other
+    sources of labels either: what is known of it is contradictory. Raises InputError for a crop
+    that is none of the classes.
+    """
+    unknown = sorted(set(parcels["crop"]) - set(classes))
+    if unknown:
+        raise InputError(
+            f"parcels of {', '.join(unknown)}, but the classes are {', '.join(classes) or 'not set'}; "
+            "name every crop of rois.parcels in `classes`"
+        )
+    label_hw = np.full(grid.shape, UNLABELLED, np.uint8)
+    open_hw = np.ones(grid.shape, bool)
+    for crop, group in parcels.to_crs(grid.crs).groupby("crop"):
+        inside_hw = burn(((geometry, 1) for geometry in group.geometry), grid, 0) == 1
+        label_hw[inside_hw & open_hw] = classes.index(str(crop))
+        label_hw[inside_hw & ~open_hw] = UNLABELLED
+        open_hw &= ~inside_hw
+    return label_hw, open_hw
+
+
+def encode_classes(codes_hw: npt.NDArray[Any], codes: Sequence[int], nodata: int) -> ByteArray:
+    """Codes of a map as class indices: nodata becomes UNLABELLED, a code not listed BACKGROUND."""
+    label_hw = np.full(codes_hw.shape, BACKGROUND, np.uint8)
+    label_hw[codes_hw == nodata] = UNLABELLED
+    for index, code in enumerate(codes):
+        label_hw[codes_hw == code] = index
+    return label_hw
+
+
+def _encoded(chosen: ClassMapConfig, grid: Grid, source: object) -> ByteArray:
+    return encode_classes(_codes(chosen, grid, source), chosen.codes, chosen.nodata)
+
+
+def _codes(chosen: ClassMapConfig, grid: Grid, source: object) -> npt.NDArray[Any]:
+    if not chosen.path.startswith(_FROM_SOURCE):
+        return read_nearest(chosen.path, grid, nodata=chosen.nodata)
+    name = chosen.path.removeprefix(_FROM_SOURCE)
+    if not isinstance(source, MapSource):
+        raise InputError(
+            f"{type(source).__name__} offers no maps, so {chosen.path!r} cannot be read; give a raster file"
+        )
+    return source.class_map(name, grid)
