@@ -52,7 +52,7 @@ _STAGES = (
 
 
 def _config(config: str | None, settings: list[str] | None) -> Config:
-    from cropray.config import load_config
+    from cropray.overrides import load_config
 
     return load_config(config, settings or ())
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cropray.config import Config, load_config
+from cropray.config import Config
+from cropray.overrides import load_config, updated
 from cropray.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -73,14 +74,14 @@ def test_as_many_codes_as_classes() -> None:
 
 
 def test_updated_checks_its_overrides() -> None:
-    config = load_config(None).updated({"rois.kind": "table", "labels.class_map": None})
+    config = updated(load_config(None), {"rois.kind": "table", "labels.class_map": None})
     assert config.rois.kind == "table"
     with pytest.raises(InputError, match="did you mean"):
-        config.updated({"rois.knd": "table"})
+        updated(config, {"rois.knd": "table"})
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_configurations_of_the_repository_are_valid(path: Path) -> None:
     config = load_config(path)
-    config.updated(config.demo.pretraining)
+    updated(config, config.demo.pretraining)
     assert config.classes

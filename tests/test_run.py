@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cropray.config import load_config
+from cropray.overrides import load_config
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.types import InputError

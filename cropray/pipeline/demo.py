@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from cropray.maps.report import report
+from cropray.overrides import updated
 from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
@@ -23,9 +24,9 @@ def demo(run: Run) -> Summary:
     `pretraining/` holds the run with the overrides of `demo.pretraining`, `finetuning/` the one
     that starts from its network, is evaluated, draws the map and writes the report.
     """
-    first = Run(run.folder.child("pretraining"), run.config.updated(run.config.demo.pretraining))
+    first = Run(run.folder.child("pretraining"), updated(run.config, run.config.demo.pretraining))
     init = {"finetune.init": first.folder.child("models/pretrain").uri}
-    second = Run(run.folder.child("finetuning"), run.config.updated(init))
+    second = Run(run.folder.child("finetuning"), updated(run.config, init))
     seconds: dict[str, float] = {}
     with ray_session(run.config.ray):
         for stage in (build_rois, export, compact, pretrain):

@@ -1,0 +1,94 @@
+"""YAML files and dotted overrides to a checked configuration.
+
+An unknown or mistyped key is an error that names the key and the nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cropray.config import Config
+from cropray.types import InputError
+
+
+def updated(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A copy with values replaced by dotted key, checked anew. Raises InputError."""
+    data = config.model_dump(mode="json")
+    for key, value in overrides.items():
+        _assign(data, key, value)
+    return _validated(data, "the overrides")
+
+
+def load_config(path: str | Path | None, settings: Iterable[str] = ()) -> Config:
+    """The configuration of a YAML file with `a.b=c` settings on top (values are read as YAML).
+
+    Raises InputError for a missing or malformed file, an unknown key, or a value of a wrong type.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(loaded or {}, dict):
+            raise InputError(f"{path} must hold a mapping of settings, got {type(loaded).__name__}")
+        data = loaded or {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {setting!r} is not of the form key.subkey=value")
+        try:
+            _assign(data, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
+    return _validated(data, str(path) if path is not None else "the settings")
+
+
+def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        below = data.setdefault(parent, {})
+        if not isinstance(below, dict):
+            below = data[parent] = {}
+        data = below
+    data[last] = value
+
+
+def _validated(data: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = [_explained(dict(problem)) for problem in error.errors()]
+        raise InputError(f"the configuration in {where} is not valid:\n" + "\n".join(problems)) from error
+
+
+def _explained(problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        known = _keys_beside(location)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
+        hint = (
+            f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}"
+        )
+        return f"  {key}: unknown key; {hint}"
+    return f"  {key}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return sorted(model.model_fields)
