@@ -47,11 +47,21 @@ class ProvincesConfig(Section):
 
 
 class SplitConfig(Section):
-    """Shares of the ROIs; ROIs nearer than `buffer_m` are never parted."""
+    """Shares of the ROIs; ROIs nearer than `buffer_m` are never parted.
+
+    `named` gives the split of each row of a table by its `uuid` or its `country` instead of shares.
+    """
 
     val: float = Field(0.15, ge=0, lt=1)
     test: float = Field(0.15, ge=0, lt=1)
     buffer_m: float = Field(1000.0, ge=0)
+    named: dict[str, Literal["train", "val", "test"]] = {}
+
+    @model_validator(mode="after")
+    def _train_is_left(self) -> SplitConfig:
+        if self.val + self.test >= 1:
+            raise ValueError("split.val and split.test together must leave a share for training")
+        return self
 
 
 class RoisConfig(Section):
