@@ -54,16 +54,11 @@ def read_rois(folder: Folder) -> list[Roi]:
     frame = gpd.read_parquet(io.BytesIO(folder.read_bytes(ROIS)))
     crs = frame.crs.to_string()
     bounds = frame.geometry.bounds.to_numpy().tolist()
-    records = frame.drop(columns="geometry").to_dict("records")
-    return [
-        Roi(
-            **{name: record[name] for name in _TEXT},
-            **{name: _date(record[name]) for name in _DATES},
-            bounds=tuple(box),
-            crs=crs,
-        )
-        for record, box in zip(records, bounds, strict=True)
-    ]
+    records: list[dict[str, Any]] = frame.drop(columns="geometry").to_dict("records")
+    for record, box in zip(records, bounds, strict=True):
+        record |= {name: _date(record[name]) for name in _DATES}
+        record |= {"bounds": tuple(box), "crs": crs}
+    return [Roi(**record) for record in records]
 
 
 def write_parcels(folder: Folder, parcels: gpd.GeoDataFrame) -> None:
