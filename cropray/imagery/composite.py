@@ -17,7 +17,8 @@ import numpy.typing as npt
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.types import BoolArray, ByteArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
 
-_BLOCK_VALUES = 1 << 18  # floats of a stack that is sorted at once: 1 MiB stays in the cache
+_BLOCK_VALUES = 1 << 19  # floats of a stack that is sorted at once: 2 MiB stay in the cache
+_FAR = np.float32(1e30)  # beyond every reflectance; finite, so that sums stay defined
 
 
 @dataclass(frozen=True)
@@ -106,20 +107,18 @@ def median_reflectance(scenes: Sequence[S2Scene], recipe: CompositeRecipe, out_c
     clear_classes = ~np.isin(np.arange(256), recipe.scl_invalid)
     views = [(scene.reflectance_chw, _clear(scene, clear_classes)) for scene in scenes]
     views = [(values, clear) for values, clear in views if clear.any()]
-    valid_hw = np.zeros(out_chw.shape[1:], np.bool_)
+    C, H, W = out_chw.shape
+    valid_hw = np.zeros((H, W), np.bool_)
     if not views:
         return valid_hw
-    row_values = len(views) * out_chw.shape[0] * out_chw.shape[2]
-    rows = max(1, _BLOCK_VALUES // row_values)
-    for start in range(0, out_chw.shape[1], rows):
+    rows = min(H, max(1, _BLOCK_VALUES // (len(views) * C * W)))
+    stack = np.empty((len(views) + 1, C, rows, W), np.float32)  # one plane to spare for the sort
+    for start in range(0, H, rows):
         block = np.s_[start : start + rows]
-        # Not clear: +inf, which sorts behind every reflectance.
-        planes = [np.where(clear[block], values[:, block], np.float32(np.inf)) for values, clear in views]
-        count_hw = np.sum([clear[block] for _, clear in views], axis=0, dtype=np.int16)
-        valid_hw[block] = count_hw > 0
-        out_chw[:, block] = np.where(
-            valid_hw[block], _middle(_sorted_planes(planes), count_hw), out_chw[:, block]
-        )
+        planes = [plane[:, : H - start] for plane in stack]
+        median = _median([(values[:, block], clear[block]) for values, clear in views], planes)
+        valid_hw[block] = np.any([clear[block] for _, clear in views], axis=0)
+        np.copyto(out_chw[:, block], median, where=valid_hw[block])
     return valid_hw
 
 
@@ -176,25 +175,48 @@ def _orbit_means(scenes: Iterable[S1Scene], shape: tuple[int, ...]) -> dict[_Orb
         if key not in sums:
             sums[key] = _Sum(np.zeros(shape), np.zeros(shape[1:], np.int32))
         total = sums[key]
-        good_hw = (np.isfinite(scene.power_chw) & (scene.power_chw > 0)).all(axis=0)
-        np.add(total.sum_chw, scene.power_chw, out=total.sum_chw, where=good_hw)
+        good_hw: BoolArray = np.logical_and.reduce((scene.power_chw > 0) & (scene.power_chw < np.inf))
+        total.sum_chw += np.where(good_hw, scene.power_chw, np.float32(0))
         total.count_hw += good_hw
         total.scenes += 1
     return sums
 
 
 def _clear(scene: S2Scene, clear_classes: BoolArray) -> BoolArray:
-    finite: BoolArray = np.isfinite(scene.reflectance_chw).all(axis=0)
-    return finite & clear_classes[scene.scl_hw]
+    clear: BoolArray = np.logical_and.reduce(np.isfinite(scene.reflectance_chw))
+    clear &= clear_classes[scene.scl_hw]
+    return clear
+
+
+def _median(views: list[tuple[FloatArray, BoolArray]], planes: list[FloatArray]) -> FloatArray:
+    """Median (C, H, W) of the clear of n views; `planes` are n + 1 buffers that are used up.
+
+    What is not clear is put by turns above and below all reflectances, so that the middle of all
+    is the middle of the clear: exactly so for an even number of those, else one place lower.
+    """
+    odd_hw = np.zeros(views[0][1].shape, np.bool_)
+    for plane, (values, clear) in zip(planes, views, strict=False):
+        above, below = ~clear & ~odd_hw, ~clear & odd_hw
+        np.fmax(values, np.where(above, _FAR, -_FAR), out=plane)  # fmax: a NaN is never clear
+        np.minimum(plane, np.where(below, -_FAR, _FAR), out=plane)
+        odd_hw ^= ~clear
+    n = len(views)
+    ascending = _sorted_planes(planes)
+    low, mid, high = ascending[max(0, (n - 2) // 2)], ascending[(n - 1) // 2], ascending[n // 2]
+    median = np.where(odd_hw, low, mid)
+    median += np.where(odd_hw, mid, high)
+    median *= np.float32(0.5)
+    return median
 
 
 def _sorted_planes(planes: list[FloatArray]) -> list[FloatArray]:
-    """The planes with every pixel's values in ascending order; the input planes are used up.
+    """All planes but the last with every pixel's values in ascending order, in the same buffers.
 
     A sorting network of whole-plane minima and maxima: every step is one vectorised pass over
-    contiguous memory, an order of magnitude faster than sorting short columns.
+    contiguous memory, an order of magnitude faster than sorting many short columns. The last plane
+    takes the minima, so nothing is copied.
     """
-    spare = np.empty_like(planes[0])
+    *planes, spare = planes
     for low, high in _network(len(planes)):
         np.minimum(planes[low], planes[high], out=spare)
         np.maximum(planes[low], planes[high], out=planes[high])
@@ -217,17 +239,6 @@ def _network(n: int) -> tuple[tuple[int, int], ...]:
             d, q, r = q - p, q // 2, p
         p //= 2
     return tuple(pairs) if n > 1 else ()
-
-
-def _middle(planes: list[FloatArray], count_hw: npt.NDArray[np.int16]) -> FloatArray:
-    """The median of the first `count_hw` of the ascending planes; +inf where there are none."""
-    out = planes[0].copy()
-    for count in range(2, len(planes) + 1):
-        here = count_hw == count
-        if here.any():
-            low, high = planes[(count - 1) // 2], planes[count // 2]
-            np.copyto(out, (low + high) * np.float32(0.5), where=here)
-    return out
 
 
 def _checked(scenes: Iterable[_Scene], request: ImageRequest, period: Period) -> Iterator[_Scene]:
