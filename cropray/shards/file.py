@@ -1,0 +1,86 @@
+"""One open shard: its metadata, its scalar columns, and row groups of checked tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, decode, rows_checksum, verify
+from cropray.storage import resolve
+from cropray.types import InputError
+
+Tensors = dict[str, npt.NDArray[Any]]
+_CHECKED = ["sample_id", "xxh3"]
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard whose footer and scalar columns were read and found sound; holds no open file."""
+
+    uri: str
+    metadata: ShardMetadata
+    scalars: pa.Table  # all rows, the columns of `schema.SCALARS`
+    footer: dict[bytes, bytes]
+    group_sizes: tuple[int, ...]  # rows of each row group
+    _parquet: pq.FileMetaData
+
+    @classmethod
+    def open(cls, uri: str) -> ShardFile:
+        """Raises InputError where the file is missing, cut, damaged, or of another format."""
+        with _readable(uri) as source, pq.ParquetFile(source) as file:
+            metadata = ShardMetadata.from_schema(file.schema_arrow, uri)
+            scalars = file.read(columns=list(SCALARS), use_threads=False)
+            scalars.validate(full=True)
+            footer = dict(file.metadata.metadata)
+            if rows_checksum(scalars, metadata.to_json().encode()) != footer[ROWS_KEY].decode():
+                raise _damaged(uri, "the checksum of its columns does not match")
+            parquet = file.metadata
+        sizes = tuple(parquet.row_group(i).num_rows for i in range(parquet.num_row_groups))
+        return cls(uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, parquet)
+
+    def read_group(self, group: int) -> Tensors:
+        """Tensors (rows, *shape) of one row group by name, read-only views of Arrow's buffers.
+
+        Every sample's checksum is verified. Raises InputError that names the file and the sample.
+        """
+        columns = [*_CHECKED, *self.metadata.tensors]
+        with (
+            _readable(self.uri) as source,
+            pq.ParquetFile(source, metadata=self._parquet, pre_buffer=True) as file,
+        ):
+            table = file.read_row_group(group, columns=columns, use_threads=False)
+        arrays = decode(table, self.metadata)
+        verify(arrays, table, self.uri)
+        return arrays
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[pa.NativeFile]:
+    """The open file; what Arrow finds wrong with it becomes an InputError."""
+    filesystem, path = resolve(uri)
+    try:
+        with filesystem.open_input_file(path) as source:
+            yield source
+    except FileNotFoundError as error:
+        raise InputError(f"there is no shard {uri}; run the stage that makes it (export, compact)") from error
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(uri, str(error).splitlines()[0]) from error
+
+
+def _damaged(uri: str, why: str) -> InputError:
+    return InputError(f"{uri} is cut or damaged ({why}); delete it and run the stage that made it again")
+
+
+def group_bounds(file: ShardFile) -> npt.NDArray[np.int64]:
+    """First row of each row group, and the number of rows."""
+    return np.concatenate([[0], np.cumsum(file.group_sizes, dtype=np.int64)])

@@ -1,0 +1,156 @@
+"""Shards to batches: row groups read directly, checked, shuffled, and shared out between ranks.
+
+The order of an epoch is a pure function of (seed, epoch, world size): row groups are shuffled, each
+rank takes a contiguous part of their samples, and shuffles these within buffers of a few row groups.
+A rank so reads its own share of the files and little more, and memory stays bounded by the buffer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cropray.shards.file import ShardFile, Tensors
+from cropray.shards.prefetch import prefetched
+from cropray.types import Batch, BoolArray, InputError
+
+Positions = npt.NDArray[np.int64]
+
+_BUFFER_GROUPS = 4  # row groups that are shuffled together: about 80 MB of 64 x 64 patches
+_PREFETCH_BATCHES = 4
+_OPENERS = 8  # files whose footers are read at the same time: object storage answers slowly
+
+
+class ShardReader:
+    """Batches of the samples of shards of one data set.
+
+    `keep` chooses rows by their scalar columns (a mask over the given table). Raises InputError
+    for shards that are missing, damaged, of another format, or of different data sets, and where
+    fewer samples are left than there are ranks (none at all gives an epoch of no batches).
+
+    `metadata` is what all shards share; `table` holds the scalar columns of all kept rows, of every
+    rank, in the order of the files.
+    """
+
+    def __init__(
+        self,
+        uris: Sequence[str],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        keep: Callable[[pa.Table], BoolArray] | None = None,
+    ) -> None:
+        if not uris:
+            raise InputError("no shards were given; run export and compact first, or name another split")
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise InputError(f"cannot read batches of {batch_size} as rank {rank} of {world_size}")
+        with ThreadPoolExecutor(_OPENERS) as pool:
+            self._files = list(pool.map(ShardFile.open, uris))
+        self.metadata = self._files[0].metadata
+        for file in self._files[1:]:
+            _same_data_set(self._files[0], file)
+        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
+        self._rank, self._world_size = rank, world_size
+
+        # Row groups are numbered through all files; a kept row is (its group, its row within it).
+        self._groups = [(file, group) for file in self._files for group in range(len(file.group_sizes))]
+        sizes = [size for file in self._files for size in file.group_sizes]
+        table = pa.concat_tables([file.scalars for file in self._files]).combine_chunks()
+        kept = np.ones(len(table), np.bool_) if keep is None else np.asarray(keep(table), np.bool_)
+        self.table: pa.Table = table.filter(pa.array(kept))
+        self._group_of = np.repeat(np.arange(len(sizes)), sizes)[kept]
+        self._row_of = np.concatenate([np.arange(size) for size in sizes] or [np.arange(0)])[kept]
+        number = {crop: index for index, crop in enumerate(self.metadata.classes)}
+        self._crop_of = np.array([number.get(crop, -1) for crop in self.table["crop"].to_pylist()], np.int64)
+        if 0 < len(self.table) < world_size:
+            raise InputError(f"{len(self.table)} samples cannot be shared out between {world_size} ranks")
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same for every rank."""
+        largest_share = math.ceil(len(self.table) / self._world_size)
+        return math.ceil(largest_share / self._batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch of this rank, from batch `start` on, read ahead in a thread.
+
+        Every kept sample occurs exactly once, on one rank. All ranks have `len(self)` batches, of
+        `batch_size` samples but for the last one or two, which may be smaller.
+        """
+        order = self.order(epoch)
+        steps = len(self)
+        # A rank one sample short may lack a last batch: its last but one gives a sample to it.
+        ends = np.minimum(
+            np.arange(1, steps + 1) * self._batch_size, len(order) - np.arange(steps)[::-1]
+        ).tolist()
+        batches = [order[a:b] for a, b in zip([0, *ends][:steps], ends, strict=True)]
+        return prefetched(self._read(batches[start:]), _PREFETCH_BATCHES)
+
+    def take(self, indices: Sequence[int] | Positions) -> Batch:
+        """The rows of `table` at these positions, in this order."""
+        return next(self._read([np.asarray(indices, np.int64)]))
+
+    def order(self, epoch: int) -> Positions:
+        """Positions in `table` that this rank reads in an epoch, in their order."""
+        rng = np.random.default_rng([self._seed, epoch])
+        groups = rng.permutation(len(self._groups)) if self._shuffle else np.arange(len(self._groups))
+        rank_of_group = np.empty(len(self._groups), np.int64)
+        rank_of_group[groups] = np.arange(len(self._groups))
+        place = rank_of_group[self._group_of]  # when, in this epoch, the group of each row comes
+        everyone = np.argsort(place, kind="stable")
+        bounds = np.linspace(0, len(everyone), self._world_size + 1).astype(np.int64)
+        mine = everyone[bounds[self._rank] : bounds[self._rank + 1]]
+        if not self._shuffle or not len(mine):
+            return mine
+        # Shuffle within buffers of consecutive groups: a random key below the buffer's number.
+        rng = np.random.default_rng([self._seed, epoch, self._rank])
+        buffer = (place[mine] - place[mine[0]]) // _BUFFER_GROUPS
+        return mine[np.lexsort((rng.random(len(mine)), buffer))]
+
+    def _read(self, batches: Sequence[Positions]) -> Iterator[Batch]:
+        """Batches of these rows; a row group is read at its first use and dropped after its last."""
+        last_use = {int(g): step for step, rows in enumerate(batches) for g in self._group_of[rows]}
+        held: dict[int, Tensors] = {}
+        for step, rows in enumerate(batches):
+            groups = self._group_of[rows]
+            for group in np.unique(groups).tolist():
+                if group not in held:
+                    file, index = self._groups[group]
+                    held[group] = file.read_group(index)
+            yield self._batch(rows, groups, held)
+            held = {group: tensors for group, tensors in held.items() if last_use[group] > step}
+
+    def _batch(self, rows: Positions, groups: Positions, held: dict[int, Tensors]) -> Batch:
+        tensors = {
+            name: np.empty((len(rows), *spec.shape), spec.dtype)
+            for name, spec in self.metadata.tensors.items()
+        }
+        for name, values in tensors.items():
+            for i, (group, row) in enumerate(zip(groups.tolist(), self._row_of[rows].tolist(), strict=True)):
+                values[i] = held[group][name][row]
+        return Batch(
+            s1_bcthw=tensors["s1"],
+            s2_bcthw=tensors["s2"],
+            label_bhw=tensors["label"],
+            truth_bhw=tensors.get("truth"),
+            crop_b=self._crop_of[rows],
+            rows=self.table.take(rows).to_pydict(),
+        )
+
+
+def _same_data_set(first: ShardFile, other: ShardFile) -> None:
+    one, two = asdict(first.metadata), asdict(other.metadata)
+    different = [f"{key}: {one[key]!r} and {two[key]!r}" for key in one if one[key] != two[key]]
+    if different:
+        raise InputError(
+            f"{first.uri} and {other.uri} are of different data sets ({'; '.join(different)}); "
+            "give shards of one run only"
+        )

@@ -1,0 +1,259 @@
+"""The shard format: which columns a Parquet shard has, what they hold, and how samples are checked.
+
+A tensor is one flat binary value a sample (C order, little endian). What all samples of a shard
+share stands as JSON in the Parquet schema metadata under the key `cropray`; docs/shards.md shows
+it. Axes: C bands, T months (oldest first), H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from cropray.bands import NODATA, S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
+from cropray.grid import Grid
+from cropray.types import UNLABELLED, BoolArray, InputError, IntArray, Patch, Period, Roi
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"cropray"
+ROWS_KEY = b"cropray.rows"
+"""Footer key: xxh3 of the metadata and of all scalar columns (`rows_checksum`)."""
+
+_DATES = pa.list_(pa.field("item", pa.date32(), nullable=False))
+_FRACTIONS = pa.list_(pa.field("item", pa.float32(), nullable=False))
+
+SCALARS: dict[str, pa.DataType] = {
+    "sample_id": pa.string(),
+    "roi_id": pa.string(),
+    "crop": pa.string(),
+    "season": pa.string(),
+    "country": pa.string(),
+    "province": pa.string(),
+    "split": pa.string(),
+    "row": pa.int32(),
+    "col": pa.int32(),
+    "roi_height": pa.int32(),
+    "roi_width": pa.int32(),
+    "crs": pa.string(),
+    "x0": pa.float64(),
+    "y0": pa.float64(),
+    "resolution": pa.float64(),
+    "period_start": _DATES,
+    "period_end": _DATES,
+    "labelled_fraction": pa.float32(),
+    "valid_s2": _FRACTIONS,
+    "valid_s1": _FRACTIONS,
+    "xxh3": pa.uint64(),
+}
+"""Columns of one small value a sample. `row`, `col` place the patch in the ROI's grid, which
+`roi_height`, `roi_width`, `crs`, `x0`, `y0`, `resolution` describe; `valid_*` are by month;
+`labelled_fraction` is the share of pixels whose label is not UNLABELLED."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class ShardMetadata:
+    """What all samples of a data set share.
+
+    `window` is how the months were chosen (anchor, months, lead_months, as_of); `recipe` the hash
+    of all settings on which the pixels depend; `source` the identity of the imagery source.
+    Physical value = stored integer × scale, except where it is `nodata`.
+    """
+
+    classes: tuple[str, ...]
+    size: int  # pixels a side of a patch
+    window: dict[str, Any]
+    s1_quantity: str  # "gamma0" or "sigma0"
+    recipe: str
+    source: dict[str, Any]
+    has_truth: bool = False
+    s2_bands: tuple[str, ...] = S2_NAMES
+    s1_bands: tuple[str, ...] = S1_NAMES
+    s2_scale: float = S2_BANDS[0].scale
+    s1_scale: float = S1_BANDS[0].scale
+    nodata: int = NODATA
+
+    @property
+    def months(self) -> int:
+        return int(self.window["months"])
+
+    @property
+    def tensors(self) -> dict[str, TensorSpec]:
+        """The tensor columns in their order, which is also the order under the checksum."""
+        plane = (self.size, self.size)
+        tensors = {
+            "s2": TensorSpec((len(self.s2_bands), self.months, *plane), "<i2"),
+            "s1": TensorSpec((len(self.s1_bands), self.months, *plane), "<i2"),
+            "label": TensorSpec(plane, "|u1"),
+        }
+        return tensors | ({"truth": TensorSpec(plane, "|u1")} if self.has_truth else {})
+
+    @property
+    def schema(self) -> pa.Schema:
+        columns = SCALARS | {name: pa.binary(spec.nbytes) for name, spec in self.tensors.items()}
+        fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+        return pa.schema(fields, metadata={METADATA_KEY: self.to_json()})
+
+    def to_json(self) -> str:
+        """Canonical JSON; the tensor descriptions in it make a shard readable without this code."""
+        axes = {"s2": "CTHW", "s1": "CTHW", "label": "HW", "truth": "HW"}
+        bands = {
+            "s2": {"bands": self.s2_bands, "scale": self.s2_scale, "unit": S2_BANDS[0].unit},
+            "s1": {
+                "bands": self.s1_bands,
+                "scale": self.s1_scale,
+                "unit": S1_BANDS[0].unit,
+                "quantity": self.s1_quantity,
+            },
+        }
+        tensors = {
+            name: {"axes": axes[name], "shape": spec.shape, "dtype": spec.dtype} | bands.get(name, {})
+            for name, spec in self.tensors.items()
+        }
+        data = {
+            "format": FORMAT_VERSION,
+            "classes": self.classes,
+            "tensors": tensors,
+            "nodata": self.nodata,
+            "window": self.window,
+            "recipe": self.recipe,
+            "source": self.source,
+        }
+        return json.dumps(data, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_schema(cls, schema: pa.Schema, where: str) -> ShardMetadata:
+        """The metadata of an open shard. Raises InputError, naming `where`, for any other file."""
+        text = (schema.metadata or {}).get(METADATA_KEY)
+        if text is None:
+            raise InputError(f"{where} is no cropray shard (no {METADATA_KEY.decode()!r} in its metadata)")
+        data = json.loads(text)
+        if data.get("format") != FORMAT_VERSION:
+            raise InputError(
+                f"{where} is of shard format {data.get('format')}, this cropray reads format "
+                f"{FORMAT_VERSION}; make the shards again (export, compact) or use the version that did"
+            )
+        s2, s1 = data["tensors"]["s2"], data["tensors"]["s1"]
+        metadata = cls(
+            classes=tuple(data["classes"]),
+            size=s2["shape"][-1],
+            window=data["window"],
+            s1_quantity=s1["quantity"],
+            recipe=data["recipe"],
+            source=data["source"],
+            has_truth="truth" in data["tensors"],
+            s2_bands=tuple(s2["bands"]),
+            s1_bands=tuple(s1["bands"]),
+            s2_scale=s2["scale"],
+            s1_scale=s1["scale"],
+            nodata=data["nodata"],
+        )
+        if not schema.equals(metadata.schema):
+            raise InputError(f"{where}: its columns are not what its metadata says; make the shard again")
+        return metadata
+
+
+def quantise(values: npt.NDArray[np.floating], valid: BoolArray, scale: float) -> IntArray:
+    """Physical values as stored integers; NODATA where not valid or not finite.
+
+    `valid` broadcasts against `values`. Values beyond the range of int16 are clipped to it.
+    """
+    with np.errstate(invalid="ignore"):
+        stored = np.clip(np.rint(values / scale), NODATA + 1, 32767)
+    return np.where(valid & np.isfinite(values), stored, NODATA).astype(np.int16)
+
+
+def encode_patch(patch: Patch, roi: Roi, extent: Grid, periods: Sequence[Period]) -> dict[str, Any]:
+    """One row of a shard, scalars and tensors; `extent` is the grid of the whole ROI."""
+    tensors = {"s2": patch.s2_cthw, "s1": patch.s1_cthw, "label": patch.label_hw}
+    if patch.truth_hw is not None:
+        tensors["truth"] = patch.truth_hw
+    data = {name: np.ascontiguousarray(values).tobytes() for name, values in tensors.items()}
+    return {
+        "sample_id": patch.sample_id,
+        "roi_id": roi.roi_id,
+        "crop": roi.crop,
+        "season": roi.season,
+        "country": roi.country,
+        "province": roi.province,
+        "split": roi.split,
+        "row": patch.row,
+        "col": patch.col,
+        "roi_height": extent.height,
+        "roi_width": extent.width,
+        "crs": extent.crs,
+        "x0": extent.x0,
+        "y0": extent.y0,
+        "resolution": extent.resolution,
+        "period_start": [period.start for period in periods],
+        "period_end": [period.end for period in periods],
+        "labelled_fraction": float(np.mean(patch.label_hw != UNLABELLED)),
+        "valid_s2": np.mean(patch.s2_cthw[0] != NODATA, axis=(1, 2)).tolist(),
+        "valid_s1": np.mean(patch.s1_cthw[0] != NODATA, axis=(1, 2)).tolist(),
+        "xxh3": checksum(data.values()),
+        **data,
+    }
+
+
+def decode(table: pa.Table, metadata: ShardMetadata) -> dict[str, npt.NDArray[Any]]:
+    """Tensor columns of a table as read-only arrays (rows, *shape) over its own buffers, no copy."""
+    arrays = {}
+    for name, spec in metadata.tensors.items():
+        column = table.column(name).combine_chunks()
+        chunk = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        values = np.frombuffer(
+            chunk.buffers()[1], spec.dtype, len(chunk) * prod(spec.shape), chunk.offset * spec.nbytes
+        )
+        arrays[name] = values.reshape(len(chunk), *spec.shape)
+    return arrays
+
+
+def checksum(buffers: Any) -> int:
+    """xxh3 (64 bit) of the tensors of one sample, in the order of `ShardMetadata.tensors`."""
+    digest = xxhash.xxh3_64()
+    for buffer in buffers:
+        digest.update(buffer)
+    return digest.intdigest()
+
+
+def verify(arrays: Mapping[str, npt.NDArray[Any]], table: pa.Table, where: str) -> None:
+    """Compare each sample's tensors with its checksum. Raises InputError that names the sample."""
+    for row, wanted in enumerate(table.column("xxh3").to_pylist()):
+        if checksum(values[row] for values in arrays.values()) != wanted:
+            sample = table.column("sample_id")[row].as_py()
+            raise InputError(
+                f"{where}: sample {sample} is damaged (its checksum does not match); "
+                "delete the file and run the stage that made it again"
+            )
+
+
+def rows_checksum(table: pa.Table, metadata_json: bytes) -> str:
+    """xxh3 of the metadata and the scalar columns of a whole shard, as hexadecimal."""
+    digest = xxhash.xxh3_64(metadata_json)
+    for name in SCALARS:
+        column = table.column(name).combine_chunks()
+        if pa.types.is_list(column.type):
+            digest.update(np.ascontiguousarray(column.value_lengths()).tobytes())
+            column = column.flatten()
+        if pa.types.is_string(column.type):
+            digest.update("\n".join(column.to_pylist()).encode())
+        else:
+            digest.update(column.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
