@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, decode, rows_checksum, verify
@@ -66,8 +67,10 @@ class ShardFile:
 def _readable(uri: str) -> Iterator[pa.NativeFile]:
     """The open file; what Arrow finds wrong with it becomes an InputError."""
     filesystem, path = resolve(uri)
+    # Mapping a local file saves a copy of every page, half of the time of a read.
+    local = isinstance(filesystem, pafs.LocalFileSystem)
     try:
-        with filesystem.open_input_file(path) as source:
+        with pa.memory_map(path) if local else filesystem.open_input_file(path) as source:
             yield source
     except FileNotFoundError as error:
         raise InputError(f"there is no shard {uri}; run the stage that makes it (export, compact)") from error

@@ -216,8 +216,9 @@ def decode(table: pa.Table, metadata: ShardMetadata) -> dict[str, npt.NDArray[An
     """Tensor columns of a table as read-only arrays (rows, *shape) over its own buffers, no copy."""
     arrays = {}
     for name, spec in metadata.tensors.items():
-        column = table.column(name).combine_chunks()
-        chunk = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        column = table.column(name)
+        # combine_chunks would copy a single chunk too.
+        chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
         values = np.frombuffer(
             chunk.buffers()[1], spec.dtype, len(chunk) * prod(spec.shape), chunk.offset * spec.nbytes
         )
