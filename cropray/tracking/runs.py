@@ -1,0 +1,160 @@
+"""One MLflow run a stage: parameters, metrics and artifacts, taken up again when the stage resumes.
+
+Everything goes through a client of an explicit URI, so no global state of MLflow is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cropray.run import Run, flat
+from cropray.types import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Limits of MLflow's REST API for one log-batch request and one value.
+_BATCH = 100
+_MAX_VALUE = 6000
+
+
+@dataclass
+class Tracker:
+    """Writes to one MLflow run. Not shared between processes: the driver holds it."""
+
+    client: MlflowClient
+    run_id: str
+    _known: set[str] = field(default_factory=set)
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters. One that is already there keeps its value: MLflow never changes it."""
+        from mlflow.entities import Param
+
+        new = [
+            Param(name, str(value)[:_MAX_VALUE]) for name, value in params.items() if name not in self._known
+        ]
+        for start in range(0, len(new), _BATCH):
+            self.client.log_batch(self.run_id, params=new[start : start + _BATCH])
+        self._known.update(param.key for param in new)
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        values = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
+        for start in range(0, len(values), _BATCH):
+            self.client.log_batch(self.run_id, metrics=values[start : start + _BATCH])
+
+    def artifact(self, path: Path | str) -> None:
+        """Copy a local file beside the run."""
+        self.client.log_artifact(self.run_id, str(path))
+
+
+@contextmanager
+def tracked(run: Run, stage: str) -> Iterator[Tracker]:
+    """The MLflow run of a stage, with the resolved configuration as parameters and as a file.
+
+    Its id is kept in the run folder (`mlflow/<stage>.json`): a stage that resumes goes on in the
+    same run. The run ends as FINISHED, FAILED where an exception left the block, or KILLED where
+    it was interrupted. Raises InputError where no tracking server can be used.
+    """
+    uri = tracking_uri(run)
+    client = open_client(uri)
+    run_id = _resumed(run, stage, uri, client) or _created(run, stage, uri, client)
+    tracker = Tracker(client, run_id, set(client.get_run(run_id).data.params))
+    tracker.params(flat(run.config.model_dump(mode="json")))
+    with tempfile.TemporaryDirectory() as folder:
+        resolved = Path(folder) / "config.yaml"
+        resolved.write_text(run.config.to_yaml())
+        tracker.artifact(resolved)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def tracking_uri(run: Run) -> str:
+    """`tracking.uri`, or SQLite under the run folder. Raises InputError on object storage."""
+    if run.config.tracking.uri:
+        return run.config.tracking.uri
+    if not run.folder.is_local:
+        raise InputError(
+            f"the run folder {run.folder} is not on a local file system, where MLflow's database could "
+            "lie: set tracking.uri to an MLflow server (http://… or a database URL)"
+        )
+    return f"sqlite:///{run.folder.local('mlflow/mlflow.db')}"
+
+
+def open_client(uri: str) -> MlflowClient:
+    """A client of a tracking server and its registry; the folder of a SQLite file is made.
+
+    Raises InputError where the server does not answer.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A server that is not there is told to the user in seconds, not after minutes of retries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise InputError(f"cannot use the MLflow server {uri} (tracking.uri): {error}") from error
+    return client
+
+
+def _resumed(run: Run, stage: str, uri: str, client: MlflowClient) -> str | None:
+    """The id of the stage's earlier run on this server, set to running again."""
+    from mlflow.exceptions import MlflowException
+
+    name = f"mlflow/{stage}.json"
+    if not run.folder.exists(name):
+        return None
+    record: dict[str, str] = json.loads(run.folder.read_text(name))
+    if record["uri"] != uri:
+        return None
+    try:
+        client.update_run(record["run_id"], status="RUNNING")
+    except MlflowException:
+        return None  # deleted on the server by somebody: a new one
+    return record["run_id"]
+
+
+def _created(run: Run, stage: str, uri: str, client: MlflowClient) -> str:
+    experiment_id = _experiment(run, client)
+    label = run.folder.uri.rstrip("/").rsplit("/", 1)[-1]
+    tags = {"cropray.stage": stage, "cropray.run": run.folder.uri}
+    info = client.create_run(experiment_id, tags=tags, run_name=f"{label}/{stage}").info
+    record = {"uri": uri, "run_id": info.run_id}
+    run.folder.write_text(f"mlflow/{stage}.json", json.dumps(record, indent=1) + "\n")
+    return str(info.run_id)
+
+
+def _experiment(run: Run, client: MlflowClient) -> str:
+    """The id of the configured experiment, made where it is not there."""
+    name = run.config.tracking.experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # A server knows where its artifacts go; beside a database file they lie beside it.
+    beside = None if run.config.tracking.uri else run.folder.local("mlflow/artifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=beside))

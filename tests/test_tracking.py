@@ -1,0 +1,226 @@
+"""Runs, the registry and the registered model."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cropray.config import Config, RayConfig, TrackingConfig
+from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.normalisation import FixedNormalisation
+from cropray.models.predictor import Predictor
+from cropray.run import Run
+from cropray.storage import Folder
+from cropray.tracking.registry import register, resolve_model
+from cropray.tracking.runs import open_client, tracked, tracking_uri
+from cropray.types import InputError
+
+CLASSES = ("maize", "pea", "onion")
+
+
+def small_checkpoint(seed: int = 0) -> Checkpoint:
+    torch.manual_seed(seed)
+    network = NetworkSpec(n_classes=len(CLASSES), width=2, months=6)
+    return Checkpoint(
+        classes=CLASSES,
+        network=network,
+        normalisation=FixedNormalisation(),
+        window={"anchor": "harvest", "months": 6, "lead_months": 1, "as_of": None},
+        s1_quantity="gamma0",
+        weights=network.build().state_dict(),
+        thresholds=(0.3, 0.4, 0.5),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = Folder(str(tmp_path_factory.mktemp("run")))
+    return Run(folder, Config(classes=CLASSES))
+
+
+@pytest.fixture(scope="module")
+def registered(run: Run) -> str:
+    """The version under which a small finetuned model of the run is registered."""
+    folder = run.folder.child("models/finetune")
+    save_checkpoint(small_checkpoint(), folder)
+    with tracked(run, "finetune") as tracker:
+        return register(run, "finetune", folder, tracker)
+
+
+def stored_patches(seed: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "s1": rng.integers(-2500, 0, (2, 2, 6, 32, 48)).astype(np.int16),
+        "s2": rng.integers(0, 6000, (2, 10, 6, 32, 48)).astype(np.int16),
+    }
+
+
+def test_a_stage_that_resumes_goes_on_in_the_same_run(run: Run) -> None:
+    def first_attempt() -> None:
+        with tracked(run, "pretrain") as tracker:
+            tracker.metrics({"train/loss": 0.9, "val/loss": 1.1}, step=0)
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        first_attempt()
+    client = open_client(tracking_uri(run))
+    first = json.loads(run.folder.read_text("mlflow/pretrain.json"))["run_id"]
+    assert client.get_run(first).info.status == "FAILED"
+    with tracked(run, "pretrain") as tracker:
+        assert tracker.run_id == first
+        assert client.get_run(first).info.status == "RUNNING"
+        tracker.metrics({"train/loss": 0.5}, step=1)
+    assert client.get_run(first).info.status == "FINISHED"
+    history = client.get_metric_history(first, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.9), (1, 0.5)]
+
+
+def test_an_interrupted_run_is_told_from_a_failed_one(run: Run) -> None:
+    with pytest.raises(KeyboardInterrupt), tracked(run, "evaluate") as tracker:
+        raise KeyboardInterrupt
+    assert open_client(tracking_uri(run)).get_run(tracker.run_id).info.status == "KILLED"
+
+
+def test_the_resolved_configuration_is_recorded(run: Run, tmp_path: Path) -> None:
+    with tracked(run, "pretrain") as tracker:
+        tracker.params({"parameters": 12345})
+    client = open_client(tracking_uri(run))
+    params = client.get_run(tracker.run_id).data.params
+    assert params["finetune.batch_size"] == str(run.config.finetune.batch_size)
+    assert params["window.lead_months"] == "1"
+    assert params["parameters"] == "12345"
+    copy = client.download_artifacts(tracker.run_id, "config.yaml", str(tmp_path))
+    assert Path(copy).read_text() == run.config.to_yaml()
+    assert Path(client.get_run(tracker.run_id).info.artifact_uri.removeprefix("file://")).is_relative_to(
+        run.folder.local("mlflow")
+    )
+
+
+def test_a_parameter_keeps_the_value_with_which_the_run_began(run: Run) -> None:
+    with tracked(run, "pretrain"):
+        pass
+    changed = Run(run.folder, run.config.model_copy(update={"ray": RayConfig(concurrency=7)}))
+    with tracked(changed, "pretrain") as tracker:
+        pass
+    params = open_client(tracking_uri(run)).get_run(tracker.run_id).data.params
+    assert params["ray.concurrency"] == str(run.config.ray.concurrency)
+
+
+def test_a_remote_run_folder_needs_a_server() -> None:
+    remote = Run(Folder("memory://bucket/run"), Config())
+    with pytest.raises(InputError, match=r"tracking\.uri"), tracked(remote, "finetune"):
+        pass
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config = Config(tracking=TrackingConfig(uri="http://127.0.0.1:9"))
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*tracking\.uri"):
+        resolve_model("models:/cropray@candidate", Run(Folder(str(tmp_path)), config))
+
+
+def test_an_empty_reference_is_the_runs_own_last_model(tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path)), Config())
+    with pytest.raises(InputError, match="no trained model yet"):
+        resolve_model("", run)
+    save_checkpoint(small_checkpoint(), run.folder.child("models/pretrain"))
+    assert resolve_model("", run).uri.endswith("models/pretrain")
+    save_checkpoint(small_checkpoint(), run.folder.child("models/finetune"))
+    assert resolve_model("", run).uri.endswith("models/finetune")
+
+
+def test_a_reference_by_path_must_be_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no model")
+    with pytest.raises(InputError, match=r"checkpoint\.json.*notes\.txt"):
+        resolve_model(str(tmp_path), run)
+
+
+def test_a_registered_model_is_the_checkpoint_by_alias_and_by_version(run: Run, registered: str) -> None:
+    wanted = small_checkpoint()
+    for reference in ("models:/cropray@candidate", f"models:/cropray/{registered}"):
+        found = load_checkpoint(resolve_model(reference, run))
+        assert found.describe() == wanted.describe()
+        assert all(torch.equal(found.weights[name], wanted.weights[name]) for name in wanted.weights)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("models:/cropray@champion", r"versions \[1.*@candidate"),
+        ("models:/cropray/99", r"versions \[1"),
+        ("models:/wheat@champion", r"no model 'wheat'.*which has: cropray"),
+        ("models:/cropray", "not of the form"),
+    ],
+)
+def test_a_missing_model_is_told_with_what_there_is(
+    run: Run, registered: str, reference: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_model(reference, run)
+
+
+def test_the_registered_model_predicts_as_the_checkpoint(run: Run, registered: str) -> None:
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    client = open_client(tracking_uri(run))
+    location = client.get_model_version_download_uri("cropray", registered)
+    model = mlflow.pyfunc.load_model(location)
+    batch = stored_patches()
+    expected = Predictor(small_checkpoint()).probabilities(batch["s1"], batch["s2"])
+    np.testing.assert_array_equal(model.predict(batch), expected)
+    assert [spec.name for spec in model.metadata.signature.inputs.inputs] == ["s1", "s2"]
+    with pytest.raises(mlflow.exceptions.MlflowException, match="s2"):
+        model.predict({"s1": batch["s1"]})
+    assert mlflow.get_tracking_uri() == before
+
+
+def test_the_registered_model_loads_in_a_bare_process(run: Run, registered: str, tmp_path: Path) -> None:
+    batch = stored_patches()
+    np.savez(tmp_path / "batch.npz", **batch)
+    script = """
+import json, sys
+import mlflow, numpy as np
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/cropray@candidate")
+batch = np.load(sys.argv[2])
+np.save(sys.argv[3], model.predict({"s1": batch["s1"], "s2": batch["s2"]}))
+import cropray
+print(json.dumps({"package": cropray.__file__, "ray": "ray" in sys.modules}))
+"""
+    out = tmp_path / "out.npy"
+    done = subprocess.run(
+        [sys.executable, "-c", script, tracking_uri(run), str(tmp_path / "batch.npz"), str(out)],
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    # The copy that travelled with the model, not the package under test.
+    assert Path(told["package"]).is_relative_to(run.folder.local("mlflow/artifacts"))
+    assert not told["ray"]
+    expected = Predictor(small_checkpoint()).probabilities(batch["s1"], batch["s2"])
+    np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+def test_registering_again_moves_the_alias_and_says_nothing(
+    run: Run, registered: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = run.folder.child("models/pretrain")
+    save_checkpoint(small_checkpoint(seed=5), folder)
+    with warnings.catch_warnings(), tracked(run, "pretrain") as tracker:
+        warnings.simplefilter("error")
+        version = register(run, "pretrain", folder, tracker)
+    assert int(version) == int(registered) + 1
+    client = open_client(tracking_uri(run))
+    assert str(client.get_model_version_by_alias("cropray", "candidate").version) == version
+    assert capfd.readouterr() == ("", "")
