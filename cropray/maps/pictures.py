@@ -1,0 +1,129 @@
+"""Pictures of patches, classes and training, as PNG. Matplotlib without a display or global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch as Swatch
+from matplotlib.ticker import MaxNLocator
+
+from cropray.bands import NODATA as STORED_NODATA
+from cropray.bands import S2_NAMES
+from cropray.maps.palette import class_colours, colour_table, colourised
+from cropray.types import BACKGROUND, ByteArray, IntArray
+
+_DPI = 110
+_RGB = [S2_NAMES.index(name) for name in ("B04", "B03", "B02")]
+
+
+def true_colour(s2_cthw: IntArray) -> npt.NDArray[np.float32]:
+    """(H, W, 3) in 0..1 of stored Sentinel-2 integers, of the month with most valid pixels.
+
+    Each band is stretched from its 2nd to its 98th percentile; pixels without a view are white.
+    """
+    valid_thw = (s2_cthw != STORED_NODATA).all(axis=0)
+    month = int(np.argmax(valid_thw.sum(axis=(1, 2))))
+    rgb_hwc = np.moveaxis(s2_cthw[_RGB, month], 0, -1).astype(np.float32)
+    valid_hw = valid_thw[month]
+    if valid_hw.any():
+        low, high = np.percentile(rgb_hwc[valid_hw], (2, 98), axis=0)
+        rgb_hwc = np.clip((rgb_hwc - low) / np.maximum(high - low, 1), 0, 1)
+    rgb_hwc[~valid_hw] = 1
+    return rgb_hwc.astype(np.float32)
+
+
+def true_colour_picture(s2_cthw: IntArray, title: str = "") -> bytes:
+    """One patch or composite as the eye would see it, see `true_colour`."""
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    _image(figure.add_subplot(), true_colour(s2_cthw), title)
+    return png(figure)
+
+
+def class_picture(class_hw: ByteArray, classes: Sequence[str], title: str = "") -> bytes:
+    """Classes, background (254) and nodata or unlabelled (255) in their colours, with a legend."""
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    _image(figure.add_subplot(), colourised(class_hw, len(classes)), title)
+    class_legend(figure, classes, np.unique(class_hw))
+    return png(figure)
+
+
+def comparison_picture(
+    truth_hw: ByteArray,
+    prediction_hw: ByteArray,
+    classes: Sequence[str],
+    s2_cthw: IntArray | None = None,
+    title: str = "",
+) -> bytes:
+    """Truth and prediction side by side with one legend, after the true colour where it is given."""
+    panels: list[tuple[npt.NDArray[Any], str]] = []
+    if s2_cthw is not None:
+        panels.append((true_colour(s2_cthw), "true colour"))
+    panels += [(colourised(truth_hw, len(classes)), "truth")]
+    panels += [(colourised(prediction_hw, len(classes)), "prediction")]
+    figure = Figure(figsize=(3.2 * len(panels) + 1.6, 3.6), layout="constrained")
+    for axes, (image, name) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        _image(axes, image, name)
+    if title:
+        figure.suptitle(title)
+    class_legend(figure, classes, np.union1d(truth_hw, prediction_hw))
+    return png(figure)
+
+
+def curves_picture(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
+    """Training curves: losses on the left, all other measures on the right, by epoch.
+
+    `history` has one dict an epoch, as `history.json`; entries that are no numbers are left out.
+    """
+    epochs = [int(row.get("epoch", index)) for index, row in enumerate(history)]
+    names = [name for name in dict.fromkeys(key for row in history for key in row) if name != "epoch"]
+    numeric = [name for name in names if any(isinstance(row.get(name), int | float) for row in history)]
+    losses = [name for name in numeric if "loss" in name]
+    groups = [group for group in (losses, [n for n in numeric if n not in losses]) if group]
+    figure = Figure(figsize=(5 * max(1, len(groups)), 3.4), layout="constrained")
+    for index, group in enumerate(groups):
+        axes = figure.add_subplot(1, len(groups), index + 1)
+        for name, colour in zip(group, class_colours(len(group)), strict=True):
+            values = [row.get(name) for row in history]
+            known = [(e, v) for e, v in zip(epochs, values, strict=True) if isinstance(v, int | float)]
+            axes.plot(*zip(*known, strict=True), marker="o", ms=3, label=name, color=np.array(colour) / 255)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    if title:
+        figure.suptitle(title)
+    return png(figure)
+
+
+def class_legend(figure: Figure, classes: Sequence[str], present: npt.NDArray[Any]) -> None:
+    """A legend to the right of the values that are in the picture, in the order of the classes."""
+    table = colour_table(len(classes))
+    names = dict(enumerate(classes)) | {BACKGROUND: "none of the classes"}
+    swatches = [
+        Swatch(color=np.array(table[value]) / 255, label=name)
+        for value, name in names.items()
+        if value in present
+    ]
+    if swatches:
+        figure.legend(handles=swatches, loc="outside right upper", frameon=False, fontsize="small")
+
+
+def png(figure: Figure) -> bytes:
+    """The same figure gives the same bytes: no date, no version in the metadata."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _image(axes: Axes, image: npt.NDArray[Any], title: str) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize="medium")
