@@ -133,16 +133,31 @@ class SimulatedConfig(Section):
 
 
 class StacCollectionConfig(Section):
-    """Items from a file (ItemCollection, path or URI) or from an API with a collection id."""
+    """Items from a file (an ItemCollection, path or URI) or from an API; of one collection if named."""
 
     items: str = ""
     api: str = ""
     collection: str = ""
 
 
+class StacSentinel2Config(StacCollectionConfig):
+    """Sentinel-2 L2A. `offset`: reflectance to add after scaling (-0.1 or 0), instead of what the
+    items say; only for a catalogue whose metadata are silent or known to be wrong.
+    """
+
+    offset: float | None = None
+
+
+class StacSentinel1Config(StacCollectionConfig):
+    """Calibrated, geocoded Sentinel-1. `quantity` and `unit`: where the items do not say."""
+
+    quantity: Literal["", "gamma0", "sigma0"] = ""
+    unit: Literal["", "linear", "dB"] = ""
+
+
 class StacConfig(Section):
-    s2: StacCollectionConfig = StacCollectionConfig()
-    s1: StacCollectionConfig = StacCollectionConfig()
+    s2: StacSentinel2Config = StacSentinel2Config()
+    s1: StacSentinel1Config = StacSentinel1Config()
 
 
 class SourceConfig(Section):
