@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -36,7 +35,7 @@ class ShardFile:
     @classmethod
     def open(cls, uri: str) -> ShardFile:
         """Raises InputError where the file is missing, cut, damaged, or of another format."""
-        with _readable(uri) as source, pq.ParquetFile(source) as file:
+        with _opened(uri) as file:
             metadata = ShardMetadata.from_schema(file.schema_arrow, uri)
             scalars = file.read(columns=list(SCALARS), use_threads=False)
             scalars.validate(full=True)
@@ -53,14 +52,32 @@ class ShardFile:
         Every sample's checksum is verified. Raises InputError that names the file and the sample.
         """
         columns = [*_CHECKED, *self.metadata.tensors]
-        with (
-            _readable(self.uri) as source,
-            pq.ParquetFile(source, metadata=self._parquet, pre_buffer=True) as file,
-        ):
+        with _opened(self.uri, self._parquet) as file:
             table = file.read_row_group(group, columns=columns, use_threads=False)
         arrays = decode(table, self.metadata)
         verify(arrays, table, self.uri)
         return arrays
+
+
+def read_footer(uri: str) -> dict[bytes, bytes]:
+    """The keys of a shard's Parquet metadata. Raises InputError as `ShardFile.open`."""
+    with _opened(uri) as file:
+        ShardMetadata.from_schema(file.schema_arrow, uri)
+        return dict(file.metadata.metadata)
+
+
+def read_group_table(uri: str, metadata: ShardMetadata, group: int) -> pa.Table:
+    """All columns of one row group, its tensors verified. Raises InputError as `ShardFile.open`."""
+    with _opened(uri) as file:
+        table = file.read_row_group(group, use_threads=False)
+    verify(decode(table, metadata), table, uri)
+    return table
+
+
+@contextmanager
+def _opened(uri: str, parquet: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    with _readable(uri) as source, pq.ParquetFile(source, metadata=parquet, pre_buffer=True) as file:
+        yield file
 
 
 @contextmanager
@@ -82,8 +99,3 @@ def _readable(uri: str) -> Iterator[pa.NativeFile]:
 
 def _damaged(uri: str, why: str) -> InputError:
     return InputError(f"{uri} is cut or damaged ({why}); delete it and run the stage that made it again")
-
-
-def group_bounds(file: ShardFile) -> npt.NDArray[np.int64]:
-    """First row of each row group, and the number of rows."""
-    return np.concatenate([[0], np.cumsum(file.group_sizes, dtype=np.int64)])

@@ -8,7 +8,7 @@ it. Axes: C bands, T months (oldest first), H rows, W columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -212,6 +212,11 @@ def encode_patch(patch: Patch, roi: Roi, extent: Grid, periods: Sequence[Period]
     }
 
 
+def to_table(rows: Sequence[Mapping[str, Any]], metadata: ShardMetadata) -> pa.Table:
+    """Rows of `encode_patch` as a table of the shard's schema."""
+    return pa.Table.from_pylist(rows, schema=metadata.schema)
+
+
 def decode(table: pa.Table, metadata: ShardMetadata) -> dict[str, npt.NDArray[Any]]:
     """Tensor columns of a table as read-only arrays (rows, *shape) over its own buffers, no copy."""
     arrays = {}
@@ -226,7 +231,7 @@ def decode(table: pa.Table, metadata: ShardMetadata) -> dict[str, npt.NDArray[An
     return arrays
 
 
-def checksum(buffers: Any) -> int:
+def checksum(buffers: Iterable[Any]) -> int:
     """xxh3 (64 bit) of the tensors of one sample, in the order of `ShardMetadata.tensors`."""
     digest = xxhash.xxh3_64()
     for buffer in buffers:

@@ -1,0 +1,143 @@
+"""Export: the ROIs' tiles fanned out over Ray Data, each to one part of the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from cropray.config import Config
+from cropray.imagery.open import open_source
+from cropray.pipeline.cluster import ray_session
+from cropray.pipeline.events import event_log
+from cropray.pipeline.ledger import LedgerRow, read_rows, write_ledger
+from cropray.pipeline.plan import Tile, plan_tiles
+from cropray.pipeline.tile import export_tile, shard_metadata
+from cropray.progress import progress, say
+from cropray.rois.store import read_parcels, read_rois
+from cropray.run import Run, Summary
+from cropray.shards.schema import ShardMetadata
+from cropray.storage import Folder
+from cropray.types import InputError
+
+_CPUS_PER_WORKER = 0.25  # a worker mostly waits for imagery: `ray.concurrency` says how many there are
+_SHOWN_FAILURES = 5
+
+# What a tile can fail of: input, storage, network, a source's data. Other exceptions are faults of
+# the program and end the stage at once.
+_TILE_FAILURES = (ValueError, OSError, RuntimeError, ArithmeticError, LookupError, MemoryError)
+
+
+def export(run: Run) -> Summary:
+    """Export all tiles that have no part yet; the summary counts tiles, patches and gaps.
+
+    A tile that fails is recorded and the others go on. Raises InputError where tiles failed (run it
+    again: finished ones are kept) and where parts were made by another recipe.
+    """
+    finished = run.begin("export")
+    if finished is not None:
+        say(f"export: reused {finished['patches']} patches of {finished['tiles']} tiles")
+        return finished
+    config, folder = run.config, run.folder
+    metadata = shard_metadata(config, open_source(config))
+    tiles = [tile for roi in read_rois(folder) for tile in plan_tiles(roi, config.grid, config.patch)]
+    tile_ids = [tile.tile_id for tile in tiles]
+    done = {row.tile_id for row in read_rows(folder, tile_ids, metadata.recipe)}
+    if done:
+        say(f"export: {len(done)} of {len(tiles)} tiles were finished before")
+    failures = _export_all([tile for tile in tiles if tile.tile_id not in done], config, metadata, folder)
+    if failures:
+        raise InputError(_explained(failures, len(tiles)))
+    rows = read_rows(folder, tile_ids, metadata.recipe)
+    write_ledger(folder, rows)
+    summary = summarise(rows)
+    run.finish("export", summary)
+    return summary
+
+
+def _export_all(
+    tiles: Sequence[Tile], config: Config, metadata: ShardMetadata, folder: Folder
+) -> dict[str, str]:
+    """Export the tiles on Ray; the errors of those that failed, by tile."""
+    failures: dict[str, str] = {}
+    if not tiles:
+        return failures
+    with ray_session(config.ray), event_log(folder, "export") as events:
+        import ray
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        # One tile a block: each outcome comes back as soon as its tile is done.
+        outcomes = ray.data.range(len(tiles), override_num_blocks=len(tiles)).map(
+            _TileWorker,
+            fn_constructor_args=(tiles, config, metadata, folder),
+            compute=ray.data.ActorPoolStrategy(size=min(config.ray.concurrency, len(tiles))),
+            num_cpus=_CPUS_PER_WORKER,
+        )
+        with progress("export", len(tiles)) as bar:
+            for outcome in outcomes.iter_rows():
+                events.record(**outcome)
+                if outcome["error"]:
+                    failures[outcome["tile_id"]] = outcome["error"]
+                bar.advance(note=f"{len(failures)} failed" if failures else "")
+    return failures
+
+
+class _TileWorker:
+    """Exports the tile of a row's number; an error becomes a row, never a lost block."""
+
+    def __init__(
+        self, tiles: Sequence[Tile], config: Config, metadata: ShardMetadata, folder: Folder
+    ) -> None:
+        self._tiles, self._config, self._metadata, self._folder = tiles, config, metadata, folder
+        self._source = open_source(config)
+        self._parcels = read_parcels(folder)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        tile = self._tiles[row["id"]]
+        started, error, patches = time.monotonic(), "", 0
+        try:
+            record = export_tile(
+                tile, self._config, self._metadata, self._parcels, self._source, self._folder
+            )
+            patches = record.patches
+        except _TILE_FAILURES as failure:
+            error = str(failure) if isinstance(failure, InputError) else repr(failure)
+        seconds = round(time.monotonic() - started, 3)
+        return {"tile_id": tile.tile_id, "patches": patches, "seconds": seconds, "error": error}
+
+
+def summarise(rows: Sequence[LedgerRow]) -> Summary:
+    """Counts over the ledger; months are counted by tile."""
+    patches_by_split: Counter[str] = Counter()
+    for row in rows:
+        patches_by_split[row.split] += row.patches
+    return {
+        "tiles": len(rows),
+        "patches": sum(row.patches for row in rows),
+        "patches_by_split": dict(sorted(patches_by_split.items())),
+        "nbytes": sum(row.nbytes for row in rows),
+        "empty_tiles": dict(Counter(row.reason for row in rows if row.reason)),
+        "months_without_scene": {
+            "s2": sum(row.scenes_s2.count(0) for row in rows),
+            "s1": sum(row.scenes_s1.count(0) for row in rows),
+        },
+        "months_without_view": {
+            "s2": sum(row.valid_s2.count(0.0) for row in rows),
+            "s1": sum(row.valid_s1.count(0.0) for row in rows),
+        },
+    }
+
+
+def _explained(failures: dict[str, str], total: int) -> str:
+    tiles_by_error: dict[str, list[str]] = {}
+    for tile_id, error in failures.items():
+        tiles_by_error.setdefault(error, []).append(tile_id)
+    most = sorted(tiles_by_error.items(), key=lambda item: (-len(item[1]), item[0]))
+    lines = [f"  {len(tiles)} x {error} (as {tiles[0]})" for error, tiles in most[:_SHOWN_FAILURES]]
+    more = [f"  … and {len(most) - _SHOWN_FAILURES} other errors"] if len(most) > _SHOWN_FAILURES else []
+    return (
+        f"export: {len(failures)} of {total} tiles failed:\n"
+        + "\n".join(lines + more)
+        + "\nthe others are kept; mend the cause and run the same command again (events/ has every attempt)"
+    )

@@ -1,0 +1,103 @@
+"""The ledger: one row a tile, kept in the footer of its part; the table is rebuilt from these.
+
+A tile is finished exactly when its part is published, so no kill can part the two.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cropray.shards.file import read_footer
+from cropray.storage import Folder
+from cropray.types import InputError
+
+TILE_KEY = b"cropray.tile"
+LEDGER = "ledger.parquet"
+
+_READERS = 8  # footers read at the same time: object storage answers slowly
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """What is known of one finished tile; lists are by month, oldest first."""
+
+    tile_id: str
+    roi_id: str
+    crop: str
+    season: str
+    split: str
+    recipe: str  # hash of all settings that the part rests on
+    patches: int
+    reason: str  # why there are no patches, else empty
+    nbytes: int  # of tensors
+    checksum: str  # xxh3 of the samples' checksums
+    row: int  # place and size in the ROI's grid, pixels
+    col: int
+    height: int
+    width: int
+    valid_s2: list[float]  # share of pixels with a clear view
+    valid_s1: list[float]
+    scenes_s2: list[int]  # scenes that went in; empty where the source does not count them
+    scenes_s1: list[int]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+
+
+_TEXT, _COUNT = pa.string(), pa.int64()
+_SCHEMA = pa.schema(
+    [(name, _TEXT) for name in ("tile_id", "roi_id", "crop", "season", "split", "recipe")]
+    + [("patches", _COUNT), ("reason", _TEXT), ("nbytes", _COUNT), ("checksum", _TEXT)]
+    + [(name, _COUNT) for name in ("row", "col", "height", "width")]
+    + [(name, pa.list_(pa.float64())) for name in ("valid_s2", "valid_s1")]
+    + [(name, pa.list_(_COUNT)) for name in ("scenes_s2", "scenes_s1")]
+)
+
+
+def part_name(tile_id: str) -> str:
+    return f"parts/{tile_id}.parquet"
+
+
+def read_rows(folder: Folder, tile_ids: Sequence[str], recipe: str) -> list[LedgerRow]:
+    """The rows of those tiles whose parts are published, in the order given.
+
+    Raises InputError for a damaged part and for one made by another recipe.
+    """
+    published = set(folder.child("parts").names(".parquet"))
+    names = [part_name(tile_id) for tile_id in tile_ids if f"{tile_id}.parquet" in published]
+    with ThreadPoolExecutor(_READERS) as pool:
+        rows = list(pool.map(lambda name: _read_row(folder, name), names))
+    for name, row in zip(names, rows, strict=True):
+        if row.recipe != recipe:
+            raise InputError(
+                f"{folder}/{name} was exported by other settings or from another source (recipe "
+                f"{row.recipe}, now {recipe}); use another --run folder, or delete {folder}/parts"
+            )
+    return rows
+
+
+def _read_row(folder: Folder, name: str) -> LedgerRow:
+    uri = f"{folder.uri}/{name}"
+    text = read_footer(uri).get(TILE_KEY)
+    if text is None:
+        raise InputError(f"{uri} is no part of an export (no {TILE_KEY.decode()!r} in its metadata)")
+    return LedgerRow(**json.loads(text))
+
+
+def write_ledger(folder: Folder, rows: Sequence[LedgerRow]) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], _SCHEMA), buffer)
+    folder.write_bytes(LEDGER, buffer.getvalue())
+
+
+def read_ledger(folder: Folder) -> list[LedgerRow]:
+    """The ledger of a finished export."""
+    table = pq.read_table(io.BytesIO(folder.read_bytes(LEDGER)))
+    return [LedgerRow(**row) for row in table.to_pylist()]

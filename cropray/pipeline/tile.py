@@ -1,0 +1,130 @@
+"""One tile from imagery and labels to its part: what a worker does, without Ray."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from cropray.bands import S1_BANDS, S2_BANDS
+from cropray.config import Config
+from cropray.grid import Window
+from cropray.imagery.source import ImagerySource
+from cropray.labels import make_labels
+from cropray.pipeline.ledger import TILE_KEY, LedgerRow, part_name
+from cropray.pipeline.plan import Tile
+from cropray.rois.windows import periods_for
+from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, quantise, to_table
+from cropray.shards.writer import write_shard
+from cropray.storage import Folder
+from cropray.types import BoolArray, ByteArray, Composite, ImageRequest, Patch
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+
+_RECIPE_SECTIONS = {"classes", "window", "grid", "composite", "labels", "patch"}
+_PART_CODEC = "lz4"  # parts are read once, by compaction, which applies the codec that was chosen
+
+
+def shard_metadata(config: Config, source: ImagerySource) -> ShardMetadata:
+    """What all parts of an export share, the hash of its recipe included."""
+    identity = source.identity()
+    settings = config.model_dump(mode="json", include=_RECIPE_SECTIONS)
+    recipe = json.dumps([FORMAT_VERSION, settings, identity], sort_keys=True)
+    return ShardMetadata(
+        classes=config.classes,
+        size=config.patch.size,
+        window=config.window.model_dump(mode="json"),
+        s1_quantity=identity["s1_quantity"],
+        recipe=xxhash.xxh3_128_hexdigest(recipe),
+        source=identity,
+        has_truth=config.labels.truth is not None,
+    )
+
+
+def export_tile(
+    tile: Tile,
+    config: Config,
+    metadata: ShardMetadata,
+    parcels: GeoDataFrame,
+    source: ImagerySource,
+    folder: Folder,
+) -> LedgerRow:
+    """Make a tile's part and publish it whole, with its ledger row in the footer.
+
+    `parcels` are all that there are; those near the tile are chosen here. A tile without any valid
+    pixel gets a part without samples that says so. The same inputs give the same bytes. Raises
+    InputError, or whatever the source raises, and then publishes nothing.
+    """
+    periods = periods_for(config.window, tile.roi.harvest_start)
+    as_of = config.window.as_of if config.window.anchor == "as_of" else None
+    request = ImageRequest(tile.grid, tile.extent, periods, config.composite.recipe(), as_of)
+    composite = source.composite(request)
+    patches: list[Patch] = []
+    if composite.s2_valid_thw.any() or composite.s1_valid_thw.any():
+        near = parcels.iloc[parcels.sindex.query(_box(tile), predicate="intersects")]
+        label_hw, truth_hw = make_labels(tile.grid, near, config, source)
+        patches = cut_patches(tile, composite, label_hw, truth_hw)
+    # One sample a row group: compaction picks single samples out of many parts.
+    groups = [to_table([encode_patch(patch, tile.roi, tile.extent, periods)], metadata) for patch in patches]
+    digest = xxhash.xxh3_64()
+    for group in groups:
+        digest.update(group["xxh3"].to_numpy().tobytes())
+    row = LedgerRow(
+        tile_id=tile.tile_id,
+        roi_id=tile.roi.roi_id,
+        crop=tile.roi.crop,
+        season=tile.roi.season,
+        split=tile.roi.split,
+        recipe=metadata.recipe,
+        patches=len(patches),
+        reason="" if patches else "no valid pixel in any month of either sensor",
+        nbytes=len(patches) * sum(spec.nbytes for spec in metadata.tensors.values()),
+        checksum=digest.hexdigest(),
+        **asdict(tile.window),
+        valid_s2=_by_month(composite.s2_valid_thw),
+        valid_s1=_by_month(composite.s1_valid_thw),
+        scenes_s2=list(composite.scenes.get("s2", ())),
+        scenes_s1=list(composite.scenes.get("s1", ())),
+    )
+    footer = {TILE_KEY: row.to_json()}
+    write_shard(folder, part_name(tile.tile_id), metadata, groups, codec=_PART_CODEC, footer=footer)
+    return row
+
+
+def cut_patches(
+    tile: Tile, composite: Composite, label_hw: ByteArray, truth_hw: ByteArray | None
+) -> list[Patch]:
+    """The patches of a tile as they are stored; `composite` and labels lie on the tile's grid."""
+    s2_cthw = quantise(composite.s2_tchw, composite.s2_valid_thw[:, None], S2_BANDS[0].scale).swapaxes(0, 1)
+    s1_cthw = quantise(composite.s1_tchw, composite.s1_valid_thw[:, None], S1_BANDS[0].scale).swapaxes(0, 1)
+    patches = []
+    for window in tile.patches:
+        inside = Window(window.row - tile.rows[0], window.col - tile.cols[0], tile.size, tile.size)
+        rows, cols = inside.slices
+        patches.append(
+            Patch(
+                sample_id=f"{tile.roi.roi_id}-{window.row:05d}-{window.col:05d}",
+                row=window.row,
+                col=window.col,
+                s2_cthw=s2_cthw[:, :, rows, cols],
+                s1_cthw=s1_cthw[:, :, rows, cols],
+                label_hw=label_hw[rows, cols],
+                truth_hw=None if truth_hw is None else truth_hw[rows, cols],
+            )
+        )
+    return patches
+
+
+def _box(tile: Tile) -> object:
+    """The tile in longitude and latitude, as the parcels are."""
+    import shapely
+
+    return shapely.box(*tile.grid.bounds_in("EPSG:4326"))
+
+
+def _by_month(valid_thw: BoolArray) -> list[float]:
+    return np.mean(valid_thw, axis=(1, 2)).tolist()
