@@ -1,0 +1,138 @@
+"""The stage `rois`: parcels or a table in, regions of interest with dates and splits out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas as gpd
+
+from cropray.config import Config, RoisConfig
+from cropray.progress import say
+from cropray.rois.naming import nearest
+from cropray.rois.parcels import read_parcels
+from cropray.rois.regions import regions_of
+from cropray.rois.splits import SPLITS, audit_splits, missing_crops, split_rois
+from cropray.rois.store import Dropped, write_dropped, write_parcels, write_rois
+from cropray.rois.table import read_table
+from cropray.rois.vectors import LONLAT
+from cropray.run import Run, Summary
+from cropray.types import InputError, Roi
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What the stage makes, before it is written; fields of `parcels` as `store.read_parcels` says."""
+
+    rois: list[Roi]
+    parcels: gpd.GeoDataFrame
+    dropped: list[Dropped]
+    components: int
+    mended: int = 0
+    repeated: int = 0
+
+
+def build_rois(run: Run) -> Summary:
+    """Write `rois/` of the run folder. Raises InputError, with nothing written, for unusable input."""
+    if run.summary("rois") is None:
+        with _inputs(run) as config:
+            regions = make_regions(run.config, config)
+        # The folder is claimed only now, so that a mistake in the input leaves it free.
+        run.begin("rois")
+        write_parcels(run.folder, regions.parcels)
+        write_dropped(run.folder, regions.dropped)
+        write_rois(run.folder, regions.rois)
+        summary = _summary(regions)
+        run.finish("rois", summary)
+        say(_line(summary))
+        return summary
+    summary = run.begin("rois") or {}
+    say(f"rois: reused {summary['rois']} ROIs in {run.folder}")
+    return summary
+
+
+def make_regions(config: Config, rois_config: RoisConfig) -> Regions:
+    """Everything of the stage but its files, from the inputs that `rois_config` names."""
+    empty = gpd.GeoDataFrame({"parcel_id": [], "crop": []}, geometry=[], crs=LONLAT)
+    if rois_config.kind == "table":
+        rois, components = read_table(rois_config), 0
+        if not rois_config.split.named:
+            rois, components = split_rois(rois, rois_config.split, config.seed)
+        regions = Regions(rois, empty, [], components)
+    else:
+        _check_crops(config, rois_config)
+        parcels = read_parcels(rois_config.data_root, rois_config.parcels)
+        rois, lost = regions_of(parcels, rois_config)
+        rois, components = split_rois(rois, rois_config.split, config.seed)
+        unique = parcels.frame.drop_duplicates("parcel_id")
+        regions = Regions(
+            rois,
+            unique,
+            [*parcels.dropped, *lost],
+            components,
+            mended=parcels.mended,
+            repeated=len(parcels.frame) - len(unique),
+        )
+    audit_splits(regions.rois, rois_config.split.buffer_m)
+    return regions
+
+
+@contextmanager
+def _inputs(run: Run) -> Iterator[RoisConfig]:
+    """The settings with paths of inputs that exist: the simulated world's are made where none are set."""
+    config = run.config.rois
+    if run.config.source.kind != "simulated" or config.parcels or config.table:
+        yield config
+        return
+    from cropray.imagery.simulated import write_inputs
+
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = run.folder.local("world") if run.folder.is_local else Path(temporary)
+        world = write_inputs(run.config.source.simulated, directory)
+        fields = ("data_root", "parcels", "table", "calendar", "provinces")
+        update = {name: getattr(world, name) for name in fields}
+        yield config.model_copy(update=update | {"country": config.country or world.country})
+
+
+def _check_crops(config: Config, rois_config: RoisConfig) -> None:
+    if not rois_config.parcels:
+        raise InputError("rois.parcels is not set; wanted one entry (crop, path) for each crop")
+    for index, entry in enumerate(rois_config.parcels):
+        # Without labels from parcels, they only say where to look, and may be of any crop.
+        if config.labels.parcels and entry.crop not in config.classes:
+            raise InputError(
+                f"rois.parcels.{index}.crop is {entry.crop!r} ({entry.path}), which is none of the classes"
+                f"{nearest(entry.crop, config.classes)}"
+            )
+
+
+def _summary(regions: Regions) -> Summary:
+    rois = regions.rois
+    return {
+        "rois": len(rois),
+        "crs": rois[0].crs,
+        "by_crop": dict(sorted(Counter(roi.crop for roi in rois).items())),
+        "by_split": {split: sum(roi.split == split for roi in rois) for split in SPLITS},
+        "missing": missing_crops(rois),
+        "components": regions.components,
+        "parcels": len(regions.parcels),
+        "mended": regions.mended,
+        "repeated": regions.repeated,
+        "dropped": dict(sorted(Counter(row.reason for row in regions.dropped).items())),
+    }
+
+
+def _line(summary: Summary) -> str:
+    """The summary for a person."""
+    splits = ", ".join(f"{split} {count}" for split, count in summary["by_split"].items())
+    lines = [
+        f"rois: {summary['rois']} ROIs ({splits}) of {summary['parcels']} parcels, "
+        f"{summary['mended']} mended, {sum(summary['dropped'].values())} parcels or clusters dropped"
+    ]
+    for split, crops in summary["missing"].items():
+        lines.append(f"rois: {split} has no ROI of {', '.join(filter(None, crops)) or 'any crop'}")
+    return "\n".join(lines)

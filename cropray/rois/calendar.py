@@ -1,0 +1,148 @@
+"""The crop calendar: when a crop is sown and harvested in a province, in either calendar."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import jdatetime
+import openpyxl
+
+from cropray.config import CalendarConfig
+from cropray.rois.naming import nearest
+from cropray.types import InputError
+
+_COLUMNS = ("planting_start", "planting_end", "harvest_start", "harvest_end")
+_MISSING = ("", "-")
+
+Rows = Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Dates:
+    """Gregorian days of one sowing; None where no calendar is set."""
+
+    planting_start: date | None = None
+    planting_end: date | None = None
+    harvest_start: date | None = None
+    harvest_end: date | None = None
+
+
+Sheet = dict[str, Dates | None]
+"""By province; None where the row lacks a date."""
+
+
+def read_calendar(root: str, config: CalendarConfig, sheets: Iterable[str]) -> dict[str, Sheet]:
+    """These sheets of an xlsx file, or of a csv file that has a column `sheet`.
+
+    "" is the only sheet of a file with one. Columns, where letter case, blanks and a final "date" do
+    not matter: province, planting start, planting end, harvest start, harvest end; days as MM-DD,
+    empty or "-" where not known. Raises InputError for anything else, with the nearest right name
+    for a sheet or column, and for a day that its month does not have.
+    """
+    path = Path(root).expanduser() / config.path
+    if not path.is_file():
+        raise InputError(f"there is no crop calendar {path}; check rois.calendar.path and rois.data_root")
+    raw = _read_csv(path) if path.suffix.lower() == ".csv" else _read_xlsx(path)
+    if len(raw) == 1:
+        raw[""] = next(iter(raw.values()))
+    parsed: dict[str, Sheet] = {}
+    for name in sorted(set(sheets)):
+        if name not in raw:
+            raise InputError(f"{path} has no sheet {name!r}{nearest(name, raw)}")
+        parsed[name] = _parse_sheet(raw[name], f"{path}, sheet {name!r}", config)
+    return parsed
+
+
+def month_days_to_dates(
+    month_days: Sequence[tuple[int, int]], years: tuple[int, int], system: Literal["jalali", "gregorian"]
+) -> list[date]:
+    """Gregorian days of (month, day) in order of time: of the first agricultural year until the month
+    first decreases, of the second from there on. Raises ValueError for a day that does not exist.
+    """
+    days: list[date] = []
+    year, last_month = years[0], 0
+    for month, day in month_days:
+        if month < last_month:
+            year = years[1]
+        last_month = month
+        days.append(
+            jdatetime.date(year, month, day).togregorian() if system == "jalali" else date(year, month, day)
+        )
+    return days
+
+
+def _read_xlsx(path: Path) -> dict[str, Rows]:
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except (BadZipFile, KeyError, openpyxl.utils.exceptions.InvalidFileException) as error:
+        raise InputError(f"cannot read the crop calendar {path} ({error}); wanted xlsx or csv") from error
+    try:
+        return {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
+    finally:
+        book.close()
+
+
+def _read_csv(path: Path) -> dict[str, Rows]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    header = [_key(cell) for cell in rows[0]] if rows else []
+    if "sheet" not in header:
+        return {path.stem: rows}
+    at = header.index("sheet")
+    sheets: dict[str, list[Sequence[Any]]] = {}
+    for row in filter(any, rows[1:]):
+        sheets.setdefault(row[at].strip(), [rows[0]]).append(row)
+    return dict(sheets)
+
+
+def _parse_sheet(rows: Rows, where: str, config: CalendarConfig) -> Sheet:
+    header = [_key(cell) for cell in rows[0]] if rows else []
+    for column in ("province", *_COLUMNS):
+        if column not in header:
+            raise InputError(f"{where} has no column {column!r}{nearest(column, header)}")
+    sheet: Sheet = {}
+    for row in rows[1:]:
+        province = _text(row[header.index("province")])
+        cells = [_text(row[header.index(column)]) for column in _COLUMNS]
+        if not province and not any(cells):
+            continue
+        if province in sheet:
+            raise InputError(f"{where} has two rows for {province!r}; wanted one (seasons are sheets)")
+        sheet[province] = _parse_row(cells, f"{where}, {province}", config)
+    return sheet
+
+
+def _parse_row(cells: Sequence[str], where: str, config: CalendarConfig) -> Dates | None:
+    if any(cell in _MISSING for cell in cells):
+        return None
+    month_days: list[tuple[int, int]] = []
+    for column, cell in zip(_COLUMNS, cells, strict=True):
+        match = re.fullmatch(r"(\d{1,2})-(\d{1,2})", cell)
+        if match is None:
+            raise InputError(f"{where}: {column} is {cell!r}; wanted MM-DD as text, or - where not known")
+        month_days.append((int(match[1]), int(match[2])))
+        try:
+            found = month_days_to_dates(month_days, config.agricultural_years, config.system)
+        except ValueError as error:
+            raise InputError(
+                f"{where}: {column} {cell!r} is no day of the {config.system} calendar in the agricultural "
+                f"years {config.agricultural_years[0]}-{config.agricultural_years[1]} ({error}); "
+                "correct it, or set rois.calendar.system"
+            ) from error
+    return Dates(*found)
+
+
+def _key(cell: object) -> str:
+    words = _text(cell).lower().replace("_", " ").split()
+    return "_".join(words[:-1] if len(words) > 1 and words[-1] == "date" else words)
+
+
+def _text(cell: object) -> str:
+    return "" if cell is None else str(cell).strip()

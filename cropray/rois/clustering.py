@@ -1,0 +1,33 @@
+"""Parcels to boxes: neighbours are clustered, and every cluster gets a box of a least size. Pure."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.cluster import DBSCAN
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+
+def cluster(centroids: Floats, eps_m: float, min_samples: int) -> Indices:
+    """Cluster number of each of (N, 2) points by DBSCAN (Ester et al. 1996); -1 for points of none."""
+    labels: Indices = DBSCAN(eps=eps_m, min_samples=min_samples).fit_predict(centroids)
+    return labels
+
+
+def cluster_bounds(bounds: Floats, labels: Indices) -> Floats:
+    """(K, 4) min x, min y, max x, max y of each cluster over (N, 4) bounds of its members."""
+    members = labels >= 0
+    lower = np.full((labels.max(initial=-1) + 1, 2), np.inf)
+    upper = -lower
+    np.minimum.at(lower, labels[members], bounds[members, :2])
+    np.maximum.at(upper, labels[members], bounds[members, 2:])
+    return np.hstack([lower, upper])
+
+
+def padded(bounds: Floats, min_size_m: float) -> Floats:
+    """(K, 4) bounds, each side widened evenly on both ends to `min_size_m` at least."""
+    lower, upper = bounds[:, :2], bounds[:, 2:]
+    missing = np.maximum(min_size_m - (upper - lower), 0) / 2
+    return np.hstack([lower - missing, upper + missing])

@@ -1,0 +1,138 @@
+"""The parcels of every crop, and which of them belong to which season."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import shapely
+
+from cropray.config import CropConfig
+from cropray.progress import progress
+from cropray.rois.naming import identity
+from cropray.rois.store import Dropped
+from cropray.rois.vectors import LONLAT, find_files, mend, read_polygons, relative, reproject
+from cropray.types import BoolArray, InputError
+
+Indices = npt.NDArray[np.intp]
+
+
+class Season(NamedTuple):
+    """One sowing of one crop: its parcels are clustered together."""
+
+    crop: str
+    name: str
+    sheet: str
+
+
+@dataclass(frozen=True)
+class Parcels:
+    """All parcels with an area that some season keeps, and the rows of `frame` of each season.
+
+    `frame`: parcel_id, crop, file, geometry (valid polygons, EPSG:4326). A parcel that files repeat
+    stands once for every time, with one parcel_id.
+    """
+
+    frame: gpd.GeoDataFrame
+    seasons: dict[Season, Indices]
+    mended: int
+    dropped: tuple[Dropped, ...]
+
+
+@dataclass(frozen=True)
+class _File:
+    """Features of one file: `frame` as in `Parcels` but with those of no use, and who keeps which."""
+
+    frame: gpd.GeoDataFrame
+    has_area: BoolArray
+    mended: BoolArray
+    kept_by: dict[Season, BoolArray]
+
+    @property
+    def used(self) -> BoolArray:
+        keeps: BoolArray = np.logical_or.reduce(list(self.kept_by.values()))
+        return keeps & self.has_area
+
+
+def read_parcels(root: str, crops: Sequence[CropConfig]) -> Parcels:
+    """Read, mend and sort into seasons. Raises InputError for files or filters of no use."""
+    files: list[_File] = []
+    with progress("parcels", len(crops)) as bar:
+        for crop in crops:
+            found = [_read_file(file, root, crop) for file in find_files(root, crop.path)]
+            _check_filters(crop, found)
+            files += found
+            bar.advance(note=crop.crop)
+    used = [file.used for file in files]
+    starts = np.cumsum([0, *(mask.sum() for mask in used)])
+    seasons: dict[Season, list[Indices]] = {}
+    for file, mask, start in zip(files, used, starts[:-1], strict=True):
+        for season, keeps in file.kept_by.items():
+            seasons.setdefault(season, []).append(np.flatnonzero(keeps[mask]) + start)
+    return Parcels(
+        frame=pd.concat(
+            [file.frame[mask] for file, mask in zip(files, used, strict=True)], ignore_index=True
+        ),
+        seasons={season: np.concatenate(parts) for season, parts in seasons.items()},
+        mended=sum(int((file.mended & mask).sum()) for file, mask in zip(files, used, strict=True)),
+        dropped=tuple(row for file in files for row in _dropped(file)),
+    )
+
+
+def _read_file(file: Path, root: str, crop: CropConfig) -> _File:
+    attributes = sorted({column for season in crop.seasons for column in season.where})
+    stored = read_polygons(file, attributes)
+    # Identity is of the geometry as stored: mending and projecting differ between library versions.
+    columns: dict[str, object] = {name: stored[name].map(_plain) for name in attributes}
+    columns["parcel_id"] = [identity(crop.crop, [wkb or b""]) for wkb in shapely.to_wkb(stored.geometry)]
+    columns |= {"crop": crop.crop, "file": relative(file, root)}
+    geometry, mended = mend(reproject(stored, LONLAT, file).geometry.to_numpy())
+    has_area = shapely.area(geometry) > 0
+    if not has_area.any():
+        raise InputError(f"{file}: none of its {len(stored)} features has an area; wanted polygons")
+    frame = gpd.GeoDataFrame(columns, geometry=geometry, crs=LONLAT)
+    kept_by: dict[Season, BoolArray] = {}
+    for setting in crop.seasons:
+        season = Season(crop.crop, setting.name, setting.sheet)
+        matches = np.ones(len(frame), dtype=bool)
+        for column, value in setting.where.items():
+            matches &= (frame[column] == _plain(value)).to_numpy()
+        kept_by[season] = kept_by.get(season, False) | matches
+    return _File(frame, has_area, mended, kept_by)
+
+
+def _check_filters(crop: CropConfig, files: Sequence[_File]) -> None:
+    for setting in crop.seasons:
+        season = Season(crop.crop, setting.name, setting.sheet)
+        if any((file.kept_by[season] & file.has_area).any() for file in files):
+            continue
+        values = {
+            column: sorted({value for file in files for value in file.frame[column].unique()})[:12]
+            for column in setting.where
+        }
+        raise InputError(
+            f"no parcel of {crop.crop} in {crop.path} fits `where` {setting.where}; present: {values}"
+        )
+
+
+def _dropped(file: _File) -> list[Dropped]:
+    names, crops = file.frame["file"], file.frame["crop"]
+    reasons = np.where(file.has_area, "kept by no season's `where`", "no area")
+    return [
+        Dropped(names[row], crops[row], "", f"feature {row}", str(reasons[row]))
+        for row in np.flatnonzero(~file.used)
+    ]
+
+
+def _plain(value: object) -> str:
+    """An attribute as text: composed letters, no outer blanks; a whole number without its `.0`."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return unicodedata.normalize("NFC", str(value)).strip()

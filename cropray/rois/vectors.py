@@ -1,0 +1,113 @@
+"""Polygons of vector files: read by pyogrio, mended, checked, brought to one CRS."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pyogrio
+import pyogrio.errors
+import shapely
+
+from cropray.rois.naming import nearest
+from cropray.types import BoolArray, InputError
+
+LONLAT = "EPSG:4326"
+
+Geometries = npt.NDArray[np.object_]
+
+_POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
+_ACCEPTED = (*_POLYGONAL, shapely.GeometryType.GEOMETRYCOLLECTION, shapely.GeometryType.MISSING)
+_DEGREES_SLACK = 1e-6
+
+
+def find_files(root: str, pattern: str) -> list[Path]:
+    """Files of a path or glob, relative to `root`, sorted. Raises InputError where there is none."""
+    wanted = Path(root).expanduser() / pattern
+    files = [Path(name) for name in sorted(glob.glob(str(wanted), recursive=True))]
+    if not files:
+        raise InputError(f"there is no file {wanted}; check the path, and rois.data_root it is relative to")
+    for file in files:
+        if file.is_dir() and file.suffix != ".gdb":
+            raise InputError(f"{file} is a folder; give a file, or a glob such as {file.name}/*.shp")
+    return files
+
+
+def read_polygons(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
+    """All features of a file of one layer with these attribute columns, as they are stored.
+
+    Raises InputError for a file that is no vector file, has several layers, no features, no CRS, not
+    these columns, or other geometries than polygons.
+    """
+    try:
+        layers = [str(name) for name, _ in pyogrio.list_layers(file)]
+        if len(layers) != 1:
+            raise InputError(f"{file} has {len(layers)} layers ({', '.join(layers)}); wanted a file of one")
+        fields = [str(name) for name in pyogrio.read_info(file)["fields"]]
+        for column in columns:
+            if column not in fields:
+                raise InputError(f"{file} has no attribute {column!r}{nearest(column, fields)}")
+        frame = pyogrio.read_dataframe(file, columns=list(columns), use_arrow=True)
+    except pyogrio.errors.DataSourceError as error:
+        raise InputError(f"cannot read {file} as a vector file: {error}") from error
+    if len(frame) == 0:
+        raise InputError(f"{file} has no features; wanted polygons")
+    if "geometry" not in frame or frame.geometry.isna().all():
+        raise InputError(f"{file} has no geometries; wanted polygons")
+    if frame.crs is None:
+        raise InputError(f"{file} has no CRS; give it one (a shapefile needs its .prj beside it)")
+    types = shapely.get_type_id(frame.geometry.to_numpy())
+    wrong = np.flatnonzero(~np.isin(types, _ACCEPTED))
+    if len(wrong):
+        kind = frame.geometry.iloc[wrong[0]].geom_type
+        raise InputError(
+            f"{file} has {len(wrong)} features that are no polygons (feature {wrong[0]} is a {kind}); "
+            "wanted Polygon or MultiPolygon: convert or remove them"
+        )
+    return frame
+
+
+def mend(geometries: Geometries) -> tuple[Geometries, BoolArray]:
+    """Valid plane polygons, and True where something had to be mended. Empty or None stays so.
+
+    What of a broken or mixed geometry is no area is left out, so the result may be empty.
+    """
+    mended = shapely.force_2d(geometries)
+    mixed = shapely.get_type_id(mended) == shapely.GeometryType.GEOMETRYCOLLECTION
+    mended[mixed] = [_polygonal_part(geometry) for geometry in mended[mixed]]
+    broken = ~(shapely.is_valid(mended) | shapely.is_missing(mended))
+    mended[broken] = shapely.make_valid(mended[broken], method="structure", keep_collapsed=False)
+    return mended, broken | mixed
+
+
+def _polygonal_part(collection: Any) -> Any:
+    parts = shapely.get_parts(collection)
+    return shapely.union_all(parts[np.isin(shapely.get_type_id(parts), _POLYGONAL)])
+
+
+def reproject(frame: gpd.GeoDataFrame, crs: str, file: Path | str) -> gpd.GeoDataFrame:
+    """The frame in another CRS. Raises InputError where its coordinates cannot be of its own CRS."""
+    west, south, east, north = frame.total_bounds
+    limits = (180 + _DEGREES_SLACK, 90 + _DEGREES_SLACK)
+    if frame.crs.is_geographic and (max(-west, east) > limits[0] or max(-south, north) > limits[1]):
+        raise InputError(
+            f"{file} says that its coordinates are degrees ({frame.crs.to_string()}), but they reach from "
+            f"({west:g}, {south:g}) to ({east:g}, {north:g}); correct its CRS"
+        )
+    projected = frame.to_crs(crs)
+    if not np.isfinite(projected.total_bounds).all():
+        raise InputError(
+            f"{file}: coordinates cannot be brought from {frame.crs.to_string()} to {crs}; correct its CRS"
+        )
+    return projected
+
+
+def relative(file: Path, root: str) -> str:
+    """The name of a file below `root`, for records that are the same on every machine."""
+    folder = Path(root).expanduser()
+    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
