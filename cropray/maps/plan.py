@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,6 @@ from cropray.rasters import burn
 from cropray.types import BoolArray, InputError
 
 if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
-
     from cropray.storage import Folder
 
 _ROIS = "rois:"
@@ -32,9 +30,6 @@ class MapPlan:
     name: str
     grid: Grid
     shapes: tuple[Any, ...] = ()
-
-    def tiles(self, size: int) -> Iterator[Window]:
-        return self.grid.blocks(size)
 
     def wanted(self, tile: Window) -> BoolArray:
         """(H, W) of a tile: where the pixel's centre lies in the area."""
@@ -74,28 +69,20 @@ def _of_rois(split: str, config: Config, folder: Folder) -> list[MapPlan]:
     return [MapPlan(name, grid) for grid, name in grids.items()]
 
 
-def _of_vector_file(path: str, config: Config) -> MapPlan:
-    frame = _read_polygons(path)
+def _of_vector_file(area: str, config: Config) -> MapPlan:
+    from cropray.rois.vectors import mend, read_polygons, reproject
+
+    path = Path(area).expanduser()
+    if not path.exists():
+        raise InputError(f"predict.area {area!r} is no file that is there; wanted {_FORMS}")
+    frame = read_polygons(path, ())
+    frame["geometry"], _ = mend(frame.geometry.to_numpy())
+    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+    if frame.empty:
+        raise InputError(f"{path} holds no polygon with an area")
     min_x, min_y, max_x, max_y = (float(bound) for bound in frame.total_bounds)
     grid = _grid((min_x, min_y, max_x, max_y), frame.crs.to_string(), config)
-    return MapPlan("", grid, tuple(frame.to_crs(grid.crs).geometry.make_valid()))
-
-
-def _read_polygons(path: str) -> GeoDataFrame:
-    import geopandas as gpd
-    from pyogrio.errors import DataSourceError
-
-    try:
-        frame = gpd.read_file(path)
-    except DataSourceError as error:
-        raise InputError(f"cannot read the area {path!r}: {error}; wanted {_FORMS}") from error
-    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
-    kinds = set(frame.geom_type)
-    if frame.empty or not kinds <= {"Polygon", "MultiPolygon"}:
-        raise InputError(f"{path} holds {', '.join(sorted(kinds)) or 'no geometry'}; wanted polygons")
-    if frame.crs is None:
-        raise InputError(f"{path} has no CRS; assign the one it is in (ogr2ogr -a_srs …)")
-    return frame
+    return MapPlan("", grid, tuple(reproject(frame, grid.crs, path).geometry))
 
 
 def _grid(bounds: tuple[float, float, float, float], crs: str, config: Config) -> Grid:

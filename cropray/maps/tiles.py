@@ -161,8 +161,7 @@ class _Blend:
 
     def mean(self) -> FloatArray:
         """(K, H, W); 0 where no patch lies."""
-        mean: FloatArray = self._sum_khw / np.where(self._weight_hw > 0, self._weight_hw, 1)
-        return mean
+        return self._sum_khw / np.maximum(self._weight_hw, np.float32(1e-12))
 
 
 def _result(probabilities_khw: FloatArray, shown_hw: BoolArray, predictor: Predictor) -> TileResult:

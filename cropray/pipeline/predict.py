@@ -1,0 +1,236 @@
+"""A model over an area of any size: tiles fanned out on Ray Data, then streamed into one map.
+
+Every finished tile is published as a part, so a prediction that was stopped goes on where it was.
+Layout of maps/<name>/: map.tif, probabilities.tif, areas.json, areas.csv, picture.png, item.json and
+summary.json; with rois:SPLIT a folder of these for every ROI, and the summary above them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import shapely
+
+from cropray import __version__
+from cropray.config import Config
+from cropray.grid import Window
+from cropray.imagery.open import open_source
+from cropray.maps.conditions import check_source, given_as_of, prediction_settings, season_warning
+from cropray.maps.mosaic import decode_tile, encode_tile
+from cropray.maps.plan import MapPlan, plan_maps
+from cropray.maps.publish import MapIdentity, publish_map
+from cropray.maps.tiles import PredictionSettings, TileResult, predict_tile
+from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
+from cropray.models.predictor import Predictor
+from cropray.pipeline.cluster import ray_session
+from cropray.progress import progress, say
+from cropray.run import Run, Summary
+from cropray.storage import Folder
+from cropray.tracking.registry import resolve_model
+from cropray.types import InputError
+
+_SUMMARY = "summary.json"
+_SHOWN_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A window of one map, and the name of its part."""
+
+    plan: MapPlan
+    window: Window
+
+    @property
+    def part(self) -> str:
+        return f"{self.plan.name or 'map'}/{self.window.row:07d}-{self.window.col:07d}.npz"
+
+
+def predict(run: Run) -> Summary:
+    """Map `predict.area` as of `predict.as_of` with `predict.model`; see the module for the files.
+
+    A finished map of the same model and settings is reused. Raises InputError where one of these is
+    missing or does not fit the others, and where maps/<name> holds another map.
+    """
+    config = run.config
+    given_as_of(config)
+    checkpoint_folder = resolve_model(config.predict.model, run)
+    checkpoint = load_checkpoint(checkpoint_folder)
+    settings = prediction_settings(checkpoint, config)
+    source = open_source(config)
+    check_source(checkpoint, source.identity())
+    plans = plan_maps(config.predict.area, config, run.folder)
+    key = _key(checkpoint_folder, settings, source.identity(), plans, config)
+    output = run.folder.child(f"maps/{config.predict.name}")
+    finished = _finished(output, key)
+    if finished is not None:
+        say(f"predict: reused {output}")
+        return finished
+    warning = season_warning(checkpoint, settings.as_of)
+    if warning:
+        say(f"predict: warning: {warning}")
+    parts = output.child(f"parts/{key}")
+    tiles = [_Tile(plan, window) for plan in plans for window in plan.grid.blocks(config.predict.tile_size)]
+    _predict_tiles(tiles, config, checkpoint_folder, settings, parts)
+    identity = MapIdentity(
+        title=f"crops of {config.predict.area}",
+        model=config.predict.model or _relative(checkpoint_folder, run.folder),
+        classes=checkpoint.classes,
+        thresholds=tuple(Predictor(checkpoint).thresholds.tolist()),
+        settings=settings,
+        key=key,
+    )
+    summary = {
+        "as_of": settings.as_of.isoformat(),
+        "model": identity.model,
+        "tiles": len(tiles),
+        "warning": warning,
+        "maps": _publish_maps(plans, tiles, parts, output, identity, config),
+    }
+    output.write_text(_SUMMARY, json.dumps({"key": key, "summary": summary}, indent=1) + "\n")
+    for name in parts.names():
+        parts.delete(name)
+    return summary
+
+
+def _predict_tiles(
+    tiles: Sequence[_Tile], config: Config, checkpoint: Folder, settings: PredictionSettings, parts: Folder
+) -> None:
+    """Predict the tiles that have no part yet. Raises InputError where some failed; others are kept."""
+    done = set(parts.names(".npz"))
+    missing = [tile for tile in tiles if tile.part not in done]
+    if done:
+        say(f"predict: reused {len(tiles) - len(missing)} of {len(tiles)} tiles")
+    if not missing:
+        return
+    failures: list[str] = []
+    with ray_session(config.ray), progress("predict", len(missing)) as bar:
+        import ray
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        workers = min(config.ray.concurrency, len(missing))
+        gpus = ray.cluster_resources().get("GPU", 0)
+        # One tile a block: each outcome comes back as soon as its tile is done.
+        outcomes = ray.data.range(len(missing), override_num_blocks=len(missing)).map(
+            _TileWorker,
+            fn_constructor_args=(missing, config, checkpoint, settings, parts),
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=1,
+            num_gpus=min(1.0, gpus / workers),
+        )
+        for outcome in outcomes.iter_rows():
+            if outcome["error"]:
+                failures.append(f"{outcome['part']}: {outcome['error']}")
+            bar.advance(note=f"{len(failures)} failed" if failures else "")
+    if failures:
+        raise InputError(
+            f"predict: {len(failures)} of {len(missing)} tiles failed:\n  "
+            + "\n  ".join(failures[:_SHOWN_FAILURES])
+            + "\nthe others are kept; mend the cause and run the same command again"
+        )
+
+
+class _TileWorker:
+    """Predicts the tile of a row's number and publishes its part; an error becomes a row."""
+
+    def __init__(
+        self,
+        tiles: Sequence[_Tile],
+        config: Config,
+        checkpoint: Folder,
+        settings: PredictionSettings,
+        parts: Folder,
+    ) -> None:
+        import torch
+
+        self._tiles, self._settings, self._parts = tiles, settings, parts
+        self._source = open_source(config)
+        self._predictor = Predictor(
+            load_checkpoint(checkpoint), "cuda" if torch.cuda.is_available() else "cpu"
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        tile = self._tiles[row["id"]]
+        try:
+            result = predict_tile(
+                tile.window,
+                tile.plan.wanted(tile.window),
+                tile.plan.grid,
+                self._source,
+                self._predictor,
+                self._settings,
+            )
+            self._parts.write_bytes(tile.part, encode_tile(result))
+        except (InputError, OSError) as error:  # of input, storage, network; others are faults: they end it
+            return {"part": tile.part, "error": str(error)}
+        return {"part": tile.part, "error": ""}
+
+
+def _publish_maps(
+    plans: Sequence[MapPlan],
+    tiles: Sequence[_Tile],
+    parts: Folder,
+    output: Folder,
+    identity: MapIdentity,
+    config: Config,
+) -> list[dict[str, Any]]:
+    made = []
+    with progress("map", len(plans)) as bar:
+        for plan in plans:
+            part_of = {tile.window: tile.part for tile in tiles if tile.plan is plan}
+
+            def read(window: Window, part_of: Mapping[Window, str] = part_of) -> TileResult:
+                return decode_tile(parts.read_bytes(part_of[window]))
+
+            folder = output.child(plan.name) if plan.name else output
+            areas = publish_map(
+                folder, plan, part_of, read, identity, probabilities=config.predict.probabilities
+            )
+            hectares = {name: area["hectares"] for name, area in areas.items()}
+            made.append({"name": plan.name, "folder": folder.uri, "hectares": hectares})
+            bar.advance()
+    return made
+
+
+def _finished(output: Folder, key: str) -> Summary | None:
+    """The summary of a finished map of this key. Raises InputError for one of another key."""
+    if not output.exists(_SUMMARY):
+        return None
+    record: dict[str, Any] = json.loads(output.read_text(_SUMMARY))
+    if record["key"] != key:
+        raise InputError(
+            f"{output} holds another map (as of {record['summary']['as_of']}, model "
+            f"{record['summary']['model']}); give this one another name: --set predict.name=…"
+        )
+    summary: Summary = record["summary"]
+    return summary
+
+
+def _key(
+    checkpoint: Folder,
+    settings: PredictionSettings,
+    source: Mapping[str, Any],
+    plans: Sequence[MapPlan],
+    config: Config,
+) -> str:
+    """Hash of all that the parts depend on."""
+    chosen = asdict(settings)
+    del chosen["batch_size"]
+    data = {
+        "version": __version__,
+        "checkpoint": checkpoint.read_text(DESCRIPTION),  # it has the checksum of the weights
+        "settings": chosen,
+        "source": source,
+        "tile_size": config.predict.tile_size,
+        "probabilities": config.predict.probabilities,
+        "maps": [[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans],
+    }
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _relative(folder: Folder, root: Folder) -> str:
+    return folder.uri.removeprefix(root.uri.rstrip("/") + "/")
