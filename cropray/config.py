@@ -123,13 +123,19 @@ class CompositeConfig(Section):
 
 
 class SimulatedConfig(Section):
-    """The built-in world; its science stands in `imagery.simulated`, these choose a place in it."""
+    """The built-in world; its science stands in `imagery.simulated`, these choose a place in it.
+
+    Sites: squares in which a part of the fields of one crop are annotated. Regions: squares with
+    dense labels for pretraining, far from the sites. `year` is that of the harvest.
+    """
 
     seed: int = 0
-    year: int = 2022
-    sites_per_crop: int = Field(6, ge=1)
-    site_size_m: float = Field(1280.0, ge=640)
+    year: int = Field(2022, ge=2000, le=2100)
+    sites_per_crop: int = Field(6, ge=1, le=60)
+    site_size_m: float = Field(1280.0, ge=640, le=10_000)
     annotated_fraction: float = Field(0.3, gt=0, le=1)
+    regions: int = Field(8, ge=1, le=40)
+    region_size_m: float = Field(3200.0, ge=640, le=20_000)
 
 
 class StacCollectionConfig(Section):
