@@ -1,0 +1,160 @@
+"""Sentinel-1 and Sentinel-2 scenes of any STAC ItemCollection or API, on the grid of a request.
+
+Resampling: SCL always nearest. Bands nearest where the item says that they are in the CRS of the
+grid, which is snapped to 20 m, so that their pixels nest exactly and nothing is interpolated; else
+bilinear, which leaves out missing pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+import numpy as np
+import pystac
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from odc.loader import RasterLoadParams, RasterSource, RioDriver
+from shapely.geometry.base import BaseGeometry
+
+from cropray.bands import S1_BANDS, S2_BANDS, SCL_ALIASES
+from cropray.config import StacConfig
+from cropray.grid import Grid
+from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
+from cropray.imagery.stac_catalogue import footprint, open_catalogue
+from cropray.imagery.stac_items import (
+    Backscatter,
+    backscatter,
+    backscatter_scaling,
+    find_asset,
+    is_in_crs,
+    item_time,
+    nodata,
+    orbit,
+    reflectance_scaling,
+)
+from cropray.types import Composite, FloatArray, ImageRequest, InputError, Period
+
+_READERS = 8  # scenes read at once: remote files are latency, not bandwidth
+
+_Scene = TypeVar("_Scene", S1Scene, S2Scene)
+
+
+class StacSource:
+    """An ImagerySource over the STAC items that the settings name."""
+
+    def __init__(self, config: StacConfig) -> None:
+        """Raises InputError where the settings do not name a catalogue for each sensor."""
+        self._config = config
+        self._s2 = open_catalogue(config.s2, "source.stac.s2")
+        self._s1 = open_catalogue(config.s1, "source.stac.s1")
+
+    def __reduce__(self) -> tuple[type[StacSource], tuple[StacConfig]]:
+        return StacSource, (self._config,)  # items are read anew, not sent along
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "kind": "stac",
+            "s2": {**self._s2.identity(), "offset": self._config.s2.offset},
+            "s1": self._s1.identity(),
+            "s1_quantity": self._quantity,
+        }
+
+    def composite(self, request: ImageRequest) -> Composite:
+        """See ImagerySource. Scenes of one period are held at a time."""
+        start, end = request.periods[0].start, request.periods[-1].end
+        grid, extent = _outline(request.grid), _outline(request.extent)
+        s2_items = self._s2.search(grid, start, end)
+        s1_items = self._s1.search(extent, start, end)
+        read_s1 = partial(self._read_s1, grid=request.grid, extent=extent)
+        return composite_scenes(
+            request,
+            lambda period: _scenes(s2_items, period, partial(self._read_s2, grid=request.grid)),
+            lambda period: _scenes(s1_items, period, read_s1),
+        )
+
+    @cached_property
+    def _quantity(self) -> str:
+        """Backscatter of one kind alone: gamma0 and sigma0 are never mixed."""
+        found = {self._backscatter(item).quantity for item in self._s1.sample()}
+        if len(found) != 1:
+            kinds = " and ".join(sorted(found)) or "nothing"
+            raise InputError(f"source.stac.s1 holds {kinds}; wanted is one quantity, gamma0 or sigma0")
+        return found.pop()
+
+    def _backscatter(self, item: pystac.Item) -> Backscatter:
+        assets = [find_asset(item, band.aliases) for band in S1_BANDS]
+        kinds = {backscatter(item, asset, self._config.s1) for asset in assets}
+        if len(kinds) != 1:
+            raise InputError(f"the STAC item {item.id} holds VV and VH of different kinds: {kinds}")
+        return kinds.pop()
+
+    def _read_s2(self, item: pystac.Item, grid: Grid) -> S2Scene:
+        reflectance_chw = np.empty((len(S2_BANDS), *grid.shape), np.float32)
+        for c, band in enumerate(S2_BANDS):
+            asset = find_asset(item, band.aliases)
+            scale, offset = reflectance_scaling(item, asset, self._config.s2)
+            number_hw = _read(item, asset, grid, src_nodata_override=0)  # so in every L2A product
+            reflectance_chw[c] = (number_hw + np.float32(offset / scale)) * np.float32(scale)
+        scl_hw = _read(item, find_asset(item, SCL_ALIASES), grid, nearest=True, src_nodata_override=0)
+        return S2Scene(item_time(item), reflectance_chw, np.nan_to_num(scl_hw, nan=0).astype(np.uint8))
+
+    def _read_s1(self, item: pystac.Item, grid: Grid, extent: BaseGeometry) -> S1Scene:
+        kind = self._backscatter(item)
+        if kind.quantity != self._quantity:
+            raise InputError(f"the STAC item {item.id} holds {kind.quantity}, others {self._quantity}")
+        power_chw = np.empty((len(S1_BANDS), *grid.shape), np.float32)
+        for c, band in enumerate(S1_BANDS):
+            asset = find_asset(item, band.aliases)
+            scale, offset = backscatter_scaling(item, asset)
+            value_hw = _read(item, asset, grid, src_nodata_fallback=nodata(item, asset)) * np.float32(scale)
+            value_hw += np.float32(offset)
+            power_chw[c] = value_hw if kind.unit == "linear" else 10 ** (value_hw / 10)
+        orbit_pass, relative_orbit = orbit(item)
+        contains = bool(footprint(item).covers(extent))
+        return S1Scene(item_time(item), relative_orbit, orbit_pass, contains, power_chw)
+
+
+def _scenes(
+    items: list[pystac.Item], period: Period, read: Callable[[pystac.Item], _Scene]
+) -> Iterator[_Scene]:
+    """The scenes of a period in the order of the items, read ahead."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(read, [item for item in items if item_time(item) in period])
+
+
+def _read(
+    item: pystac.Item, asset: pystac.Asset, grid: Grid, *, nearest: bool = False, **src_nodata: float | None
+) -> FloatArray:
+    """The numbers (H, W) of an asset on the grid, NaN where there are none.
+
+    `src_nodata` are the settings of that name of odc.loader's RasterLoadParams.
+    """
+    aligned = nearest or is_in_crs(item, asset, grid.crs)
+    params = RasterLoadParams(
+        dtype="float32",
+        fill_value=np.nan,
+        resampling="nearest" if aligned else "bilinear",
+        **src_nodata,
+    )
+    geobox, driver = _geobox(grid), RioDriver()
+    out_hw = np.full(grid.shape, np.nan, np.float32)
+    load = driver.new_load(geobox)
+    try:
+        with driver.restore_env(driver.capture_env(), load) as context:
+            where, numbers = driver.open(RasterSource(asset.href), context).read(params, geobox)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {asset.href} of the STAC item {item.id}: {error}") from error
+    out_hw[where] = numbers
+    return out_hw
+
+
+def _geobox(grid: Grid) -> GeoBox:
+    return GeoBox(grid.shape, Affine(*grid.transform), grid.crs)
+
+
+def _outline(grid: Grid) -> BaseGeometry:
+    """The outline of a grid in longitude and latitude, edges densified."""
+    return _geobox(grid).geographic_extent.geom
