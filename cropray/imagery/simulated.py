@@ -1,0 +1,204 @@
+"""The built-in world as a source of imagery and of maps.
+
+A deterministic function of place, date and seed: any grid, tile or CRS sees the same world. Its
+science stands in the modules `world_*` of this room: geography (`world_fields`), phenology
+(`world_phenology`), optics (`world_optics`), radar (`world_radar`), sky (`world_sky`); what a user
+would bring along is made by `world_inputs`, maps with errors by `world_maps`.
+
+The parameters are FROZEN as version 1: figures made with this world hold only for its version. A
+change of any constant that touches a pixel raises VERSION, and every figure is made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, time
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cropray.config import SimulatedConfig
+from cropray.grid import Grid
+from cropray.imagery import world_optics, world_phenology, world_radar, world_sky
+from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
+from cropray.imagery.world_fields import LANDS, Place, land_of, to_world
+from cropray.imagery.world_inputs import write_inputs
+from cropray.imagery.world_maps import class_map
+from cropray.imagery.world_noise import Array, normal, normal_rows, scene_rows
+from cropray.types import BoolArray, Composite, FloatArray, ImageRequest, Period
+
+__all__ = ["VERSION", "SimulatedSource", "write_inputs"]
+
+VERSION = 1
+
+_MIXED_M = 7.0  # within this distance of an edge a pixel also sees the field beyond
+_NOISE, _NOISE_SHARE = 0.0035, 0.02  # of each pixel and date: floor, and share of the reflectance
+# Atmospheric correction of each date: what stays, added to the bands and as a factor.
+_HAZE = np.array((9, 8, 6, 5, 4, 3, 3, 3, 2, 2), np.float32) * np.float32(1e-3)
+_GAIN, _GAIN_BAND = 0.05, 0.02
+
+
+class SimulatedSource:
+    """Scenes of the simulated world, composited as those of any other source."""
+
+    def __init__(self, config: SimulatedConfig) -> None:
+        self.config = config
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "kind": "simulated",
+            "version": VERSION,
+            "seed": self.config.seed,
+            "year": self.config.year,
+            "s1_quantity": "gamma0",
+        }
+
+    def composite(self, request: ImageRequest) -> Composite:
+        tile = _Tile(request.grid, request.extent, self.config.seed)
+        return composite_scenes(request, tile.s2_scenes, tile.s1_scenes)
+
+    def s2_scenes(self, grid: Grid, period: Period) -> Iterator[S2Scene]:
+        """The Sentinel-2 scenes of a period, oldest first."""
+        return _Tile(grid, grid, self.config.seed).s2_scenes(period)
+
+    def s1_scenes(self, grid: Grid, period: Period) -> Iterator[S1Scene]:
+        """The Sentinel-1 scenes of a period, orbit by orbit."""
+        return _Tile(grid, grid, self.config.seed).s1_scenes(period)
+
+    def class_map(self, name: str, grid: Grid) -> npt.NDArray[np.int32]:
+        """Codes (H, W) of "truth", "eucropmap" or "land_cover" (see `world_maps`). Raises InputError."""
+        return class_map(name, grid, self.config.seed, self.config.year)
+
+
+class _Season(NamedTuple):
+    """What each field of a tile is in one harvest year, and how it grows."""
+
+    land: npt.NDArray[np.uint8]
+    habits: world_phenology.Habits
+    leaf: world_optics.Leaf
+    surface: world_radar.Surface
+    texture: FloatArray  # (P, 2) factors of power
+
+
+class _Tile:
+    """A grid in the world: what is per place is worked out once, for all dates."""
+
+    def __init__(self, grid: Grid, extent: Grid, seed: int) -> None:
+        self.grid, self.extent, self.seed = grid, extent, seed
+        self.place = Place.on(grid, seed)
+        self.sky = world_sky.SkyLattice(self.place)
+        self._seasons: dict[int, _Season] = {}
+
+    def s2_scenes(self, period: Period) -> Iterator[S2Scene]:
+        for day in world_sky.s2_days(self.seed, period):
+            yield self._s2_scene(day)
+
+    def s1_scenes(self, period: Period) -> Iterator[S1Scene]:
+        for orbit in world_radar.ORBITS:
+            touches, contains = self._coverage(orbit)
+            if touches:
+                for day in orbit.days(self.seed, period):
+                    yield self._s1_scene(orbit, day, contains)
+
+    def _s2_scene(self, day: date) -> S2Scene:
+        season = self._season(day)
+        canopy = world_phenology.canopy_on(season.habits, day)
+        wet = world_optics.wetness(self.seed, self.place.fields, day)
+        fields_f3c = world_optics.signatures(season.leaf, canopy, wet)
+        sky = self.sky.at(day)
+        seen_pc = np.empty((len(self.place.x), 10), np.float32)
+        open_p = np.flatnonzero(sky.cloud < 1)
+        seen_pc[open_p] = self._ground(fields_f3c, open_p)
+        seen_pc[sky.cloud >= 1] = 0.0  # hidden, whatever it is
+        seen_pc = self._sensed(world_sky.through(seen_pc, sky), day)
+        mean_fc = fields_f3c[:, 0]
+        green = (mean_fc[:, 6] - mean_fc[:, 2]) / (mean_fc[:, 6] + mean_fc[:, 2])
+        classes = np.where(green > 0.4, world_sky.SCL_VEGETATION, world_sky.SCL_BARE).astype(np.uint8)
+        classes[season.land == LANDS.index("water")] = world_sky.SCL_WATER
+        scl = world_sky.scene_classes(self.place, sky, classes[self.place.field], day)
+        return S2Scene(
+            datetime.combine(day, time(10, 50), UTC),
+            np.ascontiguousarray(seen_pc.T).reshape(10, *self.grid.shape),
+            scl.reshape(self.grid.shape),
+        )
+
+    def _ground(self, fields_f3c: FloatArray, at: npt.NDArray[np.intp]) -> FloatArray:
+        """Reflectance (len(at), C) of the ground: the field's, its pixels' own, mixed at edges."""
+        vigour, soil = (texture[at, None] for texture in self.place.textures)
+        rows = fields_f3c[self.place.field[at]]
+        ground = rows[:, 0] + rows[:, 1] * vigour + rows[:, 2] * soil
+        share, mixed = self._mixed_pixels
+        here = np.flatnonzero(mixed[at])
+        pixels = at[here]
+        beyond = fields_f3c[self.place.neighbour[pixels], 0]
+        ground[here] += share[pixels, None] * (beyond - ground[here])
+        return ground
+
+    def _sensed(self, seen_pc: FloatArray, day: date) -> FloatArray:
+        """With the noise of pixels and the errors of the date's atmospheric correction."""
+        bands, at = np.arange(10), day.toordinal()
+        gain = 1 + _GAIN * normal(self.seed, "gain", at) + _GAIN_BAND * normal(self.seed, "gains", bands, at)
+        haze = _HAZE * normal(self.seed, "haze", at)
+        noise = normal_rows(10)[scene_rows(self.place.cells[0], self.seed, "s2", at)]
+        sensed: FloatArray = seen_pc * (gain.astype(np.float32) + np.float32(_NOISE_SHARE) * noise)
+        sensed += haze.astype(np.float32) + np.float32(_NOISE) * noise
+        # Level 2A holds no values below a digital number of 1.
+        return np.maximum(sensed, np.float32(1e-4), out=sensed)
+
+    def _s1_scene(self, orbit: world_radar.Orbit, day: date, contains: bool) -> S1Scene:
+        season, place = self._season(day), self.place
+        canopy = world_phenology.canopy_on(season.habits, day)
+        db = world_radar.backscatter_db(self.seed, place.fields, season.surface, canopy, season.land, day)
+        power_f2 = np.power(10.0, db / 10).astype(np.float32)
+        power = power_f2[place.field] * season.texture
+        share, mixed = self._mixed_pixels
+        here = np.flatnonzero(mixed)
+        power[here] += share[here, None] * (power_f2[place.neighbour[here]] - power[here])
+        power *= world_radar.speckle(place, orbit, day)
+        power[~orbit.covers(place.x, place.y)] = np.nan
+        return S1Scene(
+            datetime.combine(day, time(orbit.hour, 30), UTC),
+            orbit.number,
+            orbit.orbit_pass,
+            contains,
+            np.ascontiguousarray(power.T).reshape(2, *self.grid.shape),
+        )
+
+    @cached_property
+    def _mixed_pixels(self) -> tuple[FloatArray, BoolArray]:
+        """Share of the field beyond in each pixel (P,): half at the edge; and where there is any."""
+        place = self.place
+        share = np.maximum(0.5 - 0.5 * place.edge_m / np.float32(_MIXED_M), 0).astype(np.float32)
+        return share, (share > 0) & (place.field != place.neighbour)
+
+    def _coverage(self, orbit: world_radar.Orbit) -> tuple[bool, bool]:
+        """Whether the swath touches, and whether it contains, the extent (by its edge's pixels)."""
+        x, y = _outline(self.extent)
+        covered = orbit.covers(*to_world(x, y, self.extent.crs))
+        return bool(covered.any()), bool(covered.all())
+
+    def _season(self, day: date) -> _Season:
+        year = world_phenology.season_of(day)
+        if year not in self._seasons:
+            fields = self.place.fields
+            land = land_of(self.seed, fields, year)
+            surface = world_radar.surfaces(self.seed, fields, land, year)
+            self._seasons[year] = _Season(
+                land,
+                world_phenology.habits(self.seed, fields, land, year),
+                world_optics.leaves(self.seed, fields, land, year),
+                surface,
+                world_radar.within_field(self.place, surface),
+            )
+        return self._seasons[year]
+
+
+def _outline(grid: Grid) -> tuple[Array, Array]:
+    min_x, min_y, max_x, max_y = grid.bounds
+    x, y = np.linspace(min_x, max_x, 33), np.linspace(min_y, max_y, 33)
+    return (
+        np.concatenate([x, x, np.full(33, min_x), np.full(33, max_x)]),
+        np.concatenate([np.full(33, min_y), np.full(33, max_y), y, y]),
+    )
