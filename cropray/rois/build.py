@@ -16,7 +16,7 @@ from cropray.progress import say
 from cropray.rois.naming import nearest
 from cropray.rois.parcels import read_parcels
 from cropray.rois.regions import regions_of
-from cropray.rois.splits import SPLITS, audit_splits, missing_crops, split_rois
+from cropray.rois.splits import SPLITS, audit_splits, components, missing_crops, split_rois
 from cropray.rois.store import Dropped, write_dropped, write_parcels, write_rois
 from cropray.rois.table import read_table
 from cropray.rois.vectors import LONLAT
@@ -31,7 +31,6 @@ class Regions:
     rois: list[Roi]
     parcels: gpd.GeoDataFrame
     dropped: list[Dropped]
-    components: int
     mended: int = 0
     repeated: int = 0
 
@@ -46,7 +45,7 @@ def build_rois(run: Run) -> Summary:
         write_parcels(run.folder, regions.parcels)
         write_dropped(run.folder, regions.dropped)
         write_rois(run.folder, regions.rois)
-        summary = _summary(regions)
+        summary = _summary(regions, run.config.rois.split.buffer_m)
         run.finish("rois", summary)
         say(_line(summary))
         return summary
@@ -59,21 +58,20 @@ def make_regions(config: Config, rois_config: RoisConfig) -> Regions:
     """Everything of the stage but its files, from the inputs that `rois_config` names."""
     empty = gpd.GeoDataFrame({"parcel_id": [], "crop": []}, geometry=[], crs=LONLAT)
     if rois_config.kind == "table":
-        rois, components = read_table(rois_config), 0
+        rois = read_table(rois_config)
         if not rois_config.split.named:
-            rois, components = split_rois(rois, rois_config.split, config.seed)
-        regions = Regions(rois, empty, [], components)
+            rois = split_rois(rois, rois_config.split, config.seed)
+        regions = Regions(rois, empty, [])
     else:
         _check_crops(config, rois_config)
         parcels = read_parcels(rois_config.data_root, rois_config.parcels)
         rois, lost = regions_of(parcels, rois_config)
-        rois, components = split_rois(rois, rois_config.split, config.seed)
+        rois = split_rois(rois, rois_config.split, config.seed)
         unique = parcels.frame.drop_duplicates("parcel_id")
         regions = Regions(
             rois,
             unique,
             [*parcels.dropped, *lost],
-            components,
             mended=parcels.mended,
             repeated=len(parcels.frame) - len(unique),
         )
@@ -110,7 +108,7 @@ def _check_crops(config: Config, rois_config: RoisConfig) -> None:
             )
 
 
-def _summary(regions: Regions) -> Summary:
+def _summary(regions: Regions, buffer_m: float) -> Summary:
     rois = regions.rois
     return {
         "rois": len(rois),
@@ -118,7 +116,7 @@ def _summary(regions: Regions) -> Summary:
         "by_crop": dict(sorted(Counter(roi.crop for roi in rois).items())),
         "by_split": {split: sum(roi.split == split for roi in rois) for split in SPLITS},
         "missing": missing_crops(rois),
-        "components": regions.components,
+        "components": int(components(rois, buffer_m).max()) + 1,
         "parcels": len(regions.parcels),
         "mended": regions.mended,
         "repeated": regions.repeated,

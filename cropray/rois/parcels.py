@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,16 @@ class Parcels:
     seasons: dict[Season, Indices]
     mended: int
     dropped: tuple[Dropped, ...]
+
+    @cached_property
+    def ids(self) -> npt.NDArray[np.object_]:
+        """(N,) parcel_id."""
+        return np.array(self.frame["parcel_id"].tolist(), dtype=object)
+
+    @cached_property
+    def files(self) -> npt.NDArray[np.object_]:
+        """(N,) file."""
+        return np.array(self.frame["file"].tolist(), dtype=object)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def regions_of(parcels: Parcels, config: RoisConfig) -> tuple[list[Roi], list[Dr
     calendar = _calendar(parcels, config)
     rois: list[Roi] = []
     for each, province in zip(clusters, provinces, strict=True):
-        members = parcels.frame["parcel_id"].to_numpy()[each.rows]
+        members = parcels.ids[each.rows]
         parts = [each.season.name, each.season.sheet, *sorted(members)]
         roi_id = identity(each.season.crop, [part.encode() for part in parts])
         found = _dates(calendar, each.season, province, config)
@@ -105,8 +105,9 @@ def _clusters(
         alone, *members = np.split(by_label, ends[:-1])
         clusters += [_Cluster(season, box, mine) for box, mine in zip(boxes, members, strict=True)]
         reason = f"fewer than {config.min_samples} parcels within {config.eps_m:g} m"
-        ids = parcels.frame["parcel_id"].to_numpy()
-        dropped += [_drop(parcels, season, np.array([row]), f"parcel {ids[row]}", reason) for row in alone]
+        dropped += [
+            _drop(parcels, season, np.array([row]), f"parcel {parcels.ids[row]}", reason) for row in alone
+        ]
     return clusters, dropped
 
 
@@ -147,5 +148,5 @@ def _dates(calendar: dict[str, Sheet], season: Season, province: str, config: Ro
 
 
 def _drop(parcels: Parcels, season: Season, rows: Indices, item: str, reason: str) -> Dropped:
-    files = sorted(set(parcels.frame["file"].to_numpy()[rows]))
+    files = sorted(set(parcels.files[rows]))
     return Dropped("; ".join(files), season.crop, season.name, item, reason)

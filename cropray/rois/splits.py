@@ -43,25 +43,30 @@ def near_pairs(rois: Sequence[Roi], buffer_m: float) -> npt.NDArray[np.intp]:
     return np.unique(pairs[:, pairs[0] < pairs[1]], axis=1)
 
 
-def split_rois(rois: Sequence[Roi], config: SplitConfig, seed: int) -> tuple[list[Roi], int]:
-    """The ROIs with their splits, and the number of components that were dealt out.
+def components(rois: Sequence[Roi], buffer_m: float) -> Indices:
+    """(N,) number, from 0, of the connected component of near ROIs that each one is in."""
+    pairs = near_pairs(rois, buffer_m)
+    links = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(len(rois), len(rois)))
+    numbers: Indices = connected_components(links, directed=False)[1]
+    return numbers
+
+
+def split_rois(rois: Sequence[Roi], config: SplitConfig, seed: int) -> list[Roi]:
+    """The ROIs with their splits.
 
     Components of near ROIs are dealt whole, crop by crop, the rarest first (Sechidis, Tsoumakas and
     Vlahavas 2011, iterative stratification, with components in place of examples). The outcome
     depends on the seed and the ROIs, not on their order.
     """
-    pairs = near_pairs(rois, config.buffer_m)
-    links = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(len(rois), len(rois)))
-    n_components, component = connected_components(links, directed=False)
-    names = _component_names(rois, component, n_components)
+    component = components(rois, config.buffer_m)
+    names = _component_names(rois, component)
     order = np.argsort([xxhash.xxh3_64_hexdigest(f"{seed} {name}".encode()) for name in names])
-    crops = sorted({roi.crop for roi in rois})
-    counts = np.zeros((n_components, len(crops)))
-    np.add.at(counts, (component, [crops.index(roi.crop) for roi in rois]), 1)
-    dealt = np.empty(n_components, dtype=np.intp)
+    crops, crop = np.unique([roi.crop for roi in rois], return_inverse=True)
+    counts = np.zeros((len(names), len(crops)))
+    np.add.at(counts, (component, crop), 1)
+    dealt = np.empty(len(names), dtype=np.intp)
     dealt[order] = _deal(counts[order], (1 - config.val - config.test, config.val, config.test))
-    splits = [SPLITS[dealt[number]] for number in component]
-    return [replace(roi, split=split) for roi, split in zip(rois, splits, strict=True)], n_components
+    return [replace(roi, split=SPLITS[dealt[number]]) for roi, number in zip(rois, component, strict=True)]
 
 
 def _deal(counts: Floats, shares: tuple[float, float, float]) -> Indices:
@@ -119,9 +124,9 @@ def missing_crops(rois: Sequence[Roi]) -> dict[str, list[str]]:
     return {split: names for split, names in lacking.items() if names}
 
 
-def _component_names(rois: Sequence[Roi], component: Indices, n_components: int) -> list[str]:
+def _component_names(rois: Sequence[Roi], component: Indices) -> list[str]:
     """The first roi_id of each component: a name that does not depend on the order of the ROIs."""
-    names = [""] * n_components
+    names = [""] * (int(component.max()) + 1)
     for position in sorted(range(len(rois)), key=lambda i: rois[i].roi_id, reverse=True):
         names[component[position]] = rois[position].roi_id
     return names

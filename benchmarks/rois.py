@@ -1,0 +1,157 @@
+"""Regions of interest of the whole ISRC set: cropray beside a plain script of the usual kind.
+
+    python benchmarks/rois.py --data FOLDER [--json]
+
+The script does what such scripts do: a loop over clusters, each with a boolean mask over all parcels,
+a test against every province, and a geopandas overlay with them where the box lies in none. Both must find the same regions, to a millimetre and a
+day; cropray also mends parcels, splits, audits and writes its files. Imports are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import geopandas as gpd
+import jdatetime
+import pandas as pd
+import shapely
+from sklearn.cluster import DBSCAN
+
+from cropray.config import Config
+from cropray.overrides import load_config
+from cropray.rois.build import build_rois
+from cropray.rois.store import read_rois
+from cropray.run import Run
+from cropray.storage import Folder
+
+ROOT = Path(__file__).parents[1]
+TARGET_S = 1.5
+
+Region = tuple[str, str, float, float, float, float, str]
+"""Crop, season, bounds in millimetres of the CRS, start of the harvest."""
+
+
+def cropray_regions(config: Config) -> list[Region]:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        run = Run(Folder(folder), config)
+        build_rois(run)
+        rois = read_rois(run.folder)
+    return sorted(
+        (roi.crop, roi.season, *(round(1000 * x) for x in roi.bounds), str(roi.harvest_start)) for roi in rois
+    )
+
+
+def plain_regions(config: Config) -> list[Region]:
+    settings = config.rois
+    root = Path(settings.data_root)
+    provinces = gpd.read_file(next(root.glob(settings.provinces.path))).to_crs(settings.crs)
+    calendar = pd.read_excel(root / settings.calendar.path, sheet_name=None, dtype=str)
+    regions: list[Region] = []
+    for entry in settings.parcels:
+        parcels = gpd.read_file(next(root.glob(entry.path))).to_crs(settings.crs)
+        for season in entry.seasons:
+            chosen = parcels
+            for column, value in season.where.items():
+                chosen = chosen[chosen[column] == value]
+            centroids = chosen.geometry.centroid
+            points = list(zip(centroids.x, centroids.y, strict=True))
+            labels = DBSCAN(eps=settings.eps_m, min_samples=1).fit_predict(points)
+            for label in sorted(set(labels)):
+                members = chosen[labels == label]
+                box = plain_box(members, settings.min_size_m)
+                harvest = plain_harvest(
+                    calendar[season.sheet],
+                    plain_province(box, provinces),
+                    settings.calendar.agricultural_years,
+                )
+                if harvest:
+                    bounds = (round(1000 * x) for x in box.bounds)
+                    regions.append((entry.crop, season.name, *bounds, harvest))
+    return sorted(regions)
+
+
+def plain_box(members: gpd.GeoDataFrame, min_size: float) -> shapely.Polygon:
+    min_x, min_y, max_x, max_y = members.total_bounds
+    wide, high = max(0, min_size - (max_x - min_x)) / 2, max(0, min_size - (max_y - min_y)) / 2
+    return shapely.box(min_x - wide, min_y - high, max_x + wide, max_y + high)
+
+
+def plain_province(box: shapely.Polygon, provinces: gpd.GeoDataFrame) -> str:
+    around = provinces[provinces.contains(box)]
+    if len(around):
+        return str(around["province"].iloc[0])
+    roi = gpd.GeoDataFrame(geometry=[box], crs=provinces.crs)
+    pieces = gpd.overlay(roi, provinces, how="intersection")
+    return "" if pieces.empty else str(pieces.loc[pieces.area.idxmax(), "province"])
+
+
+def plain_harvest(sheet: pd.DataFrame, province: str, years: tuple[int, int]) -> str:
+    rows = sheet[sheet["Province"] == province]
+    if rows.empty or (rows == "-").any(axis=None):
+        return ""
+    year, last = years[0], 0
+    days = []
+    for cell in rows.iloc[0].iloc[1:]:
+        month, day = (int(part) for part in cell.split("-"))
+        year = years[1] if month < last else year
+        last = month
+        days.append(jdatetime.date(year, month, day).togregorian())
+    return str(days[2])
+
+
+def timed(
+    work: Callable[[Config], list[Region]], config: Config, repeats: int
+) -> tuple[list[Region], dict[str, float]]:
+    wall, cpu = [], []
+    for _ in range(repeats):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        regions = work(config)
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - start_cpu)
+    figures = {"median_s": statistics.median(wall), "min_s": min(wall), "max_s": max(wall)}
+    return regions, figures | {"median_cpu_s": statistics.median(cpu), "repeats": repeats}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--data", default=str(ROOT.parent / "shared/data/isrc"), help="folder of the ISRC set"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    arguments = parser.parse_args()
+    config = load_config(ROOT / "configs/iran.yaml", [f"rois.data_root={arguments.data}"])
+    ours, ours_s = timed(cropray_regions, config, arguments.repeats)
+    plain, plain_s = timed(plain_regions, config, 1)
+    result = {
+        "rois": len(ours),
+        "same_as_plain": ours == plain,
+        "cropray": ours_s,
+        "plain": plain_s,
+        "speedup": plain_s["median_s"] / ours_s["median_s"],
+        "target_s": TARGET_S,
+        "met": ours_s["median_s"] <= TARGET_S,
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"{len(ours)} regions; the same by both: {result['same_as_plain']}\n")
+    print(f"{'':10}{'median s':>10}{'min s':>8}{'max s':>8}{'CPU s':>8}{'times faster':>14}")
+    for name, figures, ratio in (("cropray", ours_s, result["speedup"]), ("plain", plain_s, 1.0)):
+        cells = [figures[key] for key in ("min_s", "max_s", "median_cpu_s")]
+        print(
+            f"{name:10}{figures['median_s']:10.2f}" + "".join(f"{x:8.2f}" for x in cells) + f"{ratio:14.1f}"
+        )
+    print(f"\ntarget: {TARGET_S} s, {'met' if result['met'] else 'missed'}")
+
+
+if __name__ == "__main__":
+    main()
