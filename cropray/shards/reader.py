@@ -83,10 +83,12 @@ class ShardReader:
         """The batches of one epoch of this rank, from batch `start` on, read ahead in a thread.
 
         Every kept sample occurs exactly once, on one rank. All ranks have `len(self)` batches, of
-        `batch_size` samples but for the last one or two, which may be smaller.
+        `batch_size` samples but for the last one or two, which may be smaller. (Only where batches
+        are of one sample must a rank that is one short repeat its last one.)
         """
-        order = self.order(epoch)
-        steps = len(self)
+        order, steps = self.order(epoch), len(self)
+        if len(order) < steps:
+            order = np.append(order, order[-1])
         # A rank one sample short may lack a last batch: its last but one gives a sample to it.
         ends = np.minimum(
             np.arange(1, steps + 1) * self._batch_size, len(order) - np.arange(steps)[::-1]

@@ -1,0 +1,71 @@
+import errno
+import time
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from cropray.shards.schema import to_table
+from cropray.shards.store import shard_name, shard_uris
+from cropray.shards.writer import write_shard
+from cropray.storage import Folder
+from cropray.types import InputError
+from tests.samples import METADATA, make_rows, write_samples
+
+
+@pytest.mark.parametrize("codec", ["none", "lz4"])
+def test_the_same_samples_give_the_same_bytes(tmp_path: Path, codec: str) -> None:
+    (first,) = write_samples(Folder(str(tmp_path / "a")), range(6), codec=codec)
+    time.sleep(1.1)  # a time stamp to the second would show
+    (second,) = write_samples(Folder(str(tmp_path / "b")), range(6), codec=codec)
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+
+
+@pytest.mark.parametrize(("codec", "stored"), [("none", "UNCOMPRESSED"), ("lz4", "LZ4")])
+def test_tensor_columns_are_flat_without_dictionary_or_statistics(
+    tmp_path: Path, codec: str, stored: str
+) -> None:
+    (uri,) = write_samples(Folder(str(tmp_path)), range(6), codec=codec)
+    parquet = pq.ParquetFile(uri)
+    assert [parquet.metadata.row_group(i).num_rows for i in range(2)] == [4, 2]
+    group = parquet.metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    for name in METADATA.tensors:
+        assert columns[name].physical_type == "FIXED_LEN_BYTE_ARRAY"
+        assert columns[name].compression == stored
+        assert not columns[name].has_dictionary_page
+        assert not columns[name].is_stats_set
+    assert columns["labelled_fraction"].is_stats_set
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    def groups():
+        yield to_table(make_rows([0]), METADATA)
+        raise InputError("a sample is damaged")
+
+    with pytest.raises(InputError, match="a sample is damaged"):
+        write_shard(Folder(str(tmp_path)), "x.parquet", METADATA, groups(), codec="none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: str, target: str, *rest: object) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pafs, "copy_files", full)
+    with pytest.raises(
+        InputError, match=r"no space is left for 00000\.parquet in .*; finished files are kept"
+    ):
+        write_samples(Folder(str(tmp_path)), [0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_of_a_split_are_listed_in_order(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    for index in (10, 2, 0):
+        write_shard(folder, shard_name("val", index), METADATA, [], codec="none")
+    names = [uri.removeprefix(folder.uri) for uri in shard_uris(folder, "val")]
+    assert names == ["/shards/val/00000.parquet", "/shards/val/00002.parquet", "/shards/val/00010.parquet"]
+    assert shard_uris(folder, "test") == []
