@@ -22,12 +22,15 @@ import rasterio.windows
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.warp import reproject
+from rasterio.vrt import WarpedVRT
 
 from cropray.grid import Grid, Window
 from cropray.types import ByteArray, InputError
 
 _BLOCK = 512  # pixels a side of the blocks inside a TIFF
+# How far a position may be interpolated from its neighbours' exact ones. GDAL's default of 0.125 pixels
+# would let the same pixel differ between tiles; it takes no 0.
+_EXACT_PIXELS = 1e-6
 _CACHE_MB = 64  # GDAL's block cache; its own default is 5 % of the machine's memory
 
 
@@ -61,17 +64,17 @@ def read_nearest(path: str, grid: Grid, band: int = 1, nodata: float | None = No
         fill = source.nodata if nodata is None else nodata
         if fill is None:
             raise InputError(f"{path} states no nodata value; say which value marks its missing pixels")
-        values = np.full(grid.shape, fill, source.dtypes[band - 1])
-        # Filled beforehand and never initialised by GDAL, which mistakes a nodata of 0 for none.
-        reproject(
-            rasterio.band(source, band),
-            values,
-            dst_transform=rasterio.Affine(*grid.transform),
-            dst_crs=grid.crs,
+        with WarpedVRT(
+            source,
+            crs=grid.crs,
+            transform=rasterio.Affine(*grid.transform),
+            height=grid.height,
+            width=grid.width,
+            nodata=fill,
             resampling=Resampling.nearest,
-            init_dest_nodata=False,
-            tolerance=0,  # every pixel transformed exactly, none interpolated between its neighbours
-        )
+            tolerance=_EXACT_PIXELS,
+        ) as warped:
+            values: npt.NDArray[Any] = warped.read(band)
     return values
 
 
@@ -148,7 +151,7 @@ def create_tiled(
         "sparse_ok": True,
         "interleave": "band",
     }
-    with writing(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
+    with _writing(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
         with rasterio.open(path, "w", **profile) as dataset:
             for index, text in enumerate(descriptions, start=1):
                 dataset.set_band_description(index, text)
@@ -165,7 +168,7 @@ def write_cog(src: Path, dst: Path, *, overviews: Literal["nearest", "average"])
     Overviews halve until one block holds the raster: `nearest` for classes (a mean of codes means
     nothing), `average` for quantities. Raises InputError where the disk is full.
     """
-    with writing(dst), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
+    with _writing(dst), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
         rasterio.shutil.copy(
             src,
             dst,
@@ -180,16 +183,15 @@ def write_cog(src: Path, dst: Path, *, overviews: Literal["nearest", "average"])
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Turns a full disk or a forbidden folder into an InputError, and removes what was begun."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, CPLE_BaseError) as error:  # RasterioError of the drivers is an OSError
-        path.unlink(missing_ok=True)
-        raise InputError(_unwritten(path, error)) from error
-    except BaseException:
-        path.unlink(missing_ok=True)
+    except BaseException as error:
+        if path.exists():
+            path.unlink()
+        if isinstance(error, OSError | CPLE_BaseError):  # RasterioIOError is an OSError too
+            raise InputError(_unwritten(path, error)) from error
         raise
 
 

@@ -161,7 +161,8 @@ class _Blend:
 
     def mean(self) -> FloatArray:
         """(K, H, W); 0 where no patch lies."""
-        return self._sum_khw / np.maximum(self._weight_hw, np.float32(1e-12))
+        weight_hw: FloatArray = np.maximum(self._weight_hw, np.float32(1e-12))
+        return self._sum_khw / weight_hw
 
 
 def _result(probabilities_khw: FloatArray, shown_hw: BoolArray, predictor: Predictor) -> TileResult:
