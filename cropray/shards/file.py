@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +92,7 @@ def _readable(uri: str) -> Iterator[pa.NativeFile]:
         raise InputError(f"there is no shard {uri}; run the stage that makes it (export, compact)") from error
     except InputError:
         raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise _damaged(uri, str(error).splitlines()[0]) from error
 
 

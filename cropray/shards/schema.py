@@ -144,14 +144,25 @@ class ShardMetadata:
         text = (schema.metadata or {}).get(METADATA_KEY)
         if text is None:
             raise InputError(f"{where} is no cropray shard (no {METADATA_KEY.decode()!r} in its metadata)")
-        data = json.loads(text)
-        if data.get("format") != FORMAT_VERSION:
+        try:
+            data = json.loads(text)
+            version = data["format"]
+            metadata = cls._from_json(data) if version == FORMAT_VERSION else None
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{where}: its metadata is damaged ({error!r}); make the shard again") from error
+        if metadata is None:
             raise InputError(
-                f"{where} is of shard format {data.get('format')}, this cropray reads format "
-                f"{FORMAT_VERSION}; make the shards again (export, compact) or use the version that did"
+                f"{where} is of shard format {version}, this cropray reads format {FORMAT_VERSION}; "
+                "make the shards again (export, compact) or use the version that did"
             )
+        if not schema.equals(metadata.schema):
+            raise InputError(f"{where}: its columns are not what its metadata says; make the shard again")
+        return metadata
+
+    @classmethod
+    def _from_json(cls, data: dict[str, Any]) -> ShardMetadata:
         s2, s1 = data["tensors"]["s2"], data["tensors"]["s1"]
-        metadata = cls(
+        return cls(
             classes=tuple(data["classes"]),
             size=s2["shape"][-1],
             window=data["window"],
@@ -165,9 +176,6 @@ class ShardMetadata:
             s1_scale=s1["scale"],
             nodata=data["nodata"],
         )
-        if not schema.equals(metadata.schema):
-            raise InputError(f"{where}: its columns are not what its metadata says; make the shard again")
-        return metadata
 
 
 def quantise(values: npt.NDArray[np.floating], valid: BoolArray, scale: float) -> IntArray:
