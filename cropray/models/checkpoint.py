@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import safetensors.torch
-import torch
 import xxhash
 from safetensors import SafetensorError
 from torch import Tensor
@@ -157,8 +156,8 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
 
 
 def _check_fit(checkpoint: Checkpoint, folder: Folder) -> None:
-    with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in checkpoint.network.build().state_dict().items()}
+    network = checkpoint.network.build_empty()
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
     given = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
     differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
     if differing or checkpoint.network.n_classes != len(checkpoint.classes):

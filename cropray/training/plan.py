@@ -1,0 +1,172 @@
+"""What a training will do, settled and checked before any worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from cropray.config import TrainConfig
+from cropray.models.checkpoint import Checkpoint, load_checkpoint
+from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.losses import LossRecipe
+from cropray.models.normalisation import NORMALISATIONS
+from cropray.run import Run
+from cropray.shards.reader import ShardReader
+from cropray.shards.schema import ShardMetadata
+from cropray.shards.store import shard_uris
+from cropray.storage import Folder
+from cropray.tracking.registry import resolve_model
+from cropray.training.step import Recipe
+from cropray.types import BoolArray, InputError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Shards of one split and which of their samples are read."""
+
+    uris: Sequence[str]
+    min_labelled_fraction: float
+
+    def reader(self, batch_size: int, *, seed: int, rank: int, world_size: int, shuffle: bool) -> ShardReader:
+        return ShardReader(
+            self.uris,
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+            keep=self._labelled,
+        )
+
+    def _labelled(self, table: pa.Table) -> BoolArray:
+        return np.asarray(table["labelled_fraction"].to_numpy() > self.min_labelled_fraction, np.bool_)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that a worker needs to know.
+
+    `checkpoint` is the one to be made, without weights and thresholds. `init` is the checkpoint to
+    start from; its head is kept only where the classes are the same. `batch_size` is that of one
+    worker, `steps` those of all epochs.
+    """
+
+    train: Data
+    val: Data
+    recipe: Recipe
+    batch_size: int
+    threads: int
+    checkpoint: Checkpoint
+    init: Folder | None
+    keep_head: bool
+    samples: int
+    steps: int
+    parameters: int
+
+
+def make_plan(run: Run, stage: str) -> TrainingPlan:
+    """Raises InputError where shards, settings and the starting checkpoint do not fit together."""
+    settings: TrainConfig = getattr(run.config, stage)
+    if settings.batch_size % settings.workers:
+        raise InputError(
+            f"{stage}.batch_size is {settings.batch_size} samples a step of all workers together; it "
+            f"must be a multiple of {stage}.workers = {settings.workers}"
+        )
+    train = Data(shard_uris(run.folder, "train"), settings.min_labelled_fraction)
+    per_worker = settings.batch_size // settings.workers
+    reader = train.reader(per_worker, seed=run.config.seed, rank=0, world_size=settings.workers, shuffle=True)
+    if not len(reader.table):
+        raise InputError(
+            f"no sample of {run.folder}/shards/train has more than {settings.min_labelled_fraction:.0%} "
+            f"labelled pixels ({stage}.min_labelled_fraction): nothing to train on"
+        )
+    checkpoint, init, keep_head = _start(run, stage, reader.metadata)
+    with_fingerprint = replace(checkpoint, data_fingerprint=_fingerprint(reader.table))
+    return TrainingPlan(
+        train=train,
+        val=Data(shard_uris(run.folder, "val"), 0.0),
+        recipe=_recipe(settings, run.config.seed, new_head=not keep_head),
+        batch_size=per_worker,
+        threads=settings.threads,
+        checkpoint=with_fingerprint,
+        init=init,
+        keep_head=keep_head,
+        samples=len(reader.table),
+        steps=settings.epochs * len(reader),
+        parameters=sum(p.numel() for p in checkpoint.network.build_empty().parameters()),
+    )
+
+
+def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folder | None, bool]:
+    """The checkpoint to be made, the one to start from, and whether its head is kept."""
+    config = run.config
+    settings: TrainConfig = getattr(config, stage)
+    checkpoint = Checkpoint(
+        classes=data.classes,
+        network=NetworkSpec(len(data.classes), config.model.width, data.months),
+        normalisation=NORMALISATIONS[config.model.normalisation](),
+        window=data.window,
+        s1_quantity=data.s1_quantity,
+        weights={},
+        s2_bands=data.s2_bands,
+        s1_bands=data.s1_bands,
+        recipe={"stage": stage, "seed": config.seed, **settings.model_dump(mode="json")},
+    )
+    if not settings.init:
+        return checkpoint, None, False
+    init = resolve_model(settings.init, run)
+    first = load_checkpoint(init)
+    _check_init(first, checkpoint, init)
+    if first.classes == checkpoint.classes:
+        return replace(checkpoint, network=first.network, normalisation=first.normalisation), init, True
+    network = replace(checkpoint.network, head="conv")
+    return replace(checkpoint, network=network, normalisation=first.normalisation), init, False
+
+
+def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
+    """Raises InputError where the body of `first` cannot go on with these data and settings."""
+    differences = {
+        "months": (first.months, wanted.months, "window.months"),
+        "width": (first.network.width, wanted.network.width, "model.width"),
+        "normalisation": (type(first.normalisation), type(wanted.normalisation), "model.normalisation"),
+        "Sentinel-1 quantity": (first.s1_quantity, wanted.s1_quantity, "the imagery source"),
+        "Sentinel-2 bands": (first.s2_bands, wanted.s2_bands, "the imagery source"),
+        "Sentinel-1 bands": (first.s1_bands, wanted.s1_bands, "the imagery source"),
+    }
+    for name, (has, want, setting) in differences.items():
+        if has != want:
+            raise InputError(
+                f"cannot start from {init}: its {name} is {_said(has)}, the run's is {_said(want)}; "
+                f"change {setting} or start from another checkpoint"
+            )
+
+
+def _said(value: object) -> str:
+    kinds = {cls: kind for kind, cls in NORMALISATIONS.items()}
+    return kinds[value] if isinstance(value, type) else str(value)
+
+
+def _recipe(settings: TrainConfig, seed: int, *, new_head: bool) -> Recipe:
+    head_lr = settings.head_lr if new_head and settings.head_lr is not None else settings.lr
+    return Recipe(
+        epochs=settings.epochs,
+        lr=settings.lr,
+        head_lr=head_lr,
+        loss=LossRecipe(settings.unlabelled, settings.own_crop_weight, settings.cross_negatives),
+        weight_decay=settings.weight_decay,
+        optimizer=settings.optimizer,
+        schedule=settings.schedule,
+        warmup_fraction=settings.warmup_fraction,
+        augment=settings.augment,
+        seed=seed,
+    )
+
+
+def _fingerprint(table: pa.Table) -> str:
+    """xxh3 over the ids and checksums of all samples, whatever their order."""
+    rows = sorted(zip(table["sample_id"].to_pylist(), table["xxh3"].to_pylist(), strict=True))
+    return xxhash.xxh3_64_hexdigest(repr(rows).encode())
