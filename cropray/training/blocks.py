@@ -1,0 +1,139 @@
+"""Whole ROIs put together again from the patches of their shards, every pixel once.
+
+Large ROIs come in tiles, so memory is bounded by the tile and not by the ROI. Shape suffixes:
+N patches of a tile, C bands, T months, H rows, W columns, K layers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cropray.bands import NODATA
+from cropray.grid import Window
+from cropray.shards.patching import mosaic
+from cropray.shards.reader import ShardReader
+from cropray.types import UNLABELLED, ByteArray, FloatArray, IntArray
+
+_TILE = 1024  # pixels a side: about 200 MB of patches and 100 MB of probabilities of 21 classes
+_ROWS_AT_ONCE = 16  # rows lie scattered over the shards, and each brings its row group into memory
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """A part of an ROI's grid and the patches that reach into it.
+
+    `rows` are positions in the reader's table. The hull is the rectangle around the tile and all its
+    patches: `patches` and `inner`, the tile itself, are windows of it.
+    """
+
+    roi_id: str
+    crop: str
+    rows: tuple[int, ...]
+    hull: tuple[int, int]
+    inner: Window
+    patches: tuple[Window, ...]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The pixels of a plan: rasters of the whole tile, and patches for a network to see."""
+
+    plan: TilePlan
+    s1_ncthw: IntArray
+    s2_ncthw: IntArray
+    label_hw: ByteArray  # UNLABELLED where there is no patch
+    truth_hw: ByteArray | None
+
+    @property
+    def s1_cthw(self) -> IntArray:
+        return _laid(self.s1_ncthw, self.plan, NODATA)
+
+    @property
+    def s2_cthw(self) -> IntArray:
+        return _laid(self.s2_ncthw, self.plan, NODATA)
+
+    def mosaicked(self, values_nkhw: FloatArray) -> FloatArray:
+        """Values of the patches as one raster (K, H, W): means over overlaps, NaN under no patch."""
+        return mosaic(values_nkhw, self.plan.patches, self.plan.hull)[:, *self.plan.inner.slices]
+
+
+def plan_tiles(reader: ShardReader, size: int = _TILE) -> list[TilePlan]:
+    """Tiles of at most `size` pixels a side over all ROIs of a reader, ROI by ROI."""
+    columns = ("roi_id", "crop", "row", "col", "roi_height", "roi_width")
+    table = reader.table.select(columns).to_pydict()
+    of_roi: dict[str, list[int]] = defaultdict(list)
+    for position, roi_id in enumerate(table["roi_id"]):
+        of_roi[roi_id].append(position)
+    patch = reader.metadata.size
+    plans = []
+    for roi_id in sorted(of_roi):
+        rows = of_roi[roi_id]
+        windows = {i: Window(table["row"][i], table["col"][i], patch, patch) for i in rows}
+        for tile in _blocks(table["roi_height"][rows[0]], table["roi_width"][rows[0]], size):
+            inside = {i: window for i, window in windows.items() if _touches(window, tile)}
+            if inside:
+                plans.append(_plan(roi_id, table["crop"][rows[0]], tile, inside))
+    return plans
+
+
+def read_tile(reader: ShardReader, plan: TilePlan) -> Tile:
+    """The tile of a plan. Raises InputError for a damaged shard."""
+    steps = range(0, len(plan.rows), _ROWS_AT_ONCE)
+    batches = [reader.take(plan.rows[start : start + _ROWS_AT_ONCE]) for start in steps]
+
+    def joined(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(batch, name) for batch in batches])
+
+    has_truth = batches[0].truth_bhw is not None
+    return Tile(
+        plan,
+        s1_ncthw=joined("s1_bcthw"),
+        s2_ncthw=joined("s2_bcthw"),
+        label_hw=_laid(joined("label_bhw"), plan, UNLABELLED),
+        truth_hw=_laid(joined("truth_bhw"), plan, UNLABELLED) if has_truth else None,
+    )
+
+
+def _plan(roi_id: str, crop: str, tile: Window, inside: dict[int, Window]) -> TilePlan:
+    everything = [tile, *inside.values()]
+    top, left = min(w.row for w in everything), min(w.col for w in everything)
+    bottom = max(w.row + w.height for w in everything)
+    right = max(w.col + w.width for w in everything)
+
+    def moved(window: Window) -> Window:
+        return Window(window.row - top, window.col - left, window.height, window.width)
+
+    return TilePlan(
+        roi_id,
+        crop,
+        rows=tuple(inside),
+        hull=(bottom - top, right - left),
+        inner=moved(tile),
+        patches=tuple(moved(window) for window in inside.values()),
+    )
+
+
+def _laid(values_nxhw: npt.NDArray[Any], plan: TilePlan, fill: int) -> npt.NDArray[Any]:
+    """Patches (N, ..., h, w) side by side (..., H, W) on the tile; overlaps hold the same values."""
+    laid = np.full((*values_nxhw.shape[1:-2], *plan.hull), fill, values_nxhw.dtype)
+    for values, patch in zip(values_nxhw, plan.patches, strict=True):
+        laid[..., *patch.slices] = values
+    return laid[..., *plan.inner.slices]
+
+
+def _blocks(height: int, width: int, size: int) -> list[Window]:
+    return [
+        Window(row, col, min(size, height - row), min(size, width - col))
+        for row in range(0, height, size)
+        for col in range(0, width, size)
+    ]
+
+
+def _touches(a: Window, b: Window) -> bool:
+    rows = a.row < b.row + b.height and b.row < a.row + a.height
+    return rows and a.col < b.col + b.width and b.col < a.col + a.width

@@ -1,0 +1,224 @@
+"""The evaluation stage: the network beside its baselines, on whole ROIs held out for the test.
+
+Thresholds come from val, by one function for all methods; the test split is read once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cropray.config import Config
+from cropray.maps.charts import confusion_chart, scores_chart
+from cropray.maps.conditions import check_source
+from cropray.maps.pictures import comparison_picture
+from cropray.models.checkpoint import Checkpoint, check_classes, load_checkpoint
+from cropray.models.decision import decide
+from cropray.models.predictor import Predictor
+from cropray.progress import Progress, progress, say
+from cropray.run import Run, Summary, flat
+from cropray.shards.reader import ShardReader
+from cropray.shards.schema import ShardMetadata
+from cropray.shards.store import shard_uris
+from cropray.storage import Folder
+from cropray.tracking.registry import resolve_model
+from cropray.training.blocks import TilePlan, plan_tiles, read_tile
+from cropray.training.methods import (
+    Method,
+    Network,
+    Thresholds,
+    default_thresholds,
+    fit_baselines,
+    thresholds_on,
+)
+from cropray.training.metrics import Counts, confusion
+from cropray.training.scoring import Scope, scored_truth, tables
+from cropray.types import BoolArray, InputError
+
+RESULT = "evaluation/evaluation.json"
+
+_BATCH = 32
+_PICTURES = 12
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is evaluated, and how."""
+
+    config: Config
+    checkpoint: Checkpoint
+    test: ShardReader
+    val: ShardReader | None
+    train: list[str]
+    scope: Scope
+
+    @property
+    def unlabelled(self) -> str:
+        """What pixels without a label were to the loss."""
+        recipe = flat(self.checkpoint.recipe or {})
+        named = (value for key, value in recipe.items() if key.rsplit(".", 1)[-1] == "unlabelled")
+        return str(next(named, "ignore"))
+
+
+def evaluate(run: Run) -> Summary:
+    """Score a model on the test split; writes evaluation/evaluation.json and pictures beside it.
+
+    Raises InputError where there is no test split, or where the model does not fit the shards.
+    """
+    reused = run.begin("evaluate")
+    if reused is not None:
+        say(f"evaluate: reused {run.folder}/{RESULT}")
+        return reused
+    start = time.monotonic()
+    folder = resolve_model(run.config.evaluate.model, run)
+    job = _job(run, folder)
+    methods: dict[str, Method] = {"model": Network(Predictor(job.checkpoint, _device()))}
+    baselines: dict[str, Any] | None = None
+    if job.config.evaluate.baselines:
+        fitted, baselines = _baselines(job)
+        methods |= fitted
+    plans, val_plans = plan_tiles(job.test), [] if job.val is None else plan_tiles(job.val)
+    with progress("evaluate", len(plans) + len(val_plans)) as bar:
+        thresholds, chosen_on = _thresholds(job, methods, val_plans, bar)
+        counts, pictures = _score(job, methods, thresholds, plans, bar)
+    classes = job.checkpoint.classes
+    draws, seed = job.config.evaluate.bootstrap, job.config.seed
+    result: dict[str, Any] = {
+        "model": folder.uri,
+        "classes": list(classes),
+        **tables(job.scope, classes, counts, draws=draws, seed=seed),
+        "draws": draws,
+        "thresholds": {name: [round(float(t), 4) for t in chosen] for name, chosen in thresholds.items()},
+        "thresholds_chosen_on": chosen_on,
+        "baselines": baselines,
+        "pictures": list(pictures),
+    }
+    pictures |= {"confusion.png": confusion_chart(result), "scores.png": scores_chart(result)}
+    for name, picture in pictures.items():
+        run.folder.write_bytes(f"evaluation/{name}", picture)
+    run.folder.write_text(RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    summary = {
+        "scope": result["scope"],
+        "blocks": result["blocks"],
+        "pixels": result["pixels"],
+        **{f"{result['score']}/{name}": row["score"] for name, row in result["methods"].items()},
+        "seconds": round(time.monotonic() - start, 1),
+    }
+    run.finish("evaluate", summary)
+    return summary
+
+
+def _job(run: Run, folder: Folder) -> Job:
+    checkpoint = load_checkpoint(folder)
+    test, val = shard_uris(run.folder, "test"), shard_uris(run.folder, "val")
+    if not test:
+        raise InputError(
+            f"{run.folder} has no shards of the split test: give it a share of the ROIs "
+            "(rois.split.test), or more ROIs to divide"
+        )
+    reader = ShardReader(test, batch_size=_BATCH, shuffle=False)
+    _check_fit(checkpoint, reader.metadata, folder)
+    return Job(
+        run.config,
+        checkpoint,
+        test=reader,
+        val=ShardReader(val, batch_size=_BATCH, shuffle=False) if val else None,
+        train=shard_uris(run.folder, "train"),
+        scope=_scope(run.config, reader.metadata),
+    )
+
+
+def _check_fit(checkpoint: Checkpoint, metadata: ShardMetadata, folder: Folder) -> None:
+    check_classes(checkpoint, metadata.classes, str(folder))
+    check_source(checkpoint, metadata.source)
+    if checkpoint.months != metadata.months:
+        raise InputError(
+            f"the model {folder} sees {checkpoint.months} months, the shards hold {metadata.months}; "
+            "set window.months alike"
+        )
+
+
+def _scope(config: Config, metadata: ShardMetadata) -> Scope:
+    if metadata.has_truth:
+        return "truth"
+    return "class_map" if config.labels.class_map is not None else "annotated"
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _baselines(job: Job) -> tuple[dict[str, Method], dict[str, Any]]:
+    def labelled(table: pa.Table) -> BoolArray:
+        return np.asarray(table["labelled_fraction"].to_numpy() > 0, np.bool_)
+
+    settings = job.config.evaluate
+    say(f"evaluate: fitting a forest of {settings.forest_trees} trees")
+    return fit_baselines(
+        ShardReader(job.train, batch_size=_BATCH, shuffle=False, keep=labelled),
+        unlabelled=job.unlabelled,
+        pixels=settings.forest_pixels,
+        trees=settings.forest_trees,
+        seed=job.config.seed,
+    )
+
+
+def _thresholds(
+    job: Job, methods: dict[str, Method], plans: list[TilePlan], bar: Progress
+) -> tuple[dict[str, Thresholds], str]:
+    """Thresholds by method, and where they come from; the checkpoint's own are kept."""
+    own = job.checkpoint.thresholds
+    known: dict[str, Thresholds] = {} if own is None else {"model": np.array(own, np.float32)}
+    if job.val is None:
+        default = default_thresholds(len(job.checkpoint.classes))
+        return dict.fromkeys(methods, default) | known, "nothing, for there is no val split: 0.5"
+    missing = {name: method for name, method in methods.items() if name not in known}
+    return thresholds_on(job.val, plans, missing, bar, job.config.seed) | known, "val"
+
+
+def _score(
+    job: Job,
+    methods: dict[str, Method],
+    thresholds: dict[str, Thresholds],
+    plans: Sequence[TilePlan],
+    bar: Progress,
+) -> tuple[dict[str, Counts], dict[str, bytes]]:
+    """Confusion matrices (R, M, M) of the test's ROIs by method, and pictures of some ROIs by name."""
+    classes = job.checkpoint.classes
+    size = len(classes) + 1
+    counts: dict[str, dict[str, Counts]] = {
+        name: defaultdict(lambda: np.zeros((size, size), np.int64)) for name in methods
+    }
+    shown, pictures = _to_show(plans), {}
+    for plan in plans:
+        tile = read_tile(job.test, plan)
+        truth_hw = scored_truth(job.scope, tile.label_hw, tile.truth_hw)
+        maps = {
+            name: decide(method.probabilities(tile), thresholds[name]) for name, method in methods.items()
+        }
+        for name, predicted_hw in maps.items():
+            counts[name][plan.roi_id] += confusion(truth_hw, predicted_hw, len(classes))
+        if plan in shown:
+            pictures[f"rois/{plan.roi_id}.png"] = comparison_picture(
+                truth_hw, maps["model"], classes, tile.s2_cthw, title=f"{plan.roi_id} · {plan.crop}"
+            )
+        bar.advance()
+    return {name: np.stack(list(by_roi.values())) for name, by_roi in counts.items()}, pictures
+
+
+def _to_show(plans: Sequence[TilePlan]) -> list[TilePlan]:
+    """The first tile of some ROIs, crops in turn."""
+    by_crop: dict[str, dict[str, TilePlan]] = defaultdict(dict)
+    for plan in plans:
+        by_crop[plan.crop].setdefault(plan.roi_id, plan)
+    turns = zip_longest(*(rois.values() for rois in by_crop.values()))
+    return [plan for turn in turns for plan in turn if plan is not None][:_PICTURES]

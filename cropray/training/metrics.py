@@ -1,0 +1,100 @@
+"""Scores from confusion matrices, and how sure they are when whole blocks are drawn again.
+
+A confusion matrix is (M, M): rows are the truth, columns the prediction, the K crops first; the
+last of M = K + 1 is "none" (known to be no crop, or no class predicted). R blocks, D draws.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import confusion_matrix, jaccard_score, precision_recall_fscore_support
+
+from cropray.types import BACKGROUND, UNLABELLED, ByteArray
+
+Counts = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
+
+NONE = "none"
+"""Name of the last row and column: no crop."""
+
+
+def confusion(truth: ByteArray, predicted: ByteArray, n_classes: int) -> Counts:
+    """Confusion matrix (K + 1, K + 1) of two maps of classes, BACKGROUND as the last class.
+
+    Pixels whose truth is UNLABELLED are not counted. The maps may have any shape, but the same.
+    """
+    known = truth != UNLABELLED
+    labels = [*range(n_classes), BACKGROUND]
+    counts: Counts = confusion_matrix(truth[known], predicted[known], labels=labels).astype(np.int64)
+    return counts
+
+
+def per_class(counts: Counts) -> list[dict[str, Any]]:
+    """Precision, recall, F1, IoU and support (pixels of truth) of each of the M classes.
+
+    Only where the truth of every pixel is known: precision needs all that is not the class.
+    scikit-learn scores the M × M pairs of classes, each weighted with its count.
+    """
+    truth, predicted = (index.ravel() for index in np.indices(counts.shape))
+    weights = counts.ravel()
+    options = {"labels": list(range(len(counts))), "sample_weight": weights, "zero_division": 0.0}
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, **options)
+    iou = jaccard_score(truth, predicted, average=None, **options)
+    return [
+        {"precision": float(p), "recall": float(r), "f1": float(f), "iou": float(i), "support": int(s)}
+        for p, r, f, i, s in zip(precision, recall, f1, iou, support, strict=True)
+    ]
+
+
+def recalls(counts: Counts) -> list[dict[str, Any]]:
+    """Recall and support of each crop, where the truth is known of annotated parcels only."""
+    return [{"recall": row["recall"], "support": row["support"]} for row in per_class(counts)[:-1]]
+
+
+def macro_f1(counts: npt.NDArray[Any]) -> Scores:
+    """Mean F1 over the crops (not "none") of matrices (…, M, M): F1 = 2 TP / (2 TP + FP + FN).
+
+    A crop that is neither there nor predicted has no F1 and is left out; NaN where none has one.
+    """
+    true_positive = np.diagonal(counts, axis1=-2, axis2=-1)[..., :-1]
+    both = (counts.sum(axis=-1) + counts.sum(axis=-2))[..., :-1]
+    return _mean_of_defined(2 * true_positive, both)
+
+
+def macro_recall(counts: npt.NDArray[Any]) -> Scores:
+    """Mean recall over the crops that occur in the truth, of matrices (…, M, M)."""
+    true_positive = np.diagonal(counts, axis1=-2, axis2=-1)[..., :-1]
+    return _mean_of_defined(true_positive, counts.sum(axis=-1)[..., :-1])
+
+
+def block_draws(n_blocks: int, draws: int, seed: int) -> Counts:
+    """How often each block occurs (D, R) in `draws` samples of R blocks with replacement."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws).astype(np.int64)
+
+
+def drawn(counts_by_block: Counts, draws: Counts) -> Counts:
+    """Confusion matrices (D, M, M) of the blocks (R, M, M) as often as drawn (D, R)."""
+    summed: Counts = np.einsum("dr,rmn->dmn", draws, counts_by_block)
+    return summed
+
+
+def interval(scores: Scores, level: float = 0.95) -> list[float] | None:
+    """Percentile interval of bootstrap scores (D,); None where there are none."""
+    defined = scores[~np.isnan(scores)]
+    if not len(defined):
+        return None
+    tail = (1 - level) / 2
+    return [float(bound) for bound in np.quantile(defined, [tail, 1 - tail])]
+
+
+def _mean_of_defined(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Scores:
+    """Mean over the last axis of the ratios whose denominator is not 0; NaN where all are."""
+    defined = denominator > 0
+    ratios = np.divide(numerator, denominator, out=np.zeros(denominator.shape), where=defined)
+    number = defined.sum(axis=-1)
+    mean: Scores = np.divide(ratios.sum(axis=-1), number, out=np.full(number.shape, np.nan), where=number > 0)
+    return mean

@@ -1,0 +1,84 @@
+"""Scores against scikit-learn on plain pixels, and the block bootstrap."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+
+from cropray.training.metrics import (
+    block_draws,
+    confusion,
+    drawn,
+    interval,
+    macro_f1,
+    macro_recall,
+    per_class,
+    recalls,
+)
+from cropray.types import BACKGROUND, UNLABELLED
+
+K = 4
+maps = hnp.arrays(np.uint8, (6, 7), elements=st.sampled_from([0, 1, 2, 3, BACKGROUND]))
+
+
+@given(truth=maps, predicted=maps)
+def test_scores_are_those_of_scikit_learn_on_the_pixels(truth: np.ndarray, predicted: np.ndarray) -> None:
+    counts = confusion(truth, predicted, K)
+    labels = [0, 1, 2, 3, BACKGROUND]
+    pixels = (truth.ravel(), predicted.ravel())
+    options = {"labels": labels, "average": None, "zero_division": 0.0}
+    rows = per_class(counts)
+    np.testing.assert_allclose([row["precision"] for row in rows], precision_score(*pixels, **options))
+    np.testing.assert_allclose([row["recall"] for row in rows], recall_score(*pixels, **options))
+    np.testing.assert_allclose([row["f1"] for row in rows], f1_score(*pixels, **options))
+    np.testing.assert_allclose([row["iou"] for row in rows], jaccard_score(*pixels, **options))
+    there = [c for c in range(K) if (truth == c).any() or (predicted == c).any()]
+    if there:
+        expected = f1_score(*pixels, labels=there, average="macro", zero_division=0.0)
+        assert macro_f1(counts) == pytest.approx(expected)
+    in_truth = [c for c in range(K) if (truth == c).any()]
+    if in_truth:
+        expected = recall_score(*pixels, labels=in_truth, average="macro")
+        assert macro_recall(counts) == pytest.approx(expected)
+
+
+def test_a_pixel_of_unknown_truth_is_not_counted() -> None:
+    truth = np.array([0, UNLABELLED, 1, BACKGROUND], np.uint8)
+    predicted = np.array([0, 0, BACKGROUND, 1], np.uint8)
+    counts = confusion(truth, predicted, 2)
+    np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 1], [0, 1, 0]])
+
+
+def test_partly_labelled_truth_has_recall_and_no_precision() -> None:
+    counts = np.array([[8, 1, 1], [5, 5, 0], [0, 0, 0]])
+    assert recalls(counts) == [{"recall": 0.8, "support": 10}, {"recall": 0.5, "support": 10}]
+
+
+def test_a_score_of_nothing_is_not_a_number() -> None:
+    nothing = np.zeros((3, 3), np.int64)
+    assert np.isnan(macro_f1(nothing))
+    assert np.isnan(macro_recall(nothing))
+    assert interval(np.array([np.nan, np.nan])) is None
+
+
+def test_a_draw_is_the_sum_of_the_blocks_it_names() -> None:
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 50, (5, 3, 3))
+    draws = block_draws(5, 20, seed=3)
+    assert draws.sum(axis=1).tolist() == [5] * 20
+    for draw, counts in zip(draws, drawn(blocks, draws), strict=True):
+        picked = np.repeat(np.arange(5), draw)
+        np.testing.assert_array_equal(counts, blocks[picked].sum(axis=0))
+
+
+def test_the_interval_of_equal_blocks_is_a_point_and_of_unequal_ones_has_their_spread() -> None:
+    good, bad = np.array([[90, 10], [10, 90]]), np.array([[10, 90], [90, 10]])
+    same = drawn(np.stack([good] * 8), block_draws(8, 500, seed=0))
+    low, high = interval(macro_f1(same)) or (0, 1)
+    assert low == pytest.approx(high)
+    mixed = drawn(np.stack([good] * 4 + [bad] * 4), block_draws(8, 2000, seed=0))
+    # F1 of a draw with n good blocks is 0.1 + 0.1 n; n is binomial(8, 1/2), of which 1 and 7 are
+    # the 2.5 and 97.5 per cent points (P(n <= 0) = 0.4 %, P(n <= 1) = 3.5 %).
+    assert interval(macro_f1(mixed)) == pytest.approx([0.2, 0.8])
