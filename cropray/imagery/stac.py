@@ -7,6 +7,7 @@ bilinear, which leaves out missing pixels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -14,14 +15,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pystac
+import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.loader import RasterLoadParams, RasterSource, RioDriver
+from pyproj import Transformer
 from shapely.geometry.base import BaseGeometry
 
 from cropray.bands import S1_BANDS, S2_BANDS, SCL_ALIASES
 from cropray.config import StacConfig
-from cropray.grid import Grid
+from cropray.grid import Grid, Window
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
 from cropray.imagery.stac_catalogue import footprint, open_catalogue
 from cropray.imagery.stac_items import (
@@ -35,6 +38,7 @@ from cropray.imagery.stac_items import (
     orbit,
     reflectance_scaling,
 )
+from cropray.rasters import read_window
 from cropray.types import Composite, FloatArray, ImageRequest, InputError, Period
 
 _READERS = 8  # scenes read at once: remote files are latency, not bandwidth
@@ -58,7 +62,7 @@ class StacSource:
         return {
             "kind": "stac",
             "s2": {**self._s2.identity(), "offset": self._config.s2.offset},
-            "s1": self._s1.identity(),
+            "s1": {**self._s1.identity(), "unit": self._config.s1.unit},
             "s1_quantity": self._quantity,
         }
 
@@ -69,11 +73,14 @@ class StacSource:
         s2_items = self._s2.search(grid, start, end)
         s1_items = self._s1.search(extent, start, end)
         read_s1 = partial(self._read_s1, grid=request.grid, extent=extent)
-        return composite_scenes(
-            request,
-            lambda period: _scenes(s2_items, period, partial(self._read_s2, grid=request.grid)),
-            lambda period: _scenes(s1_items, period, read_s1),
-        )
+        with warnings.catch_warnings():
+            # Said at random of GDAL's own buffers while they are warped (odc-geo issue 131).
+            warnings.filterwarnings("ignore", "Dataset has no geotransform")
+            return composite_scenes(
+                request,
+                lambda period: _scenes(s2_items, period, partial(self._read_s2, grid=request.grid)),
+                lambda period: _scenes(s1_items, period, read_s1),
+            )
 
     @cached_property
     def _quantity(self) -> str:
@@ -145,10 +152,20 @@ def _read(
     try:
         with driver.restore_env(driver.capture_env(), load) as context:
             where, numbers = driver.open(RasterSource(asset.href), context).read(params, geobox)
-    except (OSError, ValueError) as error:
+        if not numbers.size:
+            _check_georeference(asset.href)  # far away, or nowhere?
+    except AssertionError:  # how odc-geo meets a raster without a CRS
+        _check_georeference(asset.href)
+        raise
+    except OSError as error:
         raise InputError(f"cannot read {asset.href} of the STAC item {item.id}: {error}") from error
     out_hw[where] = numbers
     return out_hw
+
+
+def _check_georeference(href: str) -> None:
+    """Raises InputError for a raster that does not say where it lies."""
+    read_window(href, Window(0, 0, 1, 1))
 
 
 def _geobox(grid: Grid) -> GeoBox:
@@ -157,4 +174,7 @@ def _geobox(grid: Grid) -> GeoBox:
 
 def _outline(grid: Grid) -> BaseGeometry:
     """The outline of a grid in longitude and latitude, edges densified."""
-    return _geobox(grid).geographic_extent.geom
+    side = grid.resolution * max(grid.shape)
+    outline = shapely.segmentize(shapely.box(*grid.bounds), side / 16)
+    to_degrees = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    return shapely.transform(outline, to_degrees.transform, interleaved=False)
