@@ -3,8 +3,9 @@
     python benchmarks/rois.py --data FOLDER [--json]
 
 The script does what such scripts do: a loop over clusters, each with a boolean mask over all parcels,
-a test against every province, and a geopandas overlay with them where the box lies in none. Both must find the same regions, to a millimetre and a
-day; cropray also mends parcels, splits, audits and writes its files. Imports are not counted.
+a test against every province, and a geopandas overlay with them where the box lies in none. Both must
+find the same regions, to a millimetre and a day; cropray also mends parcels, splits, audits and writes
+its files. Imports are not counted.
 """
 
 from __future__ import annotations

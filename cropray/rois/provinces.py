@@ -20,7 +20,6 @@ class Provinces:
 
     names: tuple[str, ...]
     geometry: Geometries
-    file: str
 
     def of(self, boxes: Floats) -> list[str]:
         """The province of each of (K, 4) bounds: the one that contains it, else the one with the
@@ -51,4 +50,4 @@ def read_provinces(root: str, config: ProvincesConfig, crs: str) -> Provinces:
         raise InputError(f"provinces.path {config.path!r} fits {len(files)} files; wanted one")
     frame = reproject(read_polygons(files[0], [config.name_field]), crs, files[0])
     geometry, _ = mend(frame.geometry.to_numpy())
-    return Provinces(tuple(frame[config.name_field].astype(str).str.strip()), geometry, str(files[0]))
+    return Provinces(tuple(frame[config.name_field].astype(str).str.strip()), geometry)

@@ -145,7 +145,10 @@ def _literal(text: str) -> Any:
 def _geojson_bounds(value: Any) -> Any:
     if isinstance(value, dict):
         return shapely.geometry.shape(value.get("geometry", value)).bounds
-    points = np.array(value, dtype=float).reshape(-1, np.shape(value)[-1])[:, :2]
+    coordinates = np.array(value, dtype=float)
+    if coordinates.ndim < 2:
+        raise ValueError("a single point")
+    points = coordinates.reshape(-1, coordinates.shape[-1])[:, :2]
     return (*points.min(axis=0), *points.max(axis=0))
 
 

@@ -55,10 +55,10 @@ def read_polygons(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
         frame = pyogrio.read_dataframe(file, columns=list(columns), use_arrow=True)
     except pyogrio.errors.DataSourceError as error:
         raise InputError(f"cannot read {file} as a vector file: {error}") from error
+    if "geometry" not in frame:
+        raise InputError(f"{file} has no geometries; wanted polygons")
     if len(frame) == 0:
         raise InputError(f"{file} has no features; wanted polygons")
-    if "geometry" not in frame or frame.geometry.isna().all():
-        raise InputError(f"{file} has no geometries; wanted polygons")
     if frame.crs is None:
         raise InputError(f"{file} has no CRS; give it one (a shapefile needs its .prj beside it)")
     types = shapely.get_type_id(frame.geometry.to_numpy())

@@ -1,0 +1,201 @@
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+
+from cropray.config import Config
+from cropray.overrides import load_config, updated
+from cropray.rois.build import build_rois
+from cropray.rois.store import DROPPED, PARCELS, ROIS, read_parcels, read_rois
+from cropray.run import Run
+from cropray.storage import Folder
+from cropray.types import InputError
+from tests import rois_inputs
+from tests.rois_inputs import UTM, field, write_calendar, write_fields
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_in(folder: Path, config: Config) -> Run:
+    return Run(Folder(str(folder)), config)
+
+
+@pytest.fixture
+def region(tmp_path: Path) -> Path:
+    folder = tmp_path / "region"
+    rois_inputs.write_region(folder)
+    return folder
+
+
+def test_clusters_become_padded_dated_regions_of_their_province(region: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", rois_inputs.config(region))
+    summary = build_rois(run)
+    rois = {(roi.crop, round(roi.bounds[0] - rois_inputs.EAST)): roi for roi in read_rois(run.folder)}
+    assert summary["rois"] == 4
+    # 300 x 100 m of two fields at (1000, 1000), widened evenly to 640 m.
+    assert set(rois) == {("wheat", 830), ("wheat", 19_730), ("wheat", 69_730), ("beet", 730)}
+    pair = rois["wheat", 830]
+    corner = np.array([rois_inputs.EAST, rois_inputs.NORTH] * 2)
+    np.testing.assert_allclose(np.array(pair.bounds) - corner, [830, 730, 1470, 1370], atol=1e-3)
+    assert (pair.province, rois["wheat", 69_730].province, pair.country) == ("West", "East", "Nowhere")
+    assert (pair.planting_start, pair.harvest_start) == (date(2021, 10, 1), date(2022, 7, 1))
+    assert pair.crs == UTM
+    assert rois["beet", 730].harvest_start == date(2021, 9, 1)
+    assert len(read_parcels(run.folder)) == 5
+
+
+def test_neighbours_of_all_crops_share_a_split(region: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", rois_inputs.config(region))
+    build_rois(run)
+    near = [roi.split for roi in read_rois(run.folder) if roi.bounds[0] < rois_inputs.EAST + 2000]
+    assert len(near) == 2
+    assert len(set(near)) == 1
+
+
+def test_the_same_inputs_in_any_order_give_the_same_bytes(region: Path, tmp_path: Path) -> None:
+    config = rois_inputs.config(region)
+    first, again = run_in(tmp_path / "first", config), run_in(tmp_path / "again", config)
+    build_rois(first)
+    build_rois(again)
+    shuffled = gpd.read_file(region / "wheat.gpkg").sample(frac=1, random_state=3)
+    shuffled.to_file(region / "shuffled.gpkg")
+    parcels = [entry.model_dump() for entry in reversed(config.rois.parcels)]
+    parcels[1]["path"] = "shuffled.gpkg"
+    other = run_in(tmp_path / "other", rois_inputs.config(region, parcels=parcels))
+    build_rois(other)
+    for name in (ROIS, PARCELS):
+        assert first.folder.read_bytes(name) == again.folder.read_bytes(name)
+        assert first.folder.read_bytes(name) == other.folder.read_bytes(name)
+
+
+def test_a_finished_stage_is_reused_and_another_configuration_refused(region: Path, tmp_path: Path) -> None:
+    config = rois_inputs.config(region)
+    summary = build_rois(run_in(tmp_path / "run", config))
+    (region / "wheat.gpkg").unlink()
+    assert build_rois(run_in(tmp_path / "run", config)) == summary
+    with pytest.raises(InputError, match=r"rois\.eps_m: 2000\.0 there, 500\.0 now"):
+        build_rois(run_in(tmp_path / "run", updated(config, {"rois.eps_m": 500.0})))
+
+
+def test_what_gives_no_region_is_recorded_with_its_reason(region: Path, tmp_path: Path) -> None:
+    fields = [field(1000, 1000), field(60_000, 1000), field(300_000, 1000)]
+    write_fields(region / "wheat.gpkg", fields)
+    late = ("10-01", "11-15", "07-01", "08-01")
+    write_calendar(
+        region / "calendar.xlsx", Wheat=[("West", *late), ("East", "10-01", "-", "07-01", "08-01")]
+    )
+    config = rois_inputs.config(region)
+    run = run_in(tmp_path / "run", updated(config, {"rois.parcels": [config.rois.parcels[0].model_dump()]}))
+    summary = build_rois(run)
+    assert summary["rois"] == 1
+    dropped = pd.read_csv(run.folder.local(DROPPED), keep_default_na=False)
+    assert set(dropped["reason"]) == {
+        "sheet 'Wheat' of the calendar lacks a date for East",
+        "in no province of provinces.gpkg",
+    }
+    assert set(dropped["file"]) == {"wheat.gpkg"}
+    assert len(read_parcels(run.folder)) == 3  # labels know of them all the same
+
+
+def test_provinces_that_cover_nothing_are_an_error_and_nothing_is_written(
+    region: Path, tmp_path: Path
+) -> None:
+    write_fields(region / "provinces.gpkg", [field(900_000, 0)], province=["Far"])
+    with pytest.raises(InputError, match=r"4 × in no province of provinces\.gpkg"):
+        build_rois(run_in(tmp_path / "run", rois_inputs.config(region)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_after_a_mistake_the_folder_is_free_for_the_corrected_configuration(
+    region: Path, tmp_path: Path
+) -> None:
+    config = rois_inputs.config(region)
+    with pytest.raises(InputError, match="no crop calendar"):
+        build_rois(run_in(tmp_path / "run", updated(config, {"rois.calendar.path": "calender.xlsx"})))
+    assert build_rois(run_in(tmp_path / "run", config))["rois"] == 4
+
+
+def test_an_unknown_crop_names_the_nearest_class(region: Path, tmp_path: Path) -> None:
+    config = updated(rois_inputs.config(region), {"classes": ["wheat", "beets"]})
+    with pytest.raises(InputError, match=r"'beet' .*none of the classes; did you mean 'beets'"):
+        build_rois(run_in(tmp_path / "run", config))
+
+
+def test_one_zone_does_for_a_country_but_not_for_a_continent(region: Path, tmp_path: Path) -> None:
+    utm = rois_inputs.config(region, crs="utm")
+    run = run_in(tmp_path / "run", utm)
+    build_rois(run)
+    assert {roi.crs for roi in read_rois(run.folder)} == {UTM}
+    gpd.GeoSeries.from_wkt(["POLYGON ((60 50, 60.01 50, 60 50.01, 60 50))"], crs=4326).to_file(
+        region / "beet.geojson"
+    )
+    with pytest.raises(InputError, match=r"57 degrees of longitude.*set rois\.crs"):
+        build_rois(run_in(tmp_path / "wide", utm))
+
+
+def test_without_calendar_and_provinces_there_are_regions_without_dates(region: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", rois_inputs.config(region, calendar={}, provinces={}))
+    build_rois(run)
+    assert {(roi.province, roi.harvest_start) for roi in read_rois(run.folder)} == {("", None)}
+
+
+def test_lone_parcels_are_dropped_where_neighbours_are_asked_for(region: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", rois_inputs.config(region, min_samples=2))
+    beet = {"rois.parcels": [run.config.rois.parcels[1].model_dump()]}
+    with pytest.raises(InputError, match="1 × fewer than 2 parcels within 2000 m"):
+        build_rois(run_in(tmp_path / "none", updated(run.config, beet)))
+    assert build_rois(run)["rois"] == 1
+
+
+def test_the_simulated_world_is_used_where_no_inputs_are_named(
+    region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def write_inputs(config: object, directory: Path) -> object:
+        asked.append(directory)
+        return rois_inputs.config(region).rois
+
+    monkeypatch.setitem(sys.modules, "cropray.imagery.simulated", SimpleNamespace(write_inputs=write_inputs))
+    config = Config(classes=("wheat", "beet"), rois={"eps_m": 100.0, "crs": UTM})
+    summary = build_rois(run_in(tmp_path / "run", config))
+    assert asked == [tmp_path / "run" / "world"]
+    assert summary["rois"] == 5  # the user's eps_m parts the two fields 200 m from each other
+
+
+def test_the_published_regions_come_out_of_the_real_parcels(shared_data: Path, tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs/iran.yaml", [f"rois.data_root={shared_data / 'isrc'}"])
+    run = run_in(tmp_path / "run", config)
+    summary = build_rois(run)
+    assert summary["rois"] == 1449
+    assert summary["by_crop"] | {"canola": 220, "lentils": 160} == summary["by_crop"]
+    assert summary["missing"] == {}
+    assert summary["parcels"] + summary["repeated"] == 9070
+    assert summary["mended"] == 61
+    expected = pd.read_csv(shared_data / "isrc/expected_rois_canola_lentils.csv")
+    rois = read_rois(run.folder)
+    for crop, rows in expected.groupby("crop"):
+        mine = sorted((str(roi.harvest_start), *roi.bounds) for roi in rois if roi.crop == crop)
+        wanted = sorted(
+            rows[["harvest_start", "minx", "miny", "maxx", "maxy"]].itertuples(index=False, name=None)
+        )
+        assert [row[0] for row in mine] == [row[0] for row in wanted]
+        difference = np.array([row[1:] for row in mine]) - np.array([row[1:] for row in wanted])
+        assert np.abs(difference).max() <= 0.001
+
+
+def test_the_european_rectangles_keep_their_held_out_ones(shared_data: Path, tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs/europe.yaml", [f"rois.data_root={shared_data}"])
+    run = run_in(tmp_path / "run", config)
+    assert build_rois(run)["by_split"] == {"train": 7, "val": 1, "test": 1}
+    held_out = {roi.split: roi.country for roi in read_rois(run.folder) if roi.split != "train"}
+    assert held_out == {"val": "england_valid", "test": "france_valid"}
+    assert len(read_parcels(run.folder)) == 0
+    record = json.loads(run.folder.read_text("stages/rois.json"))
+    assert record["summary"]["crs"] == "EPSG:4326"

@@ -1,0 +1,116 @@
+from datetime import date, timedelta
+from pathlib import Path
+
+import jdatetime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cropray.config import CalendarConfig
+from cropray.rois.calendar import month_days_to_dates, read_calendar
+from cropray.types import InputError
+from tests.rois_inputs import HEADER, write_calendar
+
+JALALI = CalendarConfig(path="calendar.xlsx", system="jalali", agricultural_years=(1400, 1401))
+
+
+def test_the_year_turns_where_the_months_first_decrease() -> None:
+    days = month_days_to_dates([(7, 11), (9, 20), (2, 21), (5, 31)], (1400, 1401), "jalali")
+    # 1 Farvardin (Nowruz) was 21 March in 2021 and in 2022; months 1 to 6 have 31 days.
+    assert days[0] == date(2021, 3, 21) + timedelta(days=6 * 31 + 10)
+    assert days[2] == date(2022, 3, 21) + timedelta(days=31 + 20) == date(2022, 5, 11)
+    assert days == sorted(days)
+
+
+def test_the_second_year_stays_once_it_has_begun() -> None:
+    days = month_days_to_dates([(11, 1), (2, 1), (1, 5), (3, 1)], (2021, 2022), "gregorian")
+    assert [day.year for day in days] == [2021, 2022, 2022, 2022]
+
+
+@given(
+    months=st.lists(st.integers(1, 12), min_size=4, max_size=4),
+    day=st.integers(1, 28),
+    year=st.integers(1350, 1450),
+)
+def test_each_day_goes_back_to_its_month_and_day(months: list[int], day: int, year: int) -> None:
+    found = month_days_to_dates([(month, day) for month in months], (year, year + 1), "jalali")
+    back = [jdatetime.date.fromgregorian(date=gregorian) for gregorian in found]
+    assert [(b.month, b.day) for b in back] == [(month, day) for month in months]
+    turned = [any(months[k] < months[k - 1] for k in range(1, end + 1)) for end in range(4)]
+    assert [b.year for b in back] == [year + flag for flag in turned]
+
+
+def test_a_missing_date_empties_the_row_and_blanks_do_not_matter(tmp_path: Path) -> None:
+    rows = [("West ", "06-11", "08-01", "-", "-"), (" East", " 07-01", "07-20", "02-01", "02-31")]
+    write_calendar(tmp_path / "calendar.xlsx", Canola=rows)
+    sheet = read_calendar(str(tmp_path), JALALI, ["Canola"])["Canola"]
+    assert sheet["West"] is None
+    east = sheet["East"]
+    assert east is not None
+    assert (east.planting_start, east.harvest_start) == (date(2021, 9, 23), date(2022, 4, 21))
+
+
+def test_a_csv_with_a_sheet_column_is_the_same_calendar(tmp_path: Path) -> None:
+    rows = {
+        "A": [("West", "10-01", "11-15", "07-01", "08-01")],
+        "B": [("West", "03-01", "04-01", "09-01", "")],
+    }
+    write_calendar(tmp_path / "calendar.xlsx", **rows)
+    lines = ["sheet,province,planting_start,planting_end,harvest_start,harvest_end"]
+    lines += [",".join([sheet, *row]) for sheet, content in rows.items() for row in content]
+    (tmp_path / "calendar.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    xlsx, csv = (
+        read_calendar(str(tmp_path), CalendarConfig(path=f"calendar.{kind}"), ["A", "B"])
+        for kind in ("xlsx", "csv")
+    )
+    assert xlsx == csv
+    assert xlsx["B"] == {"West": None}
+
+
+def test_the_only_sheet_needs_no_name(tmp_path: Path) -> None:
+    write_calendar(tmp_path / "calendar.xlsx", Maize=[("West", "03-01", "04-01", "06-01", "07-01")])
+    assert "West" in read_calendar(str(tmp_path), JALALI, [""])[""]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (
+            ("07-31", "08-01", "02-01", "03-01"),
+            r"sheet 'Canola', West: planting_start '07-31' .*jalali",
+        ),
+        (("07-01", "12-30", "02-01", "03-01"), r"planting_end '12-30' is no day"),  # 1400 has no leap day
+        (("07-01", "13-01", "02-01", "03-01"), r"planting_end '13-01' is no day"),
+        (("07-01", "08-01", "2022-02-01", "03-01"), r"harvest_start is '2022-02-01'; wanted MM-DD"),
+    ],
+)
+def test_an_impossible_day_is_named(tmp_path: Path, cells: tuple[str, ...], message: str) -> None:
+    write_calendar(tmp_path / "calendar.xlsx", Canola=[("West", *cells)])
+    with pytest.raises(InputError, match=message):
+        read_calendar(str(tmp_path), JALALI, ["Canola"])
+
+
+def test_a_leap_day_exists_in_its_leap_year_only(tmp_path: Path) -> None:
+    assert month_days_to_dates([(12, 30)], (1399, 1400), "jalali") == [date(2021, 3, 20)]
+    with pytest.raises(ValueError, match="day"):
+        month_days_to_dates([(2, 29)], (2021, 2022), "gregorian")
+
+
+def test_mistakes_in_sheets_and_columns_name_the_nearest_right_one(tmp_path: Path) -> None:
+    write_calendar(tmp_path / "calendar.xlsx", SugarBeet_Spring=[], Canola=[])
+    with pytest.raises(InputError, match=r"no sheet 'SugerBeet_Spring'; did you mean 'SugarBeet_Spring'"):
+        read_calendar(str(tmp_path), JALALI, ["SugerBeet_Spring"])
+    (tmp_path / "bad.csv").write_text("province,planting_start,planting_end,harvest_begin,harvest_end\n")
+    with pytest.raises(InputError, match=r"bad\.csv.* no column 'harvest_start'; did you mean"):
+        read_calendar(str(tmp_path), CalendarConfig(path="bad.csv"), [""])
+    (tmp_path / "twice.csv").write_text("\n".join([",".join(HEADER), *["West,03-01,04-01,06-01,07-01"] * 2]))
+    with pytest.raises(InputError, match="two rows for 'West'"):
+        read_calendar(str(tmp_path), CalendarConfig(path="twice.csv"), [""])
+
+
+def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "calendar.xlsx").write_text("not a workbook")
+    with pytest.raises(InputError, match=r"cannot read the crop calendar .*calendar\.xlsx"):
+        read_calendar(str(tmp_path), JALALI, ["Canola"])
+    with pytest.raises(InputError, match="there is no crop calendar"):
+        read_calendar(str(tmp_path), CalendarConfig(path="none.xlsx"), ["Canola"])

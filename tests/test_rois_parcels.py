@@ -1,0 +1,162 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+
+from cropray.config import CropConfig, SeasonConfig
+from cropray.rois.parcels import Season, read_parcels
+from cropray.rois.vectors import mend
+from cropray.types import InputError
+from tests.rois_inputs import UTM, field, write_fields
+
+BOW_TIE = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
+
+
+def crop(path: str, *seasons: SeasonConfig) -> CropConfig:
+    return CropConfig(crop="beet", path=path, seasons=seasons or (SeasonConfig(),))
+
+
+def test_many_files_of_several_systems_become_one(tmp_path: Path) -> None:
+    write_fields(tmp_path / "a/one.shp", [field(0, 0), field(500, 0)])
+    write_fields(tmp_path / "b/two.geojson", [field(1000, 0)], crs="EPSG:4326")
+    write_fields(tmp_path / "b/three.gpkg", [field(2000, 0)], crs="EPSG:3857")
+    parcels = read_parcels(str(tmp_path), [crop("*/*.shp"), crop("b/t*")])
+    assert set(parcels.files) == {"a/one.shp", "b/two.geojson", "b/three.gpkg"}
+    assert parcels.frame.crs == "EPSG:4326"
+    found = parcels.frame.to_crs(UTM)
+    wanted = gpd.GeoSeries([field(x, 0) for x in (0, 500, 2000, 1000)], crs=UTM)
+    np.testing.assert_allclose(found.geometry.centroid.x, wanted.centroid.x, atol=1e-3)
+    np.testing.assert_allclose(found.geometry.area, 10_000, rtol=1e-6)
+    assert parcels.seasons[Season("beet", "", "")].tolist() == [0, 1, 2, 3]
+
+
+def test_seasons_take_their_parcels_by_attribute_in_any_script(tmp_path: Path) -> None:
+    product = ["چغندر قند بهاره", "چغندر قند پاییزه ", "چغندر قند بهاره", "گندم"]
+    fields = [field(x, 0) for x in (0, 500, 1000, 1500)]
+    write_fields(tmp_path / "beet.shp", fields, Product=product)
+    spring = SeasonConfig(name="spring", sheet="S", where={"Product": "چغندر قند بهاره"})
+    autumn = SeasonConfig(name="autumn", sheet="A", where={"Product": "چغندر قند پاییزه"})
+    parcels = read_parcels(str(tmp_path), [crop("beet.shp", spring, autumn)])
+    assert {season.name: rows.tolist() for season, rows in parcels.seasons.items()} == {
+        "spring": [0, 2],
+        "autumn": [1],
+    }
+    assert [(row.item, row.reason) for row in parcels.dropped] == [
+        ("feature 3", "kept by no season's `where`")
+    ]
+
+
+def test_numbers_filter_as_they_are_written(tmp_path: Path) -> None:
+    write_fields(tmp_path / "beet.gpkg", [field(0, 0), field(500, 0)], code=[1105.0, 7.5])
+    season = SeasonConfig(where={"code": "1105"})
+    assert len(read_parcels(str(tmp_path), [crop("beet.gpkg", season)]).frame) == 1
+
+
+def test_the_same_field_in_two_files_is_one_parcel_of_its_crop(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_fields(tmp_path / f"{name}.shp", [field(0, 0)])
+    beet = read_parcels(str(tmp_path), [crop("*.shp")])
+    wheat = read_parcels(str(tmp_path), [CropConfig(crop="wheat", path="one.shp")])
+    assert len(set(beet.ids)) == 1
+    assert set(beet.ids).isdisjoint(wheat.ids)
+
+
+def test_invalid_geometries_are_mended_and_counted(tmp_path: Path) -> None:
+    bow_tie = shapely.transform(BOW_TIE, lambda xy: xy * 50 + [500_000, 5_400_000])
+    sliver = shapely.Polygon([(500_000, 5_400_000), (500_100, 5_400_000), (500_000, 5_400_000)])
+    write_fields(tmp_path / "beet.gpkg", [field(500, 0), bow_tie, sliver, shapely.Polygon()])
+    parcels = read_parcels(str(tmp_path), [crop("beet.gpkg")])
+    assert parcels.mended == 1
+    assert parcels.frame.geometry.is_valid.all()
+    areas = parcels.frame.to_crs(UTM).area
+    np.testing.assert_allclose(areas, [10_000, bow_tie.envelope.area / 2], rtol=1e-4)
+    assert [row.item for row in parcels.dropped] == ["feature 2", "feature 3"]
+
+
+def test_mending_keeps_the_polygonal_part_of_a_collection_and_drops_heights() -> None:
+    square = shapely.box(0, 0, 1, 1)
+    collection = shapely.GeometryCollection([square, shapely.LineString([(0, 0), (5, 5)])])
+    high = shapely.force_3d(square, 7)
+    mended, changed = mend(np.array([square, collection, BOW_TIE, high, None], dtype=object))
+    assert changed.tolist() == [False, True, True, False, False]
+    assert mended[1].equals(square)
+    assert mended[2].is_valid
+    assert mended[2].area == pytest.approx(2)
+    assert not mended[3].has_z
+    assert mended[4] is None
+
+
+def write_lines(folder: Path) -> None:
+    write_fields(folder / "beet.gpkg", [shapely.LineString([(5e5, 5.4e6), (5.1e5, 5.4e6)])])
+
+
+def write_no_crs(folder: Path) -> None:
+    write_fields(folder / "beet.shp", [field(0, 0)])
+    (folder / "beet.prj").unlink()
+
+
+def write_empty(folder: Path) -> None:
+    write_fields(folder / "beet.gpkg", [field(0, 0)])
+    gpd.read_file(folder / "beet.gpkg").iloc[:0].to_file(folder / "beet.gpkg")
+
+
+def write_metres_as_degrees(folder: Path) -> None:
+    frame = gpd.GeoDataFrame(geometry=[field(0, 0)], crs=UTM).set_crs("EPSG:4326", allow_override=True)
+    frame.to_file(folder / "beet.gpkg")
+
+
+def write_two_layers(folder: Path) -> None:
+    for layer in ("spring", "autumn"):
+        frame = gpd.GeoDataFrame(geometry=[field(0, 0)], crs=UTM)
+        frame.to_file(folder / "beet.gpkg", layer=layer)
+
+
+def write_text(folder: Path) -> None:
+    (folder / "beet.gpkg").write_text("no vector file")
+
+
+def write_table_without_geometry(folder: Path) -> None:
+    (folder / "beet.csv").write_text("a,b\n1,2\n")
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "message"),
+    [
+        (write_lines, "beet.gpkg", r"has 1 features that are no polygons \(feature 0 is a LineString\)"),
+        (write_no_crs, "beet.shp", "has no CRS"),
+        (write_empty, "beet.gpkg", "has no features"),
+        (write_metres_as_degrees, "beet.gpkg", "says that its coordinates are degrees"),
+        (write_two_layers, "beet.gpkg", r"has 2 layers \(spring, autumn\)"),
+        (write_text, "beet.gpkg", "as a vector file"),
+        (write_table_without_geometry, "beet.csv", "has no geometries"),
+    ],
+)
+def test_unusable_files_are_refused_by_name(
+    tmp_path: Path, write: Callable[[Path], None], name: str, message: str
+) -> None:
+    write(tmp_path)
+    with pytest.raises(InputError, match=rf"{re.escape(str(tmp_path / name))} .*{message}"):
+        read_parcels(str(tmp_path), [crop(name)])
+
+
+def test_a_missing_file_is_named_with_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"there is no file {re.escape(str(tmp_path))}/beet/\*\.shp; check"):
+        read_parcels(str(tmp_path), [crop("beet/*.shp")])
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "parcels").mkdir()
+    with pytest.raises(InputError, match=r"is a folder; give .* parcels/\*\.shp"):
+        read_parcels(str(tmp_path), [crop("parcels")])
+
+
+def test_filters_that_keep_nothing_tell_what_there_is(tmp_path: Path) -> None:
+    write_fields(tmp_path / "beet.shp", [field(0, 0)], Product=["spring beet"])
+    with pytest.raises(InputError, match=r"no parcel of beet in beet\.shp fits .*present: .*spring beet"):
+        read_parcels(str(tmp_path), [crop("beet.shp", SeasonConfig(where={"Product": "autumn beet"}))])
+    with pytest.raises(InputError, match=r"beet\.shp has no attribute 'Produkt'; did you mean 'Product'"):
+        read_parcels(str(tmp_path), [crop("beet.shp", SeasonConfig(where={"Produkt": "spring beet"}))])

@@ -1,0 +1,130 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyproj import Geod, Transformer
+
+from cropray.config import SplitConfig
+from cropray.rois.splits import audit_splits, components, missing_crops, near_pairs, split_rois
+from cropray.types import InputError, Roi
+
+CRS = "EPSG:32631"
+
+
+def roi(name: str, x: float, y: float, crop: str = "wheat", crs: str = CRS, size: float = 640.0) -> Roi:
+    bounds = (500_000 + x, 5_400_000 + y, 500_000 + x + size, 5_400_000 + y + size)
+    return Roi(name, crop, "", "", "", "", bounds, crs)
+
+
+def spread(counts: dict[str, int]) -> list[Roi]:
+    """ROIs of each crop far from all others."""
+    crops = [crop for crop, count in counts.items() for _ in range(count)]
+    return [roi(f"{crop}-{n}", 5000.0 * (n % 50), 5000.0 * (n // 50), crop) for n, crop in enumerate(crops)]
+
+
+def shares(rois: list[Roi], crop: str) -> list[int]:
+    return [sum(r.crop == crop and r.split == split for r in rois) for split in ("train", "val", "test")]
+
+
+def test_near_is_a_distance_on_the_ground() -> None:
+    rois = [roi("a", 0, 0), roi("b", 640 + 980, 0), roi("c", 0, 640 + 1020), roi("d", 9000, 9000)]
+    assert near_pairs(rois, 1000.0).T.tolist() == [[0, 1]]
+    assert len(near_pairs(rois, 1050.0).T) == 3  # b and c as well, corner to corner
+    # Web Mercator stretches: at 60° N, 1,500 of its metres are 750 on the ground.
+    x, y = Transformer.from_crs(4326, 3857, always_xy=True).transform(10, 60)
+    north = [
+        replace(r, crs="EPSG:3857", bounds=(x + d, y, x + d + 640, y + 640))
+        for r, d in zip(rois, (0, 2140), strict=False)
+    ]
+    assert near_pairs(north, 1000.0).shape == (2, 1)
+    assert near_pairs(north, 700.0).shape == (2, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 20_000)), min_size=2, max_size=25))
+@settings(deadline=None)
+def test_no_pair_nearer_than_the_buffer_is_overlooked(corners: list[tuple[int, int]]) -> None:
+    rois = [roi(f"r{n}", x, y) for n, (x, y) in enumerate(corners)]
+    pairs = {tuple(pair) for pair in near_pairs(rois, 1000.0).T.tolist()}
+    low = np.array(corners, dtype=float)
+    gap = np.maximum(np.abs(low[:, None] - low[None]) - 640, 0)  # along each axis
+    for one in range(len(rois)):
+        for other in range(one + 1, len(rois)):
+            if np.hypot(*gap[one, other]) < 999:  # UTM scale 0.9996
+                assert (one, other) in pairs
+            if gap[one, other].max() > 1030:  # the convergence of meridians widens boxes a little
+                assert (one, other) not in pairs
+
+
+def test_the_buffer_holds_on_the_ellipsoid_far_north() -> None:
+    east, _, _ = Geod(ellps="WGS84").fwd(20.0, 70.0, 90.0, 900.0)
+    boxes = [(19.99, 69.99, 20.0, 70.0), (east, 69.99, east + 0.01, 70.0)]
+    rois = [Roi(str(n), "", "", "", "", "", box, "EPSG:4326") for n, box in enumerate(boxes)]
+    assert near_pairs(rois, 1000.0).shape == (2, 1)
+
+
+def test_a_chain_of_neighbours_is_one_component_and_one_split() -> None:
+    chain = [roi(f"c{n}", 1500.0 * n, 0) for n in range(10)]
+    others = spread({"wheat": 40})
+    rois = [replace(r, bounds=tuple(b + 1e5 for b in r.bounds)) for r in others] + chain
+    assert len(set(components(rois, 1000.0)[-10:].tolist())) == 1
+    dealt = split_rois(rois, SplitConfig(), seed=0)
+    assert len({r.split for r in dealt[-10:]}) == 1
+    audit_splits(dealt, 1000.0)
+
+
+def test_shares_hold_for_every_crop() -> None:
+    dealt = split_rois(spread({"wheat": 200, "beet": 40, "rye": 20}), SplitConfig(val=0.2, test=0.1), seed=1)
+    assert [shares(dealt, crop) for crop in ("wheat", "beet", "rye")] == [
+        [140, 40, 20],
+        [28, 8, 4],
+        [14, 4, 2],
+    ]
+    assert missing_crops(dealt) == {}
+
+
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_three_regions_of_a_crop_are_enough_for_all_splits(count: int) -> None:
+    dealt = split_rois(spread({"wheat": 60, "rye": count}), SplitConfig(), seed=0)
+    assert min(shares(dealt, "rye")) >= 1
+
+
+def test_a_crop_of_one_component_is_trained_on_and_reported_missing_elsewhere() -> None:
+    rye = [roi(f"rye-{n}", 700.0 * n, 0, "rye") for n in range(5)]
+    rois = rye + [replace(r, bounds=tuple(b + 1e5 for b in r.bounds)) for r in spread({"wheat": 20})]
+    dealt = split_rois(rois, SplitConfig(), seed=0)
+    assert {r.split for r in dealt[:5]} == {"train"}
+    assert missing_crops(dealt) == {"val": ["rye"], "test": ["rye"]}
+
+
+def test_a_share_of_nothing_gets_nothing() -> None:
+    dealt = split_rois(spread({"wheat": 20}), SplitConfig(val=0.25, test=0), seed=0)
+    assert shares(dealt, "wheat") == [15, 5, 0]
+
+
+@given(st.permutations(range(30)))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_the_regions_does_not_matter(order: list[int]) -> None:
+    rois = spread({"wheat": 20, "rye": 10})
+    wanted = {r.roi_id: r.split for r in split_rois(rois, SplitConfig(), seed=5)}
+    dealt = split_rois([rois[index] for index in order], SplitConfig(), seed=5)
+    assert {r.roi_id: r.split for r in dealt} == wanted
+
+
+def test_another_seed_deals_otherwise() -> None:
+    rois = spread({"wheat": 40})
+    deals = {tuple(r.split for r in split_rois(rois, SplitConfig(), seed)) for seed in range(5)}
+    assert len(deals) == 5
+
+
+def test_the_audit_names_regions_that_leak() -> None:
+    leaky = [replace(roi("here", 0, 0), split="train"), replace(roi("there", 900, 0, "rye"), split="test")]
+    with pytest.raises(InputError, match=r"1 pairs .*\n  here \(train\) and there \(test\)\n"):
+        audit_splits(leaky, 1000.0)
+    audit_splits(leaky, 200.0)
+
+
+def test_the_shares_must_leave_something_to_train_on() -> None:
+    with pytest.raises(ValueError, match="leave a share for training"):
+        SplitConfig(val=0.5, test=0.5)
