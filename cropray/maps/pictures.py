@@ -77,18 +77,17 @@ def comparison_picture(
 
 
 def curves_picture(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
-    """Training curves: losses on the left, all other measures on the right, by epoch.
+    """Training curves by epoch: losses on the left, measures on the validation split on the right.
 
-    `history` has one dict an epoch, as `history.json`; entries that are no numbers are left out.
+    `history` has one dict an epoch, as `history.json`; a measure may be None in some epochs.
     """
-    epochs = [int(row.get("epoch", index)) for index, row in enumerate(history)]
-    names = [name for name in dict.fromkeys(key for row in history for key in row) if name != "epoch"]
-    numeric = [name for name in names if any(isinstance(row.get(name), int | float) for row in history)]
-    losses = [name for name in numeric if "loss" in name]
-    groups = [group for group in (losses, [n for n in numeric if n not in losses]) if group]
-    figure = Figure(figsize=(5 * max(1, len(groups)), 3.4), layout="constrained")
-    for index, group in enumerate(groups):
-        axes = figure.add_subplot(1, len(groups), index + 1)
+    epochs = [int(row["epoch"]) for row in history]
+    numbers = [(name, value) for row in history for name, value in row.items()]
+    names = list(dict.fromkeys(name for name, value in numbers if isinstance(value, int | float)))
+    losses = [name for name in names if "loss" in name]
+    measures = [name for name in names if name.startswith("val_") and name not in losses]
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    for axes, group in zip(figure.subplots(1, 2), (losses, measures), strict=True):
         for name, colour in zip(group, class_colours(len(group)), strict=True):
             values = [row.get(name) for row in history]
             known = [(e, v) for e, v in zip(epochs, values, strict=True) if isinstance(v, int | float)]
@@ -96,7 +95,8 @@ def curves_picture(history: Sequence[Mapping[str, Any]], title: str = "") -> byt
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.lines:
+            axes.legend(fontsize="small")
     if title:
         figure.suptitle(title)
     return png(figure)
@@ -119,7 +119,7 @@ def png(figure: Figure) -> bytes:
     """The same figure gives the same bytes: no date, no version in the metadata."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
 
 

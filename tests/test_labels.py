@@ -1,0 +1,171 @@
+"""Labels against centres tested one by one with shapely, by hand on small maps, and on the real EUCROPMAP."""
+
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+
+from cropray.config import ClassMapConfig, Config, LabelsConfig
+from cropray.grid import Grid
+from cropray.labels import EUCROPMAP_2018, burn_parcels, encode_classes, make_labels
+from cropray.types import BACKGROUND, UNLABELLED, InputError
+
+GRID = Grid("EPSG:32631", 500_000, 5_650_000, 10, 30, 40)
+CLASSES = ("wheat", "maize", "pea")
+
+
+def parcels(*rows: tuple[str, Any], crs: str = GRID.crs) -> gpd.GeoDataFrame:
+    columns = {"parcel_id": [str(i) for i in range(len(rows))], "crop": [crop for crop, _ in rows]}
+    return gpd.GeoDataFrame(columns, geometry=[shape for _, shape in rows], crs=crs)
+
+
+def blob(seed: int) -> shapely.Geometry:
+    rng = np.random.default_rng(seed)
+    points = np.array([500_000, 5_650_000]) + rng.uniform(0, 1, (6, 2)) * np.array([400, -300])
+    return shapely.convex_hull(shapely.MultiPoint(points))
+
+
+class Maps:
+    """A source that offers maps, by name."""
+
+    def __init__(self, **maps: np.ndarray) -> None:
+        self.maps = maps
+
+    def class_map(self, name: str, grid: Grid) -> np.ndarray:
+        assert grid.shape == self.maps[name].shape
+        return self.maps[name]
+
+
+def config(**labels: Any) -> Config:
+    return Config(classes=CLASSES, labels=LabelsConfig(**labels))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_pixel_has_the_class_of_the_parcel_that_contains_its_centre(seed: int) -> None:
+    """Several parcels of each crop overlap; centres are asked one at a time, in WGS 84 as stored."""
+    shapes = [(CLASSES[i % 3], blob(10 * seed + i)) for i in range(5)]
+    frame = parcels(*shapes).to_crs("EPSG:4326")
+    label, covered_nowhere = burn_parcels(GRID, frame, CLASSES)
+    back = list(zip(frame["crop"], frame.to_crs(GRID.crs).geometry, strict=True))
+    xs, ys = GRID.centres()
+    compared = 0
+    for row, y in enumerate(ys):
+        for col, x in enumerate(xs):
+            point = shapely.Point(x, y)
+            if min(shape.boundary.distance(point) for _, shape in back) < 1e-3:
+                continue
+            crops = {crop for crop, shape in back if shape.contains(point)}
+            assert covered_nowhere[row, col] == (not crops)
+            wanted = CLASSES.index(crops.pop()) if len(crops) == 1 else UNLABELLED
+            assert label[row, col] == wanted
+            compared += 1
+    assert compared > 1190
+    assert len(np.unique(label)) > 2
+
+
+def test_where_two_crops_meet_nothing_else_decides() -> None:
+    """Contradictory pixels stay unlabelled under a class map and a land cover; two wheats agree."""
+    left, right = (
+        shapely.box(500_000, 5_649_700, 500_250, 5_650_000),
+        shapely.box(500_150, 5_649_700, 500_400, 5_650_000),
+    )
+    everywhere = np.full(GRID.shape, 5)
+    settings = config(
+        class_map=ClassMapConfig(path="source:dense", codes=(5, 6, 7)),
+        land_cover=ClassMapConfig(path="source:cover", codes=(50,)),
+    )
+    source = Maps(dense=everywhere, cover=np.full(GRID.shape, 50))
+    label, _ = make_labels(GRID, parcels(("wheat", left), ("maize", right)), settings, source)
+    assert (label[:, :15] == 0).all()
+    assert (label[:, 15:25] == UNLABELLED).all()
+    assert (label[:, 25:] == 1).all()
+    label, _ = make_labels(GRID, parcels(("wheat", left), ("wheat", right)), settings, source)
+    assert (label == 0).all()
+
+
+def test_sources_of_labels_come_in_their_order() -> None:
+    """Parcels, then the class map where they leave pixels open, then land cover where all do."""
+    dense = np.zeros(GRID.shape, int)  # nodata
+    dense[:, 10:20], dense[:, 20:25] = 216, 600  # a class; a code that is none
+    cover = np.full(GRID.shape, 50)
+    cover[:, 35:] = 10
+    truth = np.full(GRID.shape, 290)
+    truth[0] = 0
+    settings = config(
+        class_map=ClassMapConfig(path="source:dense", codes=(211, 216, 240)),
+        land_cover=ClassMapConfig(path="source:cover", codes=(50, 80)),
+        truth=ClassMapConfig(path="source:truth", codes=(211, 216, 290)),
+    )
+    frame = parcels(("pea", shapely.box(500_000, 5_649_700, 500_150, 5_650_000)))
+    label, known = make_labels(GRID, frame, settings, Maps(dense=dense, cover=cover, truth=truth))
+    assert (label[:, :15] == 2).all()
+    assert (label[:, 15:20] == 1).all()
+    assert (label[:, 20:35] == BACKGROUND).all()
+    assert (label[:, 35:] == UNLABELLED).all()
+    assert known is not None
+    assert (known[0] == UNLABELLED).all()
+    assert (known[1:] == 2).all()
+
+
+def test_without_parcels_or_maps_nothing_is_known() -> None:
+    frame = parcels(("pea", shapely.box(500_000, 5_649_700, 500_150, 5_650_000)))
+    label, truth = make_labels(GRID, frame, config(parcels=False), object())
+    assert (label == UNLABELLED).all()
+    assert truth is None
+    label, _ = make_labels(GRID, frame.iloc[:0], config(), object())
+    assert (label == UNLABELLED).all()
+
+
+def test_a_crop_that_is_no_class_is_named() -> None:
+    with pytest.raises(InputError, match="parcels of oats, but the classes are wheat, maize, pea"):
+        burn_parcels(GRID, parcels(("oats", blob(1))), CLASSES)
+
+
+def test_a_source_without_maps_is_named() -> None:
+    settings = config(truth=ClassMapConfig(path="source:truth", codes=(1, 2, 3)))
+    with pytest.raises(InputError, match="object offers no maps, so 'source:truth' cannot be read"):
+        make_labels(GRID, parcels(("pea", blob(1))), settings, object())
+
+
+def test_codes_become_indices_nodata_unlabelled_and_others_background() -> None:
+    codes = np.array([[7, 3, 0, 9]])
+    assert encode_classes(codes, (3, 7), nodata=0).tolist() == [[1, 0, UNLABELLED, BACKGROUND]]
+
+
+def test_the_21_classes_have_codes_and_names_of_their_own() -> None:
+    assert len(EUCROPMAP_2018) == len(set(EUCROPMAP_2018.values())) == 21
+    assert not {0, 100, 600} & set(EUCROPMAP_2018)
+
+
+def test_on_the_real_map_codes_100_and_600_are_background(shared_data: Path) -> None:
+    """Labels on a UTM grid inside the clip, against the map's own pixels looked up by coordinate."""
+    path = shared_data / "eucropmap" / "south_jutland.tif"
+    with rasterio.open(path) as dataset:
+        codes, bounds = dataset.read(1), dataset.bounds
+        inverse = ~dataset.transform
+    middle = ((bounds.left + bounds.right) / 2, (bounds.bottom + bounds.top) / 2)
+    grid = Grid.covering(
+        (middle[0] - 0.01, middle[1] - 0.008, middle[0] + 0.01, middle[1] + 0.008), "EPSG:4326"
+    )
+    chosen = ClassMapConfig(path=str(path), codes=tuple(EUCROPMAP_2018))
+    settings = Config(
+        classes=tuple(EUCROPMAP_2018.values()), labels=LabelsConfig(parcels=False, class_map=chosen)
+    )
+    label, _ = make_labels(grid, parcels(("pea", blob(1))), settings, object())
+
+    x, y = np.meshgrid(*grid.centres())
+    points = gpd.GeoSeries(gpd.points_from_xy(x.ravel(), y.ravel()), crs=grid.crs).to_crs("EPSG:4326")
+    cols, rows = inverse.a * points.x + inverse.c, inverse.e * points.y + inverse.f
+    there = codes[rows.astype(int), cols.astype(int)].reshape(grid.shape)
+    sure = ((np.abs(cols - cols.round()) > 1e-4) & (np.abs(rows - rows.round()) > 1e-4)).to_numpy()
+    sure = sure.reshape(grid.shape)
+    position = {code: index for index, code in enumerate(EUCROPMAP_2018)} | {0: UNLABELLED}
+    wanted = np.vectorize(lambda code: position.get(int(code), BACKGROUND))(there)
+    assert (label == wanted)[sure].all()
+    assert sure.mean() > 0.99
+    assert np.isin(there, (100, 600)).any()
+    assert (label[np.isin(there, (100, 600)) & sure] == BACKGROUND).all()
