@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from cropray.imagery.open import open_source
 from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.events import event_log
 from cropray.pipeline.ledger import LedgerRow, read_rows, write_ledger
-from cropray.pipeline.plan import Tile, plan_tiles
+from cropray.pipeline.plan import plan_tiles
 from cropray.pipeline.tile import export_tile, shard_metadata
 from cropray.progress import progress, say
 from cropray.rois.store import read_parcels, read_rois
@@ -41,14 +42,19 @@ def export(run: Run) -> Summary:
         return finished
     config, folder = run.config, run.folder
     metadata = shard_metadata(config, open_source(config))
-    tiles = [tile for roi in read_rois(folder) for tile in plan_tiles(roi, config.grid, config.patch)]
-    tile_ids = [tile.tile_id for tile in tiles]
+    places = {
+        tile.tile_id: {"roi_id": roi.roi_id, "number": number}
+        for roi in read_rois(folder)
+        for number, tile in enumerate(plan_tiles(roi, config.grid, config.patch))
+    }
+    tile_ids = list(places)
     done = {row.tile_id for row in read_rows(folder, tile_ids, metadata.recipe)}
     if done:
-        say(f"export: {len(done)} of {len(tiles)} tiles were finished before")
-    failures = _export_all([tile for tile in tiles if tile.tile_id not in done], config, metadata, folder)
+        say(f"export: {len(done)} of {len(places)} tiles were finished before")
+    left = [place for tile_id, place in places.items() if tile_id not in done]
+    failures = _export_all(left, config, metadata, folder)
     if failures:
-        raise InputError(_explained(failures, len(tiles)))
+        raise InputError(_explained(failures, len(places)))
     rows = read_rows(folder, tile_ids, metadata.recipe)
     write_ledger(folder, rows)
     summary = summarise(rows)
@@ -57,24 +63,25 @@ def export(run: Run) -> Summary:
 
 
 def _export_all(
-    tiles: Sequence[Tile], config: Config, metadata: ShardMetadata, folder: Folder
+    places: Sequence[dict[str, Any]], config: Config, metadata: ShardMetadata, folder: Folder
 ) -> dict[str, str]:
-    """Export the tiles on Ray; the errors of those that failed, by tile."""
+    """Export tiles, each a number in the plan of an ROI, on Ray; the errors by tile."""
     failures: dict[str, str] = {}
-    if not tiles:
+    if not places:
         return failures
     with ray_session(config.ray), event_log(folder, "export") as events:
         import ray
 
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         # One tile a block: each outcome comes back as soon as its tile is done.
-        outcomes = ray.data.range(len(tiles), override_num_blocks=len(tiles)).map(
+        outcomes = ray.data.from_items(list(places), override_num_blocks=len(places)).map(
             _TileWorker,
-            fn_constructor_args=(tiles, config, metadata, folder),
-            compute=ray.data.ActorPoolStrategy(size=min(config.ray.concurrency, len(tiles))),
+            fn_constructor_args=(config, metadata, folder),
+            compute=ray.data.ActorPoolStrategy(size=min(config.ray.concurrency, len(places))),
             num_cpus=_CPUS_PER_WORKER,
         )
-        with progress("export", len(tiles)) as bar:
+        with progress("export", len(places)) as bar:
             for outcome in outcomes.iter_rows():
                 events.record(**outcome)
                 if outcome["error"]:
@@ -84,23 +91,21 @@ def _export_all(
 
 
 class _TileWorker:
-    """Exports the tile of a row's number; an error becomes a row, never a lost block."""
+    """Exports the tile of a row; an error becomes a row, never a lost block."""
 
-    def __init__(
-        self, tiles: Sequence[Tile], config: Config, metadata: ShardMetadata, folder: Folder
-    ) -> None:
-        self._tiles, self._config, self._metadata, self._folder = tiles, config, metadata, folder
+    def __init__(self, config: Config, metadata: ShardMetadata, folder: Folder) -> None:
+        self._config, self._metadata, self._folder = config, metadata, folder
         self._source = open_source(config)
         self._parcels = read_parcels(folder)
+        self._rois = {roi.roi_id: roi for roi in read_rois(folder)}
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        tile = self._tiles[row["id"]]
+    def __call__(self, place: dict[str, Any]) -> dict[str, Any]:
+        config = self._config
+        tile = plan_tiles(self._rois[place["roi_id"]], config.grid, config.patch)[place["number"]]
         started, error, patches = time.monotonic(), "", 0
         try:
-            record = export_tile(
-                tile, self._config, self._metadata, self._parcels, self._source, self._folder
-            )
-            patches = record.patches
+            row = export_tile(tile, config, self._metadata, self._parcels, self._source, self._folder)
+            patches = row.patches
         except _TILE_FAILURES as failure:
             error = str(failure) if isinstance(failure, InputError) else repr(failure)
         seconds = round(time.monotonic() - started, 3)

@@ -88,7 +88,10 @@ def _read_row(folder: Folder, name: str) -> LedgerRow:
     text = read_footer(uri).get(TILE_KEY)
     if text is None:
         raise InputError(f"{uri} is no part of an export (no {TILE_KEY.decode()!r} in its metadata)")
-    return LedgerRow(**json.loads(text))
+    try:
+        return LedgerRow(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{uri}: its ledger row is damaged; delete it and run export again") from error
 
 
 def write_ledger(folder: Folder, rows: Sequence[LedgerRow]) -> None:

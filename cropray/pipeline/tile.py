@@ -39,7 +39,7 @@ def shard_metadata(config: Config, source: ImagerySource) -> ShardMetadata:
         size=config.patch.size,
         window=config.window.model_dump(mode="json"),
         s1_quantity=identity["s1_quantity"],
-        recipe=xxhash.xxh3_128_hexdigest(recipe),
+        recipe=xxhash.xxh3_128_hexdigest(recipe.encode()),
         source=identity,
         has_truth=config.labels.truth is not None,
     )
@@ -127,4 +127,4 @@ def _box(tile: Tile) -> object:
 
 
 def _by_month(valid_thw: BoolArray) -> list[float]:
-    return np.mean(valid_thw, axis=(1, 2)).tolist()
+    return [float(np.mean(valid_hw)) for valid_hw in valid_thw]
