@@ -108,11 +108,15 @@ class _Tile:
         wet = world_optics.wetness(self.seed, self.place.fields, day)
         fields_f3c = world_optics.signatures(season.leaf, canopy, wet)
         sky = self.sky.at(day)
-        seen_pc = np.empty((len(self.place.x), 10), np.float32)
+        gain, haze = _correction(self.seed, day)
+        # What is hidden altogether costs nothing: most scenes are mostly cloud.
+        seen_pc = np.repeat((world_sky.CLOUD * gain + haze)[None], len(self.place.x), axis=0)
         open_p = np.flatnonzero(sky.cloud < 1)
-        seen_pc[open_p] = self._ground(fields_f3c, open_p)
-        seen_pc[sky.cloud >= 1] = 0.0  # hidden, whatever it is
-        seen_pc = self._sensed(world_sky.through(seen_pc, sky), day)
+        if len(open_p):
+            ground = self._ground(fields_f3c, open_p)
+            seen = world_sky.through(ground, sky.cloud[open_p], sky.shadow[open_p])
+            rows = scene_rows(self.place.cells[0][open_p], self.seed, "s2", day.toordinal())
+            seen_pc[open_p] = _sensed(seen, normal_rows(10)[rows], gain, haze)
         mean_fc = fields_f3c[:, 0]
         green = (mean_fc[:, 6] - mean_fc[:, 2]) / (mean_fc[:, 6] + mean_fc[:, 2])
         classes = np.where(green > 0.4, world_sky.SCL_VEGETATION, world_sky.SCL_BARE).astype(np.uint8)
@@ -128,7 +132,8 @@ class _Tile:
         """Reflectance (len(at), C) of the ground: the field's, its pixels' own, mixed at edges."""
         vigour, soil = (texture[at, None] for texture in self.place.textures)
         rows = fields_f3c[self.place.field[at]]
-        ground = rows[:, 0] + rows[:, 1] * vigour + rows[:, 2] * soil
+        ground: FloatArray = rows[:, 0] + rows[:, 1] * vigour
+        ground += rows[:, 2] * soil
         share, mixed = self._mixed_pixels
         here = np.flatnonzero(mixed[at])
         pixels = at[here]
@@ -136,28 +141,18 @@ class _Tile:
         ground[here] += share[pixels, None] * (beyond - ground[here])
         return ground
 
-    def _sensed(self, seen_pc: FloatArray, day: date) -> FloatArray:
-        """With the noise of pixels and the errors of the date's atmospheric correction."""
-        bands, at = np.arange(10), day.toordinal()
-        gain = 1 + _GAIN * normal(self.seed, "gain", at) + _GAIN_BAND * normal(self.seed, "gains", bands, at)
-        haze = _HAZE * normal(self.seed, "haze", at)
-        noise = normal_rows(10)[scene_rows(self.place.cells[0], self.seed, "s2", at)]
-        sensed: FloatArray = seen_pc * (gain.astype(np.float32) + np.float32(_NOISE_SHARE) * noise)
-        sensed += haze.astype(np.float32) + np.float32(_NOISE) * noise
-        # Level 2A holds no values below a digital number of 1.
-        return np.maximum(sensed, np.float32(1e-4), out=sensed)
-
     def _s1_scene(self, orbit: world_radar.Orbit, day: date, contains: bool) -> S1Scene:
         season, place = self._season(day), self.place
         canopy = world_phenology.canopy_on(season.habits, day)
         db = world_radar.backscatter_db(self.seed, place.fields, season.surface, canopy, season.land, day)
         power_f2 = np.power(10.0, db / 10).astype(np.float32)
-        power = power_f2[place.field] * season.texture
+        power = power_f2.take(place.field, axis=0)
+        power *= season.texture
         share, mixed = self._mixed_pixels
         here = np.flatnonzero(mixed)
         power[here] += share[here, None] * (power_f2[place.neighbour[here]] - power[here])
         power *= world_radar.speckle(place, orbit, day)
-        power[~orbit.covers(place.x, place.y)] = np.nan
+        power[self._uncovered[orbit.number]] = np.nan
         return S1Scene(
             datetime.combine(day, time(orbit.hour, 30), UTC),
             orbit.number,
@@ -172,6 +167,12 @@ class _Tile:
         place = self.place
         share = np.maximum(0.5 - 0.5 * place.edge_m / np.float32(_MIXED_M), 0).astype(np.float32)
         return share, (share > 0) & (place.field != place.neighbour)
+
+    @cached_property
+    def _uncovered(self) -> dict[int, npt.NDArray[np.intp]]:
+        """By relative orbit: the pixels outside of its swath."""
+        place = self.place
+        return {o.number: np.flatnonzero(~o.covers(place.x, place.y)) for o in world_radar.ORBITS}
 
     def _coverage(self, orbit: world_radar.Orbit) -> tuple[bool, bool]:
         """Whether the swath touches, and whether it contains, the extent (by its edge's pixels)."""
@@ -193,6 +194,24 @@ class _Tile:
                 world_radar.within_field(self.place, surface),
             )
         return self._seasons[year]
+
+
+def _correction(seed: int, day: date) -> tuple[FloatArray, FloatArray]:
+    """Factor and offset by band (C,) that the atmospheric correction of a date leaves."""
+    bands, at = np.arange(10), day.toordinal()
+    gain = 1 + _GAIN * normal(seed, "gain", at) + _GAIN_BAND * normal(seed, "gains", bands, at)
+    return gain.astype(np.float32), _HAZE * np.float32(normal(seed, "haze", at)[0])
+
+
+def _sensed(seen_pc: FloatArray, noise_pc: FloatArray, gain: FloatArray, haze: FloatArray) -> FloatArray:
+    """With the noise of pixels, in place; level 2A holds nothing below a digital number of 1."""
+    factor = noise_pc * np.float32(_NOISE_SHARE)
+    factor += gain
+    seen_pc *= factor
+    noise_pc *= np.float32(_NOISE)
+    seen_pc += noise_pc
+    seen_pc += haze
+    return np.maximum(seen_pc, np.float32(1e-4), out=seen_pc)
 
 
 def _outline(grid: Grid) -> tuple[Array, Array]:

@@ -8,10 +8,11 @@ that sizes and directions vary. Shapes: P pixels, F fields.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from pyproj import Transformer
 
 from cropray.grid import Grid
 from cropray.imagery.world_noise import Array, Indices, hashed, normal, smooth, uniform
@@ -103,15 +104,21 @@ class Place:
 
 
 def to_world(x: Array, y: Array, crs: str) -> tuple[Array, Array]:
-    from pyproj import Transformer
-
-    return Transformer.from_crs(crs, WORLD_CRS, always_xy=True).transform(x, y)
+    """Coordinates in a CRS to metres of the world plane."""
+    world_x, world_y = _transformer(crs, WORLD_CRS).transform(x, y)
+    return world_x, world_y
 
 
 def from_world(x: Array, y: Array, crs: str) -> tuple[Array, Array]:
-    from pyproj import Transformer
+    """Metres of the world plane to coordinates in a CRS."""
+    crs_x, crs_y = _transformer(WORLD_CRS, crs).transform(x, y)
+    return crs_x, crs_y
 
-    return Transformer.from_crs(WORLD_CRS, crs, always_xy=True).transform(x, y)
+
+@lru_cache(64)
+def _transformer(src_crs: str, dst_crs: str) -> Transformer:
+    # Making one takes as long as a million pixels; they may be shared between threads.
+    return Transformer.from_crs(src_crs, dst_crs, always_xy=True)
 
 
 def lattice(seed: int, x: Array, y: Array) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from cropray.config import (
 from cropray.grid import Bounds, transform_bounds, utm_crs
 from cropray.imagery.world_fields import (
     CROPS,
-    WORLD_CRS,
+    LANDS,
     field_uniform,
     fields_of,
     from_lattice,
@@ -106,7 +106,8 @@ def sites(config: SimulatedConfig) -> list[tuple[str, Bounds]]:
     count = config.sites_per_crop * len(CROPS)
     columns = int(np.ceil(np.sqrt(count)))
     spacing = config.site_size_m + _GAP_M + 2 * _ROAM_M
-    middle = np.array(to_world(*(np.array([degrees]) for degrees in _SITES_AT), LONLAT)).ravel()
+    lon, lat = _SITES_AT
+    middle = np.concatenate(to_world(np.array([lon]), np.array([lat]), LONLAT))
     # Crops are dealt to the lattice in an order that only the seed knows.
     order = np.argsort(uniform(config.seed, "site order", np.arange(count)))
     found = []
@@ -130,7 +131,7 @@ def _where_grown(config: SimulatedConfig, crop: str, middle: npt.NDArray[np.floa
     best, most = middle, -1
     for east in (0.0, -_ROAM_M, _ROAM_M):
         for north in (0.0, -_ROAM_M, _ROAM_M):
-            x, y = middle + (east, north)
+            x, y = middle[0] + east, middle[1] + north
             inner = half - 100.0
             inside = (np.abs(fields.x - x) < inner) & (np.abs(fields.y - y) < inner)
             if (count := int((grown & inside).sum())) > most:
@@ -138,44 +139,45 @@ def _where_grown(config: SimulatedConfig, crop: str, middle: npt.NDArray[np.floa
     return best[0] - half, best[1] - half, best[0] + half, best[1] + half
 
 
-def field_shapes(seed: int, bounds: Bounds, year: int) -> Iterator[tuple[int, float, shapely.Geometry]]:
-    """Land, a number in [0, 1) drawn for the field, and polygon of every field inside `bounds`.
+def field_shapes(
+    seed: int, bounds: Bounds, year: int, lands: tuple[str, ...]
+) -> list[tuple[float, shapely.Geometry]]:
+    """Of each field of `lands` inside `bounds` (WORLD_CRS): a number in [0, 1) drawn for it, and its
+    polygon (WORLD_CRS).
 
-    All in WORLD_CRS. The shapes are the cells of the fields' plane, warped back: the same edges
-    as the pixels see, to the centimetre.
+    The shapes are the cells of the fields' plane, warped back: the edges that the pixels see, to
+    the centimetre.
     """
     i, j = _cells_in(bounds, seed)
+    owner = owners(seed, i, j)
+    fields = fields_of(seed, i, j)
+    wanted = np.isin(land_of(seed, fields, year), [LANDS.index(name) for name in lands]) & (owner == i)
+    # A look at the seeds saves drawing fields that lie elsewhere.
+    wanted &= shapely.contains_xy(shapely.box(*bounds), fields.x, fields.y)
     points = np.stack(seeds(seed, i, j), axis=-1)
     cells = shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(points)))
     cell, point = shapely.STRtree(shapely.points(points)).query(cells, predicate="contains")
     shapes = np.empty(len(points), object)
     shapes[point] = cells[cell]
-    owner = owners(seed, i, j)
-    square = shapely.box(*bounds)
-    mine = np.flatnonzero(owner == i)
-    fields = fields_of(seed, i[mine], j[mine])
-    land = land_of(seed, fields, year)
-    drawn = field_uniform(seed, fields, "annotated", year)
-    for at, (index, name, chance) in enumerate(zip(mine, land, drawn, strict=True)):
-        # A quick look at the seed saves warping fields that lie elsewhere.
-        if not square.covers(shapely.Point(fields.x[at], fields.y[at])):
-            continue
-        parts = shapes[(owner == i[index]) & (j == j[index])]
-        shape = shapely.segmentize(shapely.union_all(parts), 0.05)
-        shape = shapely.transform(shape, lambda uv: np.stack(from_lattice(seed, uv[:, 0], uv[:, 1]), axis=-1))
-        if square.covers(shape):
-            yield int(name), float(chance), shape
+    flat = [
+        shapely.union_all(shapes[(owner == i[index]) & (j == j[index])]) for index in np.flatnonzero(wanted)
+    ]
+    if not flat:
+        return []
+    # An edge is bent by the warps: a corner every 0.08 cells, some 15 m.
+    bent = shapely.transform(
+        shapely.segmentize(flat, 0.08), lambda uv: np.stack(from_lattice(seed, uv[:, 0], uv[:, 1]), axis=-1)
+    )
+    inside = shapely.contains(shapely.box(*bounds), bent)
+    drawn = field_uniform(seed, fields, "annotated", year)[wanted]
+    return list(zip(drawn[inside].tolist(), bent[inside], strict=True))
 
 
 def _parcels(config: SimulatedConfig) -> dict[str, list[tuple[int, shapely.Geometry]]]:
     """By crop: number of the site and polygon (EPSG:4326) of the annotated parcels."""
     parcels: dict[str, list[tuple[int, shapely.Geometry]]] = {crop: [] for crop in CROPS}
     for number, (crop, bounds) in enumerate(sites(config)):
-        grown = [
-            (chance, shape)
-            for land, chance, shape in field_shapes(config.seed, bounds, config.year)
-            if land == CROPS.index(crop)
-        ]
+        grown = field_shapes(config.seed, bounds, config.year, (crop,))
         grown.sort(key=lambda field: field[0])
         wanted = max(_LEAST_PARCELS, round(config.annotated_fraction * len(grown)))
         parcels[crop] += [(number, _drawn(shape)) for _, shape in grown[:wanted]]

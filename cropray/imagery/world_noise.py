@@ -42,7 +42,8 @@ def normal(seed: int, stream: str, *cells: npt.NDArray[np.integer] | int) -> Arr
     bits = hashed(seed, stream, *cells)
     radius = np.sqrt(-2.0 * np.log(((bits >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32))
     angle = (bits & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2.0 * np.pi * 2.0**-32)
-    return np.clip(radius * np.cos(angle), -2.5, 2.5)
+    deviates: Array = np.clip(radius * np.cos(angle), -2.5, 2.5)
+    return deviates
 
 
 def smooth(seed: int, stream: str, x: Array, y: Array, wavelength: float, *keys: int) -> Array:
@@ -64,7 +65,8 @@ def smooth(seed: int, stream: str, x: Array, y: Array, wavelength: float, *keys:
     near = flat[at] + (flat[at + 1] - flat[at]) * v
     far = flat[at + across] + (flat[at + across + 1] - flat[at + across]) * v
     # The variance of a uniform corner is 1/12; interpolation keeps a part of it (0.55 on average).
-    return (near + (far - near) * u) / np.sqrt(0.55 / 12.0)
+    noise: Array = (near + (far - near) * u) / np.sqrt(0.55 / 12.0)
+    return noise
 
 
 @lru_cache
@@ -81,10 +83,11 @@ def gamma_rows(looks: float) -> npt.NDArray[np.float32]:
     By Wilson and Hilferty's cube (1931), good to a few per cent from two looks on; the mean is
     set right exactly.
     """
-    rows, column = np.arange(1 << NOISE_BITS)[:, None], np.arange(2)
-    deviate = normal(0, "gamma rows", rows, column)
+    row, column = np.arange(1 << NOISE_BITS)[:, None], np.arange(2)
+    deviate = normal(0, "gamma rows", row, column)
     cube = np.maximum(1 - 1 / (9 * looks) + deviate / np.sqrt(9 * looks), 0.02) ** 3
-    return (cube / cube.mean(axis=0)).astype(np.float32)
+    rows: npt.NDArray[np.float32] = (cube / cube.mean(axis=0)).astype(np.float32)
+    return rows
 
 
 def scene_rows(pixels: npt.NDArray[np.uint32], seed: int, stream: str, day: int) -> npt.NDArray[np.uint32]:

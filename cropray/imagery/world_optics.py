@@ -40,8 +40,8 @@ _GREEN = {
 }
 _COVER_GREEN = (0.034, 0.070, 0.038, 0.120, 0.360, 0.430, 0.455, 0.460, 0.190, 0.098)
 _FLOWER = (0.060, 0.190, 0.165, 0.235, 0.370, 0.440, 0.460, 0.475, 0.200, 0.110)
-_DRY = (0.085, 0.125, 0.165, 0.205, 0.250, 0.280, 0.295, 0.318, 0.340, 0.250)
-_SOIL_DRY = (0.108, 0.143, 0.188, 0.212, 0.262, 0.298, 0.308, 0.320, 0.328, 0.285)
+_DRY = (0.098, 0.142, 0.192, 0.225, 0.258, 0.285, 0.298, 0.318, 0.352, 0.275)
+_SOIL_DRY = (0.098, 0.142, 0.192, 0.225, 0.258, 0.285, 0.298, 0.318, 0.352, 0.275)
 _SOIL_WET = (0.054, 0.082, 0.106, 0.131, 0.162, 0.180, 0.192, 0.202, 0.186, 0.130)
 _GROUND = {  # what lies under the canopy where it is no soil
     "built": (0.110, 0.122, 0.132, 0.145, 0.160, 0.170, 0.180, 0.188, 0.200, 0.180),
@@ -55,7 +55,8 @@ _WETNESS = (0.95, 0.90, 0.85, 0.55, 0.25, 0.35, 0.30, 0.35, 0.45, 0.60, 0.85, 0.
 # Spread between fields of one land (standard deviation of a factor), by groups of bands that vary
 # together: visible (pigments), red edge, near infrared (structure), short-wave infrared (water).
 _GROUPS = np.array((0, 0, 0, 1, 2, 2, 2, 2, 3, 3))
-_GREEN_SPREAD = np.array((0.16, 0.13, 0.085, 0.14))
+_GREEN_SPREAD = np.array((0.18, 0.14, 0.11, 0.15))
+_UNEVEN = {"grass": 1.5, "sugar_beet": 1.4, "maize": 1.2}  # spreads of the green, times this
 _SOIL_SPREAD, _DRY_SPREAD = 0.13, 0.14
 # Within a field: of the green share, and of soil and dry matter, by pixel.
 _WITHIN = {"built": (0.45, 0.35), "trees": (0.12, 0.20), "water": (0.0, 0.12)}
@@ -77,6 +78,7 @@ class Leaf:
 def leaves(seed: int, fields: Fields, land: npt.NDArray[np.uint8], season: int) -> Leaf:
     """Each field's own spectra: its land's, varied in groups of bands that vary together."""
     spread = np.stack([field_normal(seed, fields, f"pigment {group}", season) for group in range(4)], axis=-1)
+    spread *= np.array([_UNEVEN.get(name, 1.0) for name in LANDS])[land, None]
     factor = np.exp(spread * _GREEN_SPREAD)[:, _GROUPS]
     conifer = (np.array(LANDS)[land] == "trees") & (field_uniform(seed, fields, "line", season) >= 0.5)
     green = np.array([_GREEN[name] for name in LANDS])[land] * factor

@@ -21,15 +21,17 @@ from cropray.imagery.world_noise import Array, gamma_rows, hashed, scene_rows, s
 from cropray.imagery.world_phenology import Canopy
 from cropray.types import BoolArray, FloatArray, Period
 
-_INCIDENCE_DEG = 39.0
+GAMMA0_DB = float(-10 * np.log10(np.cos(np.deg2rad(39.0))))
+"""gamma0 less sigma0 at the incidence of 39 degrees."""
 LOOKS = 4.4
 
 # Bare arable soil, sigma0 dB, January to December: rough and wet in winter, a dry seedbed in May.
 _SOIL_VV = (-7.4, -6.9, -6.6, -8.2, -11.3, -11.2, -10.8, -10.2, -10.2, -9.3, -7.6, -7.0)
 _SOIL_VH = (-14.5, -13.7, -14.8, -17.4, -22.0, -21.0, -20.5, -20.5, -19.8, -18.0, -15.6, -14.2)
 _RAIN_DB = 0.9  # a wet or dry spell moves the soil
-_ROUGH_DB, _ROUGH_VH_DB = 1.1, 0.9  # between fields: tillage, row direction
-_CANOPY_DB, _CANOPY_VH_DB = 0.9, 0.9  # between fields: density, row direction, variety
+_ROUGH_DB, _ROUGH_VH_DB = 1.3, 1.1  # between fields: tillage, row direction
+_CANOPY_DB, _CANOPY_VH_DB = 1.1, 1.1  # between fields: density, row direction, variety
+_UNEVEN = {"grass": 1.4, "sugar_beet": 1.6}  # spreads of the canopy, times this
 _WITHIN_DB = {"built": (3.2, 2.2), "trees": (0.7, 0.6), "water": (0.8, 0.6)}
 _WITHIN_FIELD_DB = (0.6, 0.6)
 
@@ -87,8 +89,9 @@ def surfaces(seed: int, fields: Fields, land: npt.NDArray[np.uint8], season: int
     """Roughness and canopy of each field: VV and VH vary together for the most part."""
     rough = field_normal(seed, fields, "rough", season)
     rough_vh = 0.75 * rough + 0.66 * field_normal(seed, fields, "rough vh", season)
-    dense = field_normal(seed, fields, "dense", season)
-    dense_vh = 0.6 * dense + 0.8 * field_normal(seed, fields, "dense vh", season)
+    uneven = np.array([_UNEVEN.get(name, 1.0) for name in LANDS])[land]
+    dense = uneven * field_normal(seed, fields, "dense", season)
+    dense_vh = 0.6 * dense + 0.8 * uneven * field_normal(seed, fields, "dense vh", season)
     within = np.array([_WITHIN_DB.get(name, _WITHIN_FIELD_DB) for name in LANDS])[land]
     return Surface(
         np.stack([_ROUGH_DB * rough, _ROUGH_VH_DB * rough_vh], axis=-1),
@@ -100,7 +103,7 @@ def surfaces(seed: int, fields: Fields, land: npt.NDArray[np.uint8], season: int
 def backscatter_db(
     seed: int, fields: Fields, surface: Surface, canopy: Canopy, land: npt.NDArray[np.uint8], day: date
 ) -> Array:
-    """gamma0 (F, 2) of every field on a day, dB: gamma0 = sigma0 / cos(incidence)."""
+    """gamma0 (F, 2) of every field on a day, in dB."""
     month = (day - date(day.year, 1, 1)).days / 365.25
     at = (np.arange(-1, 13) + 0.5) / 12
     soil = np.array([np.interp(month, at, (v[-1], *v, v[0])) for v in (_SOIL_VV, _SOIL_VH)])
@@ -110,8 +113,8 @@ def backscatter_db(
     # Leaves hide the soil sooner than they cover it as seen from above: the beam is slanted.
     cover = np.clip(canopy.green + 0.6 * canopy.dry, 0.0, 1.0) ** 0.8
     cover = np.where(np.isin(land, _NO_SOIL), 1.0, cover)[:, None]
-    db: Array = cover * canopy_db + (1 - cover) * soil_db
-    return db - 10 * np.log10(np.cos(np.deg2rad(_INCIDENCE_DEG)))
+    sigma0: Array = cover * canopy_db + (1 - cover) * soil_db
+    return sigma0 + GAMMA0_DB
 
 
 _NO_SOIL = tuple(LANDS.index(name) for name in ("trees", "built", "water"))

@@ -11,22 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 from cropray.imagery.world_fields import Place
 from cropray.imagery.world_noise import Array, smooth, uniform
-from cropray.types import BoolArray, ByteArray, FloatArray, Period
+from cropray.types import ByteArray, FloatArray, Period
 
 _REVISIT_DAYS, _FIRST_DAY, _LOST = 5, 3, 0.08
 # Amount of cloud that hides the ground, January to December: those figures less 0.06 for thin cloud.
 _CLOUDINESS = (0.68, 0.64, 0.58, 0.52, 0.52, 0.54, 0.52, 0.50, 0.52, 0.58, 0.66, 0.70)
 _LATTICE_M = 50.0  # clouds are drawn on a lattice of the world and interpolated
-_LARGE, _LARGE_M, _SMALL = 2.0, 90_000.0, ((0.8, 2600.0), (0.5, 700.0), (0.33, 220.0))
+_LARGE, _LARGE_M, _SMALL = 2.0, 60_000.0, ((0.8, 2600.0), (0.5, 700.0), (0.33, 220.0))
 _SPREAD = float(np.sqrt(_LARGE**2 + sum(height**2 for height, _ in _SMALL)))
 _EDGE = 0.9  # from no cloud to an opaque one, in units of the field
-_CLOUD = np.array((0.56, 0.55, 0.54, 0.55, 0.57, 0.58, 0.58, 0.58, 0.42, 0.34), np.float32)
+CLOUD = np.array((0.56, 0.55, 0.54, 0.55, 0.57, 0.58, 0.58, 0.58, 0.42, 0.34), np.float32)
 
 SCL_SHADOW, SCL_VEGETATION, SCL_BARE, SCL_WATER, SCL_UNCLASSIFIED = 3, 4, 5, 6, 7
 SCL_MEDIUM, SCL_HIGH, SCL_CIRRUS = 8, 9, 10
@@ -34,10 +35,11 @@ SCL_MEDIUM, SCL_HIGH, SCL_CIRRUS = 8, 9, 10
 
 @dataclass(frozen=True)
 class Sky:
-    """Of one acquisition: thickness of the cloud (0..1) and depth of the shadow (0..1) over P."""
+    """Of one acquisition: over P, thickness of the cloud and depth of the shadow, 0..1."""
 
     cloud: FloatArray
     shadow: FloatArray
+    missed: FloatArray  # standard normal and smooth: where it is high, Sen2Cor overlooks things
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,24 @@ class SkyLattice:
         return i0, j0, rows, cols, at, (u - i).astype(np.float32), (v - j).astype(np.float32)
 
     def at(self, day: date) -> Sky:
-        i0, j0, rows, cols, *_ = self._reading
-        toward = 2 * np.pi * uniform(self.place.seed, "sun", day.month)[0] * 0.1 + 0.6 * np.pi
+        seed = self.place.seed
+        toward = 2 * np.pi * uniform(seed, "sun", day.month)[0] * 0.1 + 0.6 * np.pi
         # The shadow lies north to north-west of the cloud at 10:50 local time, farther in winter.
         far = 8 + 10 * abs(day.month - 6.5) / 5.5
         step_i, step_j = round(far * float(np.cos(toward))), round(far * float(np.sin(toward)))
-        cloud = self._thickness(i0, j0, rows, cols, day)
-        caster = self._thickness(i0 - step_i, j0 - step_j, rows, cols, day)
-        return Sky(self._read(cloud), self._read(caster * (1 - cloud)))
+        cloud = cloud_thickness(seed, *self._corners(0, 0), day).astype(np.float32)
+        caster = cloud_thickness(seed, *self._corners(step_i, step_j), day).astype(np.float32)
+        missed = smooth(seed, "missed", *self._corners(0, 0), 300.0, day.toordinal()).astype(np.float32)
+        return Sky(self._read(cloud), self._read(caster * (1 - cloud)), self._read(missed))
 
-    def _thickness(self, i0: int, j0: int, rows: int, cols: int, day: date) -> FloatArray:
+    def _corners(self, step_i: int, step_j: int) -> tuple[Array, Array]:
+        i0, j0, rows, cols, *_ = self._reading
         x, y = np.meshgrid(
-            (np.arange(rows) + i0) * _LATTICE_M, (np.arange(cols) + j0) * _LATTICE_M, indexing="ij"
+            (np.arange(rows) + i0 - step_i) * _LATTICE_M,
+            (np.arange(cols) + j0 - step_j) * _LATTICE_M,
+            indexing="ij",
         )
-        return cloud_thickness(self.place.seed, x, y, day).astype(np.float32)
+        return x, y
 
     def _read(self, corners: FloatArray) -> FloatArray:
         _, _, _, cols, at, u, v = self._reading
@@ -101,39 +107,34 @@ def cloud_thickness(seed: int, x: Array, y: Array, day: date) -> Array:
     for scale, (share, wavelength) in enumerate(_SMALL):
         height = height + share * smooth(seed, f"cloud {scale}", x, y, wavelength, at)
     # The sum is nearly normal: its quantile at the clear share is the base of the clouds.
-    base = _SPREAD * _normal_quantile(1 - amount) - _EDGE / 2
+    base = _SPREAD * NormalDist().inv_cdf(1 - amount) - 0.1 * _EDGE
     return np.clip((height - base) / _EDGE, 0.0, 1.0)
 
 
-def through(reflectance_pc: FloatArray, sky: Sky) -> FloatArray:
-    """What is seen of the ground (P, C) through cloud and under shadow."""
-    cloud, shadow = sky.cloud[:, None], sky.shadow[:, None]
+def through(ground_pc: FloatArray, cloud: FloatArray, shadow: FloatArray) -> FloatArray:
+    """What is seen of the ground (P, C) through cloud and under shadow (P,)."""
     # Skylight still reaches a shadow: more in the blue than in the infrared.
     dark = np.linspace(0.45, 0.68, 10, dtype=np.float32)
-    seen: FloatArray = (1 - cloud) * reflectance_pc * (1 - dark * shadow) + cloud * _CLOUD
+    seen = ground_pc * (1 - cloud)[:, None]
+    shaded = np.flatnonzero(shadow > 0)
+    seen[shaded] *= 1 - dark * shadow[shaded, None]
+    seen += cloud[:, None] * CLOUD
     return seen
 
 
 def scene_classes(place: Place, sky: Sky, ground: ByteArray, day: date) -> ByteArray:
     """SCL (P,) as Sen2Cor would say: `ground` where it sees none of cloud or shadow.
 
-    Thin clouds pass for clear ground, as do 4 % of all cells of cloud and 10 % of shadow; 1 % of
-    clear ground is taken for cloud or left unclassified.
+    Thin cloud passes for clear ground, and so do patches of thicker but not of opaque cloud (some
+    3 %) and of shadow (15 %); 1 % of clear ground is called cloud or left unclassified.
     """
     cells = place.cells[1].astype(np.int64)
     chance = uniform(place.seed, "scl", cells, day.toordinal()).astype(np.float32)
     classes = ground.copy()
     classes[chance > 0.995] = SCL_UNCLASSIFIED
-    classes[chance < 0.008] = SCL_MEDIUM
-    classes[(sky.shadow > 0.30) & (chance > 0.10)] = SCL_SHADOW
-    cloudy: BoolArray = chance > 0.04
-    classes[(sky.cloud > 0.15) & cloudy] = SCL_CIRRUS
-    classes[(sky.cloud > 0.30) & cloudy] = SCL_MEDIUM
-    classes[(sky.cloud > 0.60) & cloudy] = SCL_HIGH
+    classes[chance < 0.006] = SCL_MEDIUM
+    classes[(sky.shadow > 0.30) & (sky.missed < 1.0)] = SCL_SHADOW
+    seen = (sky.missed < 1.7) | (sky.cloud > 0.7)
+    for thickness, scl in ((0.08, SCL_CIRRUS), (0.30, SCL_MEDIUM), (0.60, SCL_HIGH)):
+        classes[(sky.cloud > thickness) & seen] = scl
     return classes
-
-
-def _normal_quantile(share: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(share)
