@@ -138,7 +138,7 @@ def patch_weights(size: int, overlap: int) -> FloatArray:
     pixels at the edge of its patch, counts least.
     """
     distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
-    ramp = np.minimum(1.0, distance / max(overlap, 1)).astype(np.float32)
+    ramp = np.minimum(1.0, distance / max(overlap, 0.5)).astype(np.float32)
     return ramp[:, None] * ramp
 
 

@@ -1,0 +1,103 @@
+"""The files of a map: rasters, areas, STAC item."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+
+from cropray.grid import Window
+from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, decode_tile, encode_tile
+from cropray.maps.palette import colour_table
+from cropray.maps.plan import MapPlan
+from cropray.maps.publish import MapIdentity, publish_map
+from cropray.maps.tiles import (
+    NODATA,
+    TileResult,
+    predict_tile,
+)
+from cropray.storage import Folder
+from cropray.types import BACKGROUND, InputError
+from tests.maps_world import CLASSES, GRID, Network, World, settings, whole_map
+
+
+def made_map(folder: Folder) -> tuple[TileResult, dict[str, Any]]:
+    plan = MapPlan("", GRID)
+    parts = {
+        tile: encode_tile(predict_tile(tile, plan.wanted(tile), GRID, World(), Network(), settings()))
+        for tile in GRID.blocks(128)
+    }
+    identity = MapIdentity("crops of the test", "models/x", CLASSES, (0.3, 0.3, 0.3), settings(), "abc")
+    areas = publish_map(
+        folder, plan, parts, lambda tile: decode_tile(parts[tile]), identity, probabilities=True
+    )
+    return whole_map(128, settings()), areas
+
+
+def test_a_published_map_holds_what_was_predicted_and_says_what_it_means(tmp_path: Path) -> None:
+    wanted, areas = made_map(Folder(str(tmp_path / "map")))
+    folder = tmp_path / "map"
+    names = {"map.tif", "probabilities.tif", "areas.json", "areas.csv", "picture.png", "item.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    with rasterio.open(folder / MAP) as raster:
+        assert np.array_equal(raster.read(1), wanted.class_hw)
+        assert raster.nodata == NODATA
+        assert tuple(raster.transform)[:6] == GRID.transform
+        assert raster.crs.to_epsg() == 32631
+        assert json.loads(raster.tags()["CLASSES"])["2"] == "sugar beet"
+        assert raster.tags()["AS_OF"] == "2022-06-15"
+        assert raster.colormap(1)[1][:3] == colour_table(3)[1]
+        assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    with rasterio.open(folder / PROBABILITIES) as raster:
+        assert np.array_equal(raster.read(), wanted.percent_khw)
+        assert raster.descriptions == CLASSES
+        assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    assert json.loads((folder / "areas.json").read_text())["classes"] == areas
+    pixels = sum(row["pixels"] for row in areas.values())
+    assert pixels == (wanted.class_hw != NODATA).sum()
+
+
+def test_the_item_is_valid_and_describes_the_files_as_they_are(tmp_path: Path) -> None:
+    made_map(Folder(str(tmp_path)))
+    item = pystac.Item.from_file(str(tmp_path / "item.json"))
+    assert {"projection", "classification"} <= {uri.split("/")[3] for uri in item.stac_extensions}
+    with rasterio.open(tmp_path / MAP) as raster:
+        assert item.properties["proj:shape"] == list(raster.shape)
+        assert item.properties["proj:transform"] == list(raster.transform)[:6]
+        lonlat = rasterio.warp.transform_bounds(raster.crs, "EPSG:4326", *raster.bounds)
+    assert item.bbox == pytest.approx(lonlat, abs=1e-5)
+    assert item.datetime == datetime(2022, 6, 15, 23, 59, 59, tzinfo=UTC)
+    for asset in item.assets.values():
+        assert (tmp_path / asset.href).stat().st_size == asset.extra_fields["file:size"]
+    codes = {row["value"]: row["title"] for row in item.assets["map"].extra_fields["classification:classes"]}
+    assert codes[2] == "sugar beet"
+    assert codes[BACKGROUND] == "none of the classes"
+    # The schemas of the extensions are on the network; that of the item itself comes with pystac.
+    item.stac_extensions = []
+    item.validate()
+
+
+def test_the_same_map_is_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        made_map(Folder(str(tmp_path / name)))
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_a_map_that_cannot_be_written_leaves_none(tmp_path: Path) -> None:
+    (tmp_path / "map").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match="cannot write the map to"):
+        made_map(Folder(str(tmp_path / "map")))
+    assert [path.name for path in tmp_path.iterdir()] == ["map"]
+
+
+def test_probabilities_are_left_out_on_demand(tmp_path: Path) -> None:
+    plan, tile = MapPlan("", GRID.window(Window(0, 0, 64, 64))), Window(0, 0, 64, 64)
+    part = TileResult(np.zeros((64, 64), np.uint8), np.zeros((3, 64, 64), np.uint8))
+    made = assemble(plan, [tile], lambda _: part, tmp_path, classes=CLASSES, tags={}, probabilities=False)
+    assert [path.name for path in made] == [MAP]
+    assert [path.name for path in tmp_path.iterdir()] == [MAP]

@@ -1,0 +1,82 @@
+"""Pictures show what they should, in the colours of the classes."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cropray.grid import Window
+from cropray.maps import pictures
+from cropray.maps.cartography import map_picture
+from cropray.maps.palette import class_colours, colour_table
+from cropray.maps.tiles import (
+    NODATA,
+)
+from cropray.rasters import create_tiled
+from cropray.types import BACKGROUND
+from tests.maps_world import CLASSES, GRID
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(png)).convert("RGB"))
+
+
+def share(image: np.ndarray, rgb: tuple[int, int, int]) -> float:
+    return float((np.abs(image.astype(int) - rgb).max(axis=2) <= 2).mean())
+
+
+@pytest.mark.parametrize("n_classes", [1, 8, 9, 21, 25])
+def test_classes_have_colours_of_their_own(n_classes: int) -> None:
+    assert len(set(class_colours(n_classes))) == n_classes
+    assert len(set(colour_table(n_classes).values())) == n_classes + 2
+
+
+def test_true_colour_stretches_the_clearest_month_and_leaves_gaps_white() -> None:
+    s2 = np.full((10, 3, 50, 50), -32768, np.int16)
+    s2[:, 1] = np.random.default_rng(0).integers(300, 3000, (10, 50, 50))
+    s2[:, 1, :5] = -32768
+    rgb = pictures.true_colour(s2)
+    assert (rgb[:5] == 1).all()
+    red = s2[2, 1, 5:].astype(float)
+    low, high = np.percentile(red, (2, 98))
+    assert np.allclose(rgb[5:, :, 0], np.clip((red - low) / (high - low), 0, 1), atol=1e-6)
+
+
+def test_pictures_show_classes_in_their_colours() -> None:
+    classes = np.zeros((60, 60), np.uint8)
+    classes[:, 30:] = 1
+    swapped = 1 - classes
+    red, blue, grey = class_colours(2)[0], class_colours(2)[1], colour_table(2)[BACKGROUND]
+    both = pixels(pictures.comparison_picture(classes, swapped, ("a", "b"), title="one"))
+    assert share(both, red) == pytest.approx(share(both, blue), rel=0.05)
+    alone = pixels(pictures.class_picture(np.zeros((60, 60), np.uint8), ("a", "b")))
+    assert share(alone, red) > 0.3
+    assert share(alone, blue) == share(alone, grey) == 0
+
+
+def test_curves_take_a_history_with_gaps() -> None:
+    history = [
+        {"epoch": 1, "train_loss": 1.0, "val_mean_f1": None, "val_classes": {"a": {"f1": 0.1}}, "lr": 1e-3},
+        {"epoch": 2, "train_loss": 0.5, "val_mean_f1": 0.4, "val_classes": {"a": None}, "lr": 1e-3},
+    ]
+    image = pixels(pictures.curves_picture(history, "finetune"))
+    assert share(image, class_colours(1)[0]) > 0.001
+    pixels(pictures.curves_picture([{"epoch": 1, "train_loss": 1.0}]))
+
+
+def test_the_map_picture_has_class_colours_scale_bar_and_frame(tmp_path: Path) -> None:
+    values = np.zeros(GRID.shape, np.uint8)
+    values[:, 200:] = 2
+    with create_tiled(tmp_path / "a.tif", GRID, count=1, dtype="uint8", nodata=NODATA) as writer:
+        writer.write(values[None], Window(0, 0, *GRID.shape))
+    image = pixels(map_picture(str(tmp_path / "a.tif"), CLASSES, "title"))
+    first, last = class_colours(3)[0], class_colours(3)[2]
+    assert share(image, first) == pytest.approx(share(image, last) * 200 / 130, rel=0.1)
+    # The bar is 500 m of the map's 3,300 m: the longest black run, but for the frame.
+    coloured = np.abs(image.astype(int) - last).max(axis=2) <= 2
+    columns = np.flatnonzero((np.abs(image.astype(int) - first).max(axis=2) <= 2).any(axis=0))
+    width = np.flatnonzero(coloured.sum(axis=0) > 100)[-1] - columns[0]
+    black = (image[:, columns[0] : columns[0] + width].max(axis=2) < 40).sum(axis=1) / width
+    assert black[black < 0.9].max() == pytest.approx(500 / 3300, rel=0.06)

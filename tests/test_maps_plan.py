@@ -1,0 +1,115 @@
+"""What is to be mapped, and under which conditions a network may be used."""
+
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import shapely
+from pyproj import Transformer
+
+from cropray.config import Config
+from cropray.grid import Grid, Window
+from cropray.maps.conditions import check_source, prediction_settings, season_warning
+from cropray.maps.plan import plan_maps
+from cropray.overrides import updated
+from cropray.storage import Folder
+from cropray.types import InputError
+from tests.maps_world import CLASSES, World
+
+
+def test_a_bounding_box_is_one_whole_map(tmp_path: Path) -> None:
+    (plan,) = plan_maps("4.3,50.4,4.35,50.42", Config(), Folder(str(tmp_path)))
+    assert plan.grid == Grid.covering((4.3, 50.4, 4.35, 50.42), "EPSG:4326", min_size=64)
+    assert plan.wanted(Window(0, 0, 10, 12)).shape == (10, 12)
+    assert plan.wanted(Window(0, 0, 10, 12)).all()
+
+
+def test_a_vector_file_is_mapped_inside_its_polygons(tmp_path: Path) -> None:
+    shapes = [shapely.box(4.3, 50.4, 4.31, 50.41), shapely.Point(4.34, 50.42).buffer(0.005)]
+    gpd.GeoDataFrame(geometry=shapes, crs="EPSG:4326").to_file(tmp_path / "area.gpkg")
+    (plan,) = plan_maps(str(tmp_path / "area.gpkg"), Config(), Folder(str(tmp_path)))
+    wanted = plan.wanted(Window(0, 0, *plan.grid.shape))
+    x, y = np.meshgrid(*plan.grid.centres())
+    lon, lat = Transformer.from_crs(plan.grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    inside = shapely.contains_xy(shapely.union_all(shapes), lon, lat)
+    assert (wanted == inside).mean() > 0.999  # edges of the box are straight in degrees, nearly so in UTM
+
+
+@pytest.mark.parametrize(
+    ("area", "message"),
+    [
+        ("10,50,9,51", "is no bounding box in degrees"),
+        ("1,2,3,100", "is no bounding box in degrees"),
+        ("nowhere.shp", "is no file that is there; wanted"),
+    ],
+)
+def test_an_area_that_is_none_is_explained(tmp_path: Path, area: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_maps(area, Config(), Folder(str(tmp_path)))
+
+
+def checkpoint(anchor: str = "as_of", **changes: Any) -> Any:
+    window = {
+        "anchor": anchor,
+        "months": 6,
+        "lead_months": 1,
+        "as_of": "2022-06-01" if anchor == "as_of" else None,
+    }
+    fields = {
+        "classes": CLASSES,
+        "months": 6,
+        "window": window,
+        "s1_quantity": "gamma0",
+        "s2_bands": ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
+        "s1_bands": ("VV", "VH"),
+    }
+    return SimpleNamespace(**(fields | changes))
+
+
+def test_prediction_without_an_as_of_date_is_refused() -> None:
+    with pytest.raises(InputError, match="prediction needs an as-of date"):
+        prediction_settings(checkpoint(), Config())
+
+
+def test_the_months_end_on_the_as_of_date() -> None:
+    config = updated(Config(), {"predict.as_of": "2023-07-01"})
+    periods = prediction_settings(checkpoint(), config).periods
+    assert len(periods) == 6
+    assert periods[-1].end == date(2023, 7, 2)
+    assert periods[0].start == date(2023, 1, 2)
+
+
+def test_a_harvest_anchored_model_needs_an_assumed_harvest() -> None:
+    config = updated(Config(), {"predict.as_of": "2023-06-01"})
+    with pytest.raises(InputError, match="--assume-harvest"):
+        prediction_settings(checkpoint("harvest"), config)
+    assumed = updated(config, {"predict.assume_harvest": "2023-07-01"})
+    assert prediction_settings(checkpoint("harvest"), assumed).periods[-1].end == date(2023, 6, 1)
+    late = updated(config, {"predict.assume_harvest": "2023-08-01"})
+    with pytest.raises(InputError, match="after the as-of date 2023-06-01"):
+        prediction_settings(checkpoint("harvest"), late)
+
+
+def test_an_as_of_date_in_another_season_is_warned_of() -> None:
+    assert season_warning(checkpoint(), date(2024, 6, 20)) is None
+    assert "153 days of the year away" in str(season_warning(checkpoint(), date(2023, 11, 1)))
+    window = {"anchor": "as_of", "months": 6, "lead_months": 1, "as_of": "2021-12-30"}
+    assert season_warning(checkpoint(window=window), date(2023, 1, 10)) is None
+
+
+def test_other_bands_or_backscatter_are_refused_by_name() -> None:
+    check_source(checkpoint(), World().identity())
+    with pytest.raises(InputError, match="trained on sigma0 of Sentinel-1, the source test offers gamma0"):
+        check_source(checkpoint(s1_quantity="sigma0"), World().identity())
+    with pytest.raises(InputError, match="trained on the Sentinel-2 bands B02, B03"):
+        check_source(checkpoint(s2_bands=("B02", "B03")), World().identity())
+
+
+def test_another_class_list_is_refused() -> None:
+    config = updated(Config(), {"predict.as_of": "2023-06-01", "classes": ["pea"]})
+    with pytest.raises(InputError, match="class list"):
+        prediction_settings(checkpoint(), config)
