@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from cropray.config import Config
+from cropray.imagery.world_fields import CROPS
 from cropray.overrides import load_config, updated
 from cropray.rois.build import build_rois
 from cropray.rois.store import DROPPED, PARCELS, ROIS, read_parcels, read_rois
@@ -139,6 +140,22 @@ def test_one_zone_does_for_a_country_but_not_for_a_continent(region: Path, tmp_p
         build_rois(run_in(tmp_path / "wide", utm))
 
 
+@pytest.mark.parametrize(
+    ("crs", "message"),
+    [("EPSG:4326", "does not measure in metres"), ("EPSG:99999", "is no CRS"), ("mercator", "is no CRS")],
+)
+def test_a_system_that_cannot_measure_is_refused(
+    region: Path, tmp_path: Path, crs: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"rois\.crs '{crs}' .*{message}"):
+        build_rois(run_in(tmp_path / "run", rois_inputs.config(region, crs=crs)))
+
+
+def test_named_splits_are_for_tables(region: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"rois\.split\.named is for the rows of a table"):
+        build_rois(run_in(tmp_path / "run", rois_inputs.config(region, split={"named": {"West": "val"}})))
+
+
 def test_without_calendar_and_provinces_there_are_regions_without_dates(region: Path, tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", rois_inputs.config(region, calendar={}, provinces={}))
     build_rois(run)
@@ -199,3 +216,16 @@ def test_the_european_rectangles_keep_their_held_out_ones(shared_data: Path, tmp
     assert len(read_parcels(run.folder)) == 0
     record = json.loads(run.folder.read_text("stages/rois.json"))
     assert record["summary"]["crs"] == "EPSG:4326"
+
+
+@pytest.mark.parametrize("kind", ["parcels", "table"])
+def test_the_simulated_world_needs_no_inputs(tmp_path: Path, kind: str) -> None:
+    config = Config(classes=CROPS, rois={"kind": kind}, labels={"parcels": kind == "parcels"})
+    first, again = run_in(tmp_path / "first", config), run_in(tmp_path / "again", config)
+    summary = build_rois(first)
+    assert min(summary["by_split"].values()) > 0
+    assert summary["missing"] == {}
+    assert summary["dropped"] == {}
+    build_rois(again)
+    assert first.folder.read_bytes(ROIS) == again.folder.read_bytes(ROIS)
+    assert all(roi.harvest_start for roi in read_rois(first.folder))

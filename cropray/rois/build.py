@@ -63,7 +63,7 @@ def make_regions(config: Config, rois_config: RoisConfig) -> Regions:
             rois = split_rois(rois, rois_config.split, config.seed)
         regions = Regions(rois, empty, [])
     else:
-        _check_crops(config, rois_config)
+        _check_settings(config, rois_config)
         parcels = read_parcels(rois_config.data_root, rois_config.parcels)
         rois, lost = regions_of(parcels, rois_config)
         rois = split_rois(rois, rois_config.split, config.seed)
@@ -93,12 +93,19 @@ def _inputs(run: Run) -> Iterator[RoisConfig]:
         world = write_inputs(run.config.source.simulated, directory)
         fields = ("data_root", "parcels", "table", "calendar", "provinces")
         update = {name: getattr(world, name) for name in fields}
-        yield config.model_copy(update=update | {"country": config.country or world.country})
+        update["country"] = config.country or world.country
+        if config.kind == "table" and not config.split.named:
+            update["split"] = config.split.model_copy(update={"named": world.split.named})
+        yield config.model_copy(update=update)
 
 
-def _check_crops(config: Config, rois_config: RoisConfig) -> None:
+def _check_settings(config: Config, rois_config: RoisConfig) -> None:
     if not rois_config.parcels:
         raise InputError("rois.parcels is not set; wanted one entry (crop, path) for each crop")
+    if rois_config.split.named:
+        raise InputError(
+            "rois.split.named is for the rows of a table, but rois.kind is parcels: leave it out"
+        )
     for index, entry in enumerate(rois_config.parcels):
         # Without labels from parcels, they only say where to look, and may be of any crop.
         if config.labels.parcels and entry.crop not in config.classes:

@@ -59,9 +59,12 @@ class Parcels:
 
 @dataclass(frozen=True)
 class _File:
-    """Features of one file: `frame` as in `Parcels` but with those of no use, and who keeps which."""
+    """Features of one file: `frame` as in `Parcels` but with those of no use, the attributes that
+    filters look at, as text, and which season keeps which.
+    """
 
     frame: gpd.GeoDataFrame
+    attributes: pd.DataFrame
     has_area: BoolArray
     mended: BoolArray
     kept_by: dict[Season, BoolArray]
@@ -87,10 +90,9 @@ def read_parcels(root: str, crops: Sequence[CropConfig]) -> Parcels:
     for file, mask, start in zip(files, used, starts[:-1], strict=True):
         for season, keeps in file.kept_by.items():
             seasons.setdefault(season, []).append(np.flatnonzero(keeps[mask]) + start)
+    frames = [file.frame[mask] for file, mask in zip(files, used, strict=True)]
     return Parcels(
-        frame=pd.concat(
-            [file.frame[mask] for file, mask in zip(files, used, strict=True)], ignore_index=True
-        ),
+        frame=pd.concat(frames, ignore_index=True),
         seasons={season: np.concatenate(parts) for season, parts in seasons.items()},
         mended=sum(int((file.mended & mask).sum()) for file, mask in zip(files, used, strict=True)),
         dropped=tuple(row for file in files for row in _dropped(file)),
@@ -98,25 +100,27 @@ def read_parcels(root: str, crops: Sequence[CropConfig]) -> Parcels:
 
 
 def _read_file(file: Path, root: str, crop: CropConfig) -> _File:
-    attributes = sorted({column for season in crop.seasons for column in season.where})
-    stored = read_polygons(file, attributes)
+    wanted = sorted({column for season in crop.seasons for column in season.where})
+    stored = read_polygons(file, wanted)
     # Identity is of the geometry as stored: mending and projecting differ between library versions.
-    columns: dict[str, object] = {name: stored[name].map(_plain) for name in attributes}
-    columns["parcel_id"] = [identity(crop.crop, [wkb or b""]) for wkb in shapely.to_wkb(stored.geometry)]
-    columns |= {"crop": crop.crop, "file": relative(file, root)}
+    identities = [
+        identity(crop.crop, [wkb or b""]) for wkb in shapely.to_wkb(stored.geometry.to_numpy(), byte_order=1)
+    ]
     geometry, mended = mend(reproject(stored, LONLAT, file).geometry.to_numpy())
     has_area = shapely.area(geometry) > 0
     if not has_area.any():
         raise InputError(f"{file}: none of its {len(stored)} features has an area; wanted polygons")
+    columns = {"parcel_id": identities, "crop": crop.crop, "file": relative(file, root)}
     frame = gpd.GeoDataFrame(columns, geometry=geometry, crs=LONLAT)
+    attributes = pd.DataFrame({name: stored[name].map(_plain) for name in wanted}, index=frame.index)
     kept_by: dict[Season, BoolArray] = {}
     for setting in crop.seasons:
         season = Season(crop.crop, setting.name, setting.sheet)
         matches = np.ones(len(frame), dtype=bool)
         for column, value in setting.where.items():
-            matches &= (frame[column] == _plain(value)).to_numpy()
+            matches &= (attributes[column] == _plain(value)).to_numpy()
         kept_by[season] = kept_by.get(season, False) | matches
-    return _File(frame, has_area, mended, kept_by)
+    return _File(frame, attributes, has_area, mended, kept_by)
 
 
 def _check_filters(crop: CropConfig, files: Sequence[_File]) -> None:
@@ -125,7 +129,7 @@ def _check_filters(crop: CropConfig, files: Sequence[_File]) -> None:
         if any((file.kept_by[season] & file.has_area).any() for file in files):
             continue
         values = {
-            column: sorted({value for file in files for value in file.frame[column].unique()})[:12]
+            column: sorted({value for file in files for value in file.attributes[column]})[:12]
             for column in setting.where
         }
         raise InputError(

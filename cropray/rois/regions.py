@@ -17,7 +17,7 @@ from cropray.rois.naming import identity
 from cropray.rois.parcels import Parcels, Season
 from cropray.rois.provinces import read_provinces
 from cropray.rois.store import Dropped
-from cropray.rois.vectors import LONLAT, reproject
+from cropray.rois.vectors import LONLAT, metric_crs, reproject
 from cropray.types import InputError, Roi
 
 _WIDEST_UTM_DEG = 30.0
@@ -39,7 +39,7 @@ def regions_of(parcels: Parcels, config: RoisConfig) -> tuple[list[Roi], list[Dr
 
     The province is that of the padded box. Raises InputError where no cluster gives an ROI.
     """
-    crs = config.crs if config.crs != "utm" else _one_zone(parcels.frame)
+    crs = metric_crs(config.crs) if config.crs != "utm" else _one_zone(parcels.frame)
     projected = reproject(parcels.frame, crs, "the parcels")
     clusters, dropped = _clusters(parcels, projected, config)
     provinces = _provinces(clusters, config, crs)

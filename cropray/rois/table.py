@@ -20,7 +20,7 @@ from shapely.errors import ShapelyError
 from cropray.config import RoisConfig
 from cropray.grid import Bounds
 from cropray.rois.naming import identity, nearest
-from cropray.rois.vectors import LONLAT
+from cropray.rois.vectors import LONLAT, metric_crs
 from cropray.types import InputError, Roi
 
 _CORNERS = ("min_lon", "min_lat", "max_lon", "max_lat")
@@ -108,7 +108,7 @@ def _box(record: dict[str, str], where: str, config: RoisConfig) -> tuple[Bounds
         raise InputError(
             f"{where}: {bounds} are no degrees; correct them, or name their CRS in rois.crs (EPSG:3857 …)"
         )
-    return bounds, config.crs
+    return bounds, metric_crs(config.crs)
 
 
 def _parse_box(text: str, where: str) -> Bounds:

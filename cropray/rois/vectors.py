@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pyogrio
 import pyogrio.errors
 import shapely
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 
 from cropray.rois.naming import nearest
 from cropray.types import BoolArray, InputError
@@ -59,6 +61,8 @@ def read_polygons(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
         raise InputError(f"{file} has no geometries; wanted polygons")
     if len(frame) == 0:
         raise InputError(f"{file} has no features; wanted polygons")
+    if (frame.geometry.isna() | frame.geometry.is_empty).all():
+        raise InputError(f"{file}: all of its {len(frame)} features are empty; wanted polygons")
     if frame.crs is None:
         raise InputError(f"{file} has no CRS; give it one (a shapefile needs its .prj beside it)")
     types = shapely.get_type_id(frame.geometry.to_numpy())
@@ -111,3 +115,16 @@ def relative(file: Path, root: str) -> str:
     """The name of a file below `root`, for records that are the same on every machine."""
     folder = Path(root).expanduser()
     return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
+
+
+def metric_crs(name: str) -> str:
+    """`name`, of a CRS in which boxes can be measured. Raises InputError for any other."""
+    try:
+        crs = CRS.from_user_input(name)
+    except CRSError as error:
+        raise InputError(
+            f"rois.crs {name!r} is no CRS ({error}); wanted utm or a code like EPSG:3857"
+        ) from error
+    if not crs.is_projected or crs.axis_info[0].unit_name != "metre":
+        raise InputError(f"rois.crs {name!r} ({crs.name}) does not measure in metres; wanted a projected CRS")
+    return name
