@@ -7,7 +7,7 @@ from itertools import product
 
 from cropray.config import GridConfig, PatchConfig
 from cropray.grid import Grid, Window
-from cropray.shards.patching import plan_starts
+from cropray.shards.patching import plan_starts, regular_end
 from cropray.types import Roi
 
 
@@ -16,7 +16,8 @@ class Tile:
     """Neighbouring patches of one ROI that are exported together, as one part.
 
     `rows` and `cols` are the first pixels of its patches in `extent`, the grid of the whole ROI:
-    every pair of them is a patch of `size` pixels a side.
+    every pair of them is a patch of `size` pixels a side. The patches beyond the first `regular`
+    (rows, columns) of `extent` lie flush with its edge and are there for the remainder only.
     """
 
     tile_id: str
@@ -25,6 +26,7 @@ class Tile:
     rows: tuple[int, ...]
     cols: tuple[int, ...]
     size: int
+    regular: tuple[int, int]
 
     @property
     def window(self) -> Window:
@@ -54,8 +56,9 @@ def plan_tiles(roi: Roi, grid: GridConfig, patch: PatchConfig) -> list[Tile]:
     )
     rows = _groups(plan_starts(extent.height, patch.size, patch.max_overlap), patch.tile_patches)
     cols = _groups(plan_starts(extent.width, patch.size, patch.max_overlap), patch.tile_patches)
+    height, width = (regular_end(length, patch.size, patch.max_overlap) for length in extent.shape)
     return [
-        Tile(f"{roi.roi_id}-{i:03d}-{j:03d}", roi, extent, row_group, col_group, patch.size)
+        Tile(f"{roi.roi_id}-{i:03d}-{j:03d}", roi, extent, row_group, col_group, patch.size, (height, width))
         for i, row_group in enumerate(rows)
         for j, col_group in enumerate(cols)
     ]

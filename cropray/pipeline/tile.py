@@ -20,7 +20,7 @@ from cropray.rois.windows import periods_for
 from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, quantise, to_table
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
-from cropray.types import BoolArray, ByteArray, Composite, ImageRequest, Patch
+from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, Composite, ImageRequest, Patch
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -64,10 +64,12 @@ def export_tile(
     request = ImageRequest(tile.grid, tile.extent, periods, config.composite.recipe(), as_of)
     composite = source.composite(request)
     patches: list[Patch] = []
+    reason = "no valid pixel in any month of either sensor"
     if composite.s2_valid_thw.any() or composite.s1_valid_thw.any():
         near = parcels.iloc[parcels.sindex.query(_box(tile), predicate="intersects")]
         label_hw, truth_hw = make_labels(tile.grid, near, config, source)
         patches = cut_patches(tile, composite, label_hw, truth_hw)
+        reason = "nothing is known of the remainder at the edge of the ROI"
     # One sample a row group: compaction picks single samples out of many parts.
     groups = [to_table([encode_patch(patch, tile.roi, tile.extent, periods)], metadata) for patch in patches]
     digest = xxhash.xxh3_64()
@@ -81,7 +83,7 @@ def export_tile(
         split=tile.roi.split,
         recipe=metadata.recipe,
         patches=len(patches),
-        reason="" if patches else "no valid pixel in any month of either sensor",
+        reason="" if patches else reason,
         nbytes=len(patches) * sum(spec.nbytes for spec in metadata.tensors.values()),
         checksum=digest.hexdigest(),
         **asdict(tile.window),
@@ -98,13 +100,21 @@ def export_tile(
 def cut_patches(
     tile: Tile, composite: Composite, label_hw: ByteArray, truth_hw: ByteArray | None
 ) -> list[Patch]:
-    """The patches of a tile as they are stored; `composite` and labels lie on the tile's grid."""
+    """The patches of a tile as they are stored; `composite` and labels lie on the tile's grid.
+
+    A patch that is there for the remainder is left out where the remainder has neither a label of
+    a class nor truth: the grid of an ROI of exactly one patch is, snapped, two pixels longer, and
+    its pixels should not be learnt from four times.
+    """
+    known_hw = label_hw < BACKGROUND if truth_hw is None else truth_hw != UNLABELLED
     s2_cthw = quantise(composite.s2_tchw, composite.s2_valid_thw[:, None], S2_BANDS[0].scale).swapaxes(0, 1)
     s1_cthw = quantise(composite.s1_tchw, composite.s1_valid_thw[:, None], S1_BANDS[0].scale).swapaxes(0, 1)
     patches = []
     for window in tile.patches:
         inside = Window(window.row - tile.rows[0], window.col - tile.cols[0], tile.size, tile.size)
         rows, cols = inside.slices
+        if not _wanted(tile, window, known_hw[rows, cols]):
+            continue
         patches.append(
             Patch(
                 sample_id=f"{tile.roi.roi_id}-{window.row:05d}-{window.col:05d}",
@@ -117,6 +127,15 @@ def cut_patches(
             )
         )
     return patches
+
+
+def _wanted(tile: Tile, window: Window, known_hw: BoolArray) -> bool:
+    """Whether a patch is one of the regular ones or covers something known in the remainder."""
+    skip_row, skip_col = (
+        max(0, regular - start) if start + tile.size > regular else 0
+        for regular, start in zip(tile.regular, (window.row, window.col), strict=True)
+    )
+    return (skip_row, skip_col) == (0, 0) or bool(known_hw[skip_row:, skip_col:].any())
 
 
 def _box(tile: Tile) -> object:

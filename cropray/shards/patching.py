@@ -22,6 +22,11 @@ def choose_overlap(length: int, size: int, max_overlap: int) -> int:
     return min(range(max_overlap + 1), key=lambda overlap: (length - size) % (size - overlap))
 
 
+def regular_end(length: int, size: int, max_overlap: int) -> int:
+    """How many of `length` pixels the windows of `choose_overlap` cover; the rest is the remainder."""
+    return length - (length - size) % (size - choose_overlap(length, size, max_overlap))
+
+
 def plan_starts(length: int, size: int, max_overlap: int) -> list[int]:
     """First pixels of the windows along one axis, ascending; together they cover every pixel.
 
@@ -36,9 +41,7 @@ def plan_starts(length: int, size: int, max_overlap: int) -> list[int]:
         raise InputError(f"patches of {size} can overlap by 0 to {size - 1} pixels, got {max_overlap}")
     stride = size - choose_overlap(length, size, max_overlap)
     starts = list(range(0, length - size + 1, stride))
-    if starts[-1] + size < length:
-        starts.append(length - size)
-    return starts
+    return starts if starts[-1] + size == length else [*starts, length - size]
 
 
 def plan_windows(height: int, width: int, size: int, max_overlap: int) -> list[Window]:
