@@ -217,7 +217,7 @@ class TrainConfig(Section):
     """One training; `unlabelled` says what pixels without a label are to the loss."""
 
     epochs: int = Field(11, ge=1)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="samples a step, of all workers together")
     lr: float = Field(1e-3, gt=0)
     head_lr: float | None = Field(None, gt=0, description="of a new head; None: as lr")
     weight_decay: float = Field(0.0, ge=0)
