@@ -54,14 +54,17 @@ class FileCatalogue:
 
     @cached_property
     def _bytes(self) -> bytes:
-        parent, _, name = self.uri.rpartition("/")
-        return Folder(parent or ".").read_bytes(name)
+        parent, slash, name = self.uri.rpartition("/")
+        return Folder(parent + slash or ".").read_bytes(name)
 
     @cached_property
     def _items(self) -> list[pystac.Item]:
         try:
-            items = list(pystac.ItemCollection.from_dict(json.loads(self._bytes), preserve_dict=False))
-        except (ValueError, KeyError, pystac.STACError) as error:
+            read = json.loads(self._bytes)
+            if not isinstance(read, dict):
+                raise InputError(f"{self.uri} is no STAC ItemCollection: it holds no JSON object")
+            items = list(pystac.ItemCollection.from_dict(read, preserve_dict=False))
+        except (ValueError, KeyError, pystac.STACError, pystac.STACTypeError) as error:
             raise InputError(f"{self.uri} is no STAC ItemCollection (JSON): {error}") from error
         for item in items:
             item.set_self_href(self.uri)
@@ -102,12 +105,12 @@ class ApiCatalogue:
         try:
             client = Client.open(self.url)
             items = list(client.search(collections=[self.collection], **query).items())
-            if not items:
-                client.get_collection(self.collection)  # nothing found, or nothing to find it in?
-        except (APIError, NotImplementedError, pystac.STACError) as error:
-            raise InputError(
-                f"the collection {self.collection!r} of the STAC API {self.url} cannot be searched: {error}"
-            ) from error
+            # Nothing found, or nothing to find it in?
+            known = bool(items) or client.get_collection(self.collection) is not None
+        except (APIError, NotImplementedError, pystac.STACError, pystac.STACTypeError) as error:
+            raise InputError(f"the STAC API {self.url} cannot be searched: {error}") from error
+        if not known:
+            raise InputError(f"the STAC API {self.url} has no collection {self.collection!r}")
         return items
 
 
