@@ -23,7 +23,7 @@ def decide(probabilities_khw: npt.NDArray[np.floating], thresholds_k: npt.NDArra
     thresholds = np.asarray(thresholds_k, dtype=np.float32)
     if thresholds.shape != (probabilities.shape[-3],):
         raise ValueError(
-            f"{thresholds.shape} thresholds for probabilities {probabilities.shape} (…, K, H, W)"
+            f"thresholds are {thresholds.shape} for probabilities {probabilities.shape}; wanted (K,)"
         )
     excess = _logit(probabilities) - _logit(thresholds)[:, None, None]
     passing = probabilities >= thresholds[:, None, None]

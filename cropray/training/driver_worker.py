@@ -80,7 +80,8 @@ class _Teller:
         self._last = time.monotonic()
 
     def step(self, steps: int, loss: Tensor) -> None:
-        if not self._muted and time.monotonic() - self._last >= _NOTE_EVERY_S:
+        due = steps < self._per_epoch and time.monotonic() - self._last >= _NOTE_EVERY_S
+        if due and not self._muted:
             self._last = time.monotonic()
             self._notes.put(Note(self._epoch * self._per_epoch + steps, self._epoch + 1, loss.item()))
 

@@ -1,0 +1,131 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cropray.models.checkpoint import load_checkpoint, save_checkpoint
+from cropray.run import Run
+from cropray.storage import Folder
+from cropray.training.driver import best_entry
+from cropray.training.plan import TrainingPlan, make_plan
+from cropray.training.validate import SCORE
+from cropray.types import InputError
+from tests.training_data import CLASSES, METADATA, MONTHS, make_run, write_split
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    folder = Folder(str(tmp_path_factory.mktemp("run")))
+    write_split(folder, "train", 24)
+    write_split(folder, "val", 6)
+    return folder
+
+
+@pytest.fixture
+def first(folder: Folder, tmp_path: Path) -> Folder:
+    """A checkpoint to start from, of the same classes."""
+    plan = make_plan(make_run(folder), "pretrain")
+    weights = plan.checkpoint.network.build().state_dict()
+    target = Folder(str(tmp_path / "first"))
+    save_checkpoint(replace(plan.checkpoint, weights=weights), target)
+    return target
+
+
+def plan_from(folder: Folder, first: Folder, **settings: Any) -> TrainingPlan:
+    return make_plan(make_run(folder, init=first.uri, **settings), "finetune")
+
+
+def test_a_plan_says_what_the_data_say(folder: Folder) -> None:
+    plan = make_plan(make_run(folder, epochs=5), "pretrain")
+    assert plan.checkpoint.classes == CLASSES
+    assert plan.checkpoint.window == METADATA.window
+    assert plan.checkpoint.s1_quantity == METADATA.s1_quantity
+    assert plan.checkpoint.network.months == MONTHS
+    assert (plan.samples, plan.steps) == (24, 5 * 6)
+    assert plan.checkpoint.recipe["stage"] == "pretrain"
+
+
+def test_the_fingerprint_is_that_of_the_samples(folder: Folder, tmp_path: Path) -> None:
+    fingerprint = make_plan(make_run(folder), "pretrain").checkpoint.data_fingerprint
+    assert make_plan(make_run(folder, lr=0.1), "finetune").checkpoint.data_fingerprint == fingerprint
+    other = Folder(str(tmp_path))
+    write_split(other, "train", 24, seed=1)
+    assert make_plan(make_run(other), "pretrain").checkpoint.data_fingerprint != fingerprint
+
+
+def test_a_start_from_the_same_classes_keeps_the_head(folder: Folder, first: Folder) -> None:
+    plan = plan_from(folder, first, head_lr=0.5)
+    assert plan.keep_head
+    assert plan.checkpoint.network == load_checkpoint(first).network
+    assert plan.recipe.head_lr == plan.recipe.lr == 0.01
+
+
+def test_a_start_from_other_classes_gets_a_new_head_with_its_own_rate(folder: Folder, first: Folder) -> None:
+    checkpoint = load_checkpoint(first)
+    save_checkpoint(replace(checkpoint, classes=("a", "b", "c")), first)
+    plan = plan_from(folder, first, head_lr=0.5)
+    assert not plan.keep_head
+    assert plan.checkpoint.network.head == "conv"
+    assert plan.checkpoint.classes == CLASSES
+    assert (plan.recipe.lr, plan.recipe.head_lr) == (0.01, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"s1_quantity": "sigma0"}, "Sentinel-1 quantity is sigma0, the run's is gamma0"),
+        ({"s2_bands": CLASSES}, "Sentinel-2 bands"),
+    ],
+)
+def test_a_start_from_another_kind_of_data_is_refused(
+    folder: Folder, first: Folder, change: dict[str, Any], said: str
+) -> None:
+    save_checkpoint(replace(load_checkpoint(first), **change), first)
+    with pytest.raises(InputError, match=said):
+        plan_from(folder, first)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [({"width": 8}, "width is 4, the run's is 8"), ({"normalisation": "seed"}, "fixed, the run's is seed")],
+)
+def test_a_start_from_another_network_is_refused(
+    folder: Folder, first: Folder, model: dict[str, Any], said: str
+) -> None:
+    run = make_run(folder, init=first.uri)
+    changed = run.config.model_copy(update={"model": run.config.model.model_copy(update=model)})
+    with pytest.raises(InputError, match=said):
+        make_plan(Run(folder, changed), "finetune")
+
+
+def test_samples_with_too_few_labels_are_left_out(folder: Folder) -> None:
+    assert make_plan(make_run(folder, min_labelled_fraction=0.3), "pretrain").samples < 24
+    with pytest.raises(InputError, match="nothing to train on"):
+        make_plan(make_run(folder, min_labelled_fraction=0.9), "pretrain")
+
+
+def test_a_batch_must_be_shared_out_evenly(folder: Folder) -> None:
+    with pytest.raises(InputError, match=r"multiple of pretrain\.workers = 3"):
+        make_plan(make_run(folder, workers=3), "pretrain")
+    plan = make_plan(make_run(folder, workers=2), "pretrain")
+    assert plan.batch_size == 2
+    assert plan.steps == make_plan(make_run(folder), "pretrain").steps
+
+
+def test_shards_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no shards"):
+        make_plan(make_run(Folder(str(tmp_path))), "pretrain")
+
+
+def test_the_best_epoch_has_the_highest_score_and_of_equal_ones_is_the_last() -> None:
+    scores = [0.2, 0.5, None, 0.5, 0.4]
+    history = [{"epoch": i + 1, SCORE: score} for i, score in enumerate(scores)]
+    assert best_entry(history)["epoch"] == 4
+    assert best_entry([{"epoch": 1}, {"epoch": 2}])["epoch"] == 2
+
+
+def test_the_plan_travels_without_weights(folder: Folder) -> None:
+    assert make_plan(make_run(folder), "pretrain").checkpoint.weights == {}
+    assert not torch.is_tensor(make_plan(make_run(folder), "pretrain").parameters)
