@@ -1,0 +1,133 @@
+"""Export on Ray: failures become rows, a killed driver loses nothing, and the bytes stay the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cropray.config import Config, LabelsConfig, PatchConfig, SimulatedConfig, SourceConfig, WindowConfig
+from cropray.imagery.world_inputs import CROPS
+from cropray.pipeline.compact import compact
+from cropray.pipeline.export import export
+from cropray.rois.build import build_rois
+from cropray.rois.store import read_rois, write_rois
+from cropray.run import Run
+from cropray.shards.reader import ShardReader
+from cropray.shards.store import shard_uris
+from cropray.storage import Folder
+from cropray.types import InputError
+
+CONFIG = Config(
+    classes=CROPS,
+    window=WindowConfig(months=1),
+    source=SourceConfig(simulated=SimulatedConfig(sites_per_crop=1)),
+    labels=LabelsConfig(),
+    patch=PatchConfig(tile_patches=1),
+)
+
+
+def new_run(path: Path) -> Run:
+    """A run over the first three ROIs of the simulated world."""
+    run = Run(Folder(str(path)), CONFIG)
+    build_rois(run)
+    write_rois(run.folder, read_rois(run.folder)[:3])
+    return run
+
+
+def parts_of(run: Run) -> dict[str, bytes]:
+    parts = run.folder.local("parts")
+    return {path.name: path.read_bytes() for path in sorted(parts.glob("*.parquet"))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Run:
+    run = new_run(tmp_path_factory.mktemp("undisturbed"))
+    export(run)
+    return run
+
+
+def test_a_finished_export_compacts_to_readable_shards(undisturbed: Run) -> None:
+    samples = compact(undisturbed)["samples"]
+    tables = [
+        ShardReader(shard_uris(undisturbed.folder, split), batch_size=4).table
+        for split, count in samples.items()
+        if count
+    ]
+    summary = undisturbed.summary("export")
+    assert summary is not None
+    assert sum(len(table) for table in tables) == summary["patches"] > 0
+    assert {crop for table in tables for crop in table["crop"].to_pylist()} <= set(CROPS)
+
+
+def test_a_tile_that_fails_is_named_and_the_others_are_kept(
+    undisturbed: Run, tmp_path: Path, ray_local: None
+) -> None:
+    run = new_run(tmp_path)
+    rois = read_rois(run.folder)
+    write_rois(run.folder, [replace(rois[0], harvest_start=None), *rois[1:]])
+    wanted = parts_of(undisturbed)
+    broken = {name for name in wanted if name.startswith(rois[0].roi_id)}
+    with pytest.raises(InputError) as failure:
+        export(run)
+    assert f"{len(broken)} of {len(wanted)} tiles failed" in str(failure.value)
+    assert "the harvest of this ROI is not known" in str(failure.value)
+    assert "run the same command again" in str(failure.value)
+    assert parts_of(run) == {name: data for name, data in wanted.items() if name not in broken}
+    assert run.summary("export") is None
+    (events,) = run.folder.child("events").names(".jsonl")
+    assert run.folder.read_text(f"events/{events}").count("is not known") == len(broken)
+
+    write_rois(run.folder, rois)
+    kept = {path.name: path.stat().st_mtime_ns for path in run.folder.local("parts").iterdir()}
+    assert export(run) == undisturbed.summary("export")
+    assert parts_of(run) == wanted
+    assert all(run.folder.local(f"parts/{name}").stat().st_mtime_ns == when for name, when in kept.items())
+
+
+def test_a_killed_driver_goes_on_to_the_same_bytes(undisturbed: Run, tmp_path: Path, ray_local: None) -> None:
+    run = new_run(tmp_path)
+    wanted = parts_of(undisturbed)
+    code = (
+        "import sys; from cropray.overrides import load_config; from cropray.run import Run;"
+        "from cropray.storage import Folder; from cropray.pipeline.export import export;"
+        "export(Run(Folder(sys.argv[1]), load_config(sys.argv[1] + '/config.yaml')))"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(run.folder.child("parts").names(".parquet")) < 2:
+            assert driver.poll() is None, "the export ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        orphans = list(descendants(driver.pid))
+        driver.kill()
+        driver.wait()
+        for pid in orphans:  # the driver's own Ray
+            with_pid(pid, signal.SIGKILL)
+    done = parts_of(run)
+    assert 2 <= len(done) < len(wanted)
+    assert not run.folder.exists("ledger.parquet")
+    assert export(run) == undisturbed.summary("export")
+    assert parts_of(run) == wanted
+    assert run.folder.read_bytes("ledger.parquet") == undisturbed.folder.read_bytes("ledger.parquet")
+
+
+def descendants(pid: int) -> Iterator[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for child in map(int, children):
+        yield child
+        yield from descendants(child)
+
+
+def with_pid(pid: int, sent: signal.Signals) -> None:
+    try:
+        os.kill(pid, sent)
+    except ProcessLookupError:
+        return
