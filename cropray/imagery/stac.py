@@ -72,9 +72,9 @@ class StacSource:
         grid, extent = _outline(request.grid), _outline(request.extent)
         s2_items = self._s2.search(grid, start, end)
         s1_items = self._s1.search(extent, start, end)
-        read_s1 = partial(self._read_s1, grid=request.grid, extent=extent)
+        read_s1 = partial(self._read_s1, grid=request.grid, extent=extent, quantity=self._quantity)
         with warnings.catch_warnings():
-            # Said at random of GDAL's own buffers while they are warped (odc-geo issue 131).
+            # Said at random of the buffers that GDAL warps into; files are looked at in `_read`.
             warnings.filterwarnings("ignore", "Dataset has no geotransform")
             return composite_scenes(
                 request,
@@ -108,10 +108,10 @@ class StacSource:
         scl_hw = _read(item, find_asset(item, SCL_ALIASES), grid, nearest=True, src_nodata_override=0)
         return S2Scene(item_time(item), reflectance_chw, np.nan_to_num(scl_hw, nan=0).astype(np.uint8))
 
-    def _read_s1(self, item: pystac.Item, grid: Grid, extent: BaseGeometry) -> S1Scene:
+    def _read_s1(self, item: pystac.Item, grid: Grid, extent: BaseGeometry, quantity: str) -> S1Scene:
         kind = self._backscatter(item)
-        if kind.quantity != self._quantity:
-            raise InputError(f"the STAC item {item.id} holds {kind.quantity}, others {self._quantity}")
+        if kind.quantity != quantity:
+            raise InputError(f"the STAC item {item.id} holds {kind.quantity}, others {quantity}")
         power_chw = np.empty((len(S1_BANDS), *grid.shape), np.float32)
         for c, band in enumerate(S1_BANDS):
             asset = find_asset(item, band.aliases)
