@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,9 @@ class Run:
         was, now = flat(record["settings"]), flat(self._settings(stage))
         changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
         if changed:
-            lines = [f"  {key}: {was.get(key)!r} there, {now.get(key)!r} now" for key in changed[:8]]
+            lines = [
+                f"  {key}: {_short(was.get(key))} there, {_short(now.get(key))} now" for key in changed[:8]
+            ]
             more = [f"  … and {len(changed) - 8} more"] if len(changed) > 8 else []
             raise InputError(
                 f"{self.folder} was made by another configuration of {stage}:\n"
@@ -105,3 +108,7 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
         items = (flat(value, f"{prefix}.{key}" if prefix else key) for key, value in data.items())
         return {key: value for item in items for key, value in item.items()}
     return {prefix: data}
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder=" …")
