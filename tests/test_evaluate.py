@@ -1,132 +1,36 @@
 """Evaluation on whole ROIs of several sizes, in a small land whose truth is known."""
 
 import json
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import confusion_matrix, f1_score
 
-from cropray.bands import NODATA
-from cropray.config import Config, EvaluateConfig, PatchConfig
-from cropray.grid import Grid
-from cropray.models.checkpoint import Checkpoint, save_checkpoint
+from cropray.maps.charts import EVALUATION
+from cropray.models.checkpoint import save_checkpoint
 from cropray.models.decision import decide
-from cropray.models.dual_unet3d import NetworkSpec
-from cropray.models.normalisation import FixedNormalisation
 from cropray.models.predictor import Predictor
 from cropray.run import Run
 from cropray.shards.patching import plan_windows
 from cropray.shards.reader import ShardReader
-from cropray.shards.schema import ShardMetadata, encode_patch, to_table
-from cropray.shards.store import shard_name
-from cropray.shards.writer import write_shard
-from cropray.storage import Folder
 from cropray.training.baselines import PixelSample, even_shares, pixel_features
 from cropray.training.blocks import plan_tiles, read_tile
-from cropray.training.evaluate import RESULT, evaluate
-from cropray.types import BACKGROUND, UNLABELLED, InputError, Patch, Period, Roi
-
-CLASSES = ("maize", "pea")
-MONTHS, SIZE = 2, 32
-PERIODS = tuple(Period(date(2022, month, 1), date(2022, month + 1, 1)) for month in (4, 5))
-SHAPES = {"train": [(32, 32), (48, 80), (70, 40)], "val": [(50, 50), (32, 60)], "test": [(71, 45), (32, 32)]}
-
-
-@dataclass(frozen=True)
-class Land:
-    """One ROI as it is: what the patches are cut from."""
-
-    roi: Roi
-    s1_cthw: np.ndarray
-    s2_cthw: np.ndarray
-    label_hw: np.ndarray
-    truth_hw: np.ndarray
-
-
-def make_land(split: str, index: int, shape: tuple[int, int]) -> Land:
-    """Fields of 8 x 8 pixels; maize is bright in the first band and pea in the second."""
-    rng = np.random.default_rng([len(split), index])
-    fields = rng.choice(np.array([0, 1, BACKGROUND], np.uint8), (shape[0] // 8 + 1, shape[1] // 8 + 1))
-    truth = np.kron(fields, np.ones((8, 8), np.uint8))[: shape[0], : shape[1]]
-    s2 = rng.normal(1000, 150, (10, MONTHS, *shape))
-    s2[0] += 2000 * (truth == 0)
-    s2[1] += 2000 * (truth == 1)
-    s1 = rng.normal(-1200, 100, (2, MONTHS, *shape))
-    s2[:, 0, :5] = NODATA
-    own = index % len(CLASSES)
-    told = np.kron(rng.random(fields.shape) < 0.5, np.ones((8, 8), bool))[: shape[0], : shape[1]]
-    label = np.where(told & np.isin(truth, [own, BACKGROUND]), truth, UNLABELLED).astype(np.uint8)
-    roi = Roi(f"{split}-{index}", CLASSES[own], "2022", "", "", split, (0, 0, 1, 1), "EPSG:32632")
-    return Land(roi, s1.astype(np.int16), s2.astype(np.int16), label, truth)
-
-
-LANDS = {split: [make_land(split, i, s) for i, s in enumerate(shapes)] for split, shapes in SHAPES.items()}
-
-
-def write_land(folder: Folder, *, with_truth: bool) -> None:
-    window = {"anchor": "harvest", "months": MONTHS, "lead_months": 1, "as_of": None}
-    source = {"kind": "simulated", "s1_quantity": "gamma0"}
-    metadata = ShardMetadata(CLASSES, SIZE, window, "gamma0", "recipe", source, has_truth=with_truth)
-    for split, lands in LANDS.items():
-        rows = []
-        for land in lands:
-            extent = Grid("EPSG:32632", 500_000, 5_000_000, 10, *land.truth_hw.shape)
-            for window in plan_windows(*extent.shape, SIZE, 16):
-                part = window.slices
-                patch = Patch(
-                    f"{land.roi.roi_id}-{window.row}-{window.col}",
-                    window.row,
-                    window.col,
-                    land.s2_cthw[:, :, *part],
-                    land.s1_cthw[:, :, *part],
-                    land.label_hw[part],
-                    land.truth_hw[part] if with_truth else None,
-                )
-                rows.append(encode_patch(patch, land.roi, extent, PERIODS))
-        order = np.random.default_rng(0).permutation(len(rows))  # as compaction leaves them
-        groups = [to_table([rows[i] for i in order[k : k + 4]], metadata) for k in range(0, len(rows), 4)]
-        write_shard(folder, shard_name(split, 0), metadata, groups, codec="lz4")
-
-
-def small_checkpoint(thresholds: tuple[float, ...] | None) -> Checkpoint:
-    torch.manual_seed(3)
-    network = NetworkSpec(n_classes=2, width=2, months=MONTHS)
-    return Checkpoint(
-        CLASSES,
-        network,
-        FixedNormalisation(),
-        {"anchor": "harvest", "months": MONTHS, "lead_months": 1, "as_of": None},
-        "gamma0",
-        network.build().state_dict(),
-        thresholds=thresholds,
-    )
-
-
-def ready_run(
-    path: Path, *, with_truth: bool = True, thresholds: tuple[float, ...] | None = (0.5, 0.5)
-) -> Run:
-    settings = EvaluateConfig(forest_trees=20, forest_pixels=3000, bootstrap=200)
-    run = Run(Folder(str(path)), Config(classes=CLASSES, evaluate=settings, patch=PatchConfig(size=SIZE)))
-    for stage in ("rois", "export", "compact"):
-        run.finish(stage, {})
-    write_land(run.folder, with_truth=with_truth)
-    save_checkpoint(small_checkpoint(thresholds), run.folder.child("models/finetune"))
-    return run
+from cropray.training.evaluate import evaluate
+from cropray.types import BACKGROUND, UNLABELLED, InputError
+from tests.lands import LANDS, MONTHS, SIZE, Land, ready_run, small_checkpoint
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = ready_run(tmp_path_factory.mktemp("run"))
+    run = ready_run(str(tmp_path_factory.mktemp("run")))
     evaluate(run)
     return run
 
 
 def result_of(run: Run) -> dict:
-    return json.loads(run.folder.read_text(RESULT))
+    return json.loads(run.folder.read_text(EVALUATION))
 
 
 def expected_map(land: Land, thresholds: tuple[float, ...]) -> np.ndarray:
@@ -175,7 +79,7 @@ def test_the_network_is_scored_on_every_pixel_once(evaluated: Run) -> None:
     result = result_of(evaluated)
     truth = np.concatenate([land.truth_hw.ravel() for land in LANDS["test"]])
     predicted = np.concatenate([expected_map(land, (0.5, 0.5)).ravel() for land in LANDS["test"]])
-    row = result["methods"]["model"]
+    row = result["methods"]["network"]
     assert result["scope"] == "truth"
     assert result["pixels"] == truth.size == 71 * 45 + 32 * 32
     np.testing.assert_array_equal(
@@ -189,16 +93,16 @@ def test_the_network_is_scored_on_every_pixel_once(evaluated: Run) -> None:
 def test_baselines_stand_beside_it_on_the_same_pixels(evaluated: Run) -> None:
     result = result_of(evaluated)
     totals = {name: np.sum(row["confusion"]) for name, row in result["methods"].items()}
-    assert totals == dict.fromkeys(("model", "forest", "majority"), result["pixels"])
+    assert totals == dict.fromkeys(("network", "forest", "majority"), result["pixels"])
     # The land is made so that single pixels tell the classes apart.
     assert result["methods"]["forest"]["score"] > 0.97
     assert result["methods"]["majority"]["score"] < 0.4
-    model, forest = result["methods"]["model"], result["methods"]["forest"]
+    model, forest = result["methods"]["network"], result["methods"]["forest"]
     difference = result["differences"]["forest"]
     assert difference["score"] == pytest.approx(model["score"] - forest["score"])
     low, high = difference["interval"]
     assert low <= difference["score"] <= high
-    assert result["thresholds"]["model"] == [0.5, 0.5]
+    assert result["thresholds"]["network"] == [0.5, 0.5]
     assert result["baselines"]["labelled_pixels"].keys() == {"maize", "pea", "none"}
 
 
@@ -209,14 +113,14 @@ def test_pictures_are_there(evaluated: Run) -> None:
 
 
 def test_a_second_evaluation_reads_nothing_again(evaluated: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    before = evaluated.folder.local(RESULT).stat().st_mtime_ns
+    before = evaluated.folder.local(EVALUATION).stat().st_mtime_ns
     assert evaluate(evaluated)["macro_f1/forest"] > 0.97
     assert "reused" in capsys.readouterr().err
-    assert evaluated.folder.local(RESULT).stat().st_mtime_ns == before
+    assert evaluated.folder.local(EVALUATION).stat().st_mtime_ns == before
 
 
 def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -> None:
-    run = ready_run(tmp_path, thresholds=None)
+    run = ready_run(str(tmp_path), thresholds=None)
     evaluate(run)
     result = result_of(run)
     scores, labels = [], []
@@ -232,7 +136,7 @@ def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -
         scores.append((total / count)[:, known].T)
         labels.append(land.label_hw[known])
     score_nk, label_n = np.concatenate(scores), np.concatenate(labels)
-    for k, threshold in enumerate(result["thresholds"]["model"]):
+    for k, threshold in enumerate(result["thresholds"]["network"]):
         best = max(
             f1_score(label_n == k, score_nk[:, k] >= t)
             for t in np.quantile(score_nk[:, k], np.linspace(0, 1, 200))
@@ -242,7 +146,7 @@ def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -
 
 
 def test_partly_labelled_land_has_recall_and_no_precision(tmp_path: Path) -> None:
-    run = ready_run(tmp_path, with_truth=False)
+    run = ready_run(str(tmp_path), with_truth=False)
     evaluate(run)
     result = result_of(run)
     assert result["scope"] == "annotated"
@@ -255,7 +159,7 @@ def test_partly_labelled_land_has_recall_and_no_precision(tmp_path: Path) -> Non
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
-    run = ready_run(tmp_path)
+    run = ready_run(str(tmp_path))
     other = replace(small_checkpoint(None), classes=("maize", "onion"))
     save_checkpoint(other, run.folder.child("models/finetune"))
     with pytest.raises(InputError, match=r"maize, onion.*maize, pea"):
@@ -263,7 +167,7 @@ def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_without_test_rois_is_told_so(tmp_path: Path) -> None:
-    run = ready_run(tmp_path)
+    run = ready_run(str(tmp_path))
     run.folder.delete("shards/test/00000.parquet")
     with pytest.raises(InputError, match=r"rois\.split\.test"):
         evaluate(run)

@@ -1,18 +1,25 @@
-"""Charts of an evaluation: the confusion matrix and the scores by class and method."""
+"""Charts of an evaluation and of an export, as PNG."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from cropray.maps.pictures import png
 
-COLOURS = {"model": "#117733", "forest": "#DDCC77", "majority": "#BBBBBB"}  # Tol's muted scheme
+EVALUATION = "evaluation/evaluation.json"
+"""Where a run folder keeps the result of which the charts are."""
+
+Shares = npt.NDArray[np.floating]
+
+_COLOURS = {"network": "#117733", "forest": "#DDCC77", "majority": "#BBBBBB"}  # Tol's muted scheme
 
 
-def confusion_chart(result: dict[str, Any], method: str = "model") -> bytes:
+def confusion_chart(result: dict[str, Any], method: str = "network") -> bytes:
     """The confusion matrix as shares of the truth of each class, with the classes' pixels beside it."""
     counts = np.array(result["methods"][method]["confusion"])
     columns = [*result["classes"], "none"]
@@ -52,7 +59,7 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     for index, (name, row) in enumerate(methods.items()):
         values = [entry[measure] for entry in row["per_class"]]
         places = np.arange(len(classes)) + (index - (len(methods) - 1) / 2) * width
-        axes.bar(places, values, width, label=name, color=COLOURS[name])
+        axes.bar(places, values, width, label=name, color=_COLOURS[name])
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     axes.set_ylabel("F1" if measure == "f1" else measure)
     axes.set_ylim(0, 1)
@@ -60,4 +67,24 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=len(methods), loc="lower left", bbox_to_anchor=(0, 1))
+    return png(figure)
+
+
+def validity_chart(months: Sequence[str], s2: Shares, s1: Shares) -> bytes:
+    """Share of pixels with a clear view, by month and sensor."""
+    figure = Figure(figsize=(1.2 + 0.85 * len(months), 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(months))
+    for shift, name, values, colour in (
+        (-0.2, "Sentinel-2", s2, "#117733"),
+        (0.2, "Sentinel-1", s1, "#332288"),
+    ):
+        bars = axes.bar(places + shift, values, 0.38, label=name, color=colour)
+        axes.bar_label(bars, [f"{100 * value:.0f}" for value in values], fontsize="x-small")
+    axes.set_xticks(places, months, fontsize="small")
+    axes.set_ylabel("valid pixels")
+    axes.set_ylim(0, 1.1)
+    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
     return png(figure)

@@ -18,14 +18,14 @@ import pyarrow as pa
 import torch
 
 from cropray.config import Config
-from cropray.maps.charts import confusion_chart, scores_chart
+from cropray.maps.charts import EVALUATION, confusion_chart, scores_chart
 from cropray.maps.conditions import check_source
 from cropray.maps.pictures import comparison_picture
 from cropray.models.checkpoint import Checkpoint, check_classes, load_checkpoint
 from cropray.models.decision import decide
 from cropray.models.predictor import Predictor
 from cropray.progress import Progress, progress, say
-from cropray.run import Run, Summary, flat
+from cropray.run import Run, Summary
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
 from cropray.shards.store import shard_uris
@@ -43,8 +43,6 @@ from cropray.training.methods import (
 from cropray.training.metrics import Counts, confusion
 from cropray.training.scoring import Scope, scored_truth, tables
 from cropray.types import BoolArray, InputError
-
-RESULT = "evaluation/evaluation.json"
 
 _BATCH = 32
 _PICTURES = 12
@@ -64,9 +62,7 @@ class Job:
     @property
     def unlabelled(self) -> str:
         """What pixels without a label were to the loss."""
-        recipe = flat(self.checkpoint.recipe or {})
-        named = (value for key, value in recipe.items() if key.rsplit(".", 1)[-1] == "unlabelled")
-        return str(next(named, "ignore"))
+        return str((self.checkpoint.recipe or {}).get("unlabelled", "ignore"))
 
 
 def evaluate(run: Run) -> Summary:
@@ -76,12 +72,12 @@ def evaluate(run: Run) -> Summary:
     """
     reused = run.begin("evaluate")
     if reused is not None:
-        say(f"evaluate: reused {run.folder}/{RESULT}")
+        say(f"evaluate: reused {run.folder}/{EVALUATION}")
         return reused
     start = time.monotonic()
     folder = resolve_model(run.config.evaluate.model, run)
     job = _job(run, folder)
-    methods: dict[str, Method] = {"model": Network(Predictor(job.checkpoint, _device()))}
+    methods: dict[str, Method] = {"network": Network(Predictor(job.checkpoint, _device()))}
     baselines: dict[str, Any] | None = None
     if job.config.evaluate.baselines:
         fitted, baselines = _baselines(job)
@@ -105,7 +101,7 @@ def evaluate(run: Run) -> Summary:
     pictures |= {"confusion.png": confusion_chart(result), "scores.png": scores_chart(result)}
     for name, picture in pictures.items():
         run.folder.write_bytes(f"evaluation/{name}", picture)
-    run.folder.write_text(RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    run.folder.write_text(EVALUATION, json.dumps(result, indent=1, allow_nan=False) + "\n")
     summary = {
         "scope": result["scope"],
         "blocks": result["blocks"],
@@ -177,7 +173,7 @@ def _thresholds(
 ) -> tuple[dict[str, Thresholds], str]:
     """Thresholds by method, and where they come from; the checkpoint's own are kept."""
     own = job.checkpoint.thresholds
-    known: dict[str, Thresholds] = {} if own is None else {"model": np.array(own, np.float32)}
+    known: dict[str, Thresholds] = {} if own is None else {"network": np.array(own, np.float32)}
     if job.val is None:
         default = default_thresholds(len(job.checkpoint.classes))
         return dict.fromkeys(methods, default) | known, "nothing, for there is no val split: 0.5"
@@ -209,7 +205,7 @@ def _score(
             counts[name][plan.roi_id] += confusion(truth_hw, predicted_hw, len(classes))
         if plan in shown:
             pictures[f"rois/{plan.roi_id}.png"] = comparison_picture(
-                truth_hw, maps["model"], classes, tile.s2_cthw, title=f"{plan.roi_id} · {plan.crop}"
+                truth_hw, maps["network"], classes, tile.s2_cthw, title=f"{plan.roi_id} · {plan.crop}"
             )
         bar.advance()
     return {name: np.stack(list(by_roi.values())) for name, by_roi in counts.items()}, pictures

@@ -1,0 +1,93 @@
+"""The report in a real browser: no error in the console, no request, every picture drawn."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cropray.maps.report import REPORT, report
+from tests.finished import finished_run
+
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--window-size=1200,900",
+]
+# Told in the page's title, since a headless browser prints the document as it is after loading.
+TELL = """<script>addEventListener("load", () => {
+  const drawn = [...document.images].filter(image => image.naturalWidth > 0).length;
+  document.title = `drawn ${drawn} of ${document.images.length}, ` +
+    `too wide: ${document.documentElement.scrollWidth > innerWidth}`;
+});</script>"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    console: list[str]
+    requests: set[str]
+    document: str
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    pytest.skip("no chromium on this machine")
+
+
+def visit(browser: str, page: Path, scratch: Path) -> Visit:
+    """Load a page, with no name resolved, so that nothing reaches a network."""
+    log = scratch / "net.json"
+    done = subprocess.run(
+        [
+            browser,
+            *OPTIONS,
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={scratch / 'profile'}",
+            f"--log-net-log={log}",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    # The browser's own requests have no initiator.
+    requests = {e["url"] for e in events if e.get("initiator", "not an origin") != "not an origin"}
+    return Visit(re.findall(r"CONSOLE.*", done.stderr), requests, done.stdout)
+
+
+def test_an_error_and_a_request_would_be_seen(browser: str, tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text("<script>nothing();</script><img src='http://127.0.0.1:9/x.png'>" + TELL)
+    seen = visit(browser, page, tmp_path)
+    assert any("nothing is not defined" in line for line in seen.console)
+    assert seen.requests == {"http://127.0.0.1:9/x.png"}
+    assert "<title>drawn 0 of 1, too wide: false</title>" in seen.document
+
+
+def test_the_report_loads_without_an_error_and_without_a_network(browser: str, tmp_path: Path) -> None:
+    run = finished_run(str(tmp_path / "run"))
+    report(run)
+    page = tmp_path / "report.html"
+    page.write_text(run.folder.read_text(REPORT).replace("</body>", TELL + "</body>"))
+    seen = visit(browser, page, tmp_path)
+    assert seen.console == []
+    assert seen.requests == set()
+    assert "<title>drawn 8 of 8, too wide: false</title>" in seen.document

@@ -1,0 +1,152 @@
+"""The report: one page with everything in it, of whatever stages a run has done."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from cropray.config import Config
+from cropray.maps.charts import EVALUATION
+from cropray.maps.report import REPORT, report
+from cropray.maps.report_parts import evaluation
+from cropray.run import Run
+from cropray.storage import Folder
+from cropray.types import InputError
+from tests.finished import ROIS, finished_run
+
+VOID = {"meta", "link", "img", "br", "hr", "line", "circle"}
+
+
+class Page(HTMLParser):
+    """What a page refers to, its text, and whether its tags are balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.ids: set[str] = set()
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.references += [value or "" for key, value in attrs if key in ("src", "href", "srcset")]
+        self.ids.add(named.get("id") or "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "pre"):
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = finished_run(str(tmp_path_factory.mktemp("run")))
+    report(run)
+    return run
+
+
+def page_of(run: Run) -> Page:
+    return Page(run.folder.read_text(REPORT))
+
+
+def test_everything_is_inside_the_page(finished: Run) -> None:
+    page = page_of(finished)
+    assert not page.open
+    pictures = [r for r in page.references if r.startswith("data:image/png;base64,")]
+    links = [r for r in page.references if r.startswith("#")]
+    assert len(pictures) == 2 + 2 + 2 + 1 + 1  # maps, scores and confusion, regions, curves, validity
+    assert len(pictures) + len(links) + 1 == len(page.references)  # the empty icon
+    assert {link[1:] for link in links} <= page.ids
+    assert "url(" not in finished.folder.read_text(REPORT)
+    assert "@import" not in finished.folder.read_text(REPORT)
+
+
+def test_the_figures_are_those_of_the_stages(finished: Run) -> None:
+    text = page_of(finished).text
+    result = json.loads(finished.folder.read_text(EVALUATION))
+    for row in result["methods"].values():
+        assert f"{row['score']:.3f}" in text
+        assert f"{row['interval'][0]:.3f}–{row['interval'][1]:.3f}" in text
+        for entry in row["per_class"]:
+            assert f"{entry['f1']:.3f}" in text
+    assert "60.5 60.5 %" in text  # pea: twice 30.25 of twice 50 hectares
+    assert "100 ha" in text
+    assert "5 dropped: no harvest date" in text
+    assert "The split val has no region of pea" in text
+    assert "The network is behind the forest" in text
+    assert "4.5" in text
+
+
+def test_the_page_says_what_the_figures_rest_on(finished: Run) -> None:
+    text = page_of(finished).text
+    assert "The land is simulated" in text
+    assert "the test regions were read once" in text
+    assert "With 2 regions they are rough" in text
+
+
+def test_partly_labelled_truth_is_said_and_has_no_precision(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = finished_run(str(tmp_path_factory.mktemp("partial")), with_truth=False)
+    report(run)
+    page = page_of(run)
+    assert "Only some parcels of these regions are annotated" in page.text
+    assert "macro-recall, network" in page.text
+    assert not [word for word in ("precision", "IoU", "macro-F1") if word in page.text]
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = Run(Folder(str(tmp_path_factory.mktemp("begun"))), Config(classes=("maize", "pea")))
+    run.finish("rois", ROIS)
+    assert report(run)["stages"] == ["rois"]
+    page = page_of(run)
+    assert "#accuracy" not in page.references
+    assert "61 parcels" in page.text
+
+
+def test_a_run_without_any_stage_is_an_error(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = Run(Folder(str(tmp_path_factory.mktemp("empty"))), Config())
+    with pytest.raises(InputError, match="nothing to report"):
+        report(run)
+    assert not run.folder.exists(REPORT)
+
+
+def test_the_configuration_is_the_one_the_run_was_made_with(finished: Run) -> None:
+    before = finished.folder.read_text(REPORT)
+    report(Run(finished.folder, Config()))
+    assert finished.folder.read_text(REPORT) == before
+
+
+def test_names_are_text_and_not_markup() -> None:
+    run = Run(Folder("memory://report/run<i>"), Config(classes=("<script>alert(1)</script>",)))
+    run.finish("rois", {**ROIS, "by_crop": {"<script>alert(1)</script>": 7}})
+    report(run)
+    text = run.folder.read_text(REPORT)
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdict"),
+    [([0.01, 0.2], "is ahead of"), ([-0.2, -0.01], "is behind"), ([-0.1, 0.2], "do not tell")],
+)
+def test_a_difference_counts_only_where_its_interval_excludes_none(
+    finished: Run, bounds: list[float], verdict: str
+) -> None:
+    original = finished.folder.read_text(EVALUATION)
+    result = json.loads(original)
+    result["differences"]["forest"] = {"score": sum(bounds) / 2, "interval": bounds}
+    finished.folder.write_text(EVALUATION, json.dumps(result))
+    section = evaluation(finished)
+    finished.folder.write_text(EVALUATION, original)
+    assert section is not None
+    assert verdict in section["verdicts"][0]
