@@ -1,0 +1,157 @@
+"""Prediction on Ray over the built-in world, with a small network whose weights are random."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from cropray.config import Config
+from cropray.grid import Grid
+from cropray.models.checkpoint import Checkpoint, save_checkpoint
+from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.normalisation import FixedNormalisation
+from cropray.overrides import updated
+from cropray.pipeline import predict as predict_module
+from cropray.pipeline.predict import predict
+from cropray.rois.store import write_rois
+from cropray.run import Run, Summary
+from cropray.storage import Folder
+from cropray.types import BACKGROUND, InputError, Roi
+
+CLASSES = ("wheat", "maize", "pea")
+AREA = "4.33,50.44,4.345,50.448"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights and thresholds near the scores, so that several classes occur."""
+    folder = Folder(str(tmp_path_factory.mktemp("model")))
+    spec = NetworkSpec(n_classes=3, width=4, months=3)
+    torch.manual_seed(0)
+    network = spec.build()
+    with torch.no_grad():
+        network.final_conv.weight *= 300
+        network.final_conv.weight -= network.final_conv.weight.mean(dim=1, keepdim=True)
+    save_checkpoint(
+        Checkpoint(
+            classes=CLASSES,
+            network=spec,
+            normalisation=FixedNormalisation(),
+            window={"anchor": "as_of", "months": 3, "lead_months": 1, "as_of": "2022-06-10"},
+            s1_quantity="gamma0",
+            weights=network.state_dict(),
+            thresholds=(0.5, 0.5, 0.5),
+        ),
+        folder,
+    )
+    return folder.uri
+
+
+def run_in(folder: Path, trained: str, **settings: Any) -> Run:
+    chosen = {"model": trained, "area": AREA, "as_of": "2022-06-15", "tile_size": 64} | settings
+    return Run(Folder(str(folder)), updated(Config(), {f"predict.{key}": v for key, v in chosen.items()}))
+
+
+def classes_of(run: Run, name: str = "maps/map/map.tif") -> np.ndarray:
+    with rasterio.open(run.folder.local(name)) as raster:
+        return raster.read(1)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_local: None, tmp_path_factory: pytest.TempPathFactory, model: str) -> tuple[Run, Summary]:
+    run = run_in(tmp_path_factory.mktemp("finished"), model)
+    return run, predict(run)
+
+
+def test_a_bounding_box_becomes_a_map_that_does_not_depend_on_its_tiles(
+    finished: tuple[Run, Summary], tmp_path: Path, model: str
+) -> None:
+    run, summary = finished
+    large = run_in(tmp_path, model, tile_size=256)
+    assert (summary["tiles"], predict(large)["tiles"]) == (4, 1)
+    values = classes_of(run)
+    assert values.shape == Grid.covering((4.33, 50.44, 4.345, 50.448), "EPSG:4326").shape
+    assert set(np.unique(values)) <= {0, 1, 2, BACKGROUND}
+    assert len(np.unique(values)) > 1
+    # Batches of other sizes may round the last bit of a probability otherwise.
+    assert (values == classes_of(large)).mean() > 0.9999
+    (made,) = summary["maps"]
+    assert sum(made["hectares"].values()) == pytest.approx(values.size * 0.01, rel=2e-3)
+    assert not run.folder.child("maps/map/parts").names()
+
+
+def test_a_finished_map_is_reused_and_not_replaced_by_another(
+    finished: tuple[Run, Summary], model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, summary = finished
+    assert predict(run) == summary
+    assert "predict: reused" in capsys.readouterr().err
+    other = run_in(run.folder.local(), model, as_of="2022-06-16")
+    with pytest.raises(InputError, match=r"holds another map \(as of 2022-06-15.*--set predict\.name"):
+        predict(other)
+
+
+def test_a_stopped_prediction_goes_on_with_the_tiles_it_has(
+    finished: tuple[Run, Summary],
+    tmp_path: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = run_in(tmp_path, model)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise InputError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_module, "publish_map", full)
+        with pytest.raises(InputError, match="the disk is full"):
+            predict(run)
+    parts = run.folder.child("maps/map/parts")
+    assert len(parts.names()) == 4
+    assert not run.folder.exists("maps/map/map.tif")
+    parts.delete(parts.names()[1])
+    predict(run)
+    assert "predict: reused 3 of 4 tiles" in capsys.readouterr().err
+    assert np.array_equal(classes_of(run), classes_of(finished[0]))
+
+
+def test_rois_of_a_split_become_a_map_each(ray_local: None, tmp_path: Path, model: str) -> None:
+    run = run_in(tmp_path, model, area="rois:test", probabilities=False)
+    places = {"one": (4.33, "test"), "two": (4.36, "test"), "again": (4.33, "test"), "other": (4.4, "train")}
+    write_rois(
+        run.folder,
+        [
+            Roi(name, "wheat", "", "", "", split, (lon, 50.44, lon + 0.009, 50.446), "EPSG:4326")
+            for name, (lon, split) in places.items()
+        ],
+    )
+    summary = predict(run)
+    assert {made["name"] for made in summary["maps"]} == {"again", "two"}  # "one" is on the grid of "again"
+    assert classes_of(run, "maps/map/two/map.tif").shape[0] >= 64
+    assert not run.folder.exists("maps/map/two/probabilities.tif")
+    item = json.loads(run.folder.read_text("maps/map/two/item.json"))
+    assert item["properties"]["cropray:as_of"] == "2022-06-15"
+    with pytest.raises(InputError, match="rois:val, but the splits of the ROIs are: test, train"):
+        predict(run_in(tmp_path, model, area="rois:val", name="none"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"as_of": None}, "prediction needs an as-of date"),
+        ({"model": "nowhere"}, "nowhere"),
+        ({"area": "1,2,3"}, "is no file that is there"),
+        ({"overlap": 40}, r"predict\.overlap is 40; wanted at most half of patch\.size"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said_before_any_work(
+    tmp_path: Path, model: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        predict(run_in(tmp_path / "run", model, **settings))
+    assert not (tmp_path / "run" / "maps").exists()
