@@ -1,0 +1,151 @@
+"""Macro-F1 on whole held-out regions of the simulated world: the network beside what it must beat.
+
+    python benchmarks/accuracy.py [--config FILE] [--seeds 0 1 2] [--work FOLDER] [--json]
+
+Every seed is another world, another split, another start of the weights, and runs the real stages:
+pretraining, fine-tuning, evaluation. Beside the configured recipe stands the published one, in which
+every unlabelled pixel is a negative of every crop, on the same shards and from the same pretrained
+network. Labels, pixels and the choice of thresholds on val are the same for all within a recipe.
+The interval of a mean over seeds is Student's t at 95 %; a seed's own interval (its regions drawn
+again) stands in its evaluation.json. With --work, finished stages are reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from cropray.config import Config
+from cropray.maps.charts import EVALUATION
+from cropray.overrides import load_config, updated
+from cropray.pipeline.cluster import ray_session
+from cropray.pipeline.compact import compact
+from cropray.pipeline.export import export
+from cropray.rois.build import build_rois
+from cropray.run import Run
+from cropray.storage import Folder
+from cropray.training.driver import finetune, pretrain
+from cropray.training.evaluate import evaluate
+
+ROOT = Path(__file__).parents[1]
+NETWORK = "network"
+LEVEL = 0.95
+# What a second fine-tuning takes over of the first: the regions and shards, and that they are finished.
+SHARED = ("config.yaml", "world", "rois", "shards", "ledger.parquet")
+SHARED_STAGES = ("rois", "export", "compact")
+
+
+def measure(config: Config, seed: int, work: Path) -> dict[str, float]:
+    """Macro-F1 by method of one seed."""
+    config = updated(config, {"seed": seed, "source.simulated.seed": seed})
+    folder = work / f"seed-{seed}"
+    first = Run(Folder(str(folder / "pretraining")), updated(config, config.demo.pretraining))
+    from_it = {"finetune.init": first.folder.child("models/pretrain").uri}
+    recipe = Run(Folder(str(folder / "finetuning")), updated(config, from_it))
+    negative = {**from_it, "finetune.unlabelled": "negative"}
+    published = Run(Folder(str(folder / "published")), updated(config, negative))
+    with ray_session(config.ray):
+        for stage in (build_rois, export, compact, pretrain):
+            stage(first)
+        for stage in (build_rois, export, compact, finetune, evaluate):
+            stage(recipe)
+        share_shards(recipe, published)
+        for stage in (finetune, evaluate):
+            stage(published)
+    mine, theirs = scores(recipe), scores(published)
+    return mine | {f"{name}, unlabelled = negative": theirs[name] for name in (NETWORK, "forest")}
+
+
+def share_shards(source: Run, target: Run) -> None:
+    """Copy what both runs have in common; a copy that is there is left alone."""
+    if target.summary("compact") is not None:
+        return
+    src, dst = source.folder.local(), target.folder.local()
+    for name in SHARED:
+        if (src / name).is_dir():
+            shutil.copytree(src / name, dst / name, dirs_exist_ok=True)
+        elif (src / name).exists():
+            dst.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(src / name, dst / name)
+    (dst / "stages").mkdir(exist_ok=True)
+    for stage in SHARED_STAGES:
+        shutil.copyfile(src / f"stages/{stage}.json", dst / f"stages/{stage}.json")
+
+
+def scores(run: Run) -> dict[str, float]:
+    result = json.loads(run.folder.read_text(EVALUATION))
+    if result["score"] != "macro_f1":
+        raise SystemExit("the configuration has no labels.truth: nothing to score the whole land with")
+    return {name: float(row["score"]) for name, row in result["methods"].items()}
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds, and its t interval where there is more than one."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return {"mean": mean, "interval": None}
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * float(stats.sem(values))
+    return {"mean": mean, "interval": [mean - half, mean + half]}
+
+
+def compared(by_seed: dict[int, dict[str, float]]) -> dict[str, Any]:
+    """By method: the seeds' scores, their mean, and how far the network is ahead, seed by seed."""
+    names = next(iter(by_seed.values()))
+    table = {}
+    for name in names:
+        values = [row[name] for row in by_seed.values()]
+        ahead = [row[NETWORK] - row[name] for row in by_seed.values()]
+        table[name] = {"scores": values, **mean_interval(values), "network_ahead": mean_interval(ahead)}
+    return table
+
+
+def shown(table: dict[str, Any], seeds: Sequence[int]) -> str:
+    def cell(figures: dict[str, Any], sign: str = "") -> str:
+        spread = figures["interval"]
+        between = f" ({spread[0]:{sign}.3f} to {spread[1]:{sign}.3f})" if spread else ""
+        return f"{figures['mean']:{sign}.3f}{between}"
+
+    width = max(len(name) for name in table)
+    heads = "".join(f"{f'seed {seed}':>9}" for seed in seeds)
+    lines = [f"{'macro-F1':{width}}{heads}   {'mean (95 %)':26}network ahead by (95 %)"]
+    for name, row in table.items():
+        values = "".join(f"{value:9.3f}" for value in row["scores"])
+        ahead = "" if name == NETWORK else cell(row["network_ahead"], "+")
+        lines.append(f"{name:{width}}{values}   {cell(row):26}{ahead}".rstrip())
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs/demo.yaml"))
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", help="folder to keep the runs in; else a temporary one")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.set)
+    with contextlib.ExitStack() as stack:
+        work = arguments.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="cropray-accuracy-"))
+        by_seed = {}
+        for seed in arguments.seeds:
+            sys.stderr.write(f"── seed {seed}\n")
+            by_seed[seed] = measure(config, seed, Path(work))
+    table = compared(by_seed)
+    if arguments.json:
+        print(json.dumps({"config": arguments.config, "seeds": arguments.seeds, "methods": table}))
+    else:
+        print(shown(table, arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()
