@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,7 @@ def places(count: int, seed: int) -> list[Grid]:
 
 def months_until(as_of: date, count: int) -> tuple[Period, ...]:
     """Calendar-length months of which the last ends with the as-of date."""
-    firsts = [
-        date(as_of.year + (as_of.month - 1 - n) // 12, (as_of.month - 1 - n) % 12 + 1, as_of.day + 1)
-        for n in range(count, -1, -1)
-    ]
-    return tuple(Period(start, end) for start, end in zip(firsts, firsts[1:], strict=False))
+    return _months(as_of.year, as_of.month - count, as_of.day + 1, count)
 
 
 def samples(
@@ -107,13 +104,7 @@ def difficulty(source: SimulatedSource, count: int) -> dict[str, float]:
 
 def against_real(source: SimulatedSource, signatures: Path, count: int) -> dict[str, dict[str, float]]:
     """By crop, over December to August: mean distance of the monthly means, and ratios of spread."""
-    periods = tuple(
-        Period(
-            date(2021 + (11 + n) // 12, (11 + n) % 12 + 1, 1),
-            date(2021 + (12 + n) // 12, (12 + n) % 12 + 1, 1),
-        )
-        for n in range(9)
-    )
+    periods = _months(2022, 0, 1, 9)
     values, codes = samples(source, places(count, 3), periods)
     values[:, :, 10:] -= GAMMA0_DB  # the table holds sigma0
     table = pd.read_csv(signatures)
@@ -169,6 +160,12 @@ def seconds_a_patch(source: SimulatedSource) -> float:
     return (time.process_time() - start) / 64
 
 
+def _months(year: int, month: int, day: int, count: int) -> tuple[Period, ...]:
+    """Months from a day of a month on; the month may lie before January."""
+    firsts = [date(year + (month - 1 + n) // 12, (month - 1 + n) % 12 + 1, day) for n in range(count + 1)]
+    return tuple(Period(start, end) for start, end in pairwise(firsts))
+
+
 def _ndvi(mean_tc: FloatArray) -> FloatArray:
     red, infrared = mean_tc[:, S2_NAMES.index("B04")], mean_tc[:, S2_NAMES.index("B08")]
     ndvi: FloatArray = (infrared - red) / (infrared + red)
@@ -179,18 +176,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="how hard and how real the simulated world is")
     real = ROOT.parent / "shared" / "data" / "real_signatures.csv"
     parser.add_argument("--signatures", type=Path, default=real, help="table of measured signatures")
-    parser.add_argument("--places", type=int, default=60, help="squares to learn from")
+    parser.add_argument("--places", type=int, default=80, help="squares to learn from")
     parser.add_argument("--seed", type=int, default=0, help="of the world")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     given = parser.parse_args()
     source = SimulatedSource(SimulatedConfig(seed=given.seed))
     result: dict[str, Any] = {
         "macro_f1": difficulty(source, given.places),
-        "gaps_and_maps": gaps_and_maps(source, given.places),
+        "gaps_and_maps": gaps_and_maps(source, given.places // 2),
         "cpu_seconds_a_patch": seconds_a_patch(source),
     }
     if given.signatures.is_file():
-        result["against_real"] = against_real(source, given.signatures, given.places)
+        result["against_real"] = against_real(source, given.signatures, given.places // 2)
     if given.json:
         print(json.dumps(result))
         return

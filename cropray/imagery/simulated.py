@@ -144,7 +144,10 @@ class _Tile:
     def _s1_scene(self, orbit: world_radar.Orbit, day: date, contains: bool) -> S1Scene:
         season, place = self._season(day), self.place
         canopy = world_phenology.canopy_on(season.habits, day)
-        db = world_radar.backscatter_db(self.seed, place.fields, season.surface, canopy, season.land, day)
+        shift = season.habits.shift_days
+        db = world_radar.backscatter_db(
+            self.seed, place.fields, season.land, season.surface, canopy, shift, day
+        )
         power_f2 = np.power(10.0, db / 10).astype(np.float32)
         power = power_f2.take(place.field, axis=0)
         power *= season.texture

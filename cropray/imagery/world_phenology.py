@@ -160,11 +160,11 @@ _TIMELINES: dict[str, tuple[tuple[Knot, ...], ...]] = {
     ),
     "onion": (
         (
-            (98, 0.00, 0.00, 0, -10.5, -19.0),
-            (118, 0.05, 0.00, 0, -10.5, -19.0),
-            (138, 0.14, 0.00, 0, -10.2, -18.6),
-            (156, 0.30, 0.00, 0, -9.8, -17.8),
-            (172, 0.50, 0.00, 0, -9.4, -17.0),
+            (98, 0.00, 0.00, 0, -10.8, -20.0),
+            (118, 0.05, 0.00, 0, -10.8, -20.0),
+            (138, 0.13, 0.00, 0, -10.8, -19.6),
+            (156, 0.27, 0.00, 0, -10.5, -19.0),
+            (172, 0.46, 0.00, 0, -10.0, -18.2),
             (192, 0.68, 0.00, 0, -9.2, -16.5),
             (208, 0.62, 0.08, 0, -9.4, -16.8),
             (222, 0.30, 0.35, 0, -9.8, -17.8),
@@ -173,7 +173,7 @@ _TIMELINES: dict[str, tuple[tuple[Knot, ...], ...]] = {
             (270, 0.30, 0.05, 0, -9.0, -17.0),
         ),
     ),
-    "grass": (  # grazed; one early cut; two cuts
+    "grass": (  # grazed; one early cut; two cuts; a ley sown last autumn
         (
             (-110, 0.84, 0.08, 0, -10.7, -17.9),
             (0, 0.82, 0.08, 0, -10.3, -17.6),
@@ -205,6 +205,19 @@ _TIMELINES: dict[str, tuple[tuple[Knot, ...], ...]] = {
             (176, 0.84, 0.08, 0, -11.4, -17.0),
             (206, 0.48, 0.34, 0, -11.0, -18.4),
             (320, 0.86, 0.06, 0, -10.5, -17.5),
+        ),
+        (
+            (-110, 0.00, 0.10, 0, -9.0, -18.0),
+            (-70, 0.10, 0.05, 0, -8.5, -17.0),
+            (-20, 0.38, 0.02, 0, -8.2, -16.4),
+            (45, 0.46, 0.02, 0, -8.4, -16.4),
+            (75, 0.66, 0.01, 0, -9.4, -16.8),
+            (105, 0.90, 0.00, 0, -12.4, -18.0),
+            (132, 0.95, 0.01, 0, -13.8, -19.2),
+            (137, 0.46, 0.26, 0, -11.2, -18.8),
+            (162, 0.86, 0.04, 0, -11.4, -17.2),
+            (235, 0.74, 0.18, 0, -11.2, -17.5),
+            (320, 0.84, 0.06, 0, -10.5, -17.5),
         ),
     ),
     "trees": (  # broad-leaved; conifers
@@ -262,16 +275,20 @@ _COVERS: tuple[tuple[Knot, ...], ...] = (
         (118, 0.02, 0.05, 0, -9.5, -18.5),
     ),
 )
-_COVER_SHARES = {"maize": (0.20, 0.25, 0.55), "potato": (0.20, 0.66, 0.14)}
-_COVER_SHARE = (0.26, 0.62, 0.12)
-_SPRING = ("maize", "potato", "sugar_beet", "pea", "onion")
+_COVER_SHARES = {
+    "maize": (0.20, 0.25, 0.55),
+    "potato": (0.20, 0.66, 0.14),
+    "sugar_beet": (0.22, 0.74, 0.04),
+    "pea": (0.35, 0.65, 0.0),
+    "onion": (0.45, 0.55, 0.0),
+}
 
-# Standard deviation between fields of the shift, in days: sowing dates of Flemish farms spread
-# over three weeks for cereals and four for spring crops.
-_SHIFT_DAYS = {"winter_wheat": 7.0, "winter_barley": 6.0, "rapeseed": 6.0, "grass": 12.0, "maize": 8.5}
-_SHIFT_DAY = 8.0
+# Standard deviation between fields of the shift, in days: sowing spreads over four weeks for winter
+# cereals and three for spring crops.
+_SHIFT_DAYS = {"winter_wheat": 9.0, "winter_barley": 7.5, "rapeseed": 7.0, "grass": 12.0, "fallow": 12.0}
+_SHIFT_DAY = 5.5
 _YEAR_DAYS = 3.0  # whole seasons come earlier or later by days, differently across 100 km
-_VIGOUR = 0.11  # of green cover, between fields
+_VIGOUR = 0.12  # of green cover, between fields
 _CUT = {"water": 0.0, "built": 0.35}  # other vigour spread
 
 _LINES = [(land, knots) for land, lines in _TIMELINES.items() for knots in lines]
@@ -320,8 +337,8 @@ def habits(seed: int, fields: Fields, land: npt.NDArray[np.uint8], season: int) 
         line[here] = lines[0] + (pick[here] * len(lines)).astype(np.intp)
         shift[here] = _SHIFT_DAYS.get(name, _SHIFT_DAY)
         spread[here] = _CUT.get(name, _VIGOUR)
-        if name in _SPRING:
-            shares = np.cumsum(_COVER_SHARES.get(name, _COVER_SHARE))
+        if name in _COVER_SHARES:
+            shares = np.cumsum(_COVER_SHARES[name])
             cover[here] = _COVER_AT + np.searchsorted(shares[:-1], winter[here], side="right")
     weather = _YEAR_DAYS * smooth(seed, "year", fields.x, fields.y, 100_000.0, season)
     return Habits(

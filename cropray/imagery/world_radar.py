@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cropray.imagery.world_fields import LANDS, Fields, Place, field_normal
 from cropray.imagery.world_noise import Array, gamma_rows, hashed, scene_rows, smooth, uniform
-from cropray.imagery.world_phenology import Canopy
+from cropray.imagery.world_phenology import Canopy, season_of
 from cropray.types import BoolArray, FloatArray, Period
 
 GAMMA0_DB = float(-10 * np.log10(np.cos(np.deg2rad(39.0))))
@@ -28,6 +28,15 @@ LOOKS = 4.4
 # Bare arable soil, sigma0 dB, January to December: rough and wet in winter, a dry seedbed in May.
 _SOIL_VV = (-7.4, -6.9, -6.6, -8.2, -11.3, -11.2, -10.8, -10.2, -10.2, -9.3, -7.6, -7.0)
 _SOIL_VH = (-14.5, -13.7, -14.8, -17.4, -22.0, -21.0, -20.5, -20.5, -19.8, -18.0, -15.6, -14.2)
+# Tillage: day of the year around which a seedbed is made; how its soil differs in VV before and
+# after (VH: 0.8 of it). Rough furrows before, smooth after; a potato's ridges stay rough.
+_SEEDBED = {
+    "pea": (75, 0.3, -1.2),
+    "onion": (80, 0.3, -1.6),
+    "sugar_beet": (92, 0.6, -0.8),
+    "potato": (104, 0.8, 1.6),
+    "maize": (120, 1.0, -0.4),
+}
 _RAIN_DB = 0.9  # a wet or dry spell moves the soil
 _ROUGH_DB, _ROUGH_VH_DB = 1.3, 1.1  # between fields: tillage, row direction
 _CANOPY_DB, _CANOPY_VH_DB = 1.1, 1.1  # between fields: density, row direction, variety
@@ -64,7 +73,7 @@ class Orbit:
 
     def _missing(self, seed: int, day: date) -> bool:
         lost = uniform(seed, "s1 lost", self.number, day.toordinal())[0] < 0.08
-        outage = uniform(seed, "s1 outage", self.number, day.toordinal() // 30)[0] < 0.03
+        outage = uniform(seed, "s1 outage", self.number, day.toordinal() // 30)[0] < 0.06
         return bool(lost or outage)
 
 
@@ -101,20 +110,35 @@ def surfaces(seed: int, fields: Fields, land: npt.NDArray[np.uint8], season: int
 
 
 def backscatter_db(
-    seed: int, fields: Fields, surface: Surface, canopy: Canopy, land: npt.NDArray[np.uint8], day: date
+    seed: int,
+    fields: Fields,
+    land: npt.NDArray[np.uint8],
+    surface: Surface,
+    canopy: Canopy,
+    shift_days: Array,
+    day: date,
 ) -> Array:
-    """gamma0 (F, 2) of every field on a day, in dB."""
+    """gamma0 (F, 2) of every field on a day, in dB; `shift_days` (F,) is how late it was sown."""
     month = (day - date(day.year, 1, 1)).days / 365.25
     at = (np.arange(-1, 13) + 0.5) / 12
     soil = np.array([np.interp(month, at, (v[-1], *v, v[0])) for v in (_SOIL_VV, _SOIL_VH)])
+    tilled = _tillage_db(land, day, shift_days)[:, None] * np.array((1.0, 0.8))
     rain = _RAIN_DB * smooth(seed, "rain", fields.x, fields.y, 30_000.0, day.toordinal() // 4)
-    soil_db = soil + rain[:, None] + surface.soil_db
+    soil_db = soil + tilled + rain[:, None] + surface.soil_db
     canopy_db = np.stack([canopy.vv_db, canopy.vh_db], axis=-1) + surface.canopy_db
     # Leaves hide the soil sooner than they cover it as seen from above: the beam is slanted.
     cover = np.clip(canopy.green + 0.6 * canopy.dry, 0.0, 1.0) ** 0.8
     cover = np.where(np.isin(land, _NO_SOIL), 1.0, cover)[:, None]
     sigma0: Array = cover * canopy_db + (1 - cover) * soil_db
     return sigma0 + GAMMA0_DB
+
+
+def _tillage_db(land: npt.NDArray[np.uint8], day: date, shift_days: Array) -> Array:
+    table = np.array([_SEEDBED.get(name, (0, 0.0, 0.0)) for name in LANDS])[land]
+    since = (day - date(season_of(day), 1, 1)).days - shift_days - table[:, 0]
+    done = 1 / (1 + np.exp(-np.clip(since / 3.0, -30, 30)))
+    db: Array = table[:, 1] + (table[:, 2] - table[:, 1]) * done
+    return db
 
 
 _NO_SOIL = tuple(LANDS.index(name) for name in ("trees", "built", "water"))
