@@ -1,11 +1,10 @@
 """Optics of the simulated world: ten Sentinel-2 bands mixed from soil, green leaves and dry matter.
 
 Mixing is linear in the shares of the ground (Roberts et al. 1998, doi:10.1016/S0034-4257(98)00037-6).
-Spectra are rounded from closed canopies, wet and dry bare soil and fresh stubble measured over
-Flanders in 2018-2019; rapeseed from d'Andrimont et al. 2020 (doi:10.1016/j.rse.2020.111660) and
-Sulik and Long 2016 (flowers, doi:10.1016/j.rse.2016.03.030); pea and onion from the ranges of
-broad- and narrow-leaved crops in Hank et al. 2019 (doi:10.1007/s10712-018-9492-0); woods, water
-and roofs from the ECOSTRESS library (Meerdink et al. 2019, doi:10.1016/j.rse.2019.05.015).
+Spectra are rounded from closed canopies, wet and dry bare soil and stubble measured over Flanders in
+2018-2019. Rapeseed and its flowers follow d'Andrimont et al. 2020 (doi:10.1016/j.rse.2020.111660);
+woods, water and roofs are typical of the ECOSTRESS library (Meerdink et al. 2019,
+doi:10.1016/j.rse.2019.05.015); pea and onion are assumed, between the crops that were measured.
 Shapes: F fields, C the ten bands in the order of `bands.S2_BANDS`.
 """
 

@@ -80,7 +80,7 @@ class Orbit:
 # An IW swath is 250 km wide. The ascending one leaves a gap between neighbours, whose edge crosses
 # the land in which `world_inputs` puts its sites; the descending one overlaps and is everywhere.
 ORBITS = (
-    Orbit(88, "ascending", 17, 2, -12.0, 250_000.0, 320_000.0, 130_000.0),
+    Orbit(88, "ascending", 17, 2, -12.0, 250_000.0, 320_000.0, 68_000.0),
     Orbit(37, "descending", 5, 5, 12.0, 250_000.0, 250_000.0, 0.0),
 )
 
