@@ -105,6 +105,8 @@ def open_client(uri: str) -> MlflowClient:
     Raises InputError where the server does not answer.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Standard output belongs to the results of the stages.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A server that is not there is told to the user in seconds, not after minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     from mlflow import MlflowClient
