@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ _PROVINCES: dict[str, tuple[int, tuple[tuple[float, float], ...]]] = {
     "Eastmark": (2, ((4.4, 50.48), (4.9, 50.3), (9, 50.4), (32, 50.2), (32, 63), (5.2, 63), (4.6, 50.9))),
 }
 _SITES_AT = (4.35, 50.45)  # longitude, latitude of the middle of the sites
-_GAP_M, _ROAM_M = 3400.0, 500.0  # between sites at least; a site moves to where its crop is grown
+_GAP_M, _ROAM_M = 3400.0, 1000.0  # between sites at least; a site moves to where its crop is grown
 _BORDER_M = 6.0  # parcels are drawn inside the edge of their field
 _LEAST_PARCELS = 3
 _REGIONS_IN = (-0.5, 48.2, 8.5, 52.6)
@@ -129,13 +130,12 @@ def _where_grown(config: SimulatedConfig, crop: str, middle: npt.NDArray[np.floa
     grown = land_of(config.seed, fields, config.year) == CROPS.index(crop)
     grown &= owners(config.seed, i, j) == i
     best, most = middle, -1
-    for east in (0.0, -_ROAM_M, _ROAM_M):
-        for north in (0.0, -_ROAM_M, _ROAM_M):
-            x, y = middle[0] + east, middle[1] + north
-            inner = half - 100.0
-            inside = (np.abs(fields.x - x) < inner) & (np.abs(fields.y - y) < inner)
-            if (count := int((grown & inside).sum())) > most:
-                best, most = np.array((x, y)), count
+    for east, north in product(_ROAM_M * np.array((0, -0.5, 0.5, -1, 1)), repeat=2):
+        x, y = middle[0] + east, middle[1] + north
+        inner = half - 100.0
+        inside = (np.abs(fields.x - x) < inner) & (np.abs(fields.y - y) < inner)
+        if (count := int((grown & inside).sum())) > most:
+            best, most = np.array((x, y)), count
     return best[0] - half, best[1] - half, best[0] + half, best[1] + half
 
 
@@ -224,7 +224,12 @@ def _regions(config: SimulatedConfig) -> dict[str, tuple[float, float]]:
     # A region lies well within its UTM zone.
     lon = np.where(np.abs(lon - np.round(lon / 6) * 6) < 0.2, lon + 0.4, lon)
     # Sites may fill a square of this half-width around their middle.
-    half_sites = 0.5 * np.sqrt(config.sites_per_crop * len(CROPS)) * (config.site_size_m + 4400) / 70_000
+    half_sites = (
+        0.5
+        * np.sqrt(config.sites_per_crop * len(CROPS))
+        * (config.site_size_m + _GAP_M + 2 * _ROAM_M)
+        / 70_000
+    )
     chosen: list[tuple[float, float]] = []
     for place in zip(lon.tolist(), lat.tolist(), strict=True):
         from_sites = max(abs(place[0] - _SITES_AT[0]), abs(place[1] - _SITES_AT[1]))
