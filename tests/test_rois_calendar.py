@@ -7,15 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.config import CalendarConfig
-from cropray.rois.calendar import month_days_to_dates, read_calendar
+from cropray.rois.calendar import read_calendar, to_dates
 from cropray.types import InputError
 from tests.rois_inputs import HEADER, write_calendar
 
 JALALI = CalendarConfig(path="calendar.xlsx", system="jalali", agricultural_years=(1400, 1401))
 
 
+def test_a_given_year_stands() -> None:
+    days = to_dates([(2022, 4, 22), (2022, 5, 14), (2022, 9, 15), (2022, 10, 12)], (2021, 2022), "gregorian")
+    assert days == [date(2022, 4, 22), date(2022, 5, 14), date(2022, 9, 15), date(2022, 10, 12)]
+
+
 def test_the_year_turns_where_the_months_first_decrease() -> None:
-    days = month_days_to_dates([(7, 11), (9, 20), (2, 21), (5, 31)], (1400, 1401), "jalali")
+    days = to_dates([(None, 7, 11), (None, 9, 20), (None, 2, 21), (None, 5, 31)], (1400, 1401), "jalali")
     # 1 Farvardin (Nowruz) was 21 March in 2021 and in 2022; months 1 to 6 have 31 days.
     assert days[0] == date(2021, 3, 21) + timedelta(days=6 * 31 + 10)
     assert days[2] == date(2022, 3, 21) + timedelta(days=31 + 20) == date(2022, 5, 11)
@@ -23,7 +28,7 @@ def test_the_year_turns_where_the_months_first_decrease() -> None:
 
 
 def test_the_second_year_stays_once_it_has_begun() -> None:
-    days = month_days_to_dates([(11, 1), (2, 1), (1, 5), (3, 1)], (2021, 2022), "gregorian")
+    days = to_dates([(None, 11, 1), (None, 2, 1), (None, 1, 5), (None, 3, 1)], (2021, 2022), "gregorian")
     assert [day.year for day in days] == [2021, 2022, 2022, 2022]
 
 
@@ -33,7 +38,7 @@ def test_the_second_year_stays_once_it_has_begun() -> None:
     year=st.integers(1350, 1450),
 )
 def test_each_day_goes_back_to_its_month_and_day(months: list[int], day: int, year: int) -> None:
-    found = month_days_to_dates([(month, day) for month in months], (year, year + 1), "jalali")
+    found = to_dates([(None, month, day) for month in months], (year, year + 1), "jalali")
     back = [jdatetime.date.fromgregorian(date=gregorian) for gregorian in found]
     assert [(b.month, b.day) for b in back] == [(month, day) for month in months]
     turned = [any(months[k] < months[k - 1] for k in range(1, end + 1)) for end in range(4)]
@@ -81,7 +86,11 @@ def test_the_only_sheet_needs_no_name(tmp_path: Path) -> None:
         ),
         (("07-01", "12-30", "02-01", "03-01"), r"planting_end '12-30' is no day"),  # 1400 has no leap day
         (("07-01", "13-01", "02-01", "03-01"), r"planting_end '13-01' is no day"),
-        (("07-01", "08-01", "2022-02-01", "03-01"), r"harvest_start is '2022-02-01'; wanted MM-DD"),
+        (("07-01", "08-01", "spring", "03-01"), r"harvest_start is 'spring'; wanted MM-DD"),
+        (
+            ("07-01", "08-01", "2022-02-01", "03-01"),
+            r"harvest_start '2022-02-01' is no day .*2022 is none of these years",
+        ),
     ],
 )
 def test_an_impossible_day_is_named(tmp_path: Path, cells: tuple[str, ...], message: str) -> None:
@@ -91,9 +100,9 @@ def test_an_impossible_day_is_named(tmp_path: Path, cells: tuple[str, ...], mess
 
 
 def test_a_leap_day_exists_in_its_leap_year_only(tmp_path: Path) -> None:
-    assert month_days_to_dates([(12, 30)], (1399, 1400), "jalali") == [date(2021, 3, 20)]
+    assert to_dates([(None, 12, 30)], (1399, 1400), "jalali") == [date(2021, 3, 20)]
     with pytest.raises(ValueError, match="day"):
-        month_days_to_dates([(2, 29)], (2021, 2022), "gregorian")
+        to_dates([(None, 2, 29)], (2021, 2022), "gregorian")
 
 
 def test_mistakes_in_sheets_and_columns_name_the_nearest_right_one(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def write_inputs(config: SimulatedConfig, directory: Path) -> RoisConfig:
         _publish(directory / "parcels" / f"{crop}.geojson", _geojson(rows))
     provinces = [({"province": name}, shapely.Polygon(ring)) for name, (_, ring) in _PROVINCES.items()]
     _publish(directory / "provinces.geojson", _geojson(provinces))
-    _publish(directory / "calendar.csv", _csv(_calendar_rows()))
+    _publish(directory / "calendar.csv", _csv(_calendar_rows(config.year)))
     regions = _regions(config)
     _publish(directory / "regions.csv", _csv(_region_rows(config, regions)))
     return RoisConfig(
@@ -94,9 +94,7 @@ def write_inputs(config: SimulatedConfig, directory: Path) -> RoisConfig:
             for crop in CROPS
         ),
         table="regions.csv",
-        # Every crop is harvested in `year`; winter crops are sown in the autumn before, which month
-        # and day alone do not say of all crops at once: the harvest is what windows hang on.
-        calendar=CalendarConfig(path="calendar.csv", agricultural_years=(config.year, config.year)),
+        calendar=CalendarConfig(path="calendar.csv", agricultural_years=(config.year - 1, config.year)),
         provinces=ProvincesConfig(path="provinces.geojson", name_field="province"),
         split=SplitConfig(named={name: _split_of(name) for name in regions}),
     )
@@ -201,18 +199,17 @@ def _cells_in(bounds: Bounds, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDA
     return ii.ravel(), jj.ravel()
 
 
-def _calendar_rows() -> list[Sequence[object]]:
+def _calendar_rows(harvest_year: int) -> list[Sequence[object]]:
+    """Full dates: what is sown in a later month than it is harvested in was sown the year before."""
     rows: list[Sequence[object]] = [
         ("sheet", "province", "planting_start", "planting_end", "harvest_start", "harvest_end")
     ]
     for crop, dates in CALENDAR.items():
+        years = [harvest_year - (text > dates[-1]) for text in dates]
+        days = [date.fromisoformat(f"{year}-{text}") for year, text in zip(years, dates, strict=True)]
         for province, (later, _) in _PROVINCES.items():
-            rows.append((crop, province, *(_later(text, later) for text in dates)))
+            rows.append((crop, province, *(day + timedelta(later) for day in days)))
     return rows
-
-
-def _later(month_day: str, days: int) -> str:
-    return f"{date.fromisoformat(f'2001-{month_day}') + timedelta(days):%m-%d}"
 
 
 def _regions(config: SimulatedConfig) -> dict[str, tuple[float, float]]:

@@ -42,9 +42,10 @@ def read_calendar(root: str, config: CalendarConfig, sheets: Iterable[str]) -> d
     """These sheets of an xlsx file, or of a csv file that has a column `sheet`.
 
     "" is the only sheet of a file with one. Columns, where letter case, blanks and a final "date" do
-    not matter: province, planting start, planting end, harvest start, harvest end; days as MM-DD,
-    empty or "-" where not known. Raises InputError for anything else, with the nearest right name
-    for a sheet or column, and for a day that its month does not have.
+    not matter: province, planting start, planting end, harvest start, harvest end; days as MM-DD or,
+    in one of the agricultural years, YYYY-MM-DD; empty or "-" where not known. Raises InputError for
+    anything else, with the nearest right name for a sheet or column, and for a day that its month
+    does not have.
     """
     path = Path(root).expanduser() / config.path
     if not path.is_file():
@@ -60,18 +61,25 @@ def read_calendar(root: str, config: CalendarConfig, sheets: Iterable[str]) -> d
     return parsed
 
 
-def month_days_to_dates(
-    month_days: Sequence[tuple[int, int]], years: tuple[int, int], system: Literal["jalali", "gregorian"]
+def to_dates(
+    days_of_year: Sequence[tuple[int | None, int, int]],
+    years: tuple[int, int],
+    system: Literal["jalali", "gregorian"],
 ) -> list[date]:
-    """Gregorian days of (month, day) in order of time: of the first agricultural year until the month
-    first decreases, of the second from there on. Raises ValueError for a day that does not exist.
+    """Gregorian days of (year, month, day) in order of time.
+
+    Where no year is given it is the first agricultural year until the month first decreases, the
+    second from there on. Raises ValueError for a day that does not exist or lies in another year.
     """
     days: list[date] = []
-    year, last_month = years[0], 0
-    for month, day in month_days:
+    agricultural_year, last_month = years[0], 0
+    for given_year, month, day in days_of_year:
         if month < last_month:
-            year = years[1]
+            agricultural_year = years[1]
         last_month = month
+        year = agricultural_year if given_year is None else given_year
+        if year not in years:
+            raise ValueError(f"{year} is none of these years")
         days.append(
             jdatetime.date(year, month, day).togregorian() if system == "jalali" else date(year, month, day)
         )
@@ -122,14 +130,16 @@ def _parse_sheet(rows: Rows, where: str, config: CalendarConfig) -> Sheet:
 def _parse_row(cells: Sequence[str], where: str, config: CalendarConfig) -> Dates | None:
     if any(cell in _MISSING for cell in cells):
         return None
-    month_days: list[tuple[int, int]] = []
+    days: list[tuple[int | None, int, int]] = []
     for column, cell in zip(_COLUMNS, cells, strict=True):
-        match = re.fullmatch(r"(\d{1,2})-(\d{1,2})", cell)
+        match = re.fullmatch(r"(?:(\d{4})-)?(\d{1,2})-(\d{1,2})", cell)
         if match is None:
-            raise InputError(f"{where}: {column} is {cell!r}; wanted MM-DD as text, or - where not known")
-        month_days.append((int(match[1]), int(match[2])))
+            raise InputError(
+                f"{where}: {column} is {cell!r}; wanted MM-DD or YYYY-MM-DD as text, or - where not known"
+            )
+        days.append((int(match[1]) if match[1] else None, int(match[2]), int(match[3])))
         try:
-            found = month_days_to_dates(month_days, config.agricultural_years, config.system)
+            found = to_dates(days, config.agricultural_years, config.system)
         except ValueError as error:
             raise InputError(
                 f"{where}: {column} {cell!r} is no day of the {config.system} calendar in the agricultural "
