@@ -31,17 +31,19 @@ class Normalisation(ABC):
 
         Inputs are int16 as stored, on any device. A pixel is valid where every band of the sensor is.
         """
-        valid_s1_b1thw = (s1_bcthw != NODATA).all(dim=1, keepdim=True)
-        valid_s2_b1thw = (s2_bcthw != NODATA).all(dim=1, keepdim=True)
-        s1 = self._scaled_s1(s1_bcthw * _scales(S1_BANDS, s1_bcthw), valid_s1_b1thw)
-        s2 = self._scaled_s2(s2_bcthw * _scales(S2_BANDS, s2_bcthw), valid_s2_b1thw)
+        valid_s1_b1thw = s1_bcthw.amin(dim=1, keepdim=True) != NODATA  # the lowest int16 there is
+        valid_s2_b1thw = s2_bcthw.amin(dim=1, keepdim=True) != NODATA
+        s1 = self._scaled_s1(s1_bcthw.float(), valid_s1_b1thw.float())
+        s2 = self._scaled_s2(s2_bcthw.float(), valid_s2_b1thw.float())
         return s1, s2, torch.cat((valid_s2_b1thw, valid_s1_b1thw), dim=1)
 
+    # Both are given stored values as floats, which they may overwrite, and 1 or 0 for valid or not.
+    # Operations of floats in place: mixed types and copies cost several times more on a CPU.
     @abstractmethod
-    def _scaled_s1(self, db_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor: ...
+    def _scaled_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def _scaled_s2(self, reflectance_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor: ...
+    def _scaled_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor: ...
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": _KIND_OF[type(self)], **asdict(self)}
@@ -69,17 +71,23 @@ class FixedNormalisation(Normalisation):
     s1_std: tuple[float, ...] = _S1_STD
     clip: float = 6.0
 
-    def _scaled_s1(self, db_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
-        return self._standardised(db_bcthw, valid_b1thw, self.s1_mean, self.s1_std)
+    def _scaled_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
+        return self._standardised(x_bcthw, valid_b1thw, S1_BANDS, self.s1_mean, self.s1_std)
 
-    def _scaled_s2(self, reflectance_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
-        return self._standardised(reflectance_bcthw, valid_b1thw, self.s2_mean, self.s2_std)
+    def _scaled_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
+        return self._standardised(x_bcthw, valid_b1thw, S2_BANDS, self.s2_mean, self.s2_std)
 
     def _standardised(
-        self, x_bcthw: Tensor, valid_b1thw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        x_bcthw: Tensor,
+        valid_b1thw: Tensor,
+        bands: tuple[Band, ...],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ) -> Tensor:
-        z_bcthw = (x_bcthw - _by_band(mean, x_bcthw)) / _by_band(std, x_bcthw)
-        return z_bcthw.clamp_(-self.clip, self.clip).mul_(valid_b1thw)
+        factor = _by_band(tuple(band.scale / s for band, s in zip(bands, std, strict=True)), x_bcthw)
+        offset = _by_band(tuple(-m / s for m, s in zip(mean, std, strict=True)), x_bcthw)
+        return x_bcthw.mul_(factor).add_(offset).clamp_(-self.clip, self.clip).mul_(valid_b1thw)
 
 
 @dataclass(frozen=True)
@@ -94,14 +102,14 @@ class SeedNormalisation(Normalisation):
     s1_range_db: tuple[float, float] = (-25.0, 10.0)
     unit_range: tuple[float, float] = (0.0001, 0.9999)
 
-    def _scaled_s1(self, db_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
-        db_bcthw = torch.where(valid_b1thw, db_bcthw, 0.0).clamp_(*self.s1_range_db)
+    def _scaled_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
+        db_bcthw = x_bcthw.mul_(S1_BANDS[0].scale).mul_(valid_b1thw).clamp_(*self.s1_range_db)
         low, high = (extreme(db_bcthw, dim=(1, 3, 4), keepdim=True) for extreme in (torch.amin, torch.amax))
         span = (high - low).clamp_(min=torch.finfo(db_bcthw.dtype).tiny)  # a constant month becomes 0
-        return ((db_bcthw - low) / span).clamp_(*self.unit_range)
+        return db_bcthw.sub_(low).div_(span).clamp_(*self.unit_range)
 
-    def _scaled_s2(self, reflectance_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
-        return torch.where(valid_b1thw, reflectance_bcthw, 0.0).clamp_(*self.unit_range)
+    def _scaled_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
+        return x_bcthw.mul_(S2_BANDS[0].scale).mul_(valid_b1thw).clamp_(*self.unit_range)
 
 
 NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "seed": SeedNormalisation}
@@ -112,7 +120,3 @@ _KIND_OF = {cls: kind for kind, cls in NORMALISATIONS.items()}
 
 def _by_band(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1, 1)
-
-
-def _scales(bands: tuple[Band, ...], like: Tensor) -> Tensor:
-    return _by_band(tuple(band.scale for band in bands), like)
