@@ -232,6 +232,7 @@ class TrainConfig(Section):
     init: str = Field("", description="checkpoint folder or models:/ URI whose body to start from")
     workers: int = Field(1, ge=1)
     threads: int = Field(0, ge=0, description="torch threads a worker; 0: its share of the CPUs")
+    store_every: int = Field(1, ge=1, description="epochs between validations and checkpoints")
     max_failures: int = Field(2, ge=0)
 
 

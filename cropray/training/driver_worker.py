@@ -62,12 +62,14 @@ def _train(plan: TrainingPlan, notes: Queue) -> History:
     for epoch in range(len(history), plan.recipe.epochs):
         tell = _Teller(notes, epoch, len(train), muted=trainer.rank > 0)
         figures: dict[str, Any] = trainer.train_epoch(train.epoch(epoch), epoch, tell.step)
+        stored = (epoch + 1) % plan.store_every == 0 or epoch + 1 == plan.recipe.epochs
         thresholds = None
-        if val is not None and len(val):
+        if stored and val is not None and len(val):
             found, thresholds = validate_epoch(trainer, val, plan.checkpoint.classes)
             figures |= found
         history.append({"epoch": epoch + 1, **figures})
-        _report(trainer, replace(plan.checkpoint, thresholds=thresholds), history)
+        if stored:
+            _report(trainer, replace(plan.checkpoint, thresholds=thresholds), history)
         tell.epoch_done(history[-1])
     return history
 

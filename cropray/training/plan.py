@@ -52,7 +52,8 @@ class TrainingPlan:
 
     `checkpoint` is the one to be made, without weights and thresholds. `init` is the checkpoint to
     start from; its head is kept only where the classes are the same. `batch_size` is that of one
-    worker, `steps` those of all epochs.
+    worker, `steps` those of all epochs; validation and checkpoint come every `store_every` epochs and
+    after the last.
     """
 
     train: Data
@@ -60,6 +61,7 @@ class TrainingPlan:
     recipe: Recipe
     batch_size: int
     threads: int
+    store_every: int
     checkpoint: Checkpoint
     init: Folder | None
     keep_head: bool
@@ -92,6 +94,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         recipe=_recipe(settings, run.config.seed, new_head=not keep_head),
         batch_size=per_worker,
         threads=settings.threads,
+        store_every=settings.store_every,
         checkpoint=with_fingerprint,
         init=init,
         keep_head=keep_head,
