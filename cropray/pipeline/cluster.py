@@ -1,18 +1,32 @@
-"""One place where a process joins or starts Ray."""
+"""One place where a process joins or starts Ray, and what its workers need to find their inputs."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from cropray.config import RayConfig
+from cropray.config import Config, RayConfig
+from cropray.overrides import updated
+from cropray.run import flat
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+
+_WORKERS_READ = (
+    "labels.class_map.path",
+    "labels.land_cover.path",
+    "labels.truth.path",
+    "source.stac.s1.items",
+    "source.stac.s2.items",
+)
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")  # s3://, source:, and GDAL's NETCDF:; but no drive letter
 
 
 @contextmanager
@@ -44,3 +58,27 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def for_workers(config: Config) -> Config:
+    """A copy in which the files that workers read have absolute paths: they run in another directory.
+
+    Relative paths are taken from this process's own directory. For workers only: the records of a
+    run and the hash of its recipe keep the paths as written, so that neither depends on where a
+    checkout lies.
+    """
+    written = flat(config.model_dump(mode="json"))
+    paths = {key: written[key] for key in _WORKERS_READ if written.get(key)}
+    return updated(config, {key: _absolute(path) for key, path in paths.items()})
+
+
+def _absolute(path: str) -> str:
+    return path if _SCHEME.match(path) else str(Path(path).expanduser().absolute())
+
+
+def quiet_ray_data() -> None:
+    """Leave out Ray Data's own progress and plans: the stages report their progress themselves."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from cropray.config import Config
 from cropray.imagery.open import open_source
-from cropray.pipeline.cluster import ray_session
+from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.pipeline.events import event_log
 from cropray.pipeline.ledger import LedgerRow, read_rows, write_ledger
 from cropray.pipeline.plan import plan_tiles
@@ -72,12 +71,11 @@ def _export_all(
     with ray_session(config.ray), event_log(folder, "export") as events:
         import ray
 
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        quiet_ray_data()
         # One tile a block: each outcome comes back as soon as its tile is done.
         outcomes = ray.data.from_items(list(places), override_num_blocks=len(places)).map(
             _TileWorker,
-            fn_constructor_args=(config, metadata, folder),
+            fn_constructor_args=(for_workers(config), metadata, folder),
             compute=ray.data.ActorPoolStrategy(size=min(config.ray.concurrency, len(places))),
             num_cpus=_CPUS_PER_WORKER,
         )

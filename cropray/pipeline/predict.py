@@ -26,7 +26,7 @@ from cropray.maps.publish import MapIdentity, publish_map
 from cropray.maps.tiles import PredictionSettings, TileResult, predict_tile
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.predictor import Predictor
-from cropray.pipeline.cluster import ray_session
+from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.progress import progress, say
 from cropray.run import Run, Summary
 from cropray.storage import Folder
@@ -110,13 +110,13 @@ def _predict_tiles(
     with ray_session(config.ray), progress("predict", len(missing)) as bar:
         import ray
 
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        quiet_ray_data()
         workers = min(config.ray.concurrency, len(missing))
         gpus = ray.cluster_resources().get("GPU", 0)
         # One tile a block: each outcome comes back as soon as its tile is done.
         outcomes = ray.data.range(len(missing), override_num_blocks=len(missing)).map(
             _TileWorker,
-            fn_constructor_args=(missing, config, checkpoint, settings, parts),
+            fn_constructor_args=(missing, for_workers(config), checkpoint, settings, parts),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
             num_gpus=min(1.0, gpus / workers),
