@@ -52,7 +52,7 @@ def build(directory: Path, data: Path | None = None) -> dict[str, Path]:
     """Write everything under `directory`.
 
     Returns the paths of s2 and s1 (ItemCollections), labels (GeoTIFF of class index + 1, 0 = none),
-    parcels, rois (table of BLOCKS), config and parcels_config.
+    parcels, rois (table of BLOCKS), area (outline of the whole patch), config and parcels_config.
     """
     data = data or Path(os.environ.get("CROPRAY_SHARED_DATA", _SHARED))
     directory.mkdir(parents=True, exist_ok=True)
@@ -62,11 +62,14 @@ def build(directory: Path, data: Path | None = None) -> dict[str, Path]:
         "labels": directory / "labels.tif",
         "parcels": directory / "parcels.gpkg",
         "rois": directory / "rois.csv",
+        "area": directory / "area.gpkg",
         "config": directory / "flanders.yaml",
         "parcels_config": directory / "parcels.yaml",
     }
     crop_type = open_series(data, "OUTPUT_POLY-110_10m")["CT"].values
     _write_labels(crop_type, paths["labels"], paths["parcels"])
+    outline = gpd.GeoSeries([shapely.box(*_bounds(0, 0, 64, 64))], crs=EPSG)
+    outline.to_file(paths["area"], driver="GPKG")
     rows = [f'{name},"{",".join(map(str, _bounds(*block)))}"\n' for name, block in BLOCKS.items()]
     paths["rois"].write_text("uuid,roi\n" + "".join(rows))
     paths["config"].write_text(_COMMON.format(**_fields(paths)) + _BLOCKS.format(**_fields(paths)))
@@ -176,7 +179,7 @@ source:
     s2: {{items: {s2}}}
     s1: {{items: {s1}, quantity: sigma0}}
 model: {{width: 8}}
-predict: {{as_of: 2019-06-30}}
+predict: {{as_of: 2019-06-30, area: {area}, tile_size: 64, overlap: 8}}
 """
 
 _BLOCKS = """\
@@ -190,6 +193,7 @@ patch: {{size: 16, max_overlap: 8}}
 labels:
   parcels: false
   class_map: {{path: {labels}, codes: {codes}, nodata: 0}}
+pretrain: {{epochs: 20, batch_size: 2, lr: 0.01}}
 """
 
 
