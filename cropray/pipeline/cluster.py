@@ -16,6 +16,8 @@ from cropray.run import flat
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Ray's native code writes to the terminal past all logging, as of actors' arguments that it keeps.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
