@@ -45,7 +45,7 @@ class Run:
     config: Config
 
     def begin(self, stage: str) -> Summary | None:
-        """Claim the folder for a stage; its summary if it was finished before, else None.
+        """The summary of a stage that was finished before, else None.
 
         Raises InputError where the folder belongs to another configuration of this stage or of
         one that it rests on, or where a stage before it is not finished.
@@ -57,11 +57,18 @@ class Run:
             self._check(earlier, record)
         record = self._record(stage)
         if record is None:
-            self._write(stage, None)
             return None
         self._check(stage, record)
         summary: Summary | None = record["summary"]
         return summary
+
+    def claim(self, stage: str) -> None:
+        """Keep the folder for this configuration of a stage that now writes files of it.
+
+        To be called when the inputs are known to be usable, so that a mistake in the settings can be
+        corrected. A stage without files that could be mistaken for another configuration's need not.
+        """
+        self._write(stage, None)
 
     def finish(self, stage: str, summary: Summary) -> None:
         self._write(stage, summary)

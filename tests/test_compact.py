@@ -113,6 +113,15 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
         compact(run)
 
 
+def test_a_shard_deleted_for_its_damage_is_made_again(tmp_path: Path) -> None:
+    run = exported_run(tmp_path, ROIS, **{"shards.shard_samples": 5})
+    compact(run)
+    finished = shard_bytes(run)
+    run.folder.delete("shards/train/00001.parquet")
+    compact(run)
+    assert shard_bytes(run) == finished
+
+
 def test_shards_of_another_compaction_are_refused(tmp_path: Path) -> None:
     run = exported_run(tmp_path, ROIS, **{"shards.shard_samples": 5})
     compact(run)
@@ -126,7 +135,6 @@ def test_shards_of_another_compaction_are_refused(tmp_path: Path) -> None:
     run.folder.delete("shards/train/00001.parquet")
     run.folder.delete("shards/train/00002.parquet")
     run.folder.delete("shards/val/00001.parquet")
-    again(run)
     with pytest.raises(InputError, match=r"00000\.parquet holds other samples; delete"):
         compact(fewer)
 

@@ -16,7 +16,8 @@ def open_run(path: Path, *settings: str) -> Run:
 
 def test_a_finished_stage_is_reused(tmp_path: Path) -> None:
     assert open_run(tmp_path).begin("rois") is None
-    assert open_run(tmp_path).begin("rois") is None  # begun, not finished
+    open_run(tmp_path).claim("rois")
+    assert open_run(tmp_path).begin("rois") is None  # claimed, not finished
     open_run(tmp_path).finish("rois", {"rois": 3})
     assert open_run(tmp_path).begin("rois") == {"rois": 3}
     assert open_run(tmp_path).summary("rois") == {"rois": 3}
@@ -24,7 +25,7 @@ def test_a_finished_stage_is_reused(tmp_path: Path) -> None:
 
 
 def test_another_configuration_is_refused_by_key(tmp_path: Path) -> None:
-    open_run(tmp_path).begin("rois")
+    open_run(tmp_path).claim("rois")
     with pytest.raises(InputError, match=r"rois\.eps_m: 2000\.0 there, 5\.0 now") as caught:
         open_run(tmp_path, "rois.eps_m=5").begin("rois")
     assert "another --run folder" in str(caught.value)
@@ -42,6 +43,12 @@ def test_a_setting_of_a_later_stage_may_change(tmp_path: Path) -> None:
 
 
 def test_a_stage_without_the_one_before_it_says_which(tmp_path: Path) -> None:
-    open_run(tmp_path).begin("rois")
+    open_run(tmp_path).claim("rois")
     with pytest.raises(InputError, match="export needs rois first"):
         open_run(tmp_path).begin("export")
+
+
+def test_a_stage_that_stopped_at_its_inputs_leaves_its_settings_free(tmp_path: Path) -> None:
+    open_run(tmp_path, "rois.table=absent.csv").begin("rois")
+    assert not list(tmp_path.iterdir())
+    assert open_run(tmp_path, "rois.table=right.csv").begin("rois") is None

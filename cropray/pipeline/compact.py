@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,13 +45,14 @@ class Sample:
 
 
 def compact(run: Run) -> Summary:
-    """Write `shards/<split>/*.parquet` from the parts of an export.
+    """Write `shards/<split>/*.parquet` from the parts of an export; a shard that was deleted, anew.
 
     Raises InputError where parts do not agree with the ledger, a sample occurs twice, or a shard
     is there that holds other samples; and where the disk is full.
     """
     finished = run.begin("compact")
-    if finished is not None:
+    there = [f"shards/{name}" for name in run.folder.child("shards").names(".parquet")]
+    if finished is not None and finished["shards"] == _by_split(there):
         say(f"compact: reused {sum(finished['samples'].values())} samples")
         return finished
     folder, shards = run.folder, run.config.shards
@@ -65,15 +66,20 @@ def compact(run: Run) -> Summary:
         _refuse_twins(samples)
         plan = plan_shards(samples, run.config.seed, shards.shard_samples)
         _refuse_strangers(folder, plan)
+        run.claim("compact")
         with progress("compact", len(plan)) as bar:
             for _ in pool.map(lambda name: _write(folder, name, plan[name], metadata, shards), plan):
                 bar.advance()
     summary = {
         "samples": dict(sorted(Counter(sample.split for sample in samples).items())),
-        "shards": dict(sorted(Counter(name.split("/")[1] for name in plan).items())),
+        "shards": _by_split(plan),
     }
     run.finish("compact", summary)
     return summary
+
+
+def _by_split(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(name.split("/")[1] for name in names).items()))
 
 
 def plan_shards(samples: Sequence[Sample], seed: int, shard_samples: int) -> dict[str, list[Sample]]:

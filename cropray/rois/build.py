@@ -37,20 +37,19 @@ class Regions:
 
 def build_rois(run: Run) -> Summary:
     """Write `rois/` of the run folder. Raises InputError, with nothing written, for unusable input."""
-    if run.summary("rois") is None:
-        with _inputs(run) as config:
-            regions = make_regions(run.config, config)
-        # The folder is claimed only now, so that a mistake in the input leaves it free.
-        run.begin("rois")
-        write_parcels(run.folder, regions.parcels)
-        write_dropped(run.folder, regions.dropped)
-        write_rois(run.folder, regions.rois)
-        summary = _summary(regions, run.config.rois.split.buffer_m)
-        run.finish("rois", summary)
-        say(_line(summary))
-        return summary
-    summary = run.begin("rois") or {}
-    say(f"rois: reused {summary['rois']} ROIs in {run.folder}")
+    finished = run.begin("rois")
+    if finished is not None:
+        say(f"rois: reused {finished['rois']} ROIs in {run.folder}")
+        return finished
+    with _inputs(run) as config:
+        regions = make_regions(run.config, config)
+    run.claim("rois")
+    write_parcels(run.folder, regions.parcels)
+    write_dropped(run.folder, regions.dropped)
+    write_rois(run.folder, regions.rois)
+    summary = _summary(regions, run.config.rois.split.buffer_m)
+    run.finish("rois", summary)
+    say(_line(summary))
     return summary
 
 

@@ -58,6 +58,8 @@ def train(run: Run, stage: Stage) -> Summary:
     start = time.monotonic()
     plan = make_plan(run, stage)
     with ray_session(run.config.ray):
+        _check_workers(run, stage)
+        run.claim(stage)
         history, tracker_id, version = _train_and_register(run, stage, plan)
     best = best_entry(history)
     summary = {
@@ -105,6 +107,17 @@ def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan) -> tuple[His
     return history, tracker.run_id, version
 
 
+def _check_workers(run: Run, stage: Stage) -> None:
+    import ray
+
+    workers, cpus = getattr(run.config, stage).workers, ray.cluster_resources().get("CPU", 0)
+    if cpus < workers:
+        raise InputError(
+            f"{stage}.workers is {workers}, but Ray has {cpus:g} CPUs: "
+            "set fewer workers, or give Ray more CPUs (ray.num_cpus)"
+        )
+
+
 def _fit(run: Run, stage: Stage, plan: TrainingPlan, notes: Queue) -> History:
     """Run Ray Train to its end; it takes up what lies under `checkpoints/<stage>`."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
@@ -114,19 +127,13 @@ def _fit(run: Run, stage: Stage, plan: TrainingPlan, notes: Queue) -> History:
 
     from cropray.training.driver_worker import train_worker
 
-    resources = ray.cluster_resources()
     settings = getattr(run.config, stage)
-    if resources.get("CPU", 0) < settings.workers:
-        raise InputError(
-            f"{stage}.workers is {settings.workers}, but Ray has {resources.get('CPU', 0):g} CPUs: "
-            "set fewer workers, or give Ray more CPUs (ray.num_cpus)"
-        )
     folder = run.folder.child("checkpoints")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"plan": plan, "notes": notes},
         scaling_config=ScalingConfig(
-            num_workers=settings.workers, use_gpu=resources.get("GPU", 0) >= settings.workers
+            num_workers=settings.workers, use_gpu=ray.cluster_resources().get("GPU", 0) >= settings.workers
         ),
         run_config=RunConfig(
             name=stage,
