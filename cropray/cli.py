@@ -62,7 +62,11 @@ def _call(function: str, folder: str, config: Config) -> None:
     from cropray.storage import Folder
 
     module, name = function.split(":")
-    summary = getattr(import_module(module), name)(Run(Folder(folder), config))
+    try:
+        summary = getattr(import_module(module), name)(Run(Folder(folder), config))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from what is finished\n")
+        raise  # typer makes it exit code 130
     sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -117,16 +121,19 @@ def common(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends it with one message and exit code 2."""
+    """Run the command line; a user's mistake or a full disk ends it with one message and code 2."""
     from cropray.types import InputError
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="cropray")
-    except InputError as error:
+    except (InputError, OSError) as error:
         if debug:
             raise
+        from cropray.storage import explained
+
         # An error that crossed Ray carries the worker's traceback as its text; its cause is the error.
-        sys.stderr.write(f"error: {getattr(error, 'cause', None) or error}\n")
+        cause = getattr(error, "cause", None) or error
+        sys.stderr.write(f"error: {explained(cause) if isinstance(cause, OSError) else cause}\n")
         raise SystemExit(2) from None

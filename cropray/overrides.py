@@ -36,7 +36,7 @@ def load_config(path: str | Path | None, settings: Iterable[str] = ()) -> Config
             loaded = yaml.safe_load(Path(path).read_text())
         except OSError as error:
             raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(loaded or {}, dict):
             raise InputError(f"{path} must hold a mapping of settings, got {type(loaded).__name__}")

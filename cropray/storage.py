@@ -6,8 +6,12 @@ temporary name and renamed, on object storage it is one PUT.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +20,16 @@ import pyarrow.fs as pafs
 
 from cropray.types import InputError
 
+_TO_DO = {
+    errno.ENOSPC: "make room there, and run the same command again: what is finished is kept",
+    errno.EDQUOT: "make room there, and run the same command again: what is finished is kept",
+    errno.EACCES: "get the permission, or give another place",
+    errno.EPERM: "get the permission, or give another place",
+    errno.EROFS: "give a place that may be written",
+    errno.ENOTDIR: "a file is where a folder is wanted: give another --run folder",
+    errno.EEXIST: "a file is where a folder is wanted: give another --run folder",
+    errno.EISDIR: "a folder is where a file is wanted: give another name",
+}
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs")
 
 
@@ -113,13 +127,8 @@ class Folder:
             with self.filesystem.open_output_stream(self.path(name)) as stream:
                 stream.write(data)
             return
-        target = self.local(name)
-        temporary = self._temporary(target)
-        try:
+        with _replacing(self.local(name)) as temporary:
             temporary.write_bytes(data)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -129,17 +138,37 @@ class Folder:
         if not self.is_local:
             pafs.copy_files(str(local_file), self.path(name), pafs.LocalFileSystem(), self.filesystem)
             return
-        target = self.local(name)
-        temporary = self._temporary(target)
-        try:
-            pafs.copy_files(str(local_file), str(temporary), pafs.LocalFileSystem(), pafs.LocalFileSystem())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _replacing(self.local(name)) as temporary:
+            shutil.copyfile(local_file, temporary)
 
     def delete(self, name: str) -> None:
         self.filesystem.delete_file(self.path(name))
 
-    def _temporary(self, target: Path) -> Path:
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary path for a new `target`, renamed to it at the end of the block and else removed.
+
+    Raises OSError that names `target`: one from a full disk names no file by itself.
+    """
+    temporary = target.with_name(f".tmp-{uuid.uuid4().hex}-{target.name}")
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return target.with_name(f".tmp-{uuid.uuid4().hex}-{target.name}")
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+
+
+def explained(error: OSError) -> str:
+    """What a user can do about a failed read or write, in one message that names the file."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return f"{what}; {_TO_DO.get(error.errno or 0, 'mend the cause and run the same command again')}"
+
+
+def is_lasting(error: OSError) -> bool:
+    """Whether trying again cannot help until somebody has done something about it."""
+    return error.errno in _TO_DO

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cropray.cli import main
+from cropray.run import Run
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["rois", "export", "compact", "pretrain", "finetune", "evaluate", "predict", "report", "demo"]
@@ -35,6 +36,28 @@ def test_a_mistake_is_one_message_and_no_traceback(capsys: pytest.CaptureFixture
     assert shown.out == ""
     assert "did you mean 'rois.eps_m'?" in shown.err
     assert "Traceback" not in shown.err
+
+
+def test_a_run_folder_that_is_a_file_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").write_text("")
+    assert exit_code("rois", "--run", f"{tmp_path}/run", "--set", "classes=[pea]") == 2
+    shown = capsys.readouterr().err
+    assert f"{tmp_path}/run" in shown
+    assert "another --run folder" in shown
+    assert shown.count("\n") == 1
+
+
+def test_an_interrupt_is_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cropray.rois.build.build_rois", interrupted)
+    assert exit_code("rois", "--run", str(tmp_path)) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from what is finished\n"
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -85,3 +85,9 @@ def test_the_configurations_of_the_repository_are_valid(path: Path) -> None:
     config = load_config(path)
     updated(config, config.demo.pretraining)
     assert config.classes
+
+
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"config\.yaml is not valid YAML"):
+        load_config(tmp_path / "config.yaml")

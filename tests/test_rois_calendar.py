@@ -123,3 +123,6 @@ def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:
         read_calendar(str(tmp_path), JALALI, ["Canola"])
     with pytest.raises(InputError, match="there is no crop calendar"):
         read_calendar(str(tmp_path), CalendarConfig(path="none.xlsx"), ["Canola"])
+    (tmp_path / "latin.csv").write_bytes("province,Kohgilūye\xe9".encode("utf-16"))
+    with pytest.raises(InputError, match=r"latin\.csv .*wanted csv in UTF-8"):
+        read_calendar(str(tmp_path), CalendarConfig(path="latin.csv"), [""])

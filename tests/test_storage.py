@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cropray.storage import Folder
+from cropray.storage import Folder, explained, is_lasting
 from cropray.types import InputError
 
 
@@ -51,10 +51,24 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'") as caught:
         folder.write_text("a.txt", "new and longer")
+    assert is_lasting(caught.value)
+    assert explained(caught.value).startswith(f"{tmp_path}/a.txt: No space left on device; make room")
     assert folder.read_text("a.txt") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises((NotADirectoryError, FileExistsError)) as caught:
+        Folder(str(tmp_path / "run")).write_text("a.txt", "a")
+    assert "run/a.txt" in explained(caught.value)
+    assert "another --run folder" in explained(caught.value)
+
+
+def test_a_fault_of_a_network_may_pass() -> None:
+    assert not is_lasting(ConnectionResetError(errno.ECONNRESET, "reset by peer"))
 
 
 def test_relative_paths_stay_where_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,16 @@ def test_an_interrupted_run_is_told_from_a_failed_one(run: Run) -> None:
     assert open_client(tracking_uri(run)).get_run(tracker.run_id).info.status == "KILLED"
 
 
+def test_a_server_that_fails_on_the_way_is_named(run: Run) -> None:
+    def stage() -> None:
+        with tracked(run, "compact") as tracker:
+            tracker.client.delete_run(tracker.run_id)
+            tracker.metrics({"loss": 1.0}, step=1)
+
+    with pytest.raises(InputError, match=r"MLflow server .*mlflow\.db .*failed: .*same command again"):
+        stage()
+
+
 def test_the_resolved_configuration_is_recorded(run: Run, tmp_path: Path) -> None:
     with tracked(run, "pretrain") as tracker:
         tracker.params({"parameters": 12345})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from itertools import product
@@ -44,6 +43,7 @@ from cropray.imagery.world_fields import (
     to_world,
 )
 from cropray.imagery.world_noise import uniform
+from cropray.storage import Folder
 
 LONLAT = "EPSG:4326"
 
@@ -292,7 +292,4 @@ def _csv(rows: Iterable[Sequence[object]]) -> str:
 def _publish(path: Path, text: str) -> None:
     if path.is_file() and path.read_text() == text:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+    Folder(str(path.parent)).write_text(path.name, text)

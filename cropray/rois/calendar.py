@@ -98,8 +98,11 @@ def _read_xlsx(path: Path) -> dict[str, Rows]:
 
 
 def _read_csv(path: Path) -> dict[str, Rows]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read the crop calendar {path} ({error}); wanted csv in UTF-8") from error
     header = [_key(cell) for cell in rows[0]] if rows else []
     if "sheet" not in header:
         return {path.stem: rows}

@@ -39,7 +39,7 @@ def write_shard(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise InputError(
-            f"no space is left for {name} in {folder} (it is written under {tempfile.gettempdir()} first): "
+            f"no space is left for shards in {folder} (written under {tempfile.gettempdir()} first): "
             "free some space, or set TMPDIR, and run the stage again; finished files are kept"
         ) from error
 

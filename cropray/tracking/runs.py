@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Limits of MLflow's REST API for one log-batch request and one value.
 _BATCH = 100
 _MAX_VALUE = 6000
+_SHOWN = 300  # characters of an error of MLflow's, which goes on with SQL
 
 
 @dataclass
@@ -65,10 +66,26 @@ def tracked(run: Run, stage: str) -> Iterator[Tracker]:
 
     Its id is kept in the run folder (`mlflow/<stage>.json`): a stage that resumes goes on in the
     same run. The run ends as FINISHED, FAILED where an exception left the block, or KILLED where
-    it was interrupted. Raises InputError where no tracking server can be used.
+    it was interrupted. Raises InputError where no tracking server can be used, and where it fails
+    on the way (of its database on a full disk, for one).
     """
     uri = tracking_uri(run)
     client = open_client(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with _recorded(run, stage, uri, client) as tracker:
+            yield tracker
+    except MlflowException as error:
+        reason = str(error).replace("\n", " ")[:_SHOWN]
+        raise InputError(
+            f"the MLflow server {uri} (tracking.uri) failed: {reason}; "
+            "mend it or make room, and run the same command again: what is finished is kept"
+        ) from error
+
+
+@contextmanager
+def _recorded(run: Run, stage: str, uri: str, client: MlflowClient) -> Iterator[Tracker]:
     run_id = _resumed(run, stage, uri, client) or _created(run, stage, uri, client)
     tracker = Tracker(client, run_id, set(client.get_run(run_id).data.params))
     tracker.params(flat(run.config.model_dump(mode="json")))
@@ -113,7 +130,7 @@ def open_client(uri: str) -> MlflowClient:
     from mlflow.exceptions import MlflowException
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it logs as errors it raises too
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cropray.shards.reader import ShardReader
-from cropray.storage import Folder
+from cropray.storage import Folder, explained, is_lasting
 from cropray.training.plan import Data, TrainingPlan
 from cropray.training.step import Trainer, initial_network
 from cropray.training.validate import SCORE, validate_epoch
@@ -49,6 +49,10 @@ def train_worker(config: dict[str, Any]) -> History:
         return _train(config["plan"], config["notes"])
     except InputError as error:
         config["notes"].put(Note(problem=str(error)))
+        raise
+    except OSError as error:
+        if is_lasting(error):
+            config["notes"].put(Note(problem=explained(error)))
         raise
 
 

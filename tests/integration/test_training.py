@@ -1,7 +1,9 @@
 """Training on a real, local Ray: interrupted by the death of a worker, and with several workers."""
 
+import errno
 import json
 import os
+import queue
 import signal
 import threading
 import time
@@ -12,6 +14,7 @@ import safetensors.numpy
 
 from cropray.run import Run, Summary
 from cropray.storage import Folder
+from cropray.training import driver_worker
 from cropray.training.driver import finetune, pretrain, train
 from cropray.types import InputError
 from tests.training_data import make_run, write_split
@@ -101,3 +104,14 @@ def test_a_damaged_shard_ends_the_training_with_its_name(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"train/00000\.parquet"):
         train(run, "pretrain")
     assert run.summary("pretrain") is None
+
+
+def test_a_full_disk_in_a_worker_reaches_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(plan: object, notes: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/run/epoch-0001")
+
+    notes: queue.Queue[driver_worker.Note] = queue.Queue()
+    monkeypatch.setattr(driver_worker, "_train", full)
+    with pytest.raises(OSError, match="No space left"):
+        driver_worker.train_worker({"plan": None, "notes": notes})
+    assert notes.get_nowait().problem.startswith("/run/epoch-0001: No space left on device; make room")
