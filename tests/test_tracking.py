@@ -123,6 +123,14 @@ def test_a_parameter_keeps_the_value_with_which_the_run_began(run: Run) -> None:
     assert params["ray.concurrency"] == str(run.config.ray.concurrency)
 
 
+def test_artifacts_lie_beside_a_database_that_was_given(tmp_path: Path) -> None:
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path / 'shared' / 'all.db'}")
+    other = Run(Folder(str(tmp_path / "run")), Config(classes=CLASSES, tracking=tracking))
+    with tracked(other, "finetune"):
+        pass
+    assert list((tmp_path / "shared" / "artifacts").rglob("config.yaml"))
+
+
 def test_a_remote_run_folder_needs_a_server() -> None:
     remote = Run(Folder("memory://bucket/run"), Config())
     with pytest.raises(InputError, match=r"tracking\.uri"), tracked(remote, "finetune"):

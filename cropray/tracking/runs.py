@@ -131,8 +131,9 @@ def open_client(uri: str) -> MlflowClient:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it logs as errors it raises too
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    database = _sqlite_file(uri)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     try:
         client.search_experiments(max_results=1)
@@ -175,5 +176,10 @@ def _experiment(run: Run, client: MlflowClient) -> str:
     if found is not None:
         return str(found.experiment_id)
     # A server knows where its artifacts go; beside a database file they lie beside it.
-    beside = None if run.config.tracking.uri else run.folder.local("mlflow/artifacts").as_uri()
+    database = _sqlite_file(tracking_uri(run))
+    beside = None if database is None else (database.parent / "artifacts").absolute().as_uri()
     return str(client.create_experiment(name, artifact_location=beside))
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
