@@ -49,13 +49,14 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     if address:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     else:
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        with _native_messages_silenced():
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
     try:
         yield
     finally:
@@ -84,3 +85,16 @@ def quiet_ray_data() -> None:
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _native_messages_silenced() -> Iterator[None]:
+    """Ray's native code says, whatever the level is, that a level was set; errors still raise."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
