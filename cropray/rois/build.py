@@ -133,10 +133,12 @@ def _summary(regions: Regions, buffer_m: float) -> Summary:
 def _line(summary: Summary) -> str:
     """The summary for a person."""
     splits = ", ".join(f"{split} {count}" for split, count in summary["by_split"].items())
-    lines = [
-        f"rois: {summary['rois']} ROIs ({splits}) of {summary['parcels']} parcels, "
-        f"{summary['mended']} mended, {sum(summary['dropped'].values())} parcels or clusters dropped"
-    ]
+    lines = [f"rois: {summary['rois']} ROIs ({splits})"]
+    if summary["parcels"]:
+        lines[0] += (
+            f" of {summary['parcels']} parcels, {summary['mended']} mended, "
+            f"{sum(summary['dropped'].values())} parcels or clusters dropped"
+        )
     for split, crops in summary["missing"].items():
         lines.append(f"rois: {split} has no ROI of {', '.join(filter(None, crops)) or 'any crop'}")
     return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""The whole path on the built-in world, small: parcels in, map and report out, and again."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from cropray.overrides import load_config
+from cropray.pipeline.demo import demo
+from cropray.run import Run, Summary
+from cropray.storage import Folder
+from tests.conftest import ROOT
+
+SMALL = (
+    "source.simulated.sites_per_crop=3",
+    "source.simulated.regions=3",
+    "source.simulated.region_size_m=640",
+    "model.width=4",
+    "finetune.epochs=2",
+    "evaluate.forest_trees=10",
+    "evaluate.forest_pixels=2000",
+    "evaluate.bootstrap=50",
+    "predict.area='4.34,50.58,4.35,50.585'",
+    "demo.pretraining.pretrain={epochs: 2, workers: 2, batch_size: 4}",
+)
+
+
+def as_of_the_demo(folder: Path) -> Run:
+    return Run(Folder(str(folder)), load_config(ROOT / "configs" / "demo.yaml", SMALL))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> tuple[Run, Summary]:
+    run = as_of_the_demo(tmp_path_factory.mktemp("demo"))
+    return run, demo(run)
+
+
+def test_it_ends_with_a_map_of_the_area(finished: tuple[Run, Summary]) -> None:
+    run, summary = finished
+    with rasterio.open(summary["map"]) as source:
+        classes = source.read(1)
+        assert source.crs.to_epsg() == 32631
+        assert source.nodata == 255
+        assert source.profile["tiled"]
+    allowed = {*range(len(run.config.classes)), 254, 255}
+    assert set(np.unique(classes).tolist()) <= allowed
+    # 0.01 x 0.005 degrees at 50.6 N are 708 m x 556 m; the grid's box in UTM is a little wider.
+    assert (classes != 255).sum() == pytest.approx(71 * 56, rel=0.1)
+    assert Path(summary["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png" in Path(summary["report"]).read_text()
+
+
+def test_the_body_of_the_pretraining_is_where_the_fine_tuning_began(finished: tuple[Run, Summary]) -> None:
+    run, _ = finished
+    recipe = json.loads(run.folder.read_text("finetuning/models/finetune/checkpoint.json"))["recipe"]
+    assert recipe["init"] == run.folder.child("pretraining/models/pretrain").uri
+
+
+def test_every_method_is_scored_on_the_same_pixels(finished: tuple[Run, Summary]) -> None:
+    run, _ = finished
+    result = json.loads(run.folder.read_text("finetuning/evaluation/evaluation.json"))
+    assert set(result["methods"]) == {"network", "forest", "majority"}
+    assert {int(np.sum(row["confusion"])) for row in result["methods"].values()} == {result["pixels"]}
+    assert result["scope"] == "truth"
+    # Six months of both sensors tell more than nothing.
+    assert result["methods"]["forest"]["score"] > 3 * result["methods"]["majority"]["score"]
+
+
+def test_a_second_run_reuses_all_and_says_so(
+    finished: tuple[Run, Summary], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, first = finished
+    stamps = {name: run.folder.local(name).stat().st_mtime_ns for name in run.folder.names(".parquet")}
+    start = time.monotonic()
+    again = demo(as_of_the_demo(run.folder.local()))
+    assert time.monotonic() - start < first["seconds"]["finetuning/finetune"]
+    assert again["map"] == first["map"]
+    assert {name: run.folder.local(name).stat().st_mtime_ns for name in stamps} == stamps
+    said = capsys.readouterr().err
+    for stage in ("rois", "export", "compact", "pretrain", "finetune", "evaluate", "predict"):
+        assert f"{stage}: reused" in said
