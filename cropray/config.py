@@ -107,6 +107,12 @@ class GridConfig(Section):
     resolution: float = Field(10.0, gt=0)
     snap: float = Field(20.0, gt=0)
 
+    @model_validator(mode="after")
+    def _whole_pixels(self) -> GridConfig:
+        if self.snap % self.resolution:
+            raise ValueError(f"grid.snap {self.snap} is no multiple of grid.resolution {self.resolution}")
+        return self
+
 
 class CompositeConfig(Section):
     """Scenes to one image a month.
@@ -167,7 +173,7 @@ class StacConfig(Section):
 
 
 class SourceConfig(Section):
-    kind: Literal["simulated", "stac", "earthengine"] = "simulated"
+    kind: Literal["simulated", "stac", "earthengine"] = "stac"
     simulated: SimulatedConfig = SimulatedConfig()
     stac: StacConfig = StacConfig()
 

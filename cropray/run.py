@@ -7,6 +7,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from cropray.config import Config
 from cropray.storage import Folder
 from cropray.types import InputError
@@ -92,7 +94,15 @@ class Run:
     def _write(self, stage: str, summary: Summary | None) -> None:
         record = {"settings": self._settings(stage), "summary": summary}
         self.folder.write_text(f"stages/{stage}.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
-        self.folder.write_text("config.yaml", self.config.to_yaml())
+        self.folder.write_text("config.yaml", self._merged(stage).to_yaml())
+
+    def _merged(self, stage: str) -> Config:
+        """The configuration so far, with this stage's sections: other commands may have set others."""
+        if not self.folder.exists("config.yaml"):
+            return self.config
+        sections = {name: getattr(self.config, name) for name in _SECTIONS[stage]}
+        so_far = Config.model_validate(yaml.safe_load(self.folder.read_text("config.yaml")))
+        return so_far.model_copy(update=sections)
 
     def _check(self, stage: str, record: dict[str, Any]) -> None:
         was, now = flat(record["settings"]), flat(self._settings(stage))

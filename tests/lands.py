@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from cropray.bands import NODATA
-from cropray.config import Config, EvaluateConfig, PatchConfig, WindowConfig
+from cropray.config import Config, EvaluateConfig, PatchConfig, SourceConfig, WindowConfig
 from cropray.grid import Grid
 from cropray.models.checkpoint import Checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
@@ -104,6 +104,7 @@ def ready_run(
     config = Config(
         classes=CLASSES,
         window=WindowConfig(months=MONTHS),
+        source=SourceConfig(kind="simulated"),
         evaluate=settings,
         patch=PatchConfig(size=SIZE),
     )

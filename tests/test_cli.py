@@ -42,7 +42,7 @@ def test_a_run_folder_that_is_a_file_is_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run").write_text("")
-    assert exit_code("rois", "--run", f"{tmp_path}/run", "--set", "classes=[pea]") == 2
+    assert exit_code("rois", "--run", f"{tmp_path}/run", "--set", "source.kind=simulated") == 2
     shown = capsys.readouterr().err
     assert f"{tmp_path}/run" in shown
     assert "another --run folder" in shown

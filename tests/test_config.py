@@ -30,7 +30,14 @@ def test_an_unknown_key_names_itself_and_the_nearest(setting: str, hint: str) ->
 
 
 @pytest.mark.parametrize(
-    "setting", ["window.months=soon", "window.anchor=as_of", "grid.resolution=-1", "source.kind=landsat"]
+    "setting",
+    [
+        "window.months=soon",
+        "window.anchor=as_of",
+        "grid.resolution=-1",
+        "grid.snap=15",
+        "source.kind=landsat",
+    ],
 )
 def test_a_wrong_value_is_an_error_that_names_its_key(setting: str) -> None:
     with pytest.raises(InputError, match=setting.split(".", maxsplit=1)[0]):

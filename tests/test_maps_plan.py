@@ -66,6 +66,7 @@ def checkpoint(anchor: str = "as_of", **changes: Any) -> Any:
         "s1_quantity": "gamma0",
         "s2_bands": ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
         "s1_bands": ("VV", "VH"),
+        "imagery": Config().model_dump(mode="json", include={"grid", "composite"}),
     }
     return SimpleNamespace(**(fields | changes))
 
@@ -112,4 +113,13 @@ def test_other_bands_or_backscatter_are_refused_by_name() -> None:
 def test_another_class_list_is_refused() -> None:
     config = updated(Config(), {"predict.as_of": "2023-06-01", "classes": ["pea"]})
     with pytest.raises(InputError, match="class list"):
+        prediction_settings(checkpoint(), config)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"grid.resolution": 20.0}, {"grid.crs": "EPSG:3857"}, {"composite.scl_invalid": [0, 1]}]
+)
+def test_another_grid_or_mask_than_the_training_is_refused_by_name(setting: dict[str, Any]) -> None:
+    config = updated(Config(classes=CLASSES), {"predict.as_of": "2022-06-01", **setting})
+    with pytest.raises(InputError, match=next(iter(setting))):
         prediction_settings(checkpoint(), config)

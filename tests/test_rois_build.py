@@ -22,6 +22,8 @@ from tests.rois_inputs import UTM, field, write_calendar, write_fields
 
 ROOT = Path(__file__).parents[1]
 
+SIMULATED = {"kind": "simulated"}
+
 
 def run_in(folder: Path, config: Config) -> Run:
     return Run(Folder(str(folder)), config)
@@ -180,7 +182,7 @@ def test_the_simulated_world_is_used_where_no_inputs_are_named(
         return rois_inputs.config(region).rois
 
     monkeypatch.setitem(sys.modules, "cropray.imagery.simulated", SimpleNamespace(write_inputs=write_inputs))
-    config = Config(classes=("wheat", "beet"), rois={"eps_m": 100.0, "crs": UTM})
+    config = Config(classes=("wheat", "beet"), rois={"eps_m": 100.0, "crs": UTM}, source=SIMULATED)
     summary = build_rois(run_in(tmp_path / "run", config))
     assert asked == [tmp_path / "run" / "world"]
     assert summary["rois"] == 5  # the user's eps_m parts the two fields 200 m from each other
@@ -220,7 +222,8 @@ def test_the_european_rectangles_keep_their_held_out_ones(shared_data: Path, tmp
 
 @pytest.mark.parametrize("kind", ["parcels", "table"])
 def test_the_simulated_world_needs_no_inputs(tmp_path: Path, kind: str) -> None:
-    config = Config(classes=CROPS, rois={"kind": kind}, labels={"parcels": kind == "parcels"})
+    labels = {"parcels": kind == "parcels"}
+    config = Config(classes=CROPS, rois={"kind": kind}, labels=labels, source=SIMULATED)
     first, again = run_in(tmp_path / "first", config), run_in(tmp_path / "again", config)
     summary = build_rois(first)
     assert min(summary["by_split"].values()) > 0

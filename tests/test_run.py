@@ -52,3 +52,12 @@ def test_a_stage_that_stopped_at_its_inputs_leaves_its_settings_free(tmp_path: P
     open_run(tmp_path, "rois.table=absent.csv").begin("rois")
     assert not list(tmp_path.iterdir())
     assert open_run(tmp_path, "rois.table=right.csv").begin("rois") is None
+
+
+def test_the_kept_configuration_has_each_stage_as_it_was_run(tmp_path: Path) -> None:
+    for stage in ("rois", "export", "compact"):
+        open_run(tmp_path).finish(stage, {})
+    open_run(tmp_path, "finetune.epochs=5").finish("finetune", {})
+    open_run(tmp_path, "evaluate.bootstrap=7").finish("evaluate", {})
+    kept = load_config(tmp_path / "config.yaml")
+    assert (kept.finetune.epochs, kept.evaluate.bootstrap) == (5, 7)

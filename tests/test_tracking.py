@@ -230,14 +230,25 @@ print(json.dumps({"package": cropray.__file__, "ray": "ray" in sys.modules}))
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
 
 
+def test_a_pretrained_model_has_a_name_of_its_own(run: Run, registered: str) -> None:
+    folder = run.folder.child("models/pretrain")
+    save_checkpoint(small_checkpoint(seed=7), folder)
+    with tracked(run, "pretrain") as tracker:
+        assert register(run, "pretrain", folder, tracker) == "1"
+    kept = resolve_model("models:/cropray@candidate", run)
+    assert torch.equal(
+        load_checkpoint(kept).weights["final_conv.bias"], small_checkpoint().weights["final_conv.bias"]
+    )
+
+
 def test_registering_again_moves_the_alias_and_says_nothing(
     run: Run, registered: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = run.folder.child("models/pretrain")
+    folder = run.folder.child("models/again")
     save_checkpoint(small_checkpoint(seed=5), folder)
-    with warnings.catch_warnings(), tracked(run, "pretrain") as tracker:
+    with warnings.catch_warnings(), tracked(run, "finetune") as tracker:
         warnings.simplefilter("error")
-        version = register(run, "pretrain", folder, tracker)
+        version = register(run, "finetune", folder, tracker)
     assert int(version) == int(registered) + 1
     client = open_client(tracking_uri(run))
     assert str(client.get_model_version_by_alias("cropray", "candidate").version) == version

@@ -11,6 +11,7 @@ from cropray.config import Config, WindowConfig
 from cropray.maps.tiles import PredictionSettings
 from cropray.models.checkpoint import Checkpoint, check_classes
 from cropray.rois.windows import periods_for
+from cropray.run import flat
 from cropray.types import InputError, Period
 
 _FAR_DAYS = 31
@@ -26,6 +27,7 @@ def prediction_settings(checkpoint: Checkpoint, config: Config) -> PredictionSet
         raise InputError(f"predict.overlap is {predict.overlap}; wanted at most half of patch.size, {size}")
     if config.classes:
         check_classes(checkpoint, config.classes, predict.model or "of this run")
+    check_imagery(checkpoint, config)
     as_of = given_as_of(config)
     return PredictionSettings(
         periods=prediction_periods(checkpoint, as_of, predict.assume_harvest),
@@ -90,6 +92,21 @@ def season_warning(checkpoint: Checkpoint, as_of: date) -> str | None:
         f"the model was trained as of {trained}, {days} days of the year away from {as_of}: "
         "crops look different then, and the map may be wrong"
     )
+
+
+def check_imagery(checkpoint: Checkpoint, config: Config) -> None:
+    """Raises InputError where grid or composites are set otherwise than what was trained on."""
+    now = flat(config.model_dump(mode="json", include=set(checkpoint.imagery)))
+    differing = [
+        f"{key}: {was!r} then, {now.get(key)!r} now"
+        for key, was in flat(checkpoint.imagery).items()
+        if now.get(key) != was
+    ]
+    if differing:
+        raise InputError(
+            f"the model was trained on other imagery ({'; '.join(differing)}): set these as they were, or "
+            "use a model trained with the present ones"
+        )
 
 
 def check_source(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:

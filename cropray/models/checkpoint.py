@@ -30,7 +30,8 @@ class Checkpoint:
     """A trained network and the conditions under which it may be used.
 
     `window` has the keys anchor, months, lead_months and as_of (ISO date or None). `thresholds` are
-    None until chosen. `data_fingerprint` names the training data, `recipe` the training settings.
+    None until chosen. `data_fingerprint` names the training data, `recipe` the training settings,
+    `imagery` those of the grid and the composites that it learnt from.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +43,7 @@ class Checkpoint:
     s2_bands: tuple[str, ...] = S2_NAMES
     s1_bands: tuple[str, ...] = S1_NAMES
     recipe: dict[str, Any] = field(default_factory=dict)
+    imagery: dict[str, Any] = field(default_factory=dict)
     thresholds: tuple[float, ...] | None = None
     data_fingerprint: str = ""
     code_version: str = cropray.__version__
@@ -67,6 +69,7 @@ class Checkpoint:
             "s2_bands": list(self.s2_bands),
             "s1_bands": list(self.s1_bands),
             "recipe": self.recipe,
+            "imagery": self.imagery,
             "thresholds": None if self.thresholds is None else list(self.thresholds),
             "data_fingerprint": self.data_fingerprint,
             "code_version": self.code_version,
@@ -114,6 +117,11 @@ def load_checkpoint(folder: Folder) -> Checkpoint:
     return checkpoint
 
 
+def weights_checksum(folder: Folder) -> str:
+    """The checksum of a checkpoint's weights, as its description has it: what tells models apart."""
+    return str(json.loads(folder.read_text(DESCRIPTION))["weights_xxh3"])
+
+
 def check_classes(checkpoint: Checkpoint, classes: Sequence[str], where: str) -> None:
     """Raises InputError where the checkpoint's classes are not these, in this order."""
     if tuple(classes) != checkpoint.classes:
@@ -149,6 +157,7 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
         s2_bands=tuple(data["s2_bands"]),
         s1_bands=tuple(data["s1_bands"]),
         recipe=data["recipe"],
+        imagery=data["imagery"],
         thresholds=None if data["thresholds"] is None else tuple(data["thresholds"]),
         data_fingerprint=data["data_fingerprint"],
         code_version=data["code_version"],

@@ -41,6 +41,7 @@ def shard_metadata(config: Config, source: ImagerySource) -> ShardMetadata:
         s1_quantity=identity["s1_quantity"],
         recipe=xxhash.xxh3_128_hexdigest(recipe.encode()),
         source=identity,
+        imagery=config.model_dump(mode="json", include={"grid", "composite"}),
         has_truth=config.labels.truth is not None,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -73,7 +73,8 @@ class ShardMetadata:
     """What all samples of a data set share.
 
     `window` is how the months were chosen (anchor, months, lead_months, as_of); `recipe` the hash
-    of all settings on which the pixels depend; `source` the identity of the imagery source.
+    of all settings on which the pixels depend; `source` the identity of the imagery source; `imagery`
+    the settings of grid and composites.
     Physical value = stored integer × scale, except where it is `nodata`.
     """
 
@@ -83,6 +84,7 @@ class ShardMetadata:
     s1_quantity: str  # "gamma0" or "sigma0"
     recipe: str
     source: dict[str, Any]
+    imagery: dict[str, Any] = field(default_factory=dict)
     has_truth: bool = False
     s2_bands: tuple[str, ...] = S2_NAMES
     s1_bands: tuple[str, ...] = S1_NAMES
@@ -135,6 +137,7 @@ class ShardMetadata:
             "window": self.window,
             "recipe": self.recipe,
             "source": self.source,
+            "imagery": self.imagery,
         }
         return json.dumps(data, sort_keys=True, ensure_ascii=False)
 
@@ -169,6 +172,7 @@ class ShardMetadata:
             s1_quantity=s1["quantity"],
             recipe=data["recipe"],
             source=data["source"],
+            imagery=data["imagery"],
             has_truth="truth" in data["tensors"],
             s2_bands=tuple(s2["bands"]),
             s1_bands=tuple(s1["bands"]),

@@ -57,13 +57,20 @@ def register(run: Run, stage: str, folder: Folder, tracker: Tracker) -> str:
         client.log_model_artifacts(logged.model_id, str(saved))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(tracker.run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
-    if not client.search_registered_models(f"name='{tracking.model_name}'"):
-        client.create_registered_model(tracking.model_name)
+    name = registered_name(run, stage)
+    if not client.search_registered_models(f"name='{name}'"):
+        client.create_registered_model(name)
     version = client.create_model_version(
-        tracking.model_name, logged.artifact_location, run_id=tracker.run_id, model_id=logged.model_id
+        name, logged.artifact_location, run_id=tracker.run_id, model_id=logged.model_id
     ).version
-    client.set_registered_model_alias(tracking.model_name, tracking.alias, version)
+    client.set_registered_model_alias(name, tracking.alias, version)
     return str(version)
+
+
+def registered_name(run: Run, stage: str) -> str:
+    """Pretrained networks have a name of their own: their classes are others."""
+    name = run.config.tracking.model_name
+    return f"{name}-pretrained" if stage == "pretrain" else name
 
 
 def resolve_model(reference: str, run: Run) -> Folder:

@@ -14,7 +14,7 @@ from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.pipeline.cluster import ray_session
 from cropray.progress import progress, say
 from cropray.run import Run, Summary
-from cropray.tracking.registry import register
+from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
 from cropray.training.plan import TrainingPlan, make_plan
 from cropray.training.validate import SCORE
@@ -64,7 +64,7 @@ def train(run: Run, stage: Stage) -> Summary:
     best = best_entry(history)
     summary = {
         "model": run.folder.child(f"models/{stage}").uri,
-        "registered": f"models:/{run.config.tracking.model_name}/{version}",
+        "registered": f"models:/{registered_name(run, stage)}/{version}",
         "mlflow_run": tracker_id,
         "samples": plan.samples,
         "parameters": plan.parameters,

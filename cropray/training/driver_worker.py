@@ -62,7 +62,7 @@ def _train(plan: TrainingPlan, notes: Queue) -> History:
     if plan.val.uris:
         val = _reader(plan, plan.val, shuffle=False)
     trainer = _trainer(plan, len(train))
-    history = _resume(trainer)
+    history = _resume(trainer, plan.checkpoint)
     for epoch in range(len(history), plan.recipe.epochs):
         tell = _Teller(notes, epoch, len(train), muted=trainer.rank > 0)
         figures: dict[str, Any] = trainer.train_epoch(train.epoch(epoch), epoch, tell.step)
@@ -141,13 +141,22 @@ def _report(trainer: Trainer, checkpoint: Checkpoint, history: History) -> None:
         ray.train.report(metrics, stored, checkpoint_dir_name=f"epoch-{entry['epoch']:04d}")
 
 
-def _resume(trainer: Trainer) -> History:
-    """Take up the last checkpoint that the controller recorded; its history, empty without one."""
+def _resume(trainer: Trainer, wanted: Checkpoint) -> History:
+    """Take up the last checkpoint that the controller recorded; its history, empty without one.
+
+    Raises InputError where it is of other data or settings.
+    """
     stored = ray.train.get_checkpoint()
     if stored is None:
         return []
     with stored.as_directory() as directory:
         folder = Folder(directory)
+        found = load_checkpoint(folder)
+        if (found.data_fingerprint, found.recipe) != (wanted.data_fingerprint, wanted.recipe):
+            raise InputError(
+                f"checkpoints/{wanted.recipe['stage']} of the run folder holds a training on other data or "
+                "with other settings; delete that folder, or use another --run"
+            )
         state = io.BytesIO(folder.read_bytes(_STATE))
         trainer.load_state(torch.load(state, map_location=trainer.device, weights_only=True))
         history: History = json.loads(folder.read_text(_HISTORY))

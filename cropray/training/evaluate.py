@@ -21,7 +21,7 @@ from cropray.config import Config
 from cropray.maps.charts import EVALUATION, confusion_chart, scores_chart
 from cropray.maps.conditions import check_source
 from cropray.maps.pictures import comparison_picture
-from cropray.models.checkpoint import Checkpoint, check_classes, load_checkpoint
+from cropray.models.checkpoint import Checkpoint, check_classes, load_checkpoint, weights_checksum
 from cropray.models.decision import decide
 from cropray.models.predictor import Predictor
 from cropray.progress import Progress, progress, say
@@ -71,11 +71,12 @@ def evaluate(run: Run) -> Summary:
     Raises InputError where there is no test split, or where the model does not fit the shards.
     """
     reused = run.begin("evaluate")
-    if reused is not None:
+    folder = resolve_model(run.config.evaluate.model, run)
+    weights = weights_checksum(folder)
+    if reused is not None and reused["weights_xxh3"] == weights:
         say(f"evaluate: reused {run.folder}/{EVALUATION}")
         return reused
     start = time.monotonic()
-    folder = resolve_model(run.config.evaluate.model, run)
     job = _job(run, folder)
     methods: dict[str, Method] = {"network": Network(Predictor(job.checkpoint, _device()))}
     baselines: dict[str, Any] | None = None
@@ -103,6 +104,7 @@ def evaluate(run: Run) -> Summary:
         run.folder.write_bytes(f"evaluation/{name}", picture)
     run.folder.write_text(EVALUATION, json.dumps(result, indent=1, allow_nan=False) + "\n")
     summary = {
+        "weights_xxh3": weights,
         "scope": result["scope"],
         "blocks": result["blocks"],
         "pixels": result["pixels"],
@@ -136,10 +138,10 @@ def _job(run: Run, folder: Folder) -> Job:
 def _check_fit(checkpoint: Checkpoint, metadata: ShardMetadata, folder: Folder) -> None:
     check_classes(checkpoint, metadata.classes, str(folder))
     check_source(checkpoint, metadata.source)
-    if checkpoint.months != metadata.months:
+    if checkpoint.window != metadata.window:
         raise InputError(
-            f"the model {folder} sees {checkpoint.months} months, the shards hold {metadata.months}; "
-            "set window.months alike"
+            f"the model {folder} was trained on the window {checkpoint.window}, the shards hold "
+            f"{metadata.window}; export with the same window, or evaluate another model"
         )
 
 

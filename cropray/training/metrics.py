@@ -57,11 +57,12 @@ def recalls(counts: Counts) -> list[dict[str, Any]]:
 def macro_f1(counts: npt.NDArray[Any]) -> Scores:
     """Mean F1 over the crops (not "none") of matrices (…, M, M): F1 = 2 TP / (2 TP + FP + FN).
 
-    A crop that is neither there nor predicted has no F1 and is left out; NaN where none has one.
+    A crop that does not occur in the truth is left out, so that all methods are scored on the same
+    crops; NaN where none occurs.
     """
     true_positive = np.diagonal(counts, axis1=-2, axis2=-1)[..., :-1]
-    both = (counts.sum(axis=-1) + counts.sum(axis=-2))[..., :-1]
-    return _mean_of_defined(2 * true_positive, both)
+    there, predicted = counts.sum(axis=-1)[..., :-1], counts.sum(axis=-2)[..., :-1]
+    return _mean_of_defined(2 * true_positive, np.where(there > 0, there + predicted, 0))
 
 
 def macro_recall(counts: npt.NDArray[Any]) -> Scores:

@@ -117,6 +117,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
         weights={},
         s2_bands=data.s2_bands,
         s1_bands=data.s1_bands,
+        imagery=data.imagery,
         recipe={"stage": stage, "seed": config.seed, **settings.model_dump(mode="json")},
     )
     if not settings.init:

@@ -26,7 +26,7 @@ from cropray.types import InputError
 CONFIG = Config(
     classes=CROPS,
     window=WindowConfig(months=1),
-    source=SourceConfig(simulated=SimulatedConfig(sites_per_crop=1)),
+    source=SourceConfig(kind="simulated", simulated=SimulatedConfig(sites_per_crop=1)),
     labels=LabelsConfig(),
     patch=PatchConfig(tile_patches=1),
 )
