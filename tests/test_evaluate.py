@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
 from cropray.maps.charts import EVALUATION
-from cropray.models.checkpoint import save_checkpoint
+from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.decision import decide
 from cropray.models.predictor import Predictor
 from cropray.run import Run
@@ -117,6 +117,19 @@ def test_a_second_evaluation_reads_nothing_again(evaluated: Run, capsys: pytest.
     assert evaluate(evaluated)["macro_f1/forest"] > 0.97
     assert "reused" in capsys.readouterr().err
     assert evaluated.folder.local(EVALUATION).stat().st_mtime_ns == before
+
+
+def test_another_model_is_evaluated_anew(tmp_path: Path) -> None:
+    run = ready_run(str(tmp_path))
+    first = evaluate(run)
+    folder = run.folder.child("models/finetune")
+    checkpoint = load_checkpoint(folder)
+    negated = {name: -x for name, x in checkpoint.weights.items() if name.startswith("final_conv")}
+    save_checkpoint(replace(checkpoint, weights=checkpoint.weights | negated), folder)
+    second = evaluate(run)
+    assert second["weights_xxh3"] != first["weights_xxh3"]
+    assert second["macro_f1/network"] != first["macro_f1/network"]
+    assert second["macro_f1/forest"] == first["macro_f1/forest"]
 
 
 def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -> None:
