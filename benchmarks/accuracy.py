@@ -1,11 +1,11 @@
 """Macro-F1 on whole held-out regions of the simulated world: the network beside what it must beat.
 
-    python benchmarks/accuracy.py [--config FILE] [--seeds 0 1 2] [--work FOLDER] [--json]
+    python benchmarks/accuracy.py [--config FILE] [--seeds 0 1 2] [--published] [--work FOLDER] [--json]
 
 Every seed is another world, another split, another start of the weights, and runs the real stages:
-pretraining, fine-tuning, evaluation. Beside the configured recipe stands the published one, in which
-every unlabelled pixel is a negative of every crop, on the same shards and from the same pretrained
-network. Labels, pixels and the choice of thresholds on val are the same for all within a recipe.
+pretraining, fine-tuning, evaluation. With --published, beside the configured recipe stands the published
+one, in which every unlabelled pixel is a negative of every crop, on the same shards and from the same
+pretrained network. Labels, pixels and the choice of thresholds on val are the same for all within a recipe.
 The interval of a mean over seeds is Student's t at 95 %; a seed's own interval (its regions drawn
 again) stands in its evaluation.json. With --work, finished stages are reused.
 """
@@ -45,25 +45,27 @@ SHARED = ("config.yaml", "world", "rois", "shards", "ledger.parquet")
 SHARED_STAGES = ("rois", "export", "compact")
 
 
-def measure(config: Config, seed: int, work: Path) -> dict[str, float]:
+def measure(config: Config, seed: int, work: Path, *, published: bool) -> dict[str, float]:
     """Macro-F1 by method of one seed."""
     config = updated(config, {"seed": seed, "source.simulated.seed": seed})
     folder = work / f"seed-{seed}"
     first = Run(Folder(str(folder / "pretraining")), updated(config, config.demo.pretraining))
     from_it = {"finetune.init": first.folder.child("models/pretrain").uri}
     recipe = Run(Folder(str(folder / "finetuning")), updated(config, from_it))
-    negative = {**from_it, "finetune.unlabelled": "negative"}
-    published = Run(Folder(str(folder / "published")), updated(config, negative))
     with ray_session(config.ray):
         for stage in (build_rois, export, compact, pretrain):
             stage(first)
         for stage in (build_rois, export, compact, finetune, evaluate):
             stage(recipe)
-        share_shards(recipe, published)
+        if not published:
+            return scores(recipe)
+        negative = {**from_it, "finetune.unlabelled": "negative"}
+        other = Run(Folder(str(folder / "published")), updated(config, negative))
+        share_shards(recipe, other)
         for stage in (finetune, evaluate):
-            stage(published)
-    mine, theirs = scores(recipe), scores(published)
-    return mine | {f"{name}, unlabelled = negative": theirs[name] for name in (NETWORK, "forest")}
+            stage(other)
+    theirs = scores(other)
+    return scores(recipe) | {f"{name}, unlabelled = negative": theirs[name] for name in (NETWORK, "forest")}
 
 
 def share_shards(source: Run, target: Run) -> None:
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "configs/demo.yaml"))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--published", action="store_true", help="beside it, unlabelled = negative")
     parser.add_argument("--work", help="folder to keep the runs in; else a temporary one")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     arguments = parser.parse_args()
@@ -139,7 +142,7 @@ def main() -> None:
         by_seed = {}
         for seed in arguments.seeds:
             sys.stderr.write(f"── seed {seed}\n")
-            by_seed[seed] = measure(config, seed, Path(work))
+            by_seed[seed] = measure(config, seed, Path(work), published=arguments.published)
     table = compared(by_seed)
     if arguments.json:
         print(json.dumps({"config": arguments.config, "seeds": arguments.seeds, "methods": table}))

@@ -23,7 +23,7 @@ SMALL = (
     "evaluate.forest_trees=10",
     "evaluate.forest_pixels=2000",
     "evaluate.bootstrap=50",
-    "predict.area='4.34,50.58,4.35,50.585'",
+    "predict.area='4.34,50.58,4.36,50.59'",
     "demo.pretraining.pretrain={epochs: 2, workers: 2, batch_size: 4}",
 )
 
@@ -47,8 +47,8 @@ def test_it_ends_with_a_map_of_the_area(finished: tuple[Run, Summary]) -> None:
         assert source.profile["tiled"]
     allowed = {*range(len(run.config.classes)), 254, 255}
     assert set(np.unique(classes).tolist()) <= allowed
-    # 0.01 x 0.005 degrees at 50.6 N are 708 m x 556 m; the grid's box in UTM is a little wider.
-    assert (classes != 255).sum() == pytest.approx(71 * 56, rel=0.1)
+    # 0.02 x 0.01 degrees at 50.6 N are 1416 m x 1112 m; the grid's box in UTM is a little wider.
+    assert (classes != 255).sum() == pytest.approx(142 * 111, rel=0.1)
     assert Path(summary["picture"]).read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in Path(summary["report"]).read_text()
 
