@@ -53,7 +53,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_in(folder: Path, trained: str, **settings: Any) -> Run:
     chosen = {"model": trained, "area": AREA, "as_of": "2022-06-15", "tile_size": 64} | settings
-    return Run(Folder(str(folder)), updated(Config(), {f"predict.{key}": v for key, v in chosen.items()}))
+    overrides = {"source.kind": "simulated"} | {f"predict.{key}": v for key, v in chosen.items()}
+    return Run(Folder(str(folder)), updated(Config(), overrides))
 
 
 def classes_of(run: Run, name: str = "maps/map/map.tif") -> np.ndarray:
