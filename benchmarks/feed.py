@@ -41,7 +41,7 @@ from cropray.shards.schema import encode_patch, to_table
 from cropray.shards.store import shard_name, shard_uris
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
-from cropray.types import Batch, ImageRequest, Patch, Roi
+from cropray.types import UNLABELLED, Batch, ImageRequest, Patch, Roi
 
 BATCH, ROW_GROUP, SIZE = 16, 32, 64
 TARGET = 50.0
@@ -64,7 +64,8 @@ def make_data(count: int, folder: Folder, tiffs: Path) -> None:
     for tile in plan_tiles(roi, CONFIG.grid, CONFIG.patch):
         composite = source.composite(ImageRequest(tile.grid, tile.extent, periods))
         label_hw = source.class_map("truth", tile.grid).astype(np.uint8)
-        for patch in cut_patches(tile, composite, label_hw, None)[: count - len(rows)]:
+        known_hw = label_hw != UNLABELLED
+        for patch in cut_patches(tile, composite, label_hw, known_hw, None)[: count - len(rows)]:
             _write_tiffs(patch, tile, tiffs / f"{len(rows):05d}")
             rows.append(encode_patch(patch, roi, tile.extent, periods))
     groups = [to_table(rows[i : i + ROW_GROUP], metadata) for i in range(0, count, ROW_GROUP)]

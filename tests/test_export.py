@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.bands import NODATA
-from cropray.config import GridConfig, PatchConfig
+from cropray.config import ClassMapConfig, GridConfig, LabelsConfig, PatchConfig
 from cropray.grid import Grid
 from cropray.pipeline.export import summarise
 from cropray.pipeline.ledger import read_ledger, read_rows
 from cropray.pipeline.plan import plan_tiles
-from cropray.pipeline.tile import cut_patches, export_tile, shard_metadata
+from cropray.pipeline.tile import cut_patches, export_tile, known_pixels, shard_metadata
 from cropray.shards.patching import plan_windows
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
@@ -21,6 +21,8 @@ from cropray.types import BACKGROUND, UNLABELLED, Batch, ImageRequest, InputErro
 from tests.export_inputs import PlainSource, export_here, make_config, make_parcels, make_roi
 from tests.samples import PERIODS
 
+LAND_COVER = LabelsConfig(land_cover=ClassMapConfig(path="cover.tif", codes=(10,)))
+CLASS_MAP = LabelsConfig(class_map=ClassMapConfig(path="crops.tif", codes=(1, 2)))
 EXTENT = Grid("EPSG:32639", 500_000.0, 4_000_320.0, 10.0, 32, 40)
 
 
@@ -63,12 +65,19 @@ def test_the_remainder_gives_patches_only_where_something_is_known_of_it() -> No
     label_hw = np.full((18, 18), UNLABELLED, np.uint8)
     label_hw[:, 17] = BACKGROUND
 
-    def places(truth_hw: np.ndarray | None = None) -> list[tuple[int, int]]:
-        return [(patch.row, patch.col) for patch in cut_patches(tile, composite, label_hw, truth_hw)]
+    def places(
+        truth_hw: np.ndarray | None = None, labels: LabelsConfig = LAND_COVER
+    ) -> list[tuple[int, int]]:
+        known_hw = known_pixels(label_hw, truth_hw, labels)
+        patches = cut_patches(tile, composite, label_hw, known_hw, truth_hw)
+        return [(patch.row, patch.col) for patch in patches]
 
-    assert places() == [(0, 0)]
+    assert places() == [(0, 0)]  # background of a land-cover map: never scored
+    assert places(labels=CLASS_MAP) == [(0, 0), (0, 2), (2, 2)]  # of a class map: none of the classes
     label_hw[3, 17] = 1
     assert places() == [(0, 0), (0, 2)]
+    unknown_hw = np.full((18, 18), UNLABELLED, np.uint8)
+    assert places(unknown_hw) == [(0, 0), (0, 2)]  # a label counts where the truth is silent
     label_hw[17, 17] = 0
     assert places() == [(0, 0), (0, 2), (2, 2)]
     assert places(np.zeros((18, 18), np.uint8)) == [(0, 0), (0, 2), (2, 0), (2, 2)]

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.config import Config
+from cropray.config import Config, LabelsConfig
 from cropray.grid import Window
 from cropray.imagery.source import ImagerySource
 from cropray.labels import make_labels
@@ -69,7 +69,9 @@ def export_tile(
     if composite.s2_valid_thw.any() or composite.s1_valid_thw.any():
         near = parcels.iloc[parcels.sindex.query(_box(tile), predicate="intersects")]
         label_hw, truth_hw = make_labels(tile.grid, near, config, source)
-        patches = cut_patches(tile, composite, label_hw, truth_hw)
+        patches = cut_patches(
+            tile, composite, label_hw, known_pixels(label_hw, truth_hw, config.labels), truth_hw
+        )
         reason = "nothing is known of the remainder at the edge of the ROI"
     # One sample a row group: compaction picks single samples out of many parts.
     groups = [to_table([encode_patch(patch, tile.roi, tile.extent, periods)], metadata) for patch in patches]
@@ -98,16 +100,26 @@ def export_tile(
     return row
 
 
+def known_pixels(label_hw: ByteArray, truth_hw: ByteArray | None, labels: LabelsConfig) -> BoolArray:
+    """Where (H, W) something is known that training or evaluation counts.
+
+    That is a class, or truth; of background that of a class map, which is measured against, and not
+    that of land cover, which lies around the parcels everywhere and is never scored.
+    """
+    known_hw = label_hw != UNLABELLED if labels.class_map is not None else label_hw < BACKGROUND
+    return known_hw if truth_hw is None else known_hw | (truth_hw != UNLABELLED)
+
+
 def cut_patches(
-    tile: Tile, composite: Composite, label_hw: ByteArray, truth_hw: ByteArray | None
+    tile: Tile, composite: Composite, label_hw: ByteArray, known_hw: BoolArray, truth_hw: ByteArray | None
 ) -> list[Patch]:
     """The patches of a tile as they are stored; `composite` and labels lie on the tile's grid.
 
-    A patch that is there for the remainder is left out where the remainder has neither a label of
-    a class nor truth: the grid of an ROI of exactly one patch is, snapped, two pixels longer, and
-    its pixels should not be learnt from four times.
+    Regular patches are all stored, labelled or not: which of them to learn from is training's choice,
+    and an evaluation looks at whole ROIs. A patch that is there for the remainder is left out where
+    nothing is known of the remainder (`known_hw`): the grid of an ROI of exactly one patch is,
+    snapped, two pixels longer, and its pixels should not be learnt from four times.
     """
-    known_hw = label_hw < BACKGROUND if truth_hw is None else truth_hw != UNLABELLED
     s2_cthw = quantise(composite.s2_tchw, composite.s2_valid_thw[:, None], S2_BANDS[0].scale).swapaxes(0, 1)
     s1_cthw = quantise(composite.s1_tchw, composite.s1_valid_thw[:, None], S1_BANDS[0].scale).swapaxes(0, 1)
     patches = []
