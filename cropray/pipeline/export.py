@@ -11,6 +11,7 @@ from cropray.config import Config
 from cropray.imagery.open import open_source
 from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.pipeline.events import event_log
+from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
 from cropray.pipeline.ledger import LedgerRow, read_rows, write_ledger
 from cropray.pipeline.plan import plan_tiles
 from cropray.pipeline.tile import export_tile, shard_metadata
@@ -19,14 +20,8 @@ from cropray.rois.store import read_parcels, read_rois
 from cropray.run import Run, Summary
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
-from cropray.types import InputError
 
 _CPUS_PER_WORKER = 0.25  # a worker mostly waits for imagery: `ray.concurrency` says how many there are
-_SHOWN_FAILURES = 5
-
-# What a tile can fail of: input, storage, network, a source's data. Other exceptions are faults of
-# the program and end the stage at once.
-_TILE_FAILURES = (ValueError, OSError, RuntimeError, ArithmeticError, LookupError, MemoryError)
 
 
 def export(run: Run) -> Summary:
@@ -52,8 +47,7 @@ def export(run: Run) -> Summary:
         say(f"export: {len(done)} of {len(places)} tiles were finished before")
     left = [place for tile_id, place in places.items() if tile_id not in done]
     failures = _export_all(left, config, metadata, folder)
-    if failures:
-        raise InputError(_explained(failures, len(places)))
+    refuse_failures("export", failures, len(places))
     rows = read_rows(folder, tile_ids, metadata.recipe)
     write_ledger(folder, rows)
     summary = summarise(rows)
@@ -104,8 +98,8 @@ class _TileWorker:
         try:
             row = export_tile(tile, config, self._metadata, self._parcels, self._source, self._folder)
             patches = row.patches
-        except _TILE_FAILURES as failure:
-            error = str(failure) if isinstance(failure, InputError) else repr(failure)
+        except TILE_FAILURES as failure:
+            error = told(failure)
         seconds = round(time.monotonic() - started, 3)
         return {"tile_id": tile.tile_id, "patches": patches, "seconds": seconds, "error": error}
 
@@ -130,17 +124,3 @@ def summarise(rows: Sequence[LedgerRow]) -> Summary:
             "s1": sum(row.valid_s1.count(0.0) for row in rows),
         },
     }
-
-
-def _explained(failures: dict[str, str], total: int) -> str:
-    tiles_by_error: dict[str, list[str]] = {}
-    for tile_id, error in failures.items():
-        tiles_by_error.setdefault(error, []).append(tile_id)
-    most = sorted(tiles_by_error.items(), key=lambda item: (-len(item[1]), item[0]))
-    lines = [f"  {len(tiles)} x {error} (as {tiles[0]})" for error, tiles in most[:_SHOWN_FAILURES]]
-    more = [f"  … and {len(most) - _SHOWN_FAILURES} other errors"] if len(most) > _SHOWN_FAILURES else []
-    return (
-        f"export: {len(failures)} of {total} tiles failed:\n"
-        + "\n".join(lines + more)
-        + "\nthe others are kept; mend the cause and run the same command again (events/ has every attempt)"
-    )

@@ -27,6 +27,7 @@ from cropray.maps.tiles import PredictionSettings, TileResult, predict_tile
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.predictor import Predictor
 from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
+from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
 from cropray.progress import progress, say
 from cropray.run import Run, Summary
 from cropray.storage import Folder
@@ -34,7 +35,6 @@ from cropray.tracking.registry import resolve_model
 from cropray.types import InputError
 
 _SUMMARY = "summary.json"
-_SHOWN_FAILURES = 5
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _predict_tiles(
         say(f"predict: reused {len(tiles) - len(missing)} of {len(tiles)} tiles")
     if not missing:
         return
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     with ray_session(config.ray), progress("predict", len(missing)) as bar:
         import ray
 
@@ -123,14 +123,9 @@ def _predict_tiles(
         )
         for outcome in outcomes.iter_rows():
             if outcome["error"]:
-                failures.append(f"{outcome['part']}: {outcome['error']}")
+                failures[outcome["part"]] = outcome["error"]
             bar.advance(note=f"{len(failures)} failed" if failures else "")
-    if failures:
-        raise InputError(
-            f"predict: {len(failures)} of {len(missing)} tiles failed:\n  "
-            + "\n  ".join(failures[:_SHOWN_FAILURES])
-            + "\nthe others are kept; mend the cause and run the same command again"
-        )
+    refuse_failures("predict", failures, len(missing))
 
 
 class _TileWorker:
@@ -164,8 +159,8 @@ class _TileWorker:
                 self._settings,
             )
             self._parts.write_bytes(tile.part, encode_tile(result))
-        except (InputError, OSError) as error:  # of input, storage, network; others are faults: they end it
-            return {"part": tile.part, "error": str(error)}
+        except TILE_FAILURES as failure:
+            return {"part": tile.part, "error": told(failure)}
         return {"part": tile.part, "error": ""}
 
 

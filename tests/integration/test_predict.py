@@ -11,7 +11,9 @@ import torch
 
 from cropray.config import Config
 from cropray.grid import Grid
-from cropray.models.checkpoint import Checkpoint, save_checkpoint
+from cropray.maps.conditions import prediction_settings
+from cropray.maps.plan import plan_maps
+from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
 from cropray.overrides import updated
@@ -20,7 +22,7 @@ from cropray.pipeline.predict import predict
 from cropray.rois.store import write_rois
 from cropray.run import Run, Summary
 from cropray.storage import Folder
-from cropray.types import BACKGROUND, InputError, Roi
+from cropray.types import BACKGROUND, Composite, ImageRequest, InputError, Roi
 
 CLASSES = ("wheat", "maize", "pea")
 AREA = "4.33,50.44,4.345,50.448"
@@ -119,6 +121,24 @@ def test_a_stopped_prediction_goes_on_with_the_tiles_it_has(
     predict(run)
     assert "predict: reused 3 of 4 tiles" in capsys.readouterr().err
     assert np.array_equal(classes_of(run), classes_of(finished[0]))
+
+
+def test_a_tile_that_its_source_fails_becomes_a_row(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def composite(self, _request: ImageRequest) -> Composite:
+            raise RuntimeError("the service hung up")
+
+    monkeypatch.setattr(predict_module, "open_source", lambda _config: Broken())
+    run = run_in(tmp_path, model)
+    checkpoint = Folder(model)
+    settings = prediction_settings(load_checkpoint(checkpoint), run.config)
+    (plan,) = plan_maps(AREA, run.config, run.folder)
+    tile = predict_module._Tile(plan, next(iter(plan.grid.blocks(64))))
+    work = predict_module._TileWorker([tile], run.config, checkpoint, settings, run.folder)
+    assert work({"id": 0}) == {"part": tile.part, "error": "RuntimeError('the service hung up')"}
+    assert run.folder.names() == []
 
 
 def test_rois_of_a_split_become_a_map_each(ray_local: None, tmp_path: Path, model: str) -> None:

@@ -1,0 +1,43 @@
+"""Tiles that fail are counted by what they failed of, and told in words that help."""
+
+import errno
+
+import pytest
+
+from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
+from cropray.types import InputError
+
+
+def test_failures_are_grouped_by_error_the_most_frequent_first() -> None:
+    failures = {"a": "no CRS", "b": "no network", "c": "no network"}
+    with pytest.raises(InputError) as caught:
+        refuse_failures("export", failures, 7)
+    lines = str(caught.value).splitlines()
+    assert lines[:3] == [
+        "export: 3 of 7 tiles failed:",
+        "  2 x no network (as b)",
+        "  1 x no CRS (as a)",
+    ]
+    assert "run the same command again" in lines[-1]
+
+
+def test_many_different_errors_are_cut_and_counted() -> None:
+    with pytest.raises(InputError, match="and 3 other errors"):
+        refuse_failures("export", {str(i): f"error {i}" for i in range(8)}, 8)
+
+
+def test_no_failure_is_no_error() -> None:
+    refuse_failures("predict", {}, 3)
+
+
+def test_a_failure_is_told_as_its_kind_asks() -> None:
+    assert told(InputError("no CRS")) == "no CRS"
+    assert told(KeyError("B8A")) == "KeyError('B8A')"  # its text alone would say nothing
+    full = OSError(errno.ENOSPC, "No space left on device", "/run/parts/a.parquet")
+    assert "/run/parts/a.parquet" in told(full)
+    assert "make room" in told(full)
+
+
+def test_faults_of_the_program_end_a_stage() -> None:
+    for fault in (AssertionError, TypeError, AttributeError, KeyboardInterrupt):
+        assert not issubclass(fault, TILE_FAILURES)
