@@ -82,27 +82,16 @@ class _Season(NamedTuple):
     texture: FloatArray  # (P, 2) factors of power
 
 
-class _Tile:
-    """A grid in the world: what is per place is worked out once, for all dates."""
+class PlaceScenes:
+    """The scenes of a place, its pixels laid out as `shape`: what is per place is worked out once."""
 
-    def __init__(self, grid: Grid, extent: Grid, seed: int) -> None:
-        self.grid, self.extent, self.seed = grid, extent, seed
-        self.place = Place.on(grid, seed)
-        self.sky = world_sky.SkyLattice(self.place)
+    def __init__(self, place: Place, shape: tuple[int, int]) -> None:
+        self.place, self.shape, self.seed = place, shape, place.seed
+        self.sky = world_sky.SkyLattice(place)
         self._seasons: dict[int, _Season] = {}
 
-    def s2_scenes(self, period: Period) -> Iterator[S2Scene]:
-        for day in world_sky.s2_days(self.seed, period):
-            yield self._s2_scene(day)
-
-    def s1_scenes(self, period: Period) -> Iterator[S1Scene]:
-        for orbit in world_radar.ORBITS:
-            touches, contains = self._coverage(orbit)
-            if touches:
-                for day in orbit.days(self.seed, period):
-                    yield self._s1_scene(orbit, day, contains)
-
-    def _s2_scene(self, day: date) -> S2Scene:
+    def s2_scene(self, day: date) -> S2Scene:
+        """The Sentinel-2 scene of a day, whether or not there was an acquisition."""
         season = self._season(day)
         canopy = world_phenology.canopy_on(season.habits, day)
         wet = world_optics.wetness(self.seed, self.place.fields, day)
@@ -124,8 +113,8 @@ class _Tile:
         scl = world_sky.scene_classes(self.place, sky, classes[self.place.field], day)
         return S2Scene(
             datetime.combine(day, time(10, 50), UTC),
-            np.ascontiguousarray(seen_pc.T).reshape(10, *self.grid.shape),
-            scl.reshape(self.grid.shape),
+            np.ascontiguousarray(seen_pc.T).reshape(10, *self.shape),
+            scl.reshape(self.shape),
         )
 
     def _ground(self, fields_f3c: FloatArray, at: npt.NDArray[np.intp]) -> FloatArray:
@@ -141,7 +130,8 @@ class _Tile:
         ground[here] += share[pixels, None] * (beyond - ground[here])
         return ground
 
-    def _s1_scene(self, orbit: world_radar.Orbit, day: date, contains: bool) -> S1Scene:
+    def s1_scene(self, orbit: world_radar.Orbit, day: date, contains: bool) -> S1Scene:
+        """The Sentinel-1 scene of an orbit and day, whether or not there was an acquisition."""
         season, place = self._season(day), self.place
         canopy = world_phenology.canopy_on(season.habits, day)
         shift = season.habits.shift_days
@@ -161,7 +151,7 @@ class _Tile:
             orbit.number,
             orbit.orbit_pass,
             contains,
-            np.ascontiguousarray(power.T).reshape(2, *self.grid.shape),
+            np.ascontiguousarray(power.T).reshape(2, *self.shape),
         )
 
     @cached_property
@@ -177,12 +167,6 @@ class _Tile:
         place = self.place
         return {o.number: np.flatnonzero(~o.covers(place.x, place.y)) for o in world_radar.ORBITS}
 
-    def _coverage(self, orbit: world_radar.Orbit) -> tuple[bool, bool]:
-        """Whether the swath touches, and whether it contains, the extent (by its edge's pixels)."""
-        x, y = _outline(self.extent)
-        covered = orbit.covers(*to_world(x, y, self.extent.crs))
-        return bool(covered.any()), bool(covered.all())
-
     def _season(self, day: date) -> _Season:
         year = world_phenology.season_of(day)
         if year not in self._seasons:
@@ -197,6 +181,31 @@ class _Tile:
                 world_radar.within_field(self.place, surface),
             )
         return self._seasons[year]
+
+
+class _Tile(PlaceScenes):
+    """The scenes of a grid; coverage is decided on the extent of the whole ROI."""
+
+    def __init__(self, grid: Grid, extent: Grid, seed: int) -> None:
+        super().__init__(Place.on(grid, seed), grid.shape)
+        self.extent = extent
+
+    def s2_scenes(self, period: Period) -> Iterator[S2Scene]:
+        for day in world_sky.s2_days(self.seed, period):
+            yield self.s2_scene(day)
+
+    def s1_scenes(self, period: Period) -> Iterator[S1Scene]:
+        for orbit in world_radar.ORBITS:
+            touches, contains = self._coverage(orbit)
+            if touches:
+                for day in orbit.days(self.seed, period):
+                    yield self.s1_scene(orbit, day, contains)
+
+    def _coverage(self, orbit: world_radar.Orbit) -> tuple[bool, bool]:
+        """Whether the swath touches, and whether it contains, the extent (by its edge's pixels)."""
+        x, y = _outline(self.extent)
+        covered = orbit.covers(*to_world(x, y, self.extent.crs))
+        return bool(covered.any()), bool(covered.all())
 
 
 def _correction(seed: int, day: date) -> tuple[FloatArray, FloatArray]:
