@@ -1,5 +1,6 @@
 """Runs, the registry and the registered model."""
 
+import ast
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
 from cropray.models.predictor import Predictor
+from cropray.overrides import updated
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.registry import register, resolve_model
@@ -113,6 +115,16 @@ def test_the_resolved_configuration_is_recorded(run: Run, tmp_path: Path) -> Non
     )
 
 
+def test_names_that_users_chose_are_made_fit_for_mlflow(tmp_path: Path) -> None:
+    named = {"rois.split.named": {"Hauts-de-France (60)": "val"}}
+    odd = Run(Folder(str(tmp_path)), updated(Config(), named))
+    with tracked(odd, "pretrain") as tracker:
+        tracker.metrics({"val_f1/dry pulses, vegetables and flowers": 0.5}, step=1)
+    data = open_client(tracking_uri(odd)).get_run(tracker.run_id).data
+    assert data.metrics == {"val_f1/dry pulses_ vegetables and flowers": 0.5}
+    assert data.params["rois.split.named.Hauts-de-France _60_"] == "val"
+
+
 def test_a_parameter_keeps_the_value_with_which_the_run_began(run: Run) -> None:
     with tracked(run, "pretrain"):
         pass
@@ -182,6 +194,32 @@ def test_a_missing_model_is_told_with_what_there_is(
 ) -> None:
     with pytest.raises(InputError, match=message):
         resolve_model(reference, run)
+
+
+def test_a_model_is_found_in_a_registry_of_many_and_by_any_name(tmp_path: Path) -> None:
+    tracking = TrackingConfig(model_name="farmer's crops")
+    crowded = Run(Folder(str(tmp_path)), Config(classes=CLASSES, tracking=tracking))
+    client = open_client(tracking_uri(crowded))
+    for number in range(101):  # a page of a list holds a hundred
+        client.create_registered_model(f"another {number:03d}")
+    folder = crowded.folder.child("models/finetune")
+    save_checkpoint(small_checkpoint(), folder)
+    with tracked(crowded, "finetune") as tracker:
+        assert register(crowded, "finetune", folder, tracker) == "1"
+    assert load_checkpoint(resolve_model("models:/farmer's crops@candidate", crowded)).classes == CLASSES
+
+
+def test_a_registered_model_names_every_package_that_it_imports(run: Run, registered: str) -> None:
+    location = open_client(tracking_uri(run)).get_model_version_download_uri("cropray", registered)
+    model = Path(location.removeprefix("file://"))
+    sources = [*(model / "code").rglob("*.py"), *model.glob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in sources]
+    # What is imported at the head of a file; the rest is for what a registered model does not do.
+    heads = [node for tree in trees for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name for node in heads]
+    imported = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"cropray"}
+    required = {line.split("==")[0] for line in (model / "requirements.txt").read_text().splitlines()}
+    assert {"torch", "mlflow"} <= imported <= required
 
 
 def test_the_registered_model_predicts_as_the_checkpoint(run: Run, registered: str) -> None:

@@ -22,13 +22,14 @@ from cropray.types import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.models import ModelSignature
 
 _SCRIPT = Path(__file__).with_name("pyfunc_model.py")
 # What a loaded model imports of this package, which is on no index and so travels as files.
-_TRAVELS = ("__init__.py", "types.py", "bands.py", "grid.py", "storage.py", "models")
-_REQUIREMENTS = ("mlflow", "numpy", "pyarrow", "safetensors", "torch")
+_TRAVELS = ("__init__.py", "types.py", "bands.py", "storage.py", "models")
+_REQUIREMENTS = ("mlflow", "numpy", "pyarrow", "safetensors", "torch", "xxhash")
+_SHOWN_MODELS = 20
 _REFERENCE = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
 
 
@@ -58,7 +59,7 @@ def register(run: Run, stage: str, folder: Folder, tracker: Tracker) -> str:
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(tracker.run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
     name = registered_name(run, stage)
-    if not client.search_registered_models(f"name='{name}'"):
+    if _registered_model(name, client) is None:
         client.create_registered_model(name)
     version = client.create_model_version(
         name, logged.artifact_location, run_id=tracker.run_id, model_id=logged.model_id
@@ -167,10 +168,11 @@ def _model_version(reference: str, client: MlflowClient, uri: str) -> ModelVersi
     if match is None:
         raise InputError(f"{reference!r} is not of the form models:/name@alias or models:/name/version")
     name, alias, version = match["name"], match["alias"], match["version"]
-    models = {model.name: model for model in client.search_registered_models()}
-    if name not in models:
+    model = _registered_model(name, client)
+    if model is None:
+        there = ", ".join(other.name for other in client.search_registered_models(max_results=_SHOWN_MODELS))
         raise InputError(
-            f"there is no model {name!r} in the registry {uri}, which has: {', '.join(models) or 'none'}; "
+            f"there is no model {name!r} in the registry {uri}, which has: {there or 'none'}; "
             "set tracking.uri to the registry that has it"
         )
     try:
@@ -178,14 +180,24 @@ def _model_version(reference: str, client: MlflowClient, uri: str) -> ModelVersi
             return client.get_model_version_by_alias(name, alias)
         return client.get_model_version(name, version)
     except MlflowException as error:
-        aliases = ", ".join(
-            f"@{key} (version {value})" for key, value in sorted(models[name].aliases.items())
-        )
+        aliases = ", ".join(f"@{key} (version {value})" for key, value in sorted(model.aliases.items()))
         versions = sorted(int(found.version) for found in client.search_model_versions(f"name='{name}'"))
         raise InputError(
             f"there is no {reference} in the registry {uri}: {name} has the versions {versions} "
             f"and the aliases {aliases or 'none'}"
         ) from error
+
+
+def _registered_model(name: str, client: MlflowClient) -> RegisteredModel | None:
+    """The model of this name, None where there is none. Asked for by name: lists come in pages."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _fetch(folder: Folder, name: str, target: Path) -> None:

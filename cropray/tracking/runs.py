@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _BATCH = 100
 _MAX_VALUE = 6000
 _SHOWN = 300  # characters of an error of MLflow's, which goes on with SQL
+_NOT_IN_NAMES = re.compile(r"[^\w.\- :/]")
 
 
 @dataclass
@@ -40,9 +42,8 @@ class Tracker:
         """Record parameters. One that is already there keeps its value: MLflow never changes it."""
         from mlflow.entities import Param
 
-        new = [
-            Param(name, str(value)[:_MAX_VALUE]) for name, value in params.items() if name not in self._known
-        ]
+        values = {_name(key): str(value)[:_MAX_VALUE] for key, value in params.items()}
+        new = [Param(name, value) for name, value in values.items() if name not in self._known]
         for start in range(0, len(new), _BATCH):
             self.client.log_batch(self.run_id, params=new[start : start + _BATCH])
         self._known.update(param.key for param in new)
@@ -51,7 +52,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        values = [Metric(name, float(value), now_ms, step) for name, value in metrics.items()]
+        values = [Metric(_name(key), float(value), now_ms, step) for key, value in metrics.items()]
         for start in range(0, len(values), _BATCH):
             self.client.log_batch(self.run_id, metrics=values[start : start + _BATCH])
 
@@ -179,6 +180,11 @@ def _experiment(run: Run, client: MlflowClient) -> str:
     database = _sqlite_file(tracking_uri(run))
     beside = None if database is None else (database.parent / "artifacts").absolute().as_uri()
     return str(client.create_experiment(name, artifact_location=beside))
+
+
+def _name(key: str) -> str:
+    """As MLflow accepts it: classes and regions have names that a user chose, commas and all."""
+    return _NOT_IN_NAMES.sub("_", key)
 
 
 def _sqlite_file(uri: str) -> Path | None:
