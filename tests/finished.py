@@ -52,6 +52,7 @@ def ledger_row(roi_id: str) -> LedgerRow:
         season="2022",
         split="test",
         recipe="r",
+        inputs="i",
         patches=4,
         reason="",
         nbytes=1000,

@@ -2,6 +2,7 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,11 +14,11 @@ from cropray.grid import Grid
 from cropray.pipeline.export import summarise
 from cropray.pipeline.ledger import read_ledger, read_rows
 from cropray.pipeline.plan import plan_tiles
-from cropray.pipeline.tile import cut_patches, export_tile, known_pixels, shard_metadata
+from cropray.pipeline.tile import cut_patches, export_tile, inputs_of, known_pixels, shard_metadata
 from cropray.shards.patching import plan_windows
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
-from cropray.types import BACKGROUND, UNLABELLED, Batch, ImageRequest, InputError
+from cropray.types import BACKGROUND, UNLABELLED, Batch, ImageRequest, InputError, Roi
 from tests.export_inputs import PlainSource, export_here, make_config, make_parcels, make_roi
 from tests.samples import PERIODS
 
@@ -184,6 +185,21 @@ def test_parts_of_another_recipe_are_refused(tmp_path: Path) -> None:
         InputError, match=r"000\.parquet was exported by other settings .* another --run folder"
     ):
         read_rows(folder, [rows[0].tile_id], recipe)
+
+
+def test_a_tile_rests_on_its_roi_and_on_the_parcels_near_it() -> None:
+    config, parcels = make_config(), make_parcels()
+
+    def inputs(roi: Roi, among: gpd.GeoDataFrame) -> list[str]:
+        return [inputs_of(tile, among) for tile in plan_tiles(roi, config.grid, config.patch)]
+
+    west, east = inputs(make_roi(), parcels)
+    assert inputs(make_roi(), parcels.iloc[::-1]) == [west, east]
+    later = replace(make_roi(), harvest_start=date(2022, 9, 1))
+    assert not {west, east} & set(inputs(later, parcels))
+    without_pea = parcels[parcels["crop"] != "pea"]  # which lies in the eastern tile
+    assert inputs(make_roi(), without_pea)[0] == west
+    assert inputs(make_roi(), without_pea)[1] != east
 
 
 def test_the_recipe_hangs_on_settings_and_source_and_on_nothing_else() -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
 from cropray.config import SplitConfig
-from cropray.rois.splits import audit_splits, components, missing_crops, near_pairs, split_rois
+from cropray.grid import Grid
+from cropray.rois.splits import audit_grids, audit_splits, components, missing_crops, near_pairs, split_rois
 from cropray.types import InputError, Roi
 
 CRS = "EPSG:32631"
@@ -123,6 +124,44 @@ def test_the_audit_names_regions_that_leak() -> None:
     with pytest.raises(InputError, match=r"1 pairs .*\n  here \(train\) and there \(test\)\n"):
         audit_splits(leaky, 1000.0)
     audit_splits(leaky, 200.0)
+
+
+def grids(rois: list[Roi], snap: float = 20.0, crs: str = CRS) -> list[Grid]:
+    return [Grid.covering(r.bounds, r.crs, crs=crs, snap=snap, min_size=64) for r in rois]
+
+
+def test_regions_that_are_apart_may_share_pixels_once_snapped() -> None:
+    here, there = replace(roi("here", 5, 0), split="train"), replace(roi("there", 655, 0), split="val")
+    audit_splits([here, there], 9.0)  # 10 m apart
+    with pytest.raises(InputError, match=r"pixels of 1 pairs .*\n  here \(train\) and there \(val\)\n"):
+        audit_grids([here, there], grids([here, there]))
+    audit_grids([here, there], grids([here, there], snap=10.0))
+    audit_grids([here, replace(there, split="train")], grids([here, there]))
+
+
+def test_grids_of_two_splits_may_touch() -> None:
+    rois = [replace(roi("here", 0, 0), split="train"), replace(roi("there", 640, 0), split="val")]
+    audit_grids(rois, grids(rois))
+
+
+def test_a_region_widened_to_a_patch_is_audited_as_widened() -> None:
+    small = replace(roi("small", 700, 100, size=100.0), split="test")
+    rois = [replace(roi("here", 0, 0), split="train"), small]
+    with pytest.raises(InputError, match=r"raise rois\.split\.buffer_m"):
+        audit_grids(rois, grids(rois))
+
+
+def test_grids_in_two_zones_are_compared_on_the_ground() -> None:
+    inside, outside = ((5.9995, 50.0, 6.009, 50.006), (6.015, 50.0, 6.024, 50.006))
+    west = Roi("west", "", "", "", "", "train", (5.99, 50.0, 5.9999, 50.006), "EPSG:4326")
+    for bounds, clash in ((inside, True), (outside, False)):
+        east = Roi("east", "", "", "", "", "val", bounds, "EPSG:4326")
+        both = [*grids([west], crs="EPSG:32631"), *grids([east], crs="EPSG:32632")]
+        if clash:
+            with pytest.raises(InputError, match=r"west .* and east"):
+                audit_grids([west, east], both)
+        else:
+            audit_grids([west, east], both)
 
 
 def test_the_shares_must_leave_something_to_train_on() -> None:

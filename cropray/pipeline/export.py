@@ -13,9 +13,10 @@ from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.pipeline.events import event_log
 from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
 from cropray.pipeline.ledger import LedgerRow, read_rows, write_ledger
-from cropray.pipeline.plan import plan_tiles
-from cropray.pipeline.tile import export_tile, shard_metadata
+from cropray.pipeline.plan import extent_of, plan_tiles
+from cropray.pipeline.tile import export_tile, inputs_of, shard_metadata
 from cropray.progress import progress, say
+from cropray.rois.splits import audit_grids
 from cropray.rois.store import read_parcels, read_rois
 from cropray.run import Run, Summary
 from cropray.shards.schema import ShardMetadata
@@ -36,19 +37,29 @@ def export(run: Run) -> Summary:
         return finished
     config, folder = run.config, run.folder
     metadata = shard_metadata(config, open_source(config))
-    places = {
-        tile.tile_id: {"roi_id": roi.roi_id, "number": number}
-        for roi in read_rois(folder)
+    rois, parcels = read_rois(folder), read_parcels(folder)
+    audit_grids(rois, [extent_of(roi, config.grid, config.patch) for roi in rois])
+    tiles = {
+        tile.tile_id: (number, tile)
+        for roi in rois
         for number, tile in enumerate(plan_tiles(roi, config.grid, config.patch))
     }
-    tile_ids = list(places)
-    done = {row.tile_id for row in read_rows(folder, tile_ids, metadata.recipe)}
+    # A part of an ROI or of parcels that have changed since is made again.
+    done = {
+        row.tile_id
+        for row in read_rows(folder, list(tiles), metadata.recipe)
+        if row.inputs == inputs_of(tiles[row.tile_id][1], parcels)
+    }
     if done:
-        say(f"export: {len(done)} of {len(places)} tiles were finished before")
-    left = [place for tile_id, place in places.items() if tile_id not in done]
+        say(f"export: {len(done)} of {len(tiles)} tiles were finished before")
+    left = [
+        {"roi_id": tile.roi.roi_id, "number": number}
+        for number, tile in tiles.values()
+        if tile.tile_id not in done
+    ]
     failures = _export_all(left, config, metadata, folder)
-    refuse_failures("export", failures, len(places))
-    rows = read_rows(folder, tile_ids, metadata.recipe)
+    refuse_failures("export", failures, len(tiles))
+    rows = read_rows(folder, list(tiles), metadata.recipe)
     write_ledger(folder, rows)
     summary = summarise(rows)
     run.finish("export", summary)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from cropray.shards.file import read_footer
 from cropray.storage import Folder
@@ -34,6 +35,7 @@ class LedgerRow:
     season: str
     split: str
     recipe: str  # hash of all settings that the part rests on
+    inputs: str  # hash of its ROI and of the parcels near it
     patches: int
     reason: str  # why there are no patches, else empty
     nbytes: int  # of tensors
@@ -53,7 +55,7 @@ class LedgerRow:
 
 _TEXT, _COUNT = pa.string(), pa.int64()
 _SCHEMA = pa.schema(
-    [(name, _TEXT) for name in ("tile_id", "roi_id", "crop", "season", "split", "recipe")]
+    [(name, _TEXT) for name in ("tile_id", "roi_id", "crop", "season", "split", "recipe", "inputs")]
     + [("patches", _COUNT), ("reason", _TEXT), ("nbytes", _COUNT), ("checksum", _TEXT)]
     + [(name, _COUNT) for name in ("row", "col", "height", "width")]
     + [(name, pa.list_(pa.float64())) for name in ("valid_s2", "valid_s1")]
@@ -98,6 +100,11 @@ def write_ledger(folder: Folder, rows: Sequence[LedgerRow]) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], _SCHEMA), buffer)
     folder.write_bytes(LEDGER, buffer.getvalue())
+
+
+def fingerprint(rows: Sequence[LedgerRow]) -> str:
+    """Names the tiles and samples of a ledger, whatever wrote the table."""
+    return xxhash.xxh3_64_hexdigest(repr([(row.tile_id, row.split, row.checksum) for row in rows]).encode())
 
 
 def read_ledger(folder: Folder) -> list[LedgerRow]:

@@ -45,15 +45,20 @@ class Tile:
         return [Window(row, col, self.size, self.size) for row, col in product(self.rows, self.cols)]
 
 
+def extent_of(roi: Roi, grid: GridConfig, patch: PatchConfig) -> Grid:
+    """The grid of an ROI: its bounds snapped outwards, one patch a side at least."""
+    return Grid.covering(
+        roi.bounds, roi.crs, crs=grid.crs, resolution=grid.resolution, snap=grid.snap, min_size=patch.size
+    )
+
+
 def plan_tiles(roi: Roi, grid: GridConfig, patch: PatchConfig) -> list[Tile]:
     """The tiles of an ROI, at most `patch.tile_patches` patches a side.
 
     Patches are planned for the ROI as a whole and then shared out, so the tile size changes which
     part a patch lies in and nothing else.
     """
-    extent = Grid.covering(
-        roi.bounds, roi.crs, crs=grid.crs, resolution=grid.resolution, snap=grid.snap, min_size=patch.size
-    )
+    extent = extent_of(roi, grid, patch)
     rows = _groups(plan_starts(extent.height, patch.size, patch.max_overlap), patch.tile_patches)
     cols = _groups(plan_starts(extent.width, patch.size, patch.max_overlap), patch.tile_patches)
     height, width = (regular_end(length, patch.size, patch.max_overlap) for length in extent.shape)

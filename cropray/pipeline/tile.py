@@ -46,6 +46,13 @@ def shard_metadata(config: Config, source: ImagerySource) -> ShardMetadata:
     )
 
 
+def inputs_of(tile: Tile, parcels: GeoDataFrame) -> str:
+    """Hash of all that a part rests on beside its recipe: the ROI, its grid, the parcels near it."""
+    near = _near(tile, parcels)
+    columns = (near["parcel_id"], near["crop"], near.geometry.to_wkb())
+    return xxhash.xxh3_64_hexdigest(repr((tile, sorted(zip(*columns, strict=True)))).encode())
+
+
 def export_tile(
     tile: Tile,
     config: Config,
@@ -67,8 +74,7 @@ def export_tile(
     patches: list[Patch] = []
     reason = "no valid pixel in any month of either sensor"
     if composite.s2_valid_thw.any() or composite.s1_valid_thw.any():
-        near = parcels.iloc[parcels.sindex.query(_box(tile), predicate="intersects")]
-        label_hw, truth_hw = make_labels(tile.grid, near, config, source)
+        label_hw, truth_hw = make_labels(tile.grid, _near(tile, parcels), config, source)
         patches = cut_patches(
             tile, composite, label_hw, known_pixels(label_hw, truth_hw, config.labels), truth_hw
         )
@@ -85,6 +91,7 @@ def export_tile(
         season=tile.roi.season,
         split=tile.roi.split,
         recipe=metadata.recipe,
+        inputs=inputs_of(tile, parcels),
         patches=len(patches),
         reason="" if patches else reason,
         nbytes=len(patches) * sum(spec.nbytes for spec in metadata.tensors.values()),
@@ -151,11 +158,12 @@ def _wanted(tile: Tile, window: Window, known_hw: BoolArray) -> bool:
     return (skip_row, skip_col) == (0, 0) or bool(known_hw[skip_row:, skip_col:].any())
 
 
-def _box(tile: Tile) -> object:
-    """The tile in longitude and latitude, as the parcels are."""
+def _near(tile: Tile, parcels: GeoDataFrame) -> GeoDataFrame:
+    """Those of `parcels` (in longitude and latitude) that touch the tile."""
     import shapely
 
-    return shapely.box(*tile.grid.bounds_in("EPSG:4326"))
+    box = shapely.box(*tile.grid.bounds_in("EPSG:4326"))
+    return parcels.iloc[parcels.sindex.query(box, predicate="intersects")]
 
 
 def _by_month(valid_thw: BoolArray) -> list[float]:

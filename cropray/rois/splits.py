@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cropray.config import SplitConfig
+from cropray.grid import Grid
 from cropray.rois.clustering import Floats, Indices
 from cropray.types import InputError, Roi
 
@@ -24,6 +25,10 @@ SPLITS = ("train", "val", "test")
 
 _METRES_A_DEGREE = 110_574.0
 """Of latitude at the equator on WGS 84: the shortest degree there is, so no distance is overrated."""
+
+
+_SLIVER = 1e-3
+"""Share of a pixel that projecting an edge and back may be off."""
 
 
 def near_pairs(rois: Sequence[Roi], buffer_m: float) -> npt.NDArray[np.intp]:
@@ -108,13 +113,50 @@ def audit_splits(rois: Sequence[Roi], buffer_m: float) -> None:
         if rois[one].split != rois[other].split
     ]
     if clashes:
-        more = [f"  … and {len(clashes) - 8} more"] if len(clashes) > 8 else []
         raise InputError(
             f"{len(clashes)} pairs of ROIs of different splits are nearer than {buffer_m:g} m, so one would "
             "leak into the other:\n"
-            + "\n".join(clashes[:8] + more)
+            + _first(clashes)
             + "\nput both of a pair into one split in rois.split.named, or lower rois.split.buffer_m"
         )
+
+
+def audit_grids(rois: Sequence[Roi], grids: Sequence[Grid]) -> None:
+    """Raises InputError that names ROIs of different splits whose grids share ground.
+
+    Grids are the ROIs' bounds snapped outwards, widened to a patch where they are smaller: apart as
+    bounds, ROIs may overlap as pixels.
+    """
+    snapped = [replace(roi, bounds=grid.bounds, crs=grid.crs) for roi, grid in zip(rois, grids, strict=True)]
+    clashes = [
+        f"  {rois[one].roi_id} ({rois[one].split}) and {rois[other].roi_id} ({rois[other].split})"
+        for one, other in near_pairs(snapped, 0.0).T
+        if rois[one].split != rois[other].split and _share_ground(grids[one], grids[other])
+    ]
+    if clashes:
+        raise InputError(
+            f"the pixels of {len(clashes)} pairs of ROIs of different splits overlap once snapped to the "
+            "grid, so one would leak into the other:\n"
+            + _first(clashes)
+            + "\nraise rois.split.buffer_m, or put both of a pair into one split in rois.split.named, and "
+            "start again from rois in a new --run folder"
+        )
+
+
+def _share_ground(one: Grid, other: Grid) -> bool:
+    """Whether two grids overlap by more than their edges; of different CRSs, in that of `one`."""
+    shape = shapely.box(*other.bounds)
+    if other.crs != one.crs:
+        to_one = Transformer.from_crs(other.crs, one.crs, always_xy=True)
+        dense = shapely.segmentize(shape, max(other.shape) * other.resolution / 20)
+        shape = shapely.transform(dense, to_one.transform, interleaved=False)
+    shared = shapely.intersection(shapely.box(*one.bounds), shape)
+    return bool(shared.area > _SLIVER * one.resolution**2)
+
+
+def _first(lines: Sequence[str], most: int = 8) -> str:
+    more = [f"  … and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join([*lines[:most], *more])
 
 
 def missing_crops(rois: Sequence[Roi]) -> dict[str, list[str]]:
