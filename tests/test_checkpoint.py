@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cropray.models.checkpoint import Checkpoint, check_classes, load_checkpoint, save_checkpoint
+from cropray.models.checkpoint import (
+    Checkpoint,
+    check_classes,
+    load_checkpoint,
+    save_checkpoint,
+    weights_checksum,
+)
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import SeedNormalisation
 from cropray.storage import Folder
@@ -88,8 +94,9 @@ def test_damaged_weights_are_refused_by_name(saved: Folder, damage: Callable[[by
 @pytest.mark.parametrize("damage", [_cut, _emptied, _not_text, _a_list])
 def test_a_damaged_description_is_refused_by_name(saved: Folder, damage: Callable[[bytes], bytes]) -> None:
     saved.write_bytes("checkpoint.json", damage(saved.read_bytes("checkpoint.json")))
-    with pytest.raises(InputError, match=r"checkpoint\.json is"):
-        load_checkpoint(saved)
+    for read in (load_checkpoint, weights_checksum):
+        with pytest.raises(InputError, match=r"checkpoint\.json is"):
+            read(saved)
 
 
 def edit(folder: Folder, **changes: object) -> None:
@@ -107,6 +114,7 @@ def edit(folder: Folder, **changes: object) -> None:
         ({"network": {"depth": 3}}, "lacks or mistypes"),
         ({"network": {"n_classes": 2, "width": 8, "months": 3, "head": "conv"}}, "do not fit"),
         ({"classes": ["maize"]}, "do not fit"),
+        ({"thresholds": [0.5]}, "1 thresholds for 2 classes"),
         ({"normalisation": {"kind": "other"}}, "normalisation .* is not known"),
     ],
 )

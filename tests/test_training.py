@@ -169,6 +169,17 @@ def test_validation_sees_every_known_pixel_once_and_no_other(shards: Folder) -> 
     assert np.isfinite(loss)
 
 
+def test_scores_are_told_apart_in_full_precision(shards: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, batch = make_trainer(1), next(reader(shards, "val").epoch(0))
+    logits, terms = trainer.logits(batch)
+    steep = (6 + 4 * logits).bfloat16()  # as a GPU gives them, most of them beyond a sigmoid of 0.996
+    monkeypatch.setattr(trainer, "logits", lambda _batch: (steep, terms))
+    pixels, _ = validate(trainer, [batch], stride=1)
+    known = torch.from_numpy(batch.label_bhw != UNLABELLED)
+    expected = torch.special.expit(steep.double()).movedim(1, -1)[known]
+    np.testing.assert_allclose(pixels.scores_nk, expected.numpy(), rtol=1e-6)
+
+
 def test_the_stride_bounds_the_pixels_and_is_odd() -> None:
     assert pixel_stride(10, SIZE) == 1
     for samples in (300, 10_000, 123_456):

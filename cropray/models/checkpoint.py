@@ -96,6 +96,37 @@ def load_checkpoint(folder: Folder) -> Checkpoint:
     Raises InputError, naming the file, where one is missing, cut short, changed, or of another
     format version, or where the weights do not fit the network described.
     """
+    data = _read_description(folder)
+    weights = _load_weights(folder, data.pop("weights_xxh3", ""))
+    try:
+        checkpoint = _from_json(data, weights)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}/{DESCRIPTION} lacks or mistypes {error}; copy or train the model again"
+        ) from error
+    _check_fit(checkpoint, folder)
+    return checkpoint
+
+
+def weights_checksum(folder: Folder) -> str:
+    """The checksum of a checkpoint's weights, as its description has it: what tells models apart.
+
+    Raises InputError as `load_checkpoint` does for the description; the weights are not read.
+    """
+    return str(_read_description(folder).get("weights_xxh3", ""))
+
+
+def check_classes(checkpoint: Checkpoint, classes: Sequence[str], where: str) -> None:
+    """Raises InputError where the checkpoint's classes are not these, in this order."""
+    if tuple(classes) != checkpoint.classes:
+        raise InputError(
+            f"the checkpoint {where} is of another class list: {', '.join(checkpoint.classes)}; "
+            f"the configuration has classes {', '.join(classes)}; set `classes` alike, or use a "
+            "checkpoint trained for them"
+        )
+
+
+def _read_description(folder: Folder) -> dict[str, Any]:
     where = f"{folder}/{DESCRIPTION}"
     try:
         data = json.loads(folder.read_text(DESCRIPTION))
@@ -108,28 +139,7 @@ def load_checkpoint(folder: Folder) -> Checkpoint:
             f"{where} has format version {data.get('version')}, this cropray reads {VERSION}; "
             f"it was written by cropray {data.get('code_version', 'of unknown version')}"
         )
-    weights = _load_weights(folder, data.pop("weights_xxh3", ""))
-    try:
-        checkpoint = _from_json(data, weights)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{where} lacks or mistypes {error}; copy or train the model again") from error
-    _check_fit(checkpoint, folder)
-    return checkpoint
-
-
-def weights_checksum(folder: Folder) -> str:
-    """The checksum of a checkpoint's weights, as its description has it: what tells models apart."""
-    return str(json.loads(folder.read_text(DESCRIPTION))["weights_xxh3"])
-
-
-def check_classes(checkpoint: Checkpoint, classes: Sequence[str], where: str) -> None:
-    """Raises InputError where the checkpoint's classes are not these, in this order."""
-    if tuple(classes) != checkpoint.classes:
-        raise InputError(
-            f"the checkpoint {where} is of another class list: {', '.join(checkpoint.classes)}; "
-            f"the configuration has classes {', '.join(classes)}; set `classes` alike, or use a "
-            "checkpoint trained for them"
-        )
+    return data
 
 
 def _load_weights(folder: Folder, checksum: str) -> dict[str, Tensor]:
@@ -173,4 +183,9 @@ def _check_fit(checkpoint: Checkpoint, folder: Folder) -> None:
         raise InputError(
             f"{folder}: weights and description do not fit ({checkpoint.network}, "
             f"{len(checkpoint.classes)} classes, {len(differing)} tensors differ: {', '.join(differing[:3])})"
+        )
+    if checkpoint.thresholds is not None and len(checkpoint.thresholds) != len(checkpoint.classes):
+        raise InputError(
+            f"{folder}/{DESCRIPTION} has {len(checkpoint.thresholds)} thresholds for "
+            f"{len(checkpoint.classes)} classes; copy or train the model again"
         )

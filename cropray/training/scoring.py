@@ -19,7 +19,7 @@ from cropray.training.metrics import (
     per_class,
     recalls,
 )
-from cropray.types import BACKGROUND, UNLABELLED, ByteArray
+from cropray.types import BACKGROUND, UNLABELLED, ByteArray, InputError
 
 Scope = Literal["truth", "class_map", "annotated"]
 """What is known: of every pixel; of every pixel of a dense map that is not masked; of annotated parcels."""
@@ -52,10 +52,17 @@ def tables(
     `counts` are confusion matrices of blocks (R, K + 1, K + 1) by method, of the same pixels. The
     score is the macro-F1 over crops, or under "annotated" the macro-recall; its interval (95 %) comes
     from drawing the blocks again, the same draws for every method, so that differences are paired.
+    A single block cannot be drawn differently: it has no interval. Raises InputError where no pixel
+    is known.
     """
+    if not any(blocks.any() for blocks in counts.values()):
+        raise InputError(
+            "no pixel of the test split is annotated: there is nothing to score; give the split more ROIs "
+            "(rois.split.test), or evaluate with labels that reach them"
+        )
     score = macro_recall if scope == "annotated" else macro_f1
     n_blocks = len(next(iter(counts.values())))
-    picks = block_draws(n_blocks, draws, seed)
+    picks = block_draws(n_blocks, draws if n_blocks > 1 else 0, seed)
     values = {name: float(score(blocks.sum(axis=0))) for name, blocks in counts.items()}
     spreads: dict[str, Scores] = {name: score(drawn(blocks, picks)) for name, blocks in counts.items()}
     first, *others = counts
@@ -94,10 +101,10 @@ def _shown(scope: Scope, counts: Counts) -> Counts:
     return counts[:-1] if scope == "annotated" else counts
 
 
-def _accuracy(counts: Counts) -> float | None:
-    total = int(counts.sum())
-    return float(np.trace(counts)) / total if total else None
+def _accuracy(counts: Counts) -> float:
+    return float(np.trace(counts)) / int(counts.sum())
 
 
 def _number(value: float) -> float | None:
+    """As JSON has it: a score of a land without any crop is None."""
     return None if math.isnan(value) else value

@@ -52,7 +52,8 @@ def validate(trainer: Trainer, batches: Iterable[Batch], stride: int) -> tuple[K
         terms = terms + part
         label = batch.label_bhw.reshape(-1)[::stride]
         known = label != UNLABELLED
-        spread_nk = logits.sigmoid().movedim(1, -1).flatten(0, 2)[::stride].float().cpu().numpy()
+        # In float32, as a prediction is: bfloat16 holds no number between 0.996 and 1.
+        spread_nk = logits.movedim(1, -1).flatten(0, 2)[::stride].float().sigmoid().cpu().numpy()
         scores.append(spread_nk[known])
         labels.append(label[known])
     pixels = KnownPixels(np.concatenate(scores), np.concatenate(labels))
