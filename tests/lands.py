@@ -7,7 +7,15 @@ import numpy as np
 import torch
 
 from cropray.bands import NODATA
-from cropray.config import Config, EvaluateConfig, PatchConfig, SourceConfig, WindowConfig
+from cropray.config import (
+    Config,
+    EvaluateConfig,
+    PatchConfig,
+    RoisConfig,
+    SourceConfig,
+    SplitConfig,
+    WindowConfig,
+)
 from cropray.grid import Grid
 from cropray.models.checkpoint import Checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
@@ -36,6 +44,10 @@ class Land:
     label_hw: np.ndarray
     truth_hw: np.ndarray
 
+    @property
+    def seen_hw(self) -> np.ndarray:
+        return ((self.s1_cthw != NODATA) | (self.s2_cthw[:2] != NODATA)).any(axis=(0, 1))
+
 
 def make_land(split: str, index: int, shape: tuple[int, int]) -> Land:
     """Fields of 8 x 8 pixels; maize is bright in the first band and pea in the second."""
@@ -47,6 +59,7 @@ def make_land(split: str, index: int, shape: tuple[int, int]) -> Land:
     s2[1] += 2000 * (truth == 1)
     s1 = rng.normal(-1200, 100, (2, MONTHS, *shape))
     s2[:, 0, :5] = NODATA
+    s1[..., -2:, :9] = s2[..., -2:, :9] = NODATA  # never seen
     own = index % len(CLASSES)
     told = np.kron(rng.random(fields.shape) < 0.5, np.ones((8, 8), bool))[: shape[0], : shape[1]]
     label = np.where(told & np.isin(truth, [own, BACKGROUND]), truth, UNLABELLED).astype(np.uint8)
@@ -63,8 +76,8 @@ def write_land(folder: Folder, *, with_truth: bool) -> None:
     metadata = ShardMetadata(CLASSES, SIZE, window, "gamma0", "recipe", source, has_truth=with_truth)
     for split, lands in LANDS.items():
         rows = []
-        for land in lands:
-            extent = Grid("EPSG:32632", 500_000, 5_000_000, 10, *land.truth_hw.shape)
+        for number, land in enumerate(lands):  # 5 km apart
+            extent = Grid("EPSG:32632", 500_000 + 5_000 * number, 5_000_000, 10, *land.truth_hw.shape)
             for window in plan_windows(*extent.shape, SIZE, 16):
                 part = window.slices
                 patch = Patch(
@@ -97,12 +110,17 @@ def small_checkpoint(thresholds: tuple[float, ...] | None) -> Checkpoint:
 
 
 def ready_run(
-    folder: str, *, with_truth: bool = True, thresholds: tuple[float, ...] | None = (0.5, 0.5)
+    folder: str,
+    *,
+    with_truth: bool = True,
+    thresholds: tuple[float, ...] | None = (0.5, 0.5),
+    buffer_m: float = 1000,
 ) -> Run:
     """A run whose stages before the evaluation are done."""
     settings = EvaluateConfig(forest_trees=20, forest_pixels=3000, bootstrap=200)
     config = Config(
         classes=CLASSES,
+        rois=RoisConfig(split=SplitConfig(buffer_m=buffer_m)),
         window=WindowConfig(months=MONTHS),
         source=SourceConfig(kind="simulated"),
         evaluate=settings,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
+from cropray.grid import Grid
 from cropray.maps.charts import EVALUATION
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.decision import decide
@@ -16,7 +17,7 @@ from cropray.run import Run
 from cropray.shards.patching import plan_windows
 from cropray.shards.reader import ShardReader
 from cropray.training.baselines import PixelSample, even_shares, pixel_features
-from cropray.training.blocks import plan_tiles, read_tile
+from cropray.training.blocks import block_numbers, plan_tiles, read_tile
 from cropray.training.evaluate import evaluate
 from cropray.types import BACKGROUND, UNLABELLED, InputError
 from tests.lands import LANDS, MONTHS, SIZE, Land, ready_run, small_checkpoint
@@ -77,17 +78,45 @@ def test_smaller_tiles_show_the_same_pixels_and_means(evaluated: Run, size: int)
 
 def test_the_network_is_scored_on_every_pixel_once(evaluated: Run) -> None:
     result = result_of(evaluated)
-    truth = np.concatenate([land.truth_hw.ravel() for land in LANDS["test"]])
-    predicted = np.concatenate([expected_map(land, (0.5, 0.5)).ravel() for land in LANDS["test"]])
+    lands = LANDS["test"]
+    truth = np.concatenate([land.truth_hw[land.seen_hw] for land in lands])
+    predicted = np.concatenate([expected_map(land, (0.5, 0.5))[land.seen_hw] for land in lands])
     row = result["methods"]["network"]
     assert result["scope"] == "truth"
-    assert result["pixels"] == truth.size == 71 * 45 + 32 * 32
+    assert result["pixels"] == truth.size == 71 * 45 + 32 * 32 - 2 * 2 * 9  # but those never seen
     np.testing.assert_array_equal(
         row["confusion"], confusion_matrix(truth, predicted, labels=[0, 1, BACKGROUND])
     )
     there = [c for c in (0, 1) if c in truth or c in predicted]
     assert row["score"] == pytest.approx(f1_score(truth, predicted, labels=there, average="macro"))
-    assert result["blocks"] == 2
+    assert (result["regions"], result["blocks"]) == (2, 2)
+
+
+def test_neighbouring_regions_are_one_block() -> None:
+    def grid(x0: float, crs: str = "EPSG:32632") -> Grid:
+        return Grid(crs, x0, 5_000_000, 10, 64, 64)
+
+    grids = {
+        "a": grid(500_000),
+        "a, another season": grid(500_000),
+        "near": grid(501_000),
+        "far": grid(510_000),
+    }
+    block = block_numbers(grids, buffer_m=1000)
+    assert block["a"] == block["a, another season"] == block["near"] != block["far"]
+    assert len(set(block_numbers(grids, buffer_m=100).values())) == 3
+    # On the border of two zones a place has coordinates in both.
+    border = Grid.covering((12.0, 45.0, 12.005, 45.005), "EPSG:4326", crs="EPSG:32633")
+    same = Grid.covering((12.0, 45.0, 12.005, 45.005), "EPSG:4326", crs="EPSG:32632")
+    assert set(block_numbers({"one": border, "other": same}, 100).values()) == {0}
+
+
+def test_regions_that_overlap_have_no_interval_of_their_own(tmp_path: Path) -> None:
+    run = ready_run(str(tmp_path), buffer_m=10_000)
+    evaluate(run)
+    result = result_of(run)
+    assert (result["regions"], result["blocks"]) == (2, 1)
+    assert result["methods"]["network"]["interval"] is None
 
 
 def test_baselines_stand_beside_it_on_the_same_pixels(evaluated: Run) -> None:
@@ -145,7 +174,7 @@ def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -
             part = land.s1_cthw[None, :, :, rows, cols], land.s2_cthw[None, :, :, rows, cols]
             total[:, rows, cols] += predictor.probabilities(*part)[0]
             count[rows, cols] += 1
-        known = land.label_hw != UNLABELLED
+        known = (land.label_hw != UNLABELLED) & land.seen_hw
         scores.append((total / count)[:, known].T)
         labels.append(land.label_hw[known])
     score_nk, label_n = np.concatenate(scores), np.concatenate(labels)
@@ -165,7 +194,7 @@ def test_partly_labelled_land_has_recall_and_no_precision(tmp_path: Path) -> Non
     assert result["scope"] == "annotated"
     assert result["score"] == "macro_recall"
     assert "precision" not in json.dumps(result)
-    annotated = sum(int((land.label_hw < 2).sum()) for land in LANDS["test"])
+    annotated = sum(int(((land.label_hw < 2) & land.seen_hw).sum()) for land in LANDS["test"])
     for row in result["methods"].values():
         assert np.sum(row["confusion"]) == annotated == result["pixels"]
         assert np.shape(row["confusion"]) == (2, 3)

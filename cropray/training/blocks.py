@@ -1,12 +1,14 @@
 """Whole ROIs put together again from the patches of their shards, every pixel once.
 
-Large ROIs come in tiles, so memory is bounded by the tile and not by the ROI. Shape suffixes:
-N patches of a tile, C bands, T months, H rows, W columns, K layers.
+Neighbouring ROIs are one block: what is drawn again for an interval must be independent. Large ROIs
+come in tiles, so memory is bounded by the tile and not by the ROI. Shape suffixes: N patches of a tile,
+C bands, T months, H rows, W columns, K layers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cropray.bands import NODATA
-from cropray.grid import Window
+from cropray.grid import Grid, Window
+from cropray.rois.splits import components
 from cropray.shards.patching import mosaic
 from cropray.shards.reader import ShardReader
-from cropray.types import UNLABELLED, ByteArray, FloatArray, IntArray
+from cropray.types import UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray, Roi
 
 _TILE = 1024  # pixels a side: about 200 MB of patches and 100 MB of probabilities of 21 classes
 _ROWS_AT_ONCE = 16  # rows lie scattered over the shards, and each brings its row group into memory
@@ -57,24 +60,48 @@ class Tile:
     def s2_cthw(self) -> IntArray:
         return _laid(self.s2_ncthw, self.plan, NODATA)
 
+    @property
+    def seen_hw(self) -> BoolArray:
+        """Where a sensor had a clear view in a month at least: elsewhere a map holds nodata."""
+        seen_s1, seen_s2 = ((cube[0] != NODATA).any(axis=0) for cube in (self.s1_cthw, self.s2_cthw))
+        seen: BoolArray = seen_s1 | seen_s2
+        return seen
+
     def mosaicked(self, values_nkhw: FloatArray) -> FloatArray:
         """Values of the patches as one raster (K, H, W): means over overlaps, NaN under no patch."""
         return mosaic(values_nkhw, self.plan.patches, self.plan.hull)[:, *self.plan.inner.slices]
 
 
+def extents(reader: ShardReader) -> dict[str, Grid]:
+    """The grid of each ROI of a reader, by roi_id."""
+    columns = ("roi_id", "crs", "x0", "y0", "resolution", "roi_height", "roi_width")
+    rows = zip(*(reader.table[name].to_pylist() for name in columns), strict=True)
+    return {roi_id: Grid(*grid) for roi_id, *grid in rows}
+
+
+def block_numbers(grids: Mapping[str, Grid], buffer_m: float) -> dict[str, int]:
+    """The block of each ROI: those nearer than `buffer_m`, directly or through others, are in one.
+
+    They are those that no split may part: a field seen in several seasons makes several ROIs, and
+    fields side by side look alike.
+    """
+    rois = [Roi(roi_id, "", "", "", "", "", grid.bounds, grid.crs) for roi_id, grid in grids.items()]
+    return dict(zip(grids, components(rois, buffer_m).tolist(), strict=True))
+
+
 def plan_tiles(reader: ShardReader, size: int = _TILE) -> list[TilePlan]:
     """Tiles of at most `size` pixels a side over all ROIs of a reader, ROI by ROI."""
-    columns = ("roi_id", "crop", "row", "col", "roi_height", "roi_width")
-    table = reader.table.select(columns).to_pydict()
+    table = reader.table.select(("roi_id", "crop", "row", "col")).to_pydict()
     of_roi: dict[str, list[int]] = defaultdict(list)
     for position, roi_id in enumerate(table["roi_id"]):
         of_roi[roi_id].append(position)
     patch = reader.metadata.size
+    grids = extents(reader)
     plans = []
     for roi_id in sorted(of_roi):
         rows = of_roi[roi_id]
         windows = {i: Window(table["row"][i], table["col"][i], patch, patch) for i in rows}
-        for tile in _blocks(table["roi_height"][rows[0]], table["roi_width"][rows[0]], size):
+        for tile in grids[roi_id].blocks(size):
             inside = {i: window for i, window in windows.items() if _touches(window, tile)}
             if inside:
                 plans.append(_plan(roi_id, table["crop"][rows[0]], tile, inside))
@@ -124,14 +151,6 @@ def _laid(values_nxhw: npt.NDArray[Any], plan: TilePlan, fill: int) -> npt.NDArr
     for values, patch in zip(values_nxhw, plan.patches, strict=True):
         laid[..., *patch.slices] = values
     return laid[..., *plan.inner.slices]
-
-
-def _blocks(height: int, width: int, size: int) -> list[Window]:
-    return [
-        Window(row, col, min(size, height - row), min(size, width - col))
-        for row in range(0, height, size)
-        for col in range(0, width, size)
-    ]
 
 
 def _touches(a: Window, b: Window) -> bool:

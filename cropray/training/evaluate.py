@@ -31,7 +31,7 @@ from cropray.shards.schema import ShardMetadata
 from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
-from cropray.training.blocks import TilePlan, plan_tiles, read_tile
+from cropray.training.blocks import TilePlan, block_numbers, extents, plan_tiles, read_tile
 from cropray.training.methods import (
     Method,
     Network,
@@ -42,7 +42,7 @@ from cropray.training.methods import (
 )
 from cropray.training.metrics import Counts, confusion
 from cropray.training.scoring import Scope, scored_truth, tables
-from cropray.types import BoolArray, InputError
+from cropray.types import UNLABELLED, BoolArray, InputError
 
 _BATCH = 32
 _PICTURES = 12
@@ -92,6 +92,7 @@ def evaluate(run: Run) -> Summary:
     result: dict[str, Any] = {
         "model": folder.uri,
         "classes": list(classes),
+        "regions": len(extents(job.test)),
         **tables(job.scope, classes, counts, draws=draws, seed=seed),
         "draws": draws,
         "thresholds": {name: [round(float(t), 4) for t in chosen] for name, chosen in thresholds.items()},
@@ -190,27 +191,32 @@ def _score(
     plans: Sequence[TilePlan],
     bar: Progress,
 ) -> tuple[dict[str, Counts], dict[str, bytes]]:
-    """Confusion matrices (R, M, M) of the test's ROIs by method, and pictures of some ROIs by name."""
+    """Confusion matrices (R, M, M) of the test's blocks by method, and pictures of some ROIs by name.
+
+    A pixel that no sensor saw in any month is not scored: a map holds nodata there.
+    """
     classes = job.checkpoint.classes
     size = len(classes) + 1
-    counts: dict[str, dict[str, Counts]] = {
+    block_of = block_numbers(extents(job.test), job.config.rois.split.buffer_m)
+    counts: dict[str, dict[int, Counts]] = {
         name: defaultdict(lambda: np.zeros((size, size), np.int64)) for name in methods
     }
     shown, pictures = _to_show(plans), {}
     for plan in plans:
         tile = read_tile(job.test, plan)
         truth_hw = scored_truth(job.scope, tile.label_hw, tile.truth_hw)
+        truth_hw = np.where(tile.seen_hw, truth_hw, np.uint8(UNLABELLED))
         maps = {
             name: decide(method.probabilities(tile), thresholds[name]) for name, method in methods.items()
         }
         for name, predicted_hw in maps.items():
-            counts[name][plan.roi_id] += confusion(truth_hw, predicted_hw, len(classes))
+            counts[name][block_of[plan.roi_id]] += confusion(truth_hw, predicted_hw, len(classes))
         if plan in shown:
             pictures[f"rois/{plan.roi_id}.png"] = comparison_picture(
                 truth_hw, maps["network"], classes, tile.s2_cthw, title=f"{plan.roi_id} · {plan.crop}"
             )
         bar.advance()
-    return {name: np.stack(list(by_roi.values())) for name, by_roi in counts.items()}, pictures
+    return {name: np.stack(list(by_block.values())) for name, by_block in counts.items()}, pictures
 
 
 def _to_show(plans: Sequence[TilePlan]) -> list[TilePlan]:

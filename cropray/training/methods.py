@@ -26,7 +26,7 @@ _VAL_PIXELS = 1_000_000  # known pixels on which thresholds are chosen, at most:
 
 class Method(Protocol):
     def probabilities(self, tile: Tile) -> FloatArray:
-        """(K, H, W) of the tile, NaN where there is nothing to see."""
+        """(K, H, W) of the tile; what stands where no patch lies is not read."""
         ...
 
 
@@ -82,7 +82,10 @@ def fit_baselines(
 def thresholds_on(
     reader: ShardReader, plans: list[TilePlan], methods: Mapping[str, Method], bar: Progress, seed: int
 ) -> dict[str, Thresholds]:
-    """Thresholds (K,) of each method, chosen on the labelled pixels of all tiles (or a share of them)."""
+    """Thresholds (K,) of each method, chosen on the labelled pixels of all tiles (or a share of them).
+
+    Pixels that nothing saw are left out, as in the scores.
+    """
     known = sum(reader.table["labelled_fraction"].to_pylist()) * reader.metadata.size**2
     share = min(1.0, _VAL_PIXELS / max(1.0, known))
     rng = np.random.default_rng(seed)
@@ -90,7 +93,8 @@ def thresholds_on(
     scores: dict[str, list[FloatArray]] = defaultdict(list)
     for plan in plans:
         tile = read_tile(reader, plan)
-        chosen = (tile.label_hw != UNLABELLED) & (rng.random(tile.label_hw.shape) < share)
+        known_hw = (tile.label_hw != UNLABELLED) & tile.seen_hw
+        chosen = known_hw & (rng.random(tile.label_hw.shape) < share)
         labels.append(tile.label_hw[chosen])
         for name, method in methods.items():
             scores[name].append(method.probabilities(tile)[:, chosen].T)
