@@ -118,14 +118,17 @@ class CompositeConfig(Section):
     """Scenes to one image a month.
 
     `scl_invalid`: classes of the Sentinel-2 scene classification that are no clear view.
-    `s1_passes`: Sentinel-1 passes in order of preference.
+    `s1_passes`: Sentinel-1 passes in order of preference. `cloud_score`: instead of by the scene
+    classification, a view is clear where Cloud Score+ (`cs_cdf`, 0 clouded to 1 clear) is at least
+    this; Earth Engine alone has it.
     """
 
     scl_invalid: tuple[int, ...] = CompositeRecipe.scl_invalid
     s1_passes: tuple[Literal["ascending", "descending"], ...] = ("ascending", "descending")
+    cloud_score: float | None = Field(None, gt=0, le=1)
 
     def recipe(self) -> CompositeRecipe:
-        return CompositeRecipe(self.scl_invalid, tuple(self.s1_passes))
+        return CompositeRecipe(self.scl_invalid, tuple(self.s1_passes), self.cloud_score)
 
 
 class SimulatedConfig(Section):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cropray.config import ClassMapConfig, Config
+from cropray.config import ClassMapConfig, Config, LabelsConfig
 from cropray.grid import Grid
-from cropray.imagery.source import MapSource
 from cropray.rasters import burn, read_nearest
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, InputError
 
@@ -50,14 +49,21 @@ Its other codes, such as 100 (artificial land) and 600 (bare land), are backgrou
 """
 
 
+def source_maps(labels: LabelsConfig) -> tuple[str, ...]:
+    """The maps that the imagery source has to bring along: those written `source:NAME`."""
+    chosen = (labels.class_map, labels.land_cover, labels.truth)
+    paths = [one.path for one in chosen if one is not None and one.path.startswith(_FROM_SOURCE)]
+    return tuple(dict.fromkeys(path.removeprefix(_FROM_SOURCE) for path in paths))
+
+
 def make_labels(
-    grid: Grid, parcels: GeoDataFrame, config: Config, source: object
+    grid: Grid, parcels: GeoDataFrame, config: Config, maps: Mapping[str, npt.NDArray[np.int32]]
 ) -> tuple[ByteArray, ByteArray | None]:
     """The label (H, W) of a grid, and the truth (H, W) where `labels.truth` names one, else None.
 
     `parcels` (columns crop, geometry; any CRS) are those near the grid, of every crop. They are
     burnt first; the class map labels what they leave open; land cover marks as background what is
-    open still. `source` offers the maps named `source:NAME`.
+    open still. `maps` holds the codes (H, W) of all `source_maps`.
 
     Raises InputError for a parcel of a crop that is no class and for a map that cannot be read.
     """
@@ -67,13 +73,13 @@ def make_labels(
     if labels.parcels:
         label_hw, open_hw = burn_parcels(grid, parcels, config.classes)
     if labels.class_map is not None:
-        dense_hw = _encoded(labels.class_map, grid, source)
+        dense_hw = _encoded(labels.class_map, grid, maps)
         label_hw = np.where(open_hw, dense_hw, label_hw)
         open_hw = open_hw & (label_hw == UNLABELLED)
     if labels.land_cover is not None:
-        codes_hw = _codes(labels.land_cover, grid, source)
+        codes_hw = _codes(labels.land_cover, grid, maps)
         label_hw[open_hw & np.isin(codes_hw, labels.land_cover.codes)] = BACKGROUND
-    truth_hw = None if labels.truth is None else _encoded(labels.truth, grid, source)
+    truth_hw = None if labels.truth is None else _encoded(labels.truth, grid, maps)
     return label_hw, truth_hw
 
 
@@ -109,16 +115,11 @@ def encode_classes(codes_hw: npt.NDArray[Any], codes: Sequence[int], nodata: int
     return label_hw
 
 
-def _encoded(chosen: ClassMapConfig, grid: Grid, source: object) -> ByteArray:
-    return encode_classes(_codes(chosen, grid, source), chosen.codes, chosen.nodata)
+def _encoded(chosen: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[np.int32]]) -> ByteArray:
+    return encode_classes(_codes(chosen, grid, maps), chosen.codes, chosen.nodata)
 
 
-def _codes(chosen: ClassMapConfig, grid: Grid, source: object) -> npt.NDArray[Any]:
-    if not chosen.path.startswith(_FROM_SOURCE):
-        return read_nearest(chosen.path, grid, nodata=chosen.nodata)
-    name = chosen.path.removeprefix(_FROM_SOURCE)
-    if not isinstance(source, MapSource):
-        raise InputError(
-            f"{type(source).__name__} offers no maps, so {chosen.path!r} cannot be read; give a raster file"
-        )
-    return source.class_map(name, grid)
+def _codes(chosen: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[np.int32]]) -> npt.NDArray[Any]:
+    if chosen.path.startswith(_FROM_SOURCE):
+        return maps[chosen.path.removeprefix(_FROM_SOURCE)]
+    return read_nearest(chosen.path, grid, nodata=chosen.nodata)

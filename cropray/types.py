@@ -76,6 +76,7 @@ class CompositeRecipe:
 
     scl_invalid: tuple[int, ...] = (0, 1, 3, 8, 9, 10, 11)
     s1_passes: tuple[str, ...] = ("ascending", "descending")
+    cloud_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class ImageRequest:
 
     `extent` is the grid of the whole ROI. Decisions that must not differ between the tiles of one
     ROI (which pass, which orbit first) are taken on it, so that tile borders never show.
-    `not_after` is the as-of date: no scene later than that day may be used.
+    `not_after` is the as-of date: no scene later than that day may be used. `maps` are maps of
+    codes that the source offers by name, such as "eucropmap". `name` stands in messages only.
     """
 
     grid: Grid
@@ -92,6 +94,8 @@ class ImageRequest:
     periods: tuple[Period, ...]
     recipe: CompositeRecipe = CompositeRecipe()
     not_after: date | None = None
+    maps: tuple[str, ...] = ()
+    name: str = ""
 
     def __post_init__(self) -> None:
         latest = self.periods[-1].end
@@ -105,7 +109,9 @@ class ImageRequest:
 class Composite:
     """One image a period and sensor, on one grid. Values under an invalid pixel mean nothing.
 
-    `scenes` counts what went in, by sensor and period (keys "s2", "s1"), for the ledger.
+    `scenes` counts what went in, by sensor and period (keys "s2", "s1"), for the ledger; a source
+    that does not know leaves it empty. `maps` are the codes (H, W) of the maps of the request,
+    nearest neighbour, 0 where a map says nothing.
     """
 
     grid: Grid
@@ -115,6 +121,7 @@ class Composite:
     s2_valid_thw: BoolArray
     s1_valid_thw: BoolArray
     scenes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    maps: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = (len(self.periods), self.grid.height, self.grid.width)

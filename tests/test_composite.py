@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.grid import Grid
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
-from cropray.types import Composite, CompositeRecipe, ImageRequest, Period
+from cropray.types import Composite, CompositeRecipe, ImageRequest, InputError, Period
 
 MAY = Period(date(2021, 5, 1), date(2021, 6, 1))
 CLEAR, CLOUD = 4, 9
@@ -271,6 +271,11 @@ def test_a_scene_after_the_as_of_date_is_refused() -> None:
     object.__setattr__(late, "not_after", date(2021, 5, 9))  # which a request itself would refuse
     with pytest.raises(ValueError, match="later than the as-of date 2021-05-09"):
         composite([optical(0.2)], req=late)
+
+
+def test_a_cloud_score_that_scenes_do_not_carry_is_refused() -> None:
+    with pytest.raises(InputError, match=r"composite\.cloud_score.*earthengine.*scl_invalid"):
+        composite([optical(0.2)], req=request(recipe=CompositeRecipe(cloud_score=0.6)))
 
 
 def test_a_scene_without_utc_or_of_a_wrong_shape_is_refused() -> None:

@@ -11,7 +11,7 @@ import shapely
 
 from cropray.config import ClassMapConfig, Config, LabelsConfig
 from cropray.grid import Grid
-from cropray.labels import EUCROPMAP_2018, burn_parcels, encode_classes, make_labels
+from cropray.labels import EUCROPMAP_2018, burn_parcels, encode_classes, make_labels, source_maps
 from cropray.types import BACKGROUND, UNLABELLED, InputError
 
 GRID = Grid("EPSG:32631", 500_000, 5_650_000, 10, 30, 40)
@@ -27,17 +27,6 @@ def blob(seed: int) -> shapely.Geometry:
     rng = np.random.default_rng(seed)
     points = np.array([500_000, 5_650_000]) + rng.uniform(0, 1, (6, 2)) * np.array([400, -300])
     return shapely.convex_hull(shapely.MultiPoint(points))
-
-
-class Maps:
-    """A source that offers maps, by name."""
-
-    def __init__(self, **maps: np.ndarray) -> None:
-        self.maps = maps
-
-    def class_map(self, name: str, grid: Grid) -> np.ndarray:
-        assert grid.shape == self.maps[name].shape
-        return self.maps[name]
 
 
 def config(**labels: Any) -> Config:
@@ -78,12 +67,12 @@ def test_where_two_crops_meet_nothing_else_decides() -> None:
         class_map=ClassMapConfig(path="source:dense", codes=(5, 6, 7)),
         land_cover=ClassMapConfig(path="source:cover", codes=(50,)),
     )
-    source = Maps(dense=everywhere, cover=np.full(GRID.shape, 50))
-    label, _ = make_labels(GRID, parcels(("wheat", left), ("maize", right)), settings, source)
+    maps = {"dense": everywhere, "cover": np.full(GRID.shape, 50)}
+    label, _ = make_labels(GRID, parcels(("wheat", left), ("maize", right)), settings, maps)
     assert (label[:, :15] == 0).all()
     assert (label[:, 15:25] == UNLABELLED).all()
     assert (label[:, 25:] == 1).all()
-    label, _ = make_labels(GRID, parcels(("wheat", left), ("wheat", right)), settings, source)
+    label, _ = make_labels(GRID, parcels(("wheat", left), ("wheat", right)), settings, maps)
     assert (label == 0).all()
 
 
@@ -101,7 +90,7 @@ def test_sources_of_labels_come_in_their_order() -> None:
         truth=ClassMapConfig(path="source:truth", codes=(211, 216, 290)),
     )
     frame = parcels(("pea", shapely.box(500_000, 5_649_700, 500_150, 5_650_000)))
-    label, known = make_labels(GRID, frame, settings, Maps(dense=dense, cover=cover, truth=truth))
+    label, known = make_labels(GRID, frame, settings, {"dense": dense, "cover": cover, "truth": truth})
     assert (label[:, :15] == 2).all()
     assert (label[:, 15:20] == 1).all()
     assert (label[:, 20:35] == BACKGROUND).all()
@@ -113,10 +102,10 @@ def test_sources_of_labels_come_in_their_order() -> None:
 
 def test_without_parcels_or_maps_nothing_is_known() -> None:
     frame = parcels(("pea", shapely.box(500_000, 5_649_700, 500_150, 5_650_000)))
-    label, truth = make_labels(GRID, frame, config(parcels=False), object())
+    label, truth = make_labels(GRID, frame, config(parcels=False), {})
     assert (label == UNLABELLED).all()
     assert truth is None
-    label, _ = make_labels(GRID, frame.iloc[:0], config(), object())
+    label, _ = make_labels(GRID, frame.iloc[:0], config(), {})
     assert (label == UNLABELLED).all()
 
 
@@ -125,10 +114,13 @@ def test_a_crop_that_is_no_class_is_named() -> None:
         burn_parcels(GRID, parcels(("oats", blob(1))), CLASSES)
 
 
-def test_a_source_without_maps_is_named() -> None:
-    settings = config(truth=ClassMapConfig(path="source:truth", codes=(1, 2, 3)))
-    with pytest.raises(InputError, match="object offers no maps, so 'source:truth' cannot be read"):
-        make_labels(GRID, parcels(("pea", blob(1))), settings, object())
+def test_a_source_is_asked_once_for_each_map_that_is_its_own() -> None:
+    labels = LabelsConfig(
+        class_map=ClassMapConfig(path="source:dense", codes=(1, 2, 3)),
+        land_cover=ClassMapConfig(path="cover.tif", codes=(50,)),
+        truth=ClassMapConfig(path="source:dense", codes=(1, 2, 3)),
+    )
+    assert source_maps(labels) == ("dense",)
 
 
 def test_codes_become_indices_nodata_unlabelled_and_others_background() -> None:
@@ -155,7 +147,7 @@ def test_on_the_real_map_codes_100_and_600_are_background(shared_data: Path) -> 
     settings = Config(
         classes=tuple(EUCROPMAP_2018.values()), labels=LabelsConfig(parcels=False, class_map=chosen)
     )
-    label, _ = make_labels(grid, parcels(("pea", blob(1))), settings, object())
+    label, _ = make_labels(grid, parcels(("pea", blob(1))), settings, {})
 
     x, y = np.meshgrid(*grid.centres())
     points = gpd.GeoSeries(gpd.points_from_xy(x.ravel(), y.ravel()), crs=grid.crs).to_crs("EPSG:4326")

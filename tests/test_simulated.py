@@ -17,7 +17,7 @@ from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.config import SimulatedConfig
 from cropray.grid import Grid, Window
 from cropray.imagery.simulated import SimulatedSource
-from cropray.imagery.source import ImagerySource, MapSource
+from cropray.imagery.source import ImagerySource
 from cropray.imagery.world_fields import CROPS, Place
 from cropray.imagery.world_maps import LAND_COVER_CODES, TRUTH_CODES
 from cropray.imagery.world_noise import gamma_rows, normal, smooth
@@ -41,9 +41,8 @@ def whole_of(grid):
     return SOURCE.composite(request(grid, TEN_DAYS))
 
 
-def test_it_is_a_source_of_imagery_and_of_maps():
+def test_it_is_a_source_of_imagery():
     assert isinstance(SOURCE, ImagerySource)
-    assert isinstance(SOURCE, MapSource)
     assert pickle.loads(pickle.dumps(SOURCE)).identity() == SOURCE.identity()
     assert SOURCE.identity()["s1_quantity"] == "gamma0"
 
@@ -205,9 +204,16 @@ def test_crops_rotate_and_woods_stay():
     assert (now != later).mean() > 0.3
 
 
+def test_maps_come_with_the_composites():
+    got = SOURCE.composite(ImageRequest(GRID, GRID, (TEN_DAYS,), maps=("truth", "land_cover")))
+    assert list(got.maps) == ["truth", "land_cover"]
+    for name, codes in got.maps.items():
+        np.testing.assert_array_equal(codes, SOURCE.class_map(name, GRID))
+
+
 def test_an_unknown_map_is_refused():
     with pytest.raises(InputError, match=r"no map 'soil'.*eucropmap"):
-        SOURCE.class_map("soil", GRID)
+        SOURCE.composite(ImageRequest(GRID, GRID, (TEN_DAYS,), maps=("soil",)))
 
 
 @pytest.fixture(scope="module")

@@ -518,6 +518,12 @@ def test_real_composites_are_those_of_the_plain_arrays(flanders: dict[str, Path]
         assert got.s1_valid_thw[t].all()
 
 
+def test_a_map_of_the_source_is_refused(tmp_path: Path) -> None:
+    request = ImageRequest(GRID, GRID, (JANUARY,), maps=("eucropmap",))
+    with pytest.raises(InputError, match=r"stac offers no maps.*source:eucropmap.*raster file"):
+        source(tmp_path).composite(request)
+
+
 def test_real_composites_have_the_measured_signatures(flanders: dict[str, Path], shared_data: Path) -> None:
     """The figures of `real_signatures.csv` were measured with clear views of SCL 4 to 7."""
     months = [date(2018, m, 1) for m in range(8, 13)] + [date(2019, m, 1) for m in range(1, 12)]

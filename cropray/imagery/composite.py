@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.types import BoolArray, ByteArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
+from cropray.types import (
+    BoolArray,
+    ByteArray,
+    Composite,
+    CompositeRecipe,
+    FloatArray,
+    ImageRequest,
+    InputError,
+    Period,
+)
 
 _BLOCK_VALUES = 1 << 19  # floats of a stack that is sorted at once: 2 MiB stay in the cache
 _FAR = np.float32(1e30)  # beyond every reflectance; finite, so that sums stay defined
@@ -69,9 +78,14 @@ def composite_scenes(
     an ROI. A period without scenes is all invalid. `Composite.scenes` counts the scenes offered
     (Sentinel-2) and chosen (Sentinel-1).
 
-    Raises ValueError for a scene outside its period, later than `request.not_after`, or of another
-    shape than the grid.
+    Raises InputError for a recipe with `cloud_score`, which scenes do not carry, and ValueError for
+    a scene outside its period, later than `request.not_after`, or of another shape than the grid.
     """
+    if request.recipe.cloud_score is not None:
+        raise InputError(
+            "composite.cloud_score needs Cloud Score+, which only source.kind: earthengine has; leave it "
+            "out and choose classes by composite.scl_invalid"
+        )
     size = (len(request.periods), *request.grid.shape)
     s2_tchw = np.full((size[0], len(S2_BANDS), *size[1:]), np.nan, np.float32)
     s1_tchw = np.full((size[0], len(S1_BANDS), *size[1:]), np.nan, np.float32)

@@ -12,6 +12,7 @@ change of any constant that touches a pixel raises VERSION, and every figure is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -57,7 +58,8 @@ class SimulatedSource:
 
     def composite(self, request: ImageRequest) -> Composite:
         tile = _Tile(request.grid, request.extent, self.config.seed)
-        return composite_scenes(request, tile.s2_scenes, tile.s1_scenes)
+        maps = {name: self.class_map(name, request.grid) for name in request.maps}
+        return replace(composite_scenes(request, tile.s2_scenes, tile.s1_scenes), maps=maps)
 
     def s2_scenes(self, grid: Grid, period: Period) -> Iterator[S2Scene]:
         """The Sentinel-2 scenes of a period, oldest first."""

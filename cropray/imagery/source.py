@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
-
-from cropray.grid import Grid
 from cropray.types import Composite, ImageRequest
 
 
@@ -25,15 +21,7 @@ class ImagerySource(Protocol):
     def composite(self, request: ImageRequest) -> Composite:
         """The composites of a request; a period without any scene is all invalid, not an error.
 
-        Raises InputError where the scenes cannot be used (units unknown, offset ambiguous, ...).
+        Raises InputError where the scenes cannot be used (units unknown, offset ambiguous, ...)
+        and where `request.maps` names a map that the source does not offer.
         """
-        ...
-
-
-@runtime_checkable
-class MapSource(Protocol):
-    """A source that also offers categorical maps, such as a simulated world's truth."""
-
-    def class_map(self, name: str, grid: Grid) -> npt.NDArray[np.int32]:
-        """Codes (H, W) of the named map on the grid, nearest neighbour. Raises InputError."""
         ...

@@ -68,6 +68,11 @@ class StacSource:
 
     def composite(self, request: ImageRequest) -> Composite:
         """See ImagerySource. Scenes of one period are held at a time."""
+        if request.maps:
+            raise InputError(
+                f"source.kind: stac offers no maps, so source:{request.maps[0]} cannot be read; give a "
+                "raster file instead"
+            )
         start, end = request.periods[0].start, request.periods[-1].end
         grid, extent = _outline(request.grid), _outline(request.extent)
         s2_items = self._s2.search(grid, start, end)

@@ -13,7 +13,7 @@ from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.config import Config, LabelsConfig
 from cropray.grid import Window
 from cropray.imagery.source import ImagerySource
-from cropray.labels import make_labels
+from cropray.labels import make_labels, source_maps
 from cropray.pipeline.ledger import TILE_KEY, LedgerRow, part_name
 from cropray.pipeline.plan import Tile
 from cropray.rois.windows import periods_for
@@ -69,12 +69,20 @@ def export_tile(
     """
     periods = periods_for(config.window, tile.roi.harvest_start)
     as_of = config.window.as_of if config.window.anchor == "as_of" else None
-    request = ImageRequest(tile.grid, tile.extent, periods, config.composite.recipe(), as_of)
+    request = ImageRequest(
+        grid=tile.grid,
+        extent=tile.extent,
+        periods=periods,
+        recipe=config.composite.recipe(),
+        not_after=as_of,
+        maps=source_maps(config.labels),
+        name=tile.tile_id,
+    )
     composite = source.composite(request)
     patches: list[Patch] = []
     reason = "no valid pixel in any month of either sensor"
     if composite.s2_valid_thw.any() or composite.s1_valid_thw.any():
-        label_hw, truth_hw = make_labels(tile.grid, _near(tile, parcels), config, source)
+        label_hw, truth_hw = make_labels(tile.grid, _near(tile, parcels), config, composite.maps)
         patches = cut_patches(
             tile, composite, label_hw, known_pixels(label_hw, truth_hw, config.labels), truth_hw
         )
