@@ -30,8 +30,8 @@ SetOption = Annotated[
 RunOption = Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.")]
 
 # Stage functions take a Run and return a summary; they are imported only when they are called,
-# so that --help answers at once.
-_STAGES = (
+# so that --help answers at once. `predict` stands between these two, with options of its own.
+_TO_A_MODEL = (
     (
         "rois",
         "cropray.rois.build:build_rois",
@@ -45,9 +45,11 @@ _STAGES = (
         "cropray.training.driver:finetune",
         "Train on partly annotated parcels, from a trained body.",
     ),
-    ("evaluate", "cropray.training.evaluate:evaluate", "Measure the model on whole held-out blocks."),
+    ("evaluate", "cropray.training.evaluate:evaluate", "Measure the model on whole held-out regions."),
+)
+_FROM_A_MAP = (
     ("report", "cropray.maps.report:report", "One HTML page of the run that opens without a network."),
-    ("demo", "cropray.pipeline.demo:demo", "The whole path on the built-in world."),
+    ("demo", "cropray.pipeline.demo:demo", "The whole path on the built-in world: configs/demo.yaml."),
 )
 
 
@@ -76,7 +78,7 @@ def _add_stage(name: str, function: str, text: str) -> None:
         _call(function, run, _config(config, set))
 
 
-for _stage in _STAGES:
+for _stage in _TO_A_MODEL:
     _add_stage(*_stage)
 
 
@@ -85,15 +87,27 @@ def predict(
     run: RunOption,
     config: ConfigOption = None,
     set: SetOption = None,
-    model: Annotated[str, typer.Option(help="Checkpoint folder or models:/NAME@ALIAS.")] = "",
-    area: Annotated[str, typer.Option(help="Bounding box in degrees, vector file, or rois:SPLIT.")] = "",
-    as_of: Annotated[str, typer.Option(help="Last day whose scenes may be used.")] = "",
-    assume_harvest: Annotated[str, typer.Option(help="Harvest start, for harvest-anchored models.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Checkpoint folder or models:/NAME@ALIAS; else the run's own."),
+    ] = "",
+    area: Annotated[
+        str,
+        typer.Option(metavar="AREA", help="MIN_LON,MIN_LAT,MAX_LON,MAX_LAT, a vector file, or rois:SPLIT."),
+    ] = "",
+    as_of: Annotated[str, typer.Option(metavar="YYYY-MM-DD", help="Last day whose scenes may be used.")] = "",
+    assume_harvest: Annotated[
+        str, typer.Option(metavar="YYYY-MM-DD", help="Harvest start, for models anchored on the harvest.")
+    ] = "",
 ) -> None:
     """Map an area of any size as of a date."""
     given = {"model": model, "area": area, "as_of": as_of, "assume_harvest": assume_harvest}
     settings = [f"predict.{key}={json.dumps(value)}" for key, value in given.items() if value]
     _call("cropray.pipeline.predict:predict", run, _config(config, [*(set or []), *settings]))
+
+
+for _stage in _FROM_A_MAP:
+    _add_stage(*_stage)
 
 
 @config_app.command("show")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cropray.types import CompositeRecipe
+from cropray.types import BACKGROUND, CompositeRecipe
 
 
 class Section(BaseModel):
@@ -109,7 +109,8 @@ class GridConfig(Section):
 
     @model_validator(mode="after")
     def _whole_pixels(self) -> GridConfig:
-        if self.snap % self.resolution:
+        pixels = self.snap / self.resolution
+        if round(pixels) < 1 or abs(pixels - round(pixels)) > 1e-9:
             raise ValueError(f"grid.snap {self.snap} is no multiple of grid.resolution {self.resolution}")
         return self
 
@@ -124,7 +125,9 @@ class CompositeConfig(Section):
     """
 
     scl_invalid: tuple[int, ...] = CompositeRecipe.scl_invalid
-    s1_passes: tuple[Literal["ascending", "descending"], ...] = ("ascending", "descending")
+    s1_passes: tuple[Literal["ascending", "descending"], ...] = Field(
+        ("ascending", "descending"), min_length=1
+    )
     cloud_score: float | None = Field(None, gt=0, le=1)
 
     def recipe(self) -> CompositeRecipe:
@@ -207,6 +210,12 @@ class PatchConfig(Section):
     size: int = Field(64, ge=16, multiple_of=16)
     max_overlap: int = Field(32, ge=0)
     tile_patches: int = Field(8, ge=1, description="patches a side of one exported tile")
+
+    @model_validator(mode="after")
+    def _patches_move_on(self) -> PatchConfig:
+        if self.max_overlap >= self.size:
+            raise ValueError(f"patch.max_overlap {self.max_overlap} must be below patch.size {self.size}")
+        return self
 
 
 class ShardsConfig(Section):
@@ -293,7 +302,7 @@ class DemoConfig(Section):
 class Config(Section):
     """The whole configuration. `classes` are the names of class 0..n-1, everywhere."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     classes: tuple[str, ...] = ()
     rois: RoisConfig = RoisConfig()
     window: WindowConfig = WindowConfig()
@@ -311,6 +320,15 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
     demo: DemoConfig = DemoConfig()
+
+    @model_validator(mode="after")
+    def _classes_have_numbers(self) -> Config:
+        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if twice:
+            raise ValueError(f"classes has {', '.join(twice)} more than once")
+        if len(self.classes) > BACKGROUND:
+            raise ValueError(f"{len(self.classes)} classes; labels have numbers for {BACKGROUND}")
+        return self
 
     @model_validator(mode="after")
     def _codes_match(self) -> Config:

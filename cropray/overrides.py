@@ -16,6 +16,17 @@ from pydantic import BaseModel, ValidationError
 from cropray.config import Config
 from cropray.types import InputError
 
+# ValueError: what looks like a date and is none, 2022-13-01, and bytes that are no text.
+_UNREADABLE = (yaml.YAMLError, ValueError)
+
+# What pydantic calls by the names of Python's types.
+_WANTED = {
+    "tuple_type": "wanted a list, [a, b]",
+    "model_type": "wanted settings below it, key: value",
+    "dict_type": "wanted settings below it, key: value",
+    "string_type": "wanted text",
+}
+
 
 def updated(config: Config, overrides: Mapping[str, Any]) -> Config:
     """A copy with values replaced by dotted key, checked anew. Raises InputError."""
@@ -36,7 +47,7 @@ def load_config(path: str | Path | None, settings: Iterable[str] = ()) -> Config
             loaded = yaml.safe_load(Path(path).read_text())
         except OSError as error:
             raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(loaded or {}, dict):
             raise InputError(f"{path} must hold a mapping of settings, got {type(loaded).__name__}")
@@ -47,7 +58,7 @@ def load_config(path: str | Path | None, settings: Iterable[str] = ()) -> Config
             raise InputError(f"--set {setting!r} is not of the form key.subkey=value")
         try:
             _assign(data, key.strip(), yaml.safe_load(value))
-        except yaml.YAMLError as error:
+        except _UNREADABLE as error:
             raise InputError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
     return _validated(data, str(path) if path is not None else "the settings")
 
@@ -80,7 +91,9 @@ def _explained(problem: dict[str, Any]) -> str:
             f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}"
         )
         return f"  {key}: unknown key; {hint}"
-    return f"  {key}: {problem['msg']}, got {problem['input']!r}"
+    if problem["type"] == "value_error":  # of a check over several settings, whose text names them
+        return f"  {key}: {problem['ctx']['error']}"
+    return f"  {key}: {_WANTED.get(problem['type'], problem['msg'])}, got {problem['input']!r}"
 
 
 def _keys_beside(location: list[str]) -> list[str]:

@@ -30,6 +30,13 @@ def test_every_stage_has_a_command_and_a_job(stage: str, capsys: pytest.CaptureF
     assert f"cropray {stage}" in shown.stdout
 
 
+def test_help_lists_the_stages_in_the_order_of_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("--help") == 0
+    shown = capsys.readouterr().out
+    listed = [line.strip("│ ").split()[0] for line in shown.splitlines() if line.startswith("│")]
+    assert [name for name in listed if name in STAGES] == STAGES
+
+
 def test_a_mistake_is_one_message_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("config", "show", "--set", "rois.epsm=1") == 2
     shown = capsys.readouterr()

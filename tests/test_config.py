@@ -1,5 +1,6 @@
 """The configuration: strict keys, dotted overrides, readable errors."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,35 @@ def test_an_unknown_key_names_itself_and_the_nearest(setting: str, hint: str) ->
         "grid.resolution=-1",
         "grid.snap=15",
         "source.kind=landsat",
+        "seed=-1",  # no generator takes it
+        "patch.max_overlap=64",
+        "composite.s1_passes=[]",
+        "classes=[pea, maize, pea]",
+        f"classes=[{','.join(f'c{n}' for n in range(255))}]",  # 254 and 255 are no classes
+        "predict.as_of=2022-13-01",
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_its_key(setting: str) -> None:
-    with pytest.raises(InputError, match=setting.split(".", maxsplit=1)[0]):
+    with pytest.raises(InputError, match=re.split("[.=]", setting)[0]):
         load_config(None, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("window.anchor=as_of", "  window: window.anchor is as_of, but window.as_of is not set"),
+        ("classes=wheat", "  classes: wanted a list, [a, b], got 'wheat'"),
+        ("rois=3", "  rois: wanted settings below it, key: value, got 3"),
+    ],
+)
+def test_an_error_is_told_in_the_words_of_the_configuration(setting: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(None, [setting])
+    assert str(caught.value).splitlines()[1:] == [message]
+
+
+def test_a_snap_of_whole_pixels_is_one_whatever_the_rounding() -> None:
+    assert load_config(None, ["grid.snap=0.3", "grid.resolution=0.1"]).grid.snap == 0.3
 
 
 @pytest.mark.parametrize("setting", ["no-equals", "=1", "a.b=[1"])
@@ -57,7 +82,7 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert (config.seed, config.window.months, config.rois.eps_m) == (3, 5, 10)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n"])
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "predict: {as_of: 2022-02-30}"])
 def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
