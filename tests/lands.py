@@ -124,7 +124,7 @@ def ready_run(
         window=WindowConfig(months=MONTHS),
         source=SourceConfig(kind="simulated"),
         evaluate=settings,
-        patch=PatchConfig(size=SIZE),
+        patch=PatchConfig(size=SIZE, max_overlap=16),
     )
     run = Run(Folder(folder), config)
     for stage in ("rois", "export", "compact"):
