@@ -69,12 +69,16 @@ _CANOPY_M = 8.0
 
 def class_map(name: str, grid: Grid, seed: int, year: int) -> npt.NDArray[np.int32]:
     """Codes (H, W) of a map at the pixel centres. Raises InputError for a name there is not."""
+    return codes_at(name, Place.on(grid, seed), year).reshape(grid.shape)
+
+
+def codes_at(name: str, place: Place, year: int) -> npt.NDArray[np.int32]:
+    """Codes (P,) of a map at the pixels of a place. Raises InputError for a name there is not."""
     maps = {"truth": _truth, "eucropmap": _eucropmap, "land_cover": _land_cover}
     if name not in maps:
         raise InputError(f"the simulated world has no map {name!r}; wanted one of {', '.join(maps)}")
-    place = Place.on(grid, seed)
-    codes: npt.NDArray[np.int32] = maps[name](place, land_of(seed, place.fields, year), year)
-    return codes.reshape(grid.shape)
+    codes: npt.NDArray[np.int32] = maps[name](place, land_of(place.seed, place.fields, year), year)
+    return codes
 
 
 def _truth(place: Place, land: npt.NDArray[np.uint8], _year: int) -> npt.NDArray[np.int32]:
