@@ -26,7 +26,7 @@ import numpy as np
 from scipy import stats
 
 from cropray.config import Config
-from cropray.maps.charts import EVALUATION
+from cropray.figures.charts import EVALUATION
 from cropray.overrides import load_config, updated
 from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.compact import compact

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from cropray.maps.pictures import class_picture
+from cropray.figures.pictures import comparison_picture
 from cropray.pipeline.ledger import LedgerRow, write_ledger
 from cropray.run import Run
 from cropray.training.evaluate import evaluate
@@ -38,7 +38,8 @@ def finished_run(folder: str, *, with_truth: bool = True) -> Run:
     maps = [{"name": name, "folder": "", "hectares": HECTARES} for name in ("north", "south")]
     summary = {"as_of": "2022-06-30", "model": "models/finetune", "tiles": 2, "warning": None, "maps": maps}
     run.folder.write_text("maps/map/summary.json", json.dumps({"key": "k", "summary": summary}))
-    picture = class_picture(np.zeros((8, 8), np.uint8), CLASSES)
+    nothing = np.zeros((8, 8), np.uint8)
+    picture = comparison_picture(nothing, nothing, CLASSES)
     run.folder.write_bytes("maps/map/north/picture.png", picture)
     run.folder.write_bytes("maps/map/south/picture.png", picture)
     return run

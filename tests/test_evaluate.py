@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
+from cropray.figures.charts import EVALUATION
 from cropray.grid import Grid
-from cropray.maps.charts import EVALUATION
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.decision import decide
 from cropray.models.predictor import Predictor
@@ -205,6 +205,15 @@ def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
     other = replace(small_checkpoint(None), classes=("maize", "onion"))
     save_checkpoint(other, run.folder.child("models/finetune"))
     with pytest.raises(InputError, match=r"maize, onion.*maize, pea"):
+        evaluate(run)
+
+
+def test_a_model_of_another_backscatter_is_refused(tmp_path: Path) -> None:
+    run = ready_run(str(tmp_path))
+    save_checkpoint(
+        replace(small_checkpoint(None), s1_quantity="sigma0"), run.folder.child("models/finetune")
+    )
+    with pytest.raises(InputError, match="sigma0 of Sentinel-1, the test split has gamma0"):
         evaluate(run)
 
 

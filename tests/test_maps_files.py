@@ -10,9 +10,9 @@ import pystac
 import pytest
 import rasterio
 
+from cropray.figures.palette import colour_table
 from cropray.grid import Window
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, decode_tile, encode_tile
-from cropray.maps.palette import colour_table
 from cropray.maps.plan import MapPlan
 from cropray.maps.publish import MapIdentity, publish_map
 from cropray.maps.tiles import (

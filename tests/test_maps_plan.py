@@ -104,7 +104,7 @@ def test_an_as_of_date_in_another_season_is_warned_of() -> None:
 
 def test_other_bands_or_backscatter_are_refused_by_name() -> None:
     check_source(checkpoint(), World().identity())
-    with pytest.raises(InputError, match="trained on sigma0 of Sentinel-1, the source test offers gamma0"):
+    with pytest.raises(InputError, match="trained on sigma0 of Sentinel-1, the source test has gamma0"):
         check_source(checkpoint(s1_quantity="sigma0"), World().identity())
     with pytest.raises(InputError, match="trained on the Sentinel-2 bands B02, B03"):
         check_source(checkpoint(s2_bands=("B02", "B03")), World().identity())

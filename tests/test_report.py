@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from cropray.config import Config
-from cropray.maps.charts import EVALUATION
+from cropray.figures.charts import EVALUATION
 from cropray.maps.report import REPORT, report
 from cropray.maps.report_parts import evaluation
 from cropray.run import Run

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pyproj import Geod, Transformer
 
+from cropray.figures.palette import colourised
+from cropray.figures.pictures import class_legend, png
 from cropray.grid import Grid
-from cropray.maps.palette import colourised
-from cropray.maps.pictures import class_legend, png
 from cropray.rasters import read_reduced
 
 _MAX_PIXELS = 1200

@@ -1,4 +1,4 @@
-"""Under which conditions a trained network may be used: its months, its bands, its backscatter."""
+"""Under which conditions a trained network may draw a map: its months, its imagery, its bands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.config import Config, WindowConfig
 from cropray.maps.tiles import PredictionSettings
-from cropray.models.checkpoint import Checkpoint, check_classes
+from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs
 from cropray.rois.windows import periods_for
 from cropray.run import flat
 from cropray.types import InputError, Period
@@ -110,19 +110,11 @@ def check_imagery(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def check_source(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
-    """Raises InputError where the source offers other bands or another backscatter than was trained on."""
-    for sensor, trained, offered in (
-        ("Sentinel-2", checkpoint.s2_bands, S2_NAMES),
-        ("Sentinel-1", checkpoint.s1_bands, S1_NAMES),
-    ):
-        if tuple(trained) != tuple(offered):
-            raise InputError(
-                f"the model was trained on the {sensor} bands {', '.join(trained)}; "
-                f"the source offers {', '.join(offered)}: use a model of these bands"
-            )
-    if checkpoint.s1_quantity != identity["s1_quantity"]:
-        raise InputError(
-            f"the model was trained on {checkpoint.s1_quantity} of Sentinel-1, the source "
-            f"{identity['kind']} offers {identity['s1_quantity']}: they differ by the angle of incidence; "
-            "use a source or a model of the same quantity"
-        )
+    """Raises InputError where a source of imagery offers other bands or backscatter than was trained on."""
+    check_inputs(
+        checkpoint,
+        s2_bands=S2_NAMES,
+        s1_bands=S1_NAMES,
+        s1_quantity=identity["s1_quantity"],
+        where=f"the source {identity['kind']}",
+    )

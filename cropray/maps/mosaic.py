@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from cropray.figures.palette import colour_table
 from cropray.grid import Window
-from cropray.maps.palette import colour_table
 from cropray.maps.plan import MapPlan
 from cropray.maps.tiles import NODATA, TileResult
 from cropray.rasters import create_tiled, write_cog

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cropray.maps.charts import EVALUATION, validity_chart
-from cropray.maps.palette import class_colours
-from cropray.maps.pictures import curves_picture
+from cropray.figures.charts import EVALUATION, validity_chart
+from cropray.figures.palette import class_colours
+from cropray.figures.pictures import curves_picture
 from cropray.pipeline.ledger import LEDGER, read_ledger
 from cropray.rois.windows import periods_for
 from cropray.run import Run

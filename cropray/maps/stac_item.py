@@ -11,9 +11,9 @@ import pystac
 import shapely
 from pyproj import Transformer
 
+from cropray.figures.palette import colour_table
 from cropray.grid import Grid
 from cropray.maps.mosaic import MAP, PROBABILITIES
-from cropray.maps.palette import colour_table
 from cropray.maps.tiles import NODATA
 from cropray.types import BACKGROUND, Period
 

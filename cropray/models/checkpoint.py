@@ -126,6 +126,31 @@ def check_classes(checkpoint: Checkpoint, classes: Sequence[str], where: str) ->
         )
 
 
+def check_inputs(
+    checkpoint: Checkpoint,
+    *,
+    s2_bands: Sequence[str],
+    s1_bands: Sequence[str],
+    s1_quantity: str,
+    where: str,
+) -> None:
+    """Raises InputError where `where` offers other bands or another backscatter than was trained on."""
+    for sensor, trained, offered in (
+        ("Sentinel-2", checkpoint.s2_bands, s2_bands),
+        ("Sentinel-1", checkpoint.s1_bands, s1_bands),
+    ):
+        if tuple(trained) != tuple(offered):
+            raise InputError(
+                f"the model was trained on the {sensor} bands {', '.join(trained)}; "
+                f"{where} has {', '.join(offered)}: use a model of these bands"
+            )
+    if checkpoint.s1_quantity != s1_quantity:
+        raise InputError(
+            f"the model was trained on {checkpoint.s1_quantity} of Sentinel-1, {where} has {s1_quantity}: "
+            "they differ by the angle of incidence; use a source or a model of the same quantity"
+        )
+
+
 def _read_description(folder: Folder) -> dict[str, Any]:
     where = f"{folder}/{DESCRIPTION}"
     try:

@@ -18,10 +18,15 @@ import pyarrow as pa
 import torch
 
 from cropray.config import Config
-from cropray.maps.charts import EVALUATION, confusion_chart, scores_chart
-from cropray.maps.conditions import check_source
-from cropray.maps.pictures import comparison_picture
-from cropray.models.checkpoint import Checkpoint, check_classes, load_checkpoint, weights_checksum
+from cropray.figures.charts import EVALUATION, confusion_chart, scores_chart
+from cropray.figures.pictures import comparison_picture
+from cropray.models.checkpoint import (
+    Checkpoint,
+    check_classes,
+    check_inputs,
+    load_checkpoint,
+    weights_checksum,
+)
 from cropray.models.decision import decide
 from cropray.models.predictor import Predictor
 from cropray.progress import Progress, progress, say
@@ -138,7 +143,13 @@ def _job(run: Run, folder: Folder) -> Job:
 
 def _check_fit(checkpoint: Checkpoint, metadata: ShardMetadata, folder: Folder) -> None:
     check_classes(checkpoint, metadata.classes, str(folder))
-    check_source(checkpoint, metadata.source)
+    check_inputs(
+        checkpoint,
+        s2_bands=metadata.s2_bands,
+        s1_bands=metadata.s1_bands,
+        s1_quantity=metadata.s1_quantity,
+        where="the test split",
+    )
     if checkpoint.window != metadata.window:
         raise InputError(
             f"the model {folder} was trained on the window {checkpoint.window}, the shards hold "

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from cropray.maps.pictures import png
+from cropray.figures.pictures import png
 
 EVALUATION = "evaluation/evaluation.json"
 """Where a run folder keeps the result of which the charts are."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cropray.maps.tiles import NODATA
-from cropray.types import BACKGROUND, ByteArray
+from cropray.types import BACKGROUND, UNLABELLED, ByteArray
 
 Rgb = tuple[int, int, int]
 
@@ -19,7 +18,7 @@ _RAINBOW = (
     "E8601C DC050C 72190E D9CCE3 BA8DB4 994F88 437DBF 6195CF F7CB45 F4A736 E65518 A5170E 42150A"
 )
 _BACKGROUND: Rgb = (221, 221, 221)  # Tol's pale grey
-_NODATA: Rgb = (255, 255, 255)
+_UNKNOWN: Rgb = (255, 255, 255)  # without a label, or in a map nodata
 
 
 def class_colours(n_classes: int) -> list[Rgb]:
@@ -30,7 +29,7 @@ def class_colours(n_classes: int) -> list[Rgb]:
 
 def colour_table(n_classes: int) -> dict[int, Rgb]:
     """Colours of all values of a class map."""
-    return dict(enumerate(class_colours(n_classes))) | {BACKGROUND: _BACKGROUND, NODATA: _NODATA}
+    return dict(enumerate(class_colours(n_classes))) | {BACKGROUND: _BACKGROUND, UNLABELLED: _UNKNOWN}
 
 
 def colourised(class_hw: ByteArray, n_classes: int) -> ByteArray:

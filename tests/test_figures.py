@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cropray.figures import pictures
+from cropray.figures.palette import class_colours, colour_table
 from cropray.grid import Window
-from cropray.maps import pictures
 from cropray.maps.cartography import map_picture
-from cropray.maps.palette import class_colours, colour_table
 from cropray.maps.tiles import (
     NODATA,
 )
@@ -51,9 +51,9 @@ def test_pictures_show_classes_in_their_colours() -> None:
     red, blue, grey = class_colours(2)[0], class_colours(2)[1], colour_table(2)[BACKGROUND]
     both = pixels(pictures.comparison_picture(classes, swapped, ("a", "b"), title="one"))
     assert share(both, red) == pytest.approx(share(both, blue), rel=0.05)
-    alone = pixels(pictures.class_picture(np.zeros((60, 60), np.uint8), ("a", "b")))
+    alone = pixels(pictures.comparison_picture(0 * classes, 0 * classes, ("a", "b")))
     assert share(alone, red) > 0.3
-    assert share(alone, blue) == share(alone, grey) == 0
+    assert max(share(alone, blue), share(alone, grey)) < 0.001  # smooth edges of the letters apart
 
 
 def test_curves_take_a_history_with_gaps() -> None:

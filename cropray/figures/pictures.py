@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch as Swatch
 from matplotlib.ticker import MaxNLocator
 
-from cropray.bands import NODATA as STORED_NODATA
-from cropray.bands import S2_NAMES
-from cropray.maps.palette import class_colours, colour_table, colourised
+from cropray.bands import NODATA, S2_NAMES
+from cropray.figures.palette import class_colours, colour_table, colourised
 from cropray.types import BACKGROUND, ByteArray, IntArray
 
 _DPI = 110
@@ -28,7 +27,7 @@ def true_colour(s2_cthw: IntArray) -> npt.NDArray[np.float32]:
 
     Each band is stretched from its 2nd to its 98th percentile; pixels without a view are white.
     """
-    valid_thw = (s2_cthw != STORED_NODATA).all(axis=0)
+    valid_thw = (s2_cthw != NODATA).all(axis=0)
     month = int(np.argmax(valid_thw.sum(axis=(1, 2))))
     rgb_hwc = np.moveaxis(s2_cthw[_RGB, month], 0, -1).astype(np.float32)
     valid_hw = valid_thw[month]
@@ -37,21 +36,6 @@ def true_colour(s2_cthw: IntArray) -> npt.NDArray[np.float32]:
         rgb_hwc = np.clip((rgb_hwc - low) / np.maximum(high - low, 1), 0, 1)
     rgb_hwc[~valid_hw] = 1
     return rgb_hwc.astype(np.float32)
-
-
-def true_colour_picture(s2_cthw: IntArray, title: str = "") -> bytes:
-    """One patch or composite as the eye would see it, see `true_colour`."""
-    figure = Figure(figsize=(4, 4), layout="constrained")
-    _image(figure.add_subplot(), true_colour(s2_cthw), title)
-    return png(figure)
-
-
-def class_picture(class_hw: ByteArray, classes: Sequence[str], title: str = "") -> bytes:
-    """Classes, background (254) and nodata or unlabelled (255) in their colours, with a legend."""
-    figure = Figure(figsize=(5.5, 4), layout="constrained")
-    _image(figure.add_subplot(), colourised(class_hw, len(classes)), title)
-    class_legend(figure, classes, np.unique(class_hw))
-    return png(figure)
 
 
 def comparison_picture(
