@@ -14,6 +14,14 @@ PACKAGE = Path(cropray.__file__).parent
 HEAVY = {"ray", "torch", "ee", "rasterio", "mlflow"}
 BARE = {"numpy", "torch", "pyarrow", "xxhash", "safetensors", "pyproj", "fsspec"}
 BARE_LEAVES = {"cropray.types", "cropray.bands", "cropray.grid", "cropray.storage"}
+# Data flows downward: a module imports from its own room and from those before it, never from one behind.
+WAY = (
+    *("types", "bands", "grid", "storage", "config", "overrides", "progress", "run", "rasters", "figures"),
+    *("imagery", "rois", "labels", "shards", "models", "tracking", "training", "maps", "pipeline"),
+    *("cli", "__main__"),
+)
+# What the drivers share, wherever they stand: how to join Ray, and the record that export leaves.
+SHARED = {"cropray.pipeline.cluster", "cropray.pipeline.ledger"}
 TRAINING_STEP = {"cropray.training.step", "cropray.training.augment"}
 
 
@@ -51,6 +59,22 @@ def outside(path: Path) -> set[str]:
 def inside(path: Path) -> set[str]:
     known = modules()
     return {name for name in imports(path) if name in known and name != "cropray"}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1]
+
+
+def test_data_flows_downward() -> None:
+    paths = {name: path for name, path in modules().items() if name != "cropray"}
+    assert {room(name) for name in paths} == set(WAY)
+    upward = {
+        f"{name} imports {other}"
+        for name, path in paths.items()
+        for other in inside(path) - SHARED
+        if WAY.index(room(other)) > WAY.index(room(name))
+    }
+    assert upward == set()
 
 
 @pytest.mark.parametrize("leaf", ["types", "bands", "grid", "config"])
