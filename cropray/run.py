@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from cropray.config import Config
+from cropray.progress import say
 from cropray.storage import Folder
 from cropray.types import InputError
 
 Summary = dict[str, Any]
 """What a stage did, as JSON: shown to the user, kept in the record."""
+
+Inputs = Mapping[str, str]
+"""What a stage rests on beside its settings, by name: fingerprints of files, shards, weights."""
+
+_NO_INPUTS: Final[Inputs] = {}
 
 # The sections on which each stage rests, beside those of the stages before it.
 _SECTIONS: dict[str, tuple[str, ...]] = {
@@ -24,7 +31,10 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "pretrain": ("model", "pretrain"),
     "finetune": ("model", "finetune"),
     "evaluate": ("evaluate",),
+    "predict": ("predict",),
 }
+# Settings in these that change no result, or that stand among the inputs by what they name.
+_FREE = {"predict.batch_size", "predict.model"}
 _BEFORE: dict[str, tuple[str, ...]] = {
     "rois": (),
     "export": ("rois",),
@@ -32,7 +42,11 @@ _BEFORE: dict[str, tuple[str, ...]] = {
     "pretrain": ("rois", "export", "compact"),
     "finetune": ("rois", "export", "compact"),
     "evaluate": ("rois", "export", "compact"),
+    "predict": (),
 }
+
+
+_REMEDY = {"predict": "give this map another name: --set predict.name=…"}
 
 
 @dataclass(frozen=True)
@@ -46,10 +60,8 @@ class Run:
     folder: Folder
     config: Config
 
-    def begin(self, stage: str) -> Summary | None:
-        """The summary of a stage that was finished before, else None.
-
-        Raises InputError where the folder belongs to another configuration of this stage or of
+    def begin(self, stage: str) -> None:
+        """Raises InputError where the folder belongs to another configuration of this stage or of
         one that it rests on, or where a stage before it is not finished.
         """
         for earlier in _BEFORE[stage]:
@@ -58,22 +70,33 @@ class Run:
                 raise InputError(f"{stage} needs {earlier} first: cropray {earlier} --run {self.folder} …")
             self._check(earlier, record)
         record = self._record(stage)
-        if record is None:
-            return None
-        self._check(stage, record)
-        summary: Summary | None = record["summary"]
-        return summary
+        if record is not None:
+            self._check(stage, record)
 
-    def claim(self, stage: str) -> None:
+    def finished(self, stage: str, inputs: Inputs = _NO_INPUTS) -> Summary | None:
+        """The summary of a stage that was finished before with the same inputs, else None."""
+        summary, changed = self.summary(stage), self.changed(stage, inputs)
+        if summary is None or not changed:
+            return summary
+        say(f"{stage}: runs again: {', '.join(changed)} changed since it was finished")
+        return None
+
+    def changed(self, stage: str, inputs: Inputs) -> list[str]:
+        """Names of the inputs that are not those of the stage's last attempt; none before the first."""
+        record = self._record(stage)
+        was = inputs if record is None else record.get("inputs", {})
+        return sorted(name for name, value in inputs.items() if was.get(name) != value)
+
+    def claim(self, stage: str, inputs: Inputs = _NO_INPUTS) -> None:
         """Keep the folder for this configuration of a stage that now writes files of it.
 
         To be called when the inputs are known to be usable, so that a mistake in the settings can be
         corrected. A stage without files that could be mistaken for another configuration's need not.
         """
-        self._write(stage, None)
+        self._write(stage, None, inputs)
 
-    def finish(self, stage: str, summary: Summary) -> None:
-        self._write(stage, summary)
+    def finish(self, stage: str, summary: Summary, inputs: Inputs = _NO_INPUTS) -> None:
+        self._write(stage, summary, inputs)
 
     def summary(self, stage: str) -> Summary | None:
         """What a finished stage recorded, None where it is not finished."""
@@ -84,16 +107,22 @@ class Run:
         data = self.config.model_dump(mode="json")
         return {section: data[section] for section in _SECTIONS[stage]}
 
+    def _place(self, stage: str) -> str:
+        """Where the record of a stage is: a run has many maps, each with its own."""
+        return (
+            f"maps/{self.config.predict.name}/summary.json" if stage == "predict" else f"stages/{stage}.json"
+        )
+
     def _record(self, stage: str) -> dict[str, Any] | None:
-        name = f"stages/{stage}.json"
+        name = self._place(stage)
         if not self.folder.exists(name):
             return None
         record: dict[str, Any] = json.loads(self.folder.read_text(name))
         return record
 
-    def _write(self, stage: str, summary: Summary | None) -> None:
-        record = {"settings": self._settings(stage), "summary": summary}
-        self.folder.write_text(f"stages/{stage}.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+    def _write(self, stage: str, summary: Summary | None, inputs: Inputs) -> None:
+        record = {"settings": self._settings(stage), "inputs": dict(inputs), "summary": summary}
+        self.folder.write_text(self._place(stage), json.dumps(record, indent=1, sort_keys=True) + "\n")
         self.folder.write_text("config.yaml", self._merged(stage).to_yaml())
 
     def _merged(self, stage: str) -> Config:
@@ -106,7 +135,7 @@ class Run:
 
     def _check(self, stage: str, record: dict[str, Any]) -> None:
         was, now = flat(record["settings"]), flat(self._settings(stage))
-        changed = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+        changed = sorted(key for key in (was.keys() | now.keys()) - _FREE if was.get(key) != now.get(key))
         if changed:
             lines = [
                 f"  {key}: {_short(was.get(key))} there, {_short(now.get(key))} now" for key in changed[:8]
@@ -115,7 +144,8 @@ class Run:
             raise InputError(
                 f"{self.folder} was made by another configuration of {stage}:\n"
                 + "\n".join(lines + more)
-                + "\nuse another --run folder, or the settings in its config.yaml"
+                + "\n"
+                + _REMEDY.get(stage, "use another --run folder, or the settings in its config.yaml")
             )
 
 

@@ -144,6 +144,11 @@ class Folder:
     def delete(self, name: str) -> None:
         self.filesystem.delete_file(self.path(name))
 
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder below, if it is there, with all that it holds."""
+        if self.exists(name):
+            self.filesystem.delete_dir(self.path(name))
+
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:

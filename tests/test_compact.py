@@ -11,7 +11,7 @@ from cropray.shards.reader import ShardReader
 from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.types import InputError
-from tests.export_inputs import exported_run, make_roi
+from tests.export_inputs import PlainSource, export_here, exported_run, make_roi
 
 ROIS = [make_roi("a"), make_roi("b"), make_roi("c", "val")]  # six patches each
 
@@ -86,8 +86,21 @@ def test_a_stopped_compaction_goes_on_with_what_is_missing(tmp_path: Path) -> No
 def test_a_finished_compaction_is_reused(tmp_path: Path) -> None:
     run = exported_run(tmp_path, ROIS)
     summary = compact(run)
-    run.folder.delete("ledger.parquet")  # would be missed if anything were done
+    run.folder.delete_folder("parts")  # would be missed if anything were done
     assert compact(run) == summary
+
+
+def test_shards_of_an_export_that_changed_are_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = exported_run(tmp_path, ROIS, **{"shards.shard_samples": 5})
+    compact(run)
+    export_here(run.config, ROIS[1:], PlainSource(), run.folder)  # an ROI less: fewer shards
+    assert compact(run) == {"samples": {"train": 6, "val": 6}, "shards": {"train": 2, "val": 2}}
+    assert "compact: runs again: the ledger of the export changed" in capsys.readouterr().err
+    fresh = exported_run(tmp_path / "fresh", ROIS[1:], **{"shards.shard_samples": 5})
+    compact(fresh)
+    assert shard_bytes(run) == shard_bytes(fresh)
 
 
 def test_a_sample_that_occurs_twice_is_refused(tmp_path: Path) -> None:

@@ -148,7 +148,9 @@ def test_a_second_evaluation_reads_nothing_again(evaluated: Run, capsys: pytest.
     assert evaluated.folder.local(EVALUATION).stat().st_mtime_ns == before
 
 
-def test_another_model_is_evaluated_anew(tmp_path: Path) -> None:
+def test_another_model_or_other_shards_are_evaluated_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = ready_run(str(tmp_path))
     first = evaluate(run)
     folder = run.folder.child("models/finetune")
@@ -156,9 +158,13 @@ def test_another_model_is_evaluated_anew(tmp_path: Path) -> None:
     negated = {name: -x for name, x in checkpoint.weights.items() if name.startswith("final_conv")}
     save_checkpoint(replace(checkpoint, weights=checkpoint.weights | negated), folder)
     second = evaluate(run)
-    assert second["weights_xxh3"] != first["weights_xxh3"]
+    assert "evaluate: runs again: model changed" in capsys.readouterr().err
     assert second["macro_f1/network"] != first["macro_f1/network"]
     assert second["macro_f1/forest"] == first["macro_f1/forest"]
+    run.folder.delete_folder("shards/test")
+    with pytest.raises(InputError, match="no shards of the split test"):
+        evaluate(run)
+    assert "evaluate: runs again: shards changed" in capsys.readouterr().err
 
 
 def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cropray.config import Config
+from cropray.config import Config, RoisConfig
 from cropray.imagery.world_fields import CROPS
 from cropray.overrides import load_config, updated
 from cropray.rois.build import build_rois
+from cropray.rois.inputs import fingerprints
 from cropray.rois.store import DROPPED, PARCELS, ROIS, read_parcels, read_rois
 from cropray.run import Run
 from cropray.storage import Folder
@@ -218,6 +219,36 @@ def test_the_european_rectangles_keep_their_held_out_ones(shared_data: Path, tmp
     assert len(read_parcels(run.folder)) == 0
     record = json.loads(run.folder.read_text("stages/rois.json"))
     assert record["summary"]["crs"] == "EPSG:4326"
+
+
+def test_a_table_that_was_edited_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "rois.csv"
+    table.write_text('roi,harvest_date,uuid\n"5,50,5.1,50.1",2018-08-01,a\n')
+    rois = {"kind": "table", "data_root": str(tmp_path), "table": "rois.csv"}
+    run = run_in(tmp_path / "run", Config(rois=rois))
+    build_rois(run)
+    build_rois(run)
+    assert "rois: reused 1 ROIs" in capsys.readouterr().err
+    table.write_text(table.read_text().replace("2018-08-01", "2018-07-01"))
+    build_rois(run)
+    assert "rois: runs again: rois.csv changed" in capsys.readouterr().err
+    assert [roi.harvest_start for roi in read_rois(run.folder)] == [date(2018, 7, 1)]
+
+
+def test_what_lies_beside_a_shapefile_counts(tmp_path: Path) -> None:
+    for name in ("parcels.shp", "parcels.dbf", "other.dbf", "calendar.csv", "provinces.gpkg"):
+        (tmp_path / name).write_text(name)
+    config = RoisConfig(
+        data_root=str(tmp_path),
+        parcels=({"crop": "maize", "path": "*.shp"},),
+        calendar={"path": "calendar.csv"},
+        provinces={"path": "provinces.gpkg"},
+    )
+    before = fingerprints(config)
+    (tmp_path / "other.dbf").write_text("else")
+    assert fingerprints(config) == before
+    (tmp_path / "parcels.dbf").write_text("else")
+    assert {name for name, value in fingerprints(config).items() if value != before[name]} == {"*.shp"}
 
 
 @pytest.mark.parametrize("kind", ["parcels", "table"])

@@ -15,13 +15,44 @@ def open_run(path: Path, *settings: str) -> Run:
 
 
 def test_a_finished_stage_is_reused(tmp_path: Path) -> None:
-    assert open_run(tmp_path).begin("rois") is None
+    assert open_run(tmp_path).finished("rois") is None
     open_run(tmp_path).claim("rois")
-    assert open_run(tmp_path).begin("rois") is None  # claimed, not finished
+    assert open_run(tmp_path).finished("rois") is None  # claimed, not finished
     open_run(tmp_path).finish("rois", {"rois": 3})
-    assert open_run(tmp_path).begin("rois") == {"rois": 3}
+    assert open_run(tmp_path).finished("rois") == {"rois": 3}
     assert open_run(tmp_path).summary("rois") == {"rois": 3}
     assert load_config(tmp_path / "config.yaml") == load_config(None)
+
+
+def test_a_stage_of_other_inputs_runs_again_and_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(tmp_path)
+    run.finish("evaluate", {"pixels": 3}, {"model": "a", "shards": "b"})
+    assert run.finished("evaluate", {"shards": "b", "model": "a"}) == {"pixels": 3}
+    assert capsys.readouterr().err == ""
+    assert run.finished("evaluate", {"model": "other", "shards": "b"}) is None
+    assert capsys.readouterr().err == "evaluate: runs again: model changed since it was finished\n"
+    assert run.finished("evaluate", {"model": "other", "shards": "too"}) is None
+    assert "model, shards changed" in capsys.readouterr().err
+
+
+def test_an_attempt_that_did_not_end_remembers_its_inputs(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    assert run.changed("finetune", {"shards": "a"}) == []
+    run.claim("finetune", {"shards": "a"})
+    assert run.changed("finetune", {"shards": "a"}) == []
+    assert run.changed("finetune", {"shards": "b"}) == ["shards"]
+
+
+def test_every_map_has_a_record_of_its_own(tmp_path: Path) -> None:
+    for name in ("june", "july"):
+        open_run(tmp_path, f"predict.name={name}").finish("predict", {"map": name})
+    assert open_run(tmp_path, "predict.name=june").finished("predict") == {"map": "june"}
+    other = open_run(tmp_path, "predict.name=june", "predict.overlap=4")
+    with pytest.raises(InputError, match=r"(?s)overlap: 16 there, 4 now.*--set predict\.name"):
+        other.begin("predict")
+    open_run(tmp_path, "predict.name=june", "predict.batch_size=1").begin("predict")
 
 
 def test_another_configuration_is_refused_by_key(tmp_path: Path) -> None:
@@ -39,7 +70,9 @@ def test_a_setting_of_an_earlier_stage_is_checked_too(tmp_path: Path) -> None:
 
 def test_a_setting_of_a_later_stage_may_change(tmp_path: Path) -> None:
     open_run(tmp_path).finish("rois", {"rois": 1})
-    assert open_run(tmp_path, "finetune.lr=0.5").begin("rois") == {"rois": 1}
+    later = open_run(tmp_path, "finetune.lr=0.5")
+    later.begin("rois")
+    assert later.finished("rois") == {"rois": 1}
 
 
 def test_a_stage_without_the_one_before_it_says_which(tmp_path: Path) -> None:
@@ -51,7 +84,7 @@ def test_a_stage_without_the_one_before_it_says_which(tmp_path: Path) -> None:
 def test_a_stage_that_stopped_at_its_inputs_leaves_its_settings_free(tmp_path: Path) -> None:
     open_run(tmp_path, "rois.table=absent.csv").begin("rois")
     assert not list(tmp_path.iterdir())
-    assert open_run(tmp_path, "rois.table=right.csv").begin("rois") is None
+    open_run(tmp_path, "rois.table=right.csv").begin("rois")
 
 
 def test_the_kept_configuration_has_each_stage_as_it_was_run(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.training.driver import best_entry
-from cropray.training.plan import TrainingPlan, make_plan
+from cropray.training.plan import TrainingPlan, make_plan, training_inputs
 from cropray.training.validate import SCORE
 from cropray.types import InputError
 from tests.training_data import CLASSES, METADATA, MONTHS, make_run, write_split
@@ -53,6 +54,26 @@ def test_the_fingerprint_is_that_of_the_samples(folder: Folder, tmp_path: Path) 
     other = Folder(str(tmp_path))
     write_split(other, "train", 24, seed=1)
     assert make_plan(make_run(other), "pretrain").checkpoint.data_fingerprint != fingerprint
+
+
+def test_a_training_rests_on_its_shards_and_on_the_weights_it_starts_from(
+    folder: Folder, first: Folder, tmp_path: Path
+) -> None:
+    inputs = training_inputs(make_run(folder, init=first.uri), "finetune")
+    assert training_inputs(make_run(folder), "finetune") == {"shards": inputs["shards"]}
+    moved = Folder(str(tmp_path / "moved"))
+    shutil.copytree(folder.local("shards"), moved.local("shards"))
+    assert training_inputs(make_run(moved), "finetune") == {"shards": inputs["shards"]}
+    write_split(moved, "train", 24, seed=1)
+    assert training_inputs(make_run(moved), "finetune") != {"shards": inputs["shards"]}
+    moved.delete_folder("shards/train")
+    assert training_inputs(make_run(moved), "finetune") != {"shards": inputs["shards"]}
+
+    checkpoint = load_checkpoint(first)
+    halved = {name: tensor * 0.5 for name, tensor in checkpoint.weights.items()}
+    save_checkpoint(replace(checkpoint, weights=halved), first)
+    again = training_inputs(make_run(folder, init=first.uri), "finetune")
+    assert [name for name in inputs if inputs[name] != again[name]] == ["the checkpoint to start from"]
 
 
 def test_a_start_from_the_same_classes_keeps_the_head(folder: Folder, first: Folder) -> None:

@@ -20,9 +20,9 @@ import pyarrow as pa
 import xxhash
 
 from cropray.config import ShardsConfig
-from cropray.pipeline.ledger import LedgerRow, part_name, read_ledger
+from cropray.pipeline.ledger import LedgerRow, fingerprint, part_name, read_ledger
 from cropray.progress import progress, say
-from cropray.run import Run, Summary
+from cropray.run import Inputs, Run, Summary
 from cropray.shards.file import ShardFile, read_group_table
 from cropray.shards.schema import ShardMetadata
 from cropray.shards.store import shard_name
@@ -50,23 +50,25 @@ def compact(run: Run) -> Summary:
     Raises InputError where parts do not agree with the ledger, a sample occurs twice, or a shard
     is there that holds other samples; and where the disk is full.
     """
-    finished = run.begin("compact")
-    there = [f"shards/{name}" for name in run.folder.child("shards").names(".parquet")]
+    run.begin("compact")
+    ledger = read_ledger(run.folder)
+    inputs = {"the ledger of the export": fingerprint(ledger)}
+    finished, there = run.finished("compact", inputs), _shards_in(run.folder)
     if finished is not None and finished["shards"] == _by_split(there):
         say(f"compact: reused {sum(finished['samples'].values())} samples")
         return finished
     folder, shards = run.folder, run.config.shards
-    ledger = [row for row in read_ledger(folder) if row.patches]
-    if not ledger:
+    full = [row for row in ledger if row.patches]
+    if not full:
         raise InputError(f"{folder} has no samples to compact: every tile is empty (see ledger.parquet)")
-    metadata = ShardFile.open(f"{folder.uri}/{part_name(ledger[0].tile_id)}").metadata
+    metadata = ShardFile.open(f"{folder.uri}/{part_name(full[0].tile_id)}").metadata
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda row: _samples(folder, row, metadata), ledger))
+        found = list(pool.map(lambda row: _samples(folder, row, metadata), full))
         samples = [sample for part in found for sample in part]
         _refuse_twins(samples)
         plan = plan_shards(samples, run.config.seed, shards.shard_samples)
-        _refuse_strangers(folder, plan)
-        run.claim("compact")
+        _clear(run, plan, inputs)
+        run.claim("compact", inputs)
         with progress("compact", len(plan)) as bar:
             for _ in pool.map(lambda name: _write(folder, name, plan[name], metadata, shards), plan):
                 bar.advance()
@@ -74,7 +76,7 @@ def compact(run: Run) -> Summary:
         "samples": dict(sorted(Counter(sample.split for sample in samples).items())),
         "shards": _by_split(plan),
     }
-    run.finish("compact", summary)
+    run.finish("compact", summary, inputs)
     return summary
 
 
@@ -133,9 +135,17 @@ def _refuse_twins(samples: Sequence[Sample]) -> None:
         )
 
 
-def _refuse_strangers(folder: Folder, plan: dict[str, list[Sample]]) -> None:
-    there = {f"shards/{name}" for name in folder.child("shards").names(".parquet")}
-    strangers = sorted(there - plan.keys())
+def _shards_in(folder: Folder) -> list[str]:
+    return [f"shards/{name}" for name in folder.child("shards").names(".parquet")]
+
+
+def _clear(run: Run, plan: dict[str, list[Sample]], inputs: Inputs) -> None:
+    """Take away the shards of an earlier export. Raises InputError for shards of unknown origin."""
+    folder = run.folder
+    if run.changed("compact", inputs):
+        for name in _shards_in(folder):
+            folder.delete(name)
+    strangers = sorted(set(_shards_in(folder)) - plan.keys())
     if strangers:
         raise InputError(
             f"{folder}/{strangers[0]} and {len(strangers) - 1} more shards are none of this compaction; "

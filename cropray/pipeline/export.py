@@ -17,7 +17,7 @@ from cropray.pipeline.plan import extent_of, plan_tiles
 from cropray.pipeline.tile import export_tile, inputs_of, shard_metadata
 from cropray.progress import progress, say
 from cropray.rois.splits import audit_grids
-from cropray.rois.store import read_parcels, read_rois
+from cropray.rois.store import fingerprint, read_parcels, read_rois
 from cropray.run import Run, Summary
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
@@ -31,7 +31,9 @@ def export(run: Run) -> Summary:
     A tile that fails is recorded and the others go on. Raises InputError where tiles failed (run it
     again: finished ones are kept) and where parts were made by another recipe.
     """
-    finished = run.begin("export")
+    run.begin("export")
+    inputs = {"ROIs or parcels": fingerprint(run.folder)}
+    finished = run.finished("export", inputs)
     if finished is not None:
         say(f"export: reused {finished['patches']} patches of {finished['tiles']} tiles")
         return finished
@@ -62,7 +64,7 @@ def export(run: Run) -> Summary:
     rows = read_rows(folder, list(tiles), metadata.recipe)
     write_ledger(folder, rows)
     summary = summarise(rows)
-    run.finish("export", summary)
+    run.finish("export", summary, inputs)
     return summary
 
 

@@ -104,7 +104,8 @@ def write_ledger(folder: Folder, rows: Sequence[LedgerRow]) -> None:
 
 def fingerprint(rows: Sequence[LedgerRow]) -> str:
     """Names the tiles and samples of a ledger, whatever wrote the table."""
-    return xxhash.xxh3_64_hexdigest(repr([(row.tile_id, row.split, row.checksum) for row in rows]).encode())
+    names = [(row.tile_id, row.split, row.recipe, row.checksum) for row in rows]
+    return xxhash.xxh3_64_hexdigest(repr(names).encode())
 
 
 def read_ledger(folder: Folder) -> list[LedgerRow]:

@@ -29,12 +29,9 @@ from cropray.models.predictor import Predictor
 from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
 from cropray.progress import progress, say
-from cropray.run import Run, Summary
+from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
-from cropray.types import InputError
-
-_SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -52,29 +49,34 @@ class _Tile:
 def predict(run: Run) -> Summary:
     """Map `predict.area` as of `predict.as_of` with `predict.model`; see the module for the files.
 
-    A finished map of the same model and settings is reused. Raises InputError where one of these is
-    missing or does not fit the others, and where maps/<name> holds another map.
+    A finished map of the same model and settings is reused, one of another model or area is drawn
+    anew. Raises InputError where one of these is missing or does not fit the others, and where
+    maps/<name> holds a map of other settings.
     """
     config = run.config
     given_as_of(config)
+    run.begin("predict")
     checkpoint_folder = resolve_model(config.predict.model, run)
     checkpoint = load_checkpoint(checkpoint_folder)
     settings = prediction_settings(checkpoint, config)
     source = open_source(config)
     check_source(checkpoint, source.identity())
     plans = plan_maps(config.predict.area, config, run.folder)
-    key = _key(checkpoint_folder, settings, source.identity(), plans, config)
     output = run.folder.child(f"maps/{config.predict.name}")
-    finished = _finished(output, key)
+    inputs = _inputs(checkpoint_folder, settings, source.identity(), plans)
+    finished = run.finished("predict", inputs)
     if finished is not None:
         say(f"predict: reused {output}")
         return finished
     warning = season_warning(checkpoint, settings.as_of)
     if warning:
         say(f"predict: warning: {warning}")
+    key = _hash([__version__, inputs, config.predict.tile_size, config.predict.probabilities])
     parts = output.child(f"parts/{key}")
     tiles = [_Tile(plan, window) for plan in plans for window in plan.grid.blocks(config.predict.tile_size)]
     _predict_tiles(tiles, config, checkpoint_folder, settings, parts)
+    if run.changed("predict", inputs):
+        _clear(output)
     identity = MapIdentity(
         title=f"crops of {config.predict.area}",
         model=config.predict.model or _relative(checkpoint_folder, run.folder),
@@ -90,9 +92,8 @@ def predict(run: Run) -> Summary:
         "warning": warning,
         "maps": _publish_maps(plans, tiles, parts, output, identity, config),
     }
-    output.write_text(_SUMMARY, json.dumps({"key": key, "summary": summary}, indent=1) + "\n")
-    for name in parts.names():
-        parts.delete(name)
+    run.finish("predict", summary, inputs)
+    output.delete_folder("parts")
     return summary
 
 
@@ -190,39 +191,26 @@ def _publish_maps(
     return made
 
 
-def _finished(output: Folder, key: str) -> Summary | None:
-    """The summary of a finished map of this key. Raises InputError for one of another key."""
-    if not output.exists(_SUMMARY):
-        return None
-    record: dict[str, Any] = json.loads(output.read_text(_SUMMARY))
-    if record["key"] != key:
-        raise InputError(
-            f"{output} holds another map (as of {record['summary']['as_of']}, model "
-            f"{record['summary']['model']}); give this one another name: --set predict.name=…"
-        )
-    summary: Summary = record["summary"]
-    return summary
+def _clear(output: Folder) -> None:
+    """Take away the files of another map of the name: this one may have fewer."""
+    for name in output.names():
+        if not name.startswith("parts/"):
+            output.delete(name)
 
 
-def _key(
-    checkpoint: Folder,
-    settings: PredictionSettings,
-    source: Mapping[str, Any],
-    plans: Sequence[MapPlan],
-    config: Config,
-) -> str:
-    """Hash of all that the parts depend on."""
+def _inputs(
+    checkpoint: Folder, settings: PredictionSettings, source: Mapping[str, Any], plans: Sequence[MapPlan]
+) -> Inputs:
     chosen = asdict(settings)
     del chosen["batch_size"]
-    data = {
-        "version": __version__,
-        "checkpoint": checkpoint.read_text(DESCRIPTION),  # it has the checksum of the weights
-        "settings": chosen,
-        "source": source,
-        "tile_size": config.predict.tile_size,
-        "probabilities": config.predict.probabilities,
-        "maps": [[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans],
+    return {
+        "model": _hash(checkpoint.read_text(DESCRIPTION)),  # it has the checksum of the weights
+        "imagery": _hash([chosen, source]),
+        "area": _hash([[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans]),
     }
+
+
+def _hash(data: Any) -> str:
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -13,6 +13,7 @@ import geopandas as gpd
 
 from cropray.config import Config, RoisConfig
 from cropray.progress import say
+from cropray.rois.inputs import fingerprints
 from cropray.rois.naming import nearest
 from cropray.rois.parcels import read_parcels
 from cropray.rois.regions import regions_of
@@ -37,18 +38,20 @@ class Regions:
 
 def build_rois(run: Run) -> Summary:
     """Write `rois/` of the run folder. Raises InputError, with nothing written, for unusable input."""
-    finished = run.begin("rois")
+    run.begin("rois")
+    inputs = {} if _is_simulated(run.config) else fingerprints(run.config.rois)
+    finished = run.finished("rois", inputs)
     if finished is not None:
         say(f"rois: reused {finished['rois']} ROIs in {run.folder}")
         return finished
     with _inputs(run) as config:
         regions = make_regions(run.config, config)
-    run.claim("rois")
+    run.claim("rois", inputs)
     write_parcels(run.folder, regions.parcels)
     write_dropped(run.folder, regions.dropped)
     write_rois(run.folder, regions.rois)
     summary = _summary(regions, run.config.rois.split.buffer_m)
-    run.finish("rois", summary)
+    run.finish("rois", summary, inputs)
     say(_line(summary))
     return summary
 
@@ -78,11 +81,16 @@ def make_regions(config: Config, rois_config: RoisConfig) -> Regions:
     return regions
 
 
+def _is_simulated(config: Config) -> bool:
+    """Whether the simulated world gives the inputs: then they are its settings."""
+    return config.source.kind == "simulated" and not (config.rois.parcels or config.rois.table)
+
+
 @contextmanager
 def _inputs(run: Run) -> Iterator[RoisConfig]:
     """The settings with paths of inputs that exist: the simulated world's are made where none are set."""
     config = run.config.rois
-    if run.config.source.kind != "simulated" or config.parcels or config.table:
+    if not _is_simulated(run.config):
         yield config
         return
     from cropray.imagery.simulated import write_inputs

@@ -15,6 +15,7 @@ import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
 import shapely
+import xxhash
 
 from cropray.storage import Folder
 from cropray.types import Roi
@@ -77,6 +78,11 @@ def write_dropped(folder: Folder, dropped: Sequence[Dropped]) -> None:
     columns = list(Dropped.__dataclass_fields__)
     frame = pd.DataFrame([vars(row) for row in dropped], columns=columns)
     folder.write_text(DROPPED, frame.sort_values(columns).to_csv(index=False))
+
+
+def fingerprint(folder: Folder) -> str:
+    """Names the ROIs and the parcels of a run folder."""
+    return xxhash.xxh3_64_hexdigest(folder.read_bytes(ROIS) + folder.read_bytes(PARCELS))
 
 
 def _write(folder: Folder, name: str, frame: gpd.GeoDataFrame) -> None:

@@ -28,11 +28,17 @@ _ACCEPTED = (*_POLYGONAL, shapely.GeometryType.GEOMETRYCOLLECTION, shapely.Geome
 _DEGREES_SLACK = 1e-6
 
 
-def find_files(root: str, pattern: str) -> list[Path]:
-    """Files of a path or glob, relative to `root`, sorted. Raises InputError where there is none."""
+def matching(root: str, pattern: str) -> list[Path]:
+    """Files of a path or glob, relative to `root`, sorted."""
     wanted = Path(root).expanduser() / pattern
-    files = [Path(name) for name in sorted(glob.glob(str(wanted), recursive=True))]
+    return [Path(name) for name in sorted(glob.glob(str(wanted), recursive=True))]
+
+
+def find_files(root: str, pattern: str) -> list[Path]:
+    """As `matching`. Raises InputError where there is none, and for a folder."""
+    files = matching(root, pattern)
     if not files:
+        wanted = Path(root).expanduser() / pattern
         raise InputError(f"there is no file {wanted}; check the path, and rois.data_root it is relative to")
     for file in files:
         if file.is_dir() and file.suffix != ".gdb":

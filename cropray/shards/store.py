@@ -1,8 +1,17 @@
-"""Where shards lie in a run folder."""
+"""Where shards lie in a run folder, and what tells one set of them from another."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import xxhash
+
+from cropray.shards.file import read_footer
+from cropray.shards.schema import ROWS_KEY
 from cropray.storage import Folder
+
+_READERS = 8  # footers read at the same time: object storage answers slowly
 
 
 def shard_name(split: str, index: int) -> str:
@@ -13,3 +22,11 @@ def shard_uris(folder: Folder, split: str) -> list[str]:
     """The shards of one split of a run folder, in order; none where there are none."""
     shards = folder.child(f"shards/{split}")
     return [f"{shards.uri}/{name}" for name in shards.names(".parquet")]
+
+
+def fingerprint(uris: Sequence[str]) -> str:
+    """Names the samples of shards by their footers. Raises InputError for a shard that is damaged."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        checksums = pool.map(lambda uri: read_footer(uri).get(ROWS_KEY, b""), uris)
+        rows = [(uri.split("/")[-2:], checksum) for uri, checksum in zip(uris, checksums, strict=True)]
+    return xxhash.xxh3_64_hexdigest(repr(rows).encode())

@@ -16,7 +16,7 @@ from cropray.progress import progress, say
 from cropray.run import Run, Summary
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
-from cropray.training.plan import TrainingPlan, make_plan
+from cropray.training.plan import TrainingPlan, make_plan, training_inputs
 from cropray.training.validate import SCORE
 from cropray.types import InputError
 
@@ -49,9 +49,12 @@ def train(run: Run, stage: Stage) -> Summary:
     The epoch with the highest mean average precision over classes is kept, the last one where the
     validation split has no known pixel. Writes `models/<stage>/` (checkpoint.json,
     weights.safetensors, history.json: one object an epoch). A training that was interrupted goes on
-    from its last epoch. Raises InputError for shards or a starting checkpoint that do not fit.
+    from its last epoch; one whose shards or starting checkpoint have changed, from its first. Raises
+    InputError for shards or a starting checkpoint that do not fit.
     """
-    summary = run.begin(stage)
+    run.begin(stage)
+    inputs = training_inputs(run, stage)
+    summary = run.finished(stage, inputs)
     if summary is not None:
         say(f"{stage}: reused {run.folder}/models/{stage}")
         return summary
@@ -59,7 +62,9 @@ def train(run: Run, stage: Stage) -> Summary:
     plan = make_plan(run, stage)
     with ray_session(run.config.ray):
         _check_workers(run, stage)
-        run.claim(stage)
+        if run.changed(stage, inputs):
+            _forget(run, stage)
+        run.claim(stage, inputs)
         history, tracker_id, version = _train_and_register(run, stage, plan)
     best = best_entry(history)
     summary = {
@@ -74,8 +79,15 @@ def train(run: Run, stage: Stage) -> Summary:
         SCORE: best.get(SCORE),
         "seconds": round(time.monotonic() - start, 1),
     }
-    run.finish(stage, summary)
+    run.finish(stage, summary, inputs)
     return summary
+
+
+def _forget(run: Run, stage: Stage) -> None:
+    """Take away what a training on other inputs would be taken up from; its model stays registered."""
+    run.folder.delete_folder(f"checkpoints/{stage}")
+    if run.folder.exists(f"mlflow/{stage}.json"):
+        run.folder.delete(f"mlflow/{stage}.json")
 
 
 def best_entry(history: History) -> dict[str, Any]:

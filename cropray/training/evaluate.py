@@ -30,10 +30,11 @@ from cropray.models.checkpoint import (
 from cropray.models.decision import decide
 from cropray.models.predictor import Predictor
 from cropray.progress import Progress, progress, say
+from cropray.rois.splits import SPLITS
 from cropray.run import Run, Summary
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
-from cropray.shards.store import shard_uris
+from cropray.shards.store import fingerprint, shard_uris
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 from cropray.training.blocks import TilePlan, block_numbers, extents, plan_tiles, read_tile
@@ -75,10 +76,12 @@ def evaluate(run: Run) -> Summary:
 
     Raises InputError where there is no test split, or where the model does not fit the shards.
     """
-    reused = run.begin("evaluate")
+    run.begin("evaluate")
     folder = resolve_model(run.config.evaluate.model, run)
-    weights = weights_checksum(folder)
-    if reused is not None and reused["weights_xxh3"] == weights:
+    uris = [uri for split in SPLITS for uri in shard_uris(run.folder, split)]
+    inputs = {"model": weights_checksum(folder), "shards": fingerprint(uris)}
+    reused = run.finished("evaluate", inputs)
+    if reused is not None:
         say(f"evaluate: reused {run.folder}/{EVALUATION}")
         return reused
     start = time.monotonic()
@@ -110,14 +113,13 @@ def evaluate(run: Run) -> Summary:
         run.folder.write_bytes(f"evaluation/{name}", picture)
     run.folder.write_text(EVALUATION, json.dumps(result, indent=1, allow_nan=False) + "\n")
     summary = {
-        "weights_xxh3": weights,
         "scope": result["scope"],
         "blocks": result["blocks"],
         "pixels": result["pixels"],
         **{f"{result['score']}/{name}": row["score"] for name, row in result["methods"].items()},
         "seconds": round(time.monotonic() - start, 1),
     }
-    run.finish("evaluate", summary)
+    run.finish("evaluate", summary, inputs)
     return summary
 
 

@@ -10,14 +10,14 @@ import pyarrow as pa
 import xxhash
 
 from cropray.config import TrainConfig
-from cropray.models.checkpoint import Checkpoint, load_checkpoint
+from cropray.models.checkpoint import Checkpoint, load_checkpoint, weights_checksum
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import NORMALISATIONS
-from cropray.run import Run
+from cropray.run import Inputs, Run
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
-from cropray.shards.store import shard_uris
+from cropray.shards.store import fingerprint, shard_uris
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 from cropray.training.step import Recipe
@@ -68,6 +68,15 @@ class TrainingPlan:
     samples: int
     steps: int
     parameters: int
+
+
+def training_inputs(run: Run, stage: str) -> Inputs:
+    """What a training rests on: the shards of train and val, and the weights that it starts from."""
+    settings: TrainConfig = getattr(run.config, stage)
+    inputs = {"shards": fingerprint(shard_uris(run.folder, "train") + shard_uris(run.folder, "val"))}
+    if settings.init:
+        inputs["the checkpoint to start from"] = weights_checksum(resolve_model(settings.init, run))
+    return inputs
 
 
 def make_plan(run: Run, stage: str) -> TrainingPlan:

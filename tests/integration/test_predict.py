@@ -1,6 +1,7 @@
 """Prediction on Ray over the built-in world, with a small network whose weights are random."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_a_finished_map_is_reused_and_not_replaced_by_another(
     assert predict(run) == summary
     assert "predict: reused" in capsys.readouterr().err
     other = run_in(run.folder.local(), model, as_of="2022-06-16")
-    with pytest.raises(InputError, match=r"holds another map \(as of 2022-06-15.*--set predict\.name"):
+    with pytest.raises(InputError, match=r"(?s)as_of: '2022-06-15' there, '2022-06-16' now.*predict\.name"):
         predict(other)
 
 
@@ -121,6 +122,20 @@ def test_a_stopped_prediction_goes_on_with_the_tiles_it_has(
     predict(run)
     assert "predict: reused 3 of 4 tiles" in capsys.readouterr().err
     assert np.array_equal(classes_of(run), classes_of(finished[0]))
+
+
+def test_a_map_of_another_model_is_drawn_anew(
+    ray_local: None, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_in(tmp_path / "run", model, area="4.33,50.44,4.335,50.443")
+    predict(run)
+    before = classes_of(run)
+    checkpoint = load_checkpoint(Folder(model))
+    other = Folder(str(tmp_path / "other"))
+    save_checkpoint(replace(checkpoint, thresholds=(0.0, 1.0, 1.0)), other)
+    predict(run_in(tmp_path / "run", other.uri, area="4.33,50.44,4.335,50.443"))
+    assert "predict: runs again: model changed" in capsys.readouterr().err
+    assert (classes_of(run) != before).any()
 
 
 def test_a_tile_that_its_source_fails_becomes_a_row(

@@ -95,6 +95,20 @@ def test_two_workers_fine_tune_from_a_body(tmp_path: Path) -> None:
     assert run.summary("finetune") == summary
 
 
+def test_a_training_on_shards_that_changed_runs_again_from_its_first_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = prepared(tmp_path, epochs=1)
+    before = pretrain(run)
+    assert pretrain(run) == before
+    write_split(run.folder, "train", 16, seed=1)
+    after = pretrain(run)
+    assert "pretrain: runs again: shards changed" in capsys.readouterr().err
+    assert after["mlflow_run"] != before["mlflow_run"]
+    assert after["train_loss"] != before["train_loss"]
+    assert len(history(run, "pretrain")) == 1
+
+
 def test_a_damaged_shard_ends_the_training_with_its_name(tmp_path: Path) -> None:
     run = prepared(tmp_path / "a")
     shard = tmp_path / "a" / "shards" / "train" / "00000.parquet"
