@@ -10,15 +10,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 _PAGE = 2  # items a page, so that clients must follow links
-_CONFORMS_TO = [
+_CONFORMS_TO = (
     "https://api.stacspec.org/v1.0.0/core",
     "https://api.stacspec.org/v1.0.0/item-search",
     "https://api.stacspec.org/v1.0.0/collections",
-]
+)
 
 
 @contextmanager
-def serve(items: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def serve(
+    items: list[dict[str, Any]], *, conforms_to: tuple[str, ...] = _CONFORMS_TO
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yields the URL and the list of searches made so far."""
     searches: list[dict[str, Any]] = []
     collections = {f"/collections/{item['collection']}": item["collection"] for item in items}
@@ -26,7 +28,7 @@ def serve(items: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/":
-                self._answer(_landing(url))
+                self._answer(_landing(url) | {"conformsTo": conforms_to})
             elif self.path in collections:
                 self._answer(_collection(url, collections[self.path]))
             else:
@@ -86,7 +88,6 @@ def _landing(url: str) -> dict[str, Any]:
         "stac_version": "1.0.0",
         "id": "loopback",
         "description": "a test's catalogue",
-        "conformsTo": _CONFORMS_TO,
         "links": [
             {"rel": "self", "href": url},
             {"rel": "root", "href": url},

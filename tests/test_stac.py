@@ -21,11 +21,18 @@ from pyproj import Transformer
 from rasterio.transform import Affine
 
 from cropray.bands import S2_NAMES
-from cropray.config import Config, StacConfig, StacSentinel1Config, StacSentinel2Config
+from cropray.config import (
+    Config,
+    StacCollectionConfig,
+    StacConfig,
+    StacSentinel1Config,
+    StacSentinel2Config,
+)
 from cropray.grid import Grid, Window
 from cropray.imagery.open import open_source
 from cropray.imagery.source import ImagerySource
 from cropray.imagery.stac import StacSource
+from cropray.imagery.stac_catalogue import open_catalogue
 from cropray.imagery.stac_items import Scaling, backscatter, find_asset, orbit, reflectance_scaling
 from cropray.types import Composite, CompositeRecipe, ImageRequest, InputError, Period
 from tests.flanders import X0, Y0, build, open_series
@@ -551,3 +558,10 @@ def test_real_composites_have_the_measured_signatures(flanders: dict[str, Path],
             np.testing.assert_allclose(got.s2_tchw[t][:, clear].mean(axis=1), measured, atol=1e-4)
         measured = [float(row["VV_mean"]), float(row["VH_mean"])]
         np.testing.assert_allclose(got.s1_tchw[t][:, here].mean(axis=1), measured, atol=2e-4)
+
+
+def test_a_catalogue_without_search_is_named() -> None:
+    with serve([], conforms_to=("https://api.stacspec.org/v1.0.0/core",)) as (url, _):
+        catalogue = open_catalogue(StacCollectionConfig(api=url, collection="s1"), "source.stac.s1")
+        with pytest.raises(InputError, match=rf"STAC API {url} cannot be searched: .*ITEM_SEARCH"):
+            catalogue.sample()

@@ -101,13 +101,14 @@ class ApiCatalogue:
     def _search(self, **query: Any) -> list[pystac.Item]:
         from pystac_client import Client
         from pystac_client.exceptions import APIError
+        from pystac_client.warnings import DoesNotConformTo
 
         try:
             client = Client.open(self.url)
             items = list(client.search(collections=[self.collection], **query).items())
             # Nothing found, or nothing to find it in?
             known = bool(items) or client.get_collection(self.collection) is not None
-        except (APIError, NotImplementedError, pystac.STACError, pystac.STACTypeError) as error:
+        except (APIError, DoesNotConformTo, pystac.STACError, pystac.STACTypeError) as error:
             raise InputError(f"the STAC API {self.url} cannot be searched: {error}") from error
         if not known:
             raise InputError(f"the STAC API {self.url} has no collection {self.collection!r}")
