@@ -25,7 +25,7 @@ _NO_INPUTS: Final[Inputs] = {}
 
 # The sections on which each stage rests, beside those of the stages before it.
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "rois": ("seed", "rois", "source"),
+    "rois": ("seed", "classes", "rois", "source"),
     "export": ("classes", "window", "grid", "composite", "labels", "patch"),
     "compact": ("shards",),
     "pretrain": ("model", "pretrain"),

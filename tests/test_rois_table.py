@@ -10,6 +10,7 @@ from cropray.config import RoisConfig
 from cropray.rois.table import read_table
 from cropray.types import InputError
 
+CLASSES = ("barley", "sunflower")
 BOX = (10.0, 50.0, 10.5, 50.25)
 RING = [[10, 50], [10.5, 50], [10.5, 50.25], [10, 50.25], [10, 50]]
 
@@ -40,7 +41,7 @@ def write_rois(folder: Path, *rois: object, **columns: list) -> None:
 )
 def test_a_box_may_be_written_in_many_ways(tmp_path: Path, text: str) -> None:
     write_rois(tmp_path, text)
-    (roi,) = read_table(config(tmp_path))
+    (roi,) = read_table(config(tmp_path), CLASSES)
     assert (roi.bounds, roi.crs) == (BOX, "EPSG:4326")
     assert (roi.crop, roi.split, roi.harvest_start) == ("", "", None)
 
@@ -50,50 +51,50 @@ def test_the_spreadsheet_of_the_published_regions_is_read(tmp_path: Path) -> Non
         {
             "roi": ["10,50,10.5,50.25", "20,50,20.5,50.25"],
             "harvest_date": pd.to_datetime(["2018-08-01", "2018-09-01"]),
-            "main_type": ["kolza", "sun flower"],
+            "main_type": ["suger beat, barley", "Sunflower "],
             "country": ["france", "hungry"],
             "uuid": ["a-1", "b-2"],
         }
     )
     frame.to_excel(tmp_path / "rois.xlsx", index=False)
-    rois = read_table(config(tmp_path, "rois.xlsx"))
-    assert [(roi.roi_id, roi.country, roi.harvest_start) for roi in rois] == [
-        ("a-1", "france", date(2018, 8, 1)),
-        ("b-2", "hungry", date(2018, 9, 1)),
+    rois = read_table(config(tmp_path, "rois.xlsx"), CLASSES)
+    assert [(roi.roi_id, roi.country, roi.harvest_start, roi.crop) for roi in rois] == [
+        ("a-1", "france", date(2018, 8, 1), ""),
+        ("b-2", "hungry", date(2018, 9, 1), "sunflower"),
     ]
 
 
 def test_corners_in_columns_are_degrees(tmp_path: Path) -> None:
     columns = dict(zip(("min_lon", "min_lat", "max_lon", "max_lat"), BOX, strict=True))
     pd.DataFrame([columns | {"country": "here"}]).to_csv(tmp_path / "rois.csv", index=False)
-    (roi,) = read_table(config(tmp_path, crs="EPSG:3857"))
+    (roi,) = read_table(config(tmp_path, crs="EPSG:3857"), CLASSES)
     assert (roi.bounds, roi.crs) == (BOX, "EPSG:4326")
     assert roi.roi_id.startswith("here-")
 
 
 def test_large_coordinates_are_of_the_named_system_and_refused_without_one(tmp_path: Path) -> None:
     write_rois(tmp_path, "1113194,6446275,1168854,6490000")
-    (roi,) = read_table(config(tmp_path, crs="EPSG:3857"))
+    (roi,) = read_table(config(tmp_path, crs="EPSG:3857"), CLASSES)
     assert roi.crs == "EPSG:3857"
     with pytest.raises(InputError, match=r"rois\.csv, row 2: .* are no degrees; .*rois\.crs"):
-        read_table(config(tmp_path))
+        read_table(config(tmp_path), CLASSES)
 
 
 def test_identities_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     boxes = ["10,50,10.5,50.25", "20,50,20.5,50.25"]
     write_rois(tmp_path, *boxes)
-    first = {roi.roi_id for roi in read_table(config(tmp_path))}
+    first = {roi.roi_id for roi in read_table(config(tmp_path), CLASSES)}
     write_rois(tmp_path, *boxes[::-1])
-    assert {roi.roi_id for roi in read_table(config(tmp_path))} == first
+    assert {roi.roi_id for roi in read_table(config(tmp_path), CLASSES)} == first
     assert len(first) == 2
 
 
 def test_splits_go_by_country_or_uuid(tmp_path: Path) -> None:
     write_rois(tmp_path, "10,50,10.5,50.25", "20,50,20.5,50.25", country=["here", "there"], uuid=["a", "b"])
-    rois = read_table(config(tmp_path, split={"named": {"here": "train", "b": "test"}}))
+    rois = read_table(config(tmp_path, split={"named": {"here": "train", "b": "test"}}), CLASSES)
     assert [roi.split for roi in rois] == ["train", "test"]
     with pytest.raises(InputError, match=r"row 3: rois\.split\.named has no split for 'b'; known: here"):
-        read_table(config(tmp_path, split={"named": {"here": "train"}}))
+        read_table(config(tmp_path, split={"named": {"here": "train"}}), CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -119,12 +120,12 @@ def test_splits_go_by_country_or_uuid(tmp_path: Path) -> None:
 def test_malformed_rows_are_named(tmp_path: Path, columns: dict[str, list], message: str) -> None:
     pd.DataFrame(columns).to_csv(tmp_path / "rois.csv", index=False)
     with pytest.raises(InputError, match=rf"rois\.csv.*{message}"):
-        read_table(config(tmp_path, crs="EPSG:3857"))
+        read_table(config(tmp_path, crs="EPSG:3857"), CLASSES)
 
 
 def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no table of ROIs .*rois\.csv; check rois\.table"):
-        read_table(config(tmp_path))
+        read_table(config(tmp_path), CLASSES)
     (tmp_path / "rois.xlsx").write_text("no workbook")
     with pytest.raises(InputError, match=r"cannot read the table .*rois\.xlsx"):
-        read_table(config(tmp_path, "rois.xlsx"))
+        read_table(config(tmp_path, "rois.xlsx"), CLASSES)

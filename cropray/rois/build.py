@@ -60,7 +60,7 @@ def make_regions(config: Config, rois_config: RoisConfig) -> Regions:
     """Everything of the stage but its files, from the inputs that `rois_config` names."""
     empty = gpd.GeoDataFrame({"parcel_id": [], "crop": []}, geometry=[], crs=LONLAT)
     if rois_config.kind == "table":
-        rois = read_table(rois_config)
+        rois = read_table(rois_config, config.classes)
         if not rois_config.split.named:
             rois = split_rois(rois, rois_config.split, config.seed)
         regions = Regions(rois, empty, [])

@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import re
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,16 @@ from cropray.types import InputError, Roi
 _CORNERS = ("min_lon", "min_lat", "max_lon", "max_lat")
 
 
-def read_table(config: RoisConfig) -> list[Roi]:
+def read_table(config: RoisConfig, classes: Sequence[str]) -> list[Roi]:
     """The ROIs of a csv or xlsx file (its first sheet), without splits unless `split.named` has them.
 
     A row gives its box as min_lon, min_lat, max_lon, max_lat (degrees), or in one column `roi` as
     "minx,miny,maxx,maxy", WKT, or GeoJSON (a geometry, or its coordinates alone), of which the
     bounds are taken. Coordinates of `roi` that all lie within ±180 and ±90 are degrees (EPSG:4326);
     others are of `rois.crs`, which must then name a CRS. Optional columns: harvest_date
-    (YYYY-MM-DD, Gregorian), country, uuid (becomes the roi_id); others are not read.
+    (YYYY-MM-DD, Gregorian), country, uuid (becomes the roi_id), main_type; others are not read.
+    A main_type that names one of `classes` (in any case) becomes the crop of the ROI. Any other, such
+    as "suger beat, kolza, barley" of a published table, is a remark: the ROI has no crop of its own.
     Raises InputError that names the row for whatever else is there.
     """
     path = Path(config.data_root).expanduser() / config.table
@@ -42,7 +45,8 @@ def read_table(config: RoisConfig) -> list[Roi]:
     frame = _read_frame(path)
     records: Any = frame.to_dict("records")
     rois = [
-        _read_row(record, f"{path}, row {number}", config) for number, record in enumerate(records, start=2)
+        _read_row(record, f"{path}, row {number}", config, classes)
+        for number, record in enumerate(records, start=2)
     ]
     if not rois:
         raise InputError(f"{path} has no rows; wanted one for each ROI")
@@ -70,7 +74,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _read_row(record: dict[str, str], where: str, config: RoisConfig) -> Roi:
+def _read_row(record: dict[str, str], where: str, config: RoisConfig, classes: Sequence[str]) -> Roi:
     bounds, crs = _box(record, where, config)
     country = record.get("country", "").strip() or config.country
     uuid = record.get("uuid", "").strip()
@@ -80,7 +84,7 @@ def _read_row(record: dict[str, str], where: str, config: RoisConfig) -> Roi:
     parts = [np.array(bounds, "<f8").tobytes(), harvest.encode()]
     return Roi(
         roi_id=uuid or identity(country, parts),
-        crop="",
+        crop=_crop(record.get("main_type", ""), classes),
         season="",
         province="",
         country=country,
@@ -89,6 +93,11 @@ def _read_row(record: dict[str, str], where: str, config: RoisConfig) -> Roi:
         crs=crs,
         harvest_start=_harvest(harvest, where),
     )
+
+
+def _crop(main_type: str, classes: Sequence[str]) -> str:
+    named = main_type.strip().casefold()
+    return next((name for name in classes if name.casefold() == named), "")
 
 
 def _box(record: dict[str, str], where: str, config: RoisConfig) -> tuple[Bounds, str]:
