@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,8 +24,40 @@ class Window:
     width: int
 
     @property
+    def bottom(self) -> int:
+        """The row below the last."""
+        return self.row + self.height
+
+    @property
+    def right(self) -> int:
+        """The column beyond the last."""
+        return self.col + self.width
+
+    @property
     def slices(self) -> tuple[slice, slice]:
-        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+        return slice(self.row, self.bottom), slice(self.col, self.right)
+
+    def within(self, outer: Window) -> Window:
+        """The window reckoned from the upper-left pixel of `outer`."""
+        return Window(self.row - outer.row, self.col - outer.col, self.height, self.width)
+
+    def overlaps(self, other: Window) -> bool:
+        """Whether a pixel lies in both."""
+        rows = self.row < other.bottom and other.row < self.bottom
+        return rows and self.col < other.right and other.col < self.right
+
+    def shared(self, other: Window) -> Window:
+        """The pixels that lie in both, of which there must be one."""
+        assert self.overlaps(other)
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        return Window(row, col, min(self.bottom, other.bottom) - row, min(self.right, other.right) - col)
+
+    @staticmethod
+    def around(windows: Iterable[Window]) -> Window:
+        """The smallest window that holds all of these."""
+        rows, cols, bottoms, rights = zip(*((w.row, w.col, w.bottom, w.right) for w in windows), strict=True)
+        row, col = min(rows), min(cols)
+        return Window(row, col, max(bottoms) - row, max(rights) - col)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from cropray.models.checkpoint import Checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
-from cropray.shards.patching import plan_windows
 from cropray.shards.schema import ShardMetadata, encode_patch, to_table
 from cropray.shards.store import shard_name
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
 from cropray.types import BACKGROUND, UNLABELLED, Patch, Period, Roi
+from tests.samples import plan_windows
 
 CLASSES = ("maize", "pea")
 MONTHS, SIZE = 2, 32

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from cropray.bands import NODATA
-from cropray.grid import Grid
+from cropray.grid import Grid, Window
+from cropray.shards.patching import plan_starts
 from cropray.shards.schema import ShardMetadata, encode_patch, to_table
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
@@ -26,6 +27,12 @@ METADATA = ShardMetadata(
     recipe="0f",
     source={"kind": "made up"},
 )
+
+
+def plan_windows(height: int, width: int, size: int, max_overlap: int) -> list[Window]:
+    """The patches of a raster of `height` by `width` pixels, row by row."""
+    rows, cols = (plan_starts(length, size, max_overlap) for length in (height, width))
+    return [Window(row, col, size, size) for row in rows for col in cols]
 
 
 def make_patch(number: int) -> Patch:

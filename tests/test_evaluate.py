@@ -14,13 +14,13 @@ from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.decision import decide
 from cropray.models.predictor import Predictor
 from cropray.run import Run
-from cropray.shards.patching import plan_windows
 from cropray.shards.reader import ShardReader
 from cropray.training.baselines import PixelSample, even_shares, pixel_features
 from cropray.training.blocks import block_numbers, plan_tiles, read_tile
 from cropray.training.evaluate import evaluate
 from cropray.types import BACKGROUND, UNLABELLED, InputError
 from tests.lands import LANDS, MONTHS, SIZE, Land, ready_run, small_checkpoint
+from tests.samples import plan_windows
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,11 @@ from cropray.pipeline.export import summarise
 from cropray.pipeline.ledger import read_ledger, read_rows
 from cropray.pipeline.plan import plan_tiles
 from cropray.pipeline.tile import cut_patches, export_tile, inputs_of, known_pixels, shard_metadata
-from cropray.shards.patching import plan_windows
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
 from cropray.types import BACKGROUND, UNLABELLED, Batch, ImageRequest, InputError, Roi
 from tests.export_inputs import PlainSource, export_here, make_config, make_parcels, make_roi
-from tests.samples import PERIODS
+from tests.samples import PERIODS, plan_windows
 
 LAND_COVER = LabelsConfig(land_cover=ClassMapConfig(path="cover.tif", codes=(10,)))
 CLASS_MAP = LabelsConfig(class_map=ClassMapConfig(path="crops.tif", codes=(1, 2)))

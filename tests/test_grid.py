@@ -53,6 +53,28 @@ def test_utm_zones(lon: float, lat: float, zone: int) -> None:
     assert utm_crs((lon, lat, lon, lat), "EPSG:4326") == f"EPSG:{zone}"
 
 
+windows = st.builds(Window, st.integers(-8, 8), st.integers(-8, 8), st.integers(1, 9), st.integers(1, 9))
+
+
+def pixels(window: Window) -> set[tuple[int, int]]:
+    return {(row, col) for row in range(window.row, window.bottom) for col in range(window.col, window.right)}
+
+
+@given(windows, windows)
+def test_windows_are_the_sets_of_their_pixels(one: Window, other: Window) -> None:
+    both = pixels(one) & pixels(other)
+    assert one.overlaps(other) == bool(both)
+    if both:
+        assert pixels(one.shared(other)) == both
+    around = Window.around([one, other])
+    assert pixels(around) >= pixels(one) | pixels(other)
+    rows, cols = zip(*(pixels(one) | pixels(other)), strict=True)
+    assert (around.row, around.col) == (min(rows), min(cols))
+    assert (around.bottom, around.right) == (max(rows) + 1, max(cols) + 1)
+    inside = one.within(around)
+    assert Window(inside.row + around.row, inside.col + around.col, inside.height, inside.width) == one
+
+
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 128))
 def test_blocks_cover_every_pixel_once(height: int, width: int, size: int) -> None:
     seen = np.zeros((height, width), int)

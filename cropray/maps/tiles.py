@@ -73,11 +73,11 @@ def predict_tile(
     patches = [
         patch
         for patch in patches_over(core, grid.shape, settings.size, settings.overlap)
-        if wanted_hw[_within(_overlap(patch, core), core).slices].any()
+        if wanted_hw[patch.shared(core).within(core).slices].any()
     ]
     if not patches:
         return _result(np.zeros((n_classes, *wanted_hw.shape), np.float32), wanted_hw, predictor)
-    hull = _hull(patches)
+    hull = Window.around(patches)
     composite = source.composite(
         ImageRequest(
             grid=grid.window(hull),
@@ -92,7 +92,7 @@ def predict_tile(
     del composite
     blend = _Blend(core, n_classes, patch_weights(settings.size, settings.overlap))
     for batch in _batches(patches, settings.batch_size):
-        slices = [_within(patch, hull).slices for patch in batch]
+        slices = [patch.within(hull).slices for patch in batch]
         s1_bcthw = np.stack([s1_cthw[:, :, rows, cols] for rows, cols in slices])
         s2_bcthw = np.stack([s2_cthw[:, :, rows, cols] for rows, cols in slices])
         for patch, values_khw in zip(batch, predictor.probabilities(s1_bcthw, s2_bcthw), strict=True):
@@ -122,13 +122,8 @@ def axis_starts(length: int, size: int, overlap: int) -> range:
 def patches_over(core: Window, shape: tuple[int, int], size: int, overlap: int) -> list[Window]:
     """The patches of the lattice of a map of `shape` (H, W) that touch `core`, row by row."""
     rows, cols = (axis_starts(length, size, overlap) for length in shape)
-    return [
-        Window(row, col, size, size)
-        for row in rows
-        if row < core.row + core.height and row + size > core.row
-        for col in cols
-        if col < core.col + core.width and col + size > core.col
-    ]
+    patches = (Window(row, col, size, size) for row in rows for col in cols)
+    return [patch for patch in patches if patch.overlaps(core)]
 
 
 def patch_weights(size: int, overlap: int) -> FloatArray:
@@ -152,9 +147,9 @@ class _Blend:
         self._weight_hw = np.zeros((core.height, core.width), np.float32)
 
     def add(self, patch: Window, values_khw: FloatArray) -> None:
-        shared = _overlap(patch, self._core)
-        rows, cols = _within(shared, self._core).slices
-        src_rows, src_cols = _within(shared, patch).slices
+        shared = patch.shared(self._core)
+        rows, cols = shared.within(self._core).slices
+        src_rows, src_cols = shared.within(patch).slices
         weights_hw = self._weights_hw[src_rows, src_cols]
         self._sum_khw[:, rows, cols] += values_khw[:, src_rows, src_cols] * weights_hw
         self._weight_hw[rows, cols] += weights_hw
@@ -175,30 +170,11 @@ def _result(probabilities_khw: FloatArray, shown_hw: BoolArray, predictor: Predi
 
 def _seen_of_core(seen_hw: BoolArray, hull: Window, core: Window) -> BoolArray:
     """Of a mask of `hull` the part of `core`; False where the hull does not reach."""
-    shared = _overlap(hull, core)
+    shared = hull.shared(core)
     seen_core_hw = np.zeros((core.height, core.width), np.bool_)
-    seen_core_hw[_within(shared, core).slices] = seen_hw[_within(shared, hull).slices]
+    seen_core_hw[shared.within(core).slices] = seen_hw[shared.within(hull).slices]
     return seen_core_hw
 
 
 def _batches(patches: Sequence[Window], size: int) -> Iterator[Sequence[Window]]:
     return (patches[start : start + size] for start in range(0, len(patches), size))
-
-
-def _overlap(a: Window, b: Window) -> Window:
-    row, col = max(a.row, b.row), max(a.col, b.col)
-    bottom = min(a.row + a.height, b.row + b.height)
-    right = min(a.col + a.width, b.col + b.width)
-    return Window(row, col, bottom - row, right - col)
-
-
-def _within(inner: Window, outer: Window) -> Window:
-    """`inner` reckoned from the upper-left pixel of `outer`."""
-    return Window(inner.row - outer.row, inner.col - outer.col, inner.height, inner.width)
-
-
-def _hull(windows: Sequence[Window]) -> Window:
-    row, col = min(w.row for w in windows), min(w.col for w in windows)
-    bottom = max(w.row + w.height for w in windows)
-    right = max(w.col + w.width for w in windows)
-    return Window(row, col, bottom - row, right - col)

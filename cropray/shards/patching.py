@@ -44,15 +44,6 @@ def plan_starts(length: int, size: int, max_overlap: int) -> list[int]:
     return starts if starts[-1] + size == length else [*starts, length - size]
 
 
-def plan_windows(height: int, width: int, size: int, max_overlap: int) -> list[Window]:
-    """Square windows that cover a raster of `height` by `width` pixels, row by row."""
-    return [
-        Window(row, col, size, size)
-        for row in plan_starts(height, size, max_overlap)
-        for col in plan_starts(width, size, max_overlap)
-    ]
-
-
 def mosaic(
     values_nkhw: npt.NDArray[np.floating], windows: Sequence[Window], shape: tuple[int, int]
 ) -> FloatArray:

@@ -102,7 +102,7 @@ def plan_tiles(reader: ShardReader, size: int = _TILE) -> list[TilePlan]:
         rows = of_roi[roi_id]
         windows = {i: Window(table["row"][i], table["col"][i], patch, patch) for i in rows}
         for tile in grids[roi_id].blocks(size):
-            inside = {i: window for i, window in windows.items() if _touches(window, tile)}
+            inside = {i: window for i, window in windows.items() if window.overlaps(tile)}
             if inside:
                 plans.append(_plan(roi_id, table["crop"][rows[0]], tile, inside))
     return plans
@@ -127,21 +127,14 @@ def read_tile(reader: ShardReader, plan: TilePlan) -> Tile:
 
 
 def _plan(roi_id: str, crop: str, tile: Window, inside: dict[int, Window]) -> TilePlan:
-    everything = [tile, *inside.values()]
-    top, left = min(w.row for w in everything), min(w.col for w in everything)
-    bottom = max(w.row + w.height for w in everything)
-    right = max(w.col + w.width for w in everything)
-
-    def moved(window: Window) -> Window:
-        return Window(window.row - top, window.col - left, window.height, window.width)
-
+    hull = Window.around([tile, *inside.values()])
     return TilePlan(
         roi_id,
         crop,
         rows=tuple(inside),
-        hull=(bottom - top, right - left),
-        inner=moved(tile),
-        patches=tuple(moved(window) for window in inside.values()),
+        hull=(hull.height, hull.width),
+        inner=tile.within(hull),
+        patches=tuple(window.within(hull) for window in inside.values()),
     )
 
 
@@ -151,8 +144,3 @@ def _laid(values_nxhw: npt.NDArray[Any], plan: TilePlan, fill: int) -> npt.NDArr
     for values, patch in zip(values_nxhw, plan.patches, strict=True):
         laid[..., *patch.slices] = values
     return laid[..., *plan.inner.slices]
-
-
-def _touches(a: Window, b: Window) -> bool:
-    rows = a.row < b.row + b.height and b.row < a.row + a.height
-    return rows and a.col < b.col + b.width and b.col < a.col + a.width
