@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cropray.config_earthengine import EarthEngineConfig
 from cropray.types import BACKGROUND, CompositeRecipe
 
 
@@ -182,6 +183,7 @@ class SourceConfig(Section):
     kind: Literal["simulated", "stac", "earthengine"] = "stac"
     simulated: SimulatedConfig = SimulatedConfig()
     stac: StacConfig = StacConfig()
+    earthengine: EarthEngineConfig = EarthEngineConfig()
 
 
 class ClassMapConfig(Section):

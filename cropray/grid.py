@@ -119,6 +119,17 @@ class Grid:
         """The bounds in another CRS, edges densified."""
         return transform_bounds(self.bounds, self.crs, crs)
 
+    def outline_in(self, crs: str, per_side: int = 16) -> npt.NDArray[np.floating]:
+        """The closed outline (N, 2) in another CRS; each side is `per_side` straight steps there."""
+        from pyproj import Transformer
+
+        min_x, min_y, max_x, max_y = self.bounds
+        along = np.linspace(0, 1, per_side, endpoint=False)
+        x = np.concatenate([along, np.ones(per_side), 1 - along, np.zeros(per_side), [0]])
+        y = np.concatenate([np.zeros(per_side), along, np.ones(per_side), 1 - along, [0]])
+        to_crs = Transformer.from_crs(self.crs, crs, always_xy=True)
+        return np.column_stack(to_crs.transform(min_x + x * (max_x - min_x), min_y + y * (max_y - min_y)))
+
     @classmethod
     def covering(
         cls,

@@ -427,12 +427,6 @@ def test_an_asset_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     refused(r"vv\.tif of the STAC item a")
 
 
-def test_earth_engine_says_what_to_use_instead() -> None:
-    config = Config.model_validate({"source": {"kind": "earthengine"}})
-    with pytest.raises(InputError, match="not there yet; use stac"):
-        open_source(config)
-
-
 def test_an_api_gives_what_a_file_gives(tmp_path: Path) -> None:
     baseline = {"s2:processing_baseline": "03.01"}
     days = [

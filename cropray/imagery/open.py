@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from cropray.config import Config
+from cropray.imagery.quota import RequestQuota
 from cropray.imagery.source import ImagerySource
-from cropray.types import InputError
 
 
-def open_source(config: Config) -> ImagerySource:
-    """The source of `source.kind`. Raises InputError where its settings are not complete."""
+def open_source(config: Config, quota: RequestQuota | None = None) -> ImagerySource:
+    """The source of `source.kind`. Raises InputError where its settings are not complete.
+
+    `quota` is what this process shares with others; a source that needs one has its own without.
+    """
     match config.source.kind:
         case "simulated":
             from cropray.imagery.simulated import SimulatedSource
@@ -19,7 +22,6 @@ def open_source(config: Config) -> ImagerySource:
 
             return StacSource(config.source.stac)
         case "earthengine":
-            raise InputError(
-                "source.kind: earthengine is not there yet; use stac (any ItemCollection or API with "
-                "Sentinel-2 L2A and calibrated Sentinel-1) or simulated (the built-in world)"
-            )
+            from cropray.imagery.earthengine import EarthEngineSource
+
+            return EarthEngineSource(config.source.earthengine, quota)

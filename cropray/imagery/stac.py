@@ -19,7 +19,6 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.loader import RasterLoadParams, RasterSource, RioDriver
-from pyproj import Transformer
 from shapely.geometry.base import BaseGeometry
 
 from cropray.bands import S1_BANDS, S2_BANDS, SCL_ALIASES
@@ -179,7 +178,4 @@ def _geobox(grid: Grid) -> GeoBox:
 
 def _outline(grid: Grid) -> BaseGeometry:
     """The outline of a grid in longitude and latitude, edges densified."""
-    side = grid.resolution * max(grid.shape)
-    outline = shapely.segmentize(shapely.box(*grid.bounds), side / 16)
-    to_degrees = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
-    return shapely.transform(outline, to_degrees.transform, interleaved=False)
+    return shapely.Polygon(grid.outline_in("EPSG:4326"))

@@ -1,0 +1,48 @@
+"""Settings of Earth Engine: account, quota, and what is asked for."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class EarthEngineConfig(BaseModel):
+    """On whose account Earth Engine is asked, and how much at a time.
+
+    `project`: else EE_PROJECT or GOOGLE_CLOUD_PROJECT. `service_account_key`: path of a key file,
+    else EE_SERVICE_ACCOUNT_KEY, else the default credentials. `url`: another address of the service;
+    one of this machine needs no credentials. A request has `deadline_s` for its answer and `attempts`
+    at it. The published quota of a project is 40 requests in flight and 100 a second.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    project: str = ""
+    service_account_key: str = ""
+    endpoint: Literal["standard", "high_volume"] = "standard"
+    url: str = Field("", pattern=r"^(https?://[^/]+)?$")
+    in_flight: int = Field(20, ge=1, le=1000)
+    per_second: float = Field(50.0, gt=0)
+    deadline_s: float = Field(300.0, gt=0)
+    attempts: int = Field(8, ge=1)
+    workload_tag: str = Field("cropray", pattern=r"^[a-z0-9]([-_a-z0-9]{0,61}[a-z0-9])?$")
+    eucropmap_year: Literal[2018, 2022] = 2018
+
+    @property
+    def is_loopback(self) -> bool:
+        return urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+
+    @field_validator("service_account_key", mode="before")
+    @classmethod
+    def _a_path(cls, value: Any) -> Any:
+        """A key in place of its path is not repeated in a message."""
+        return "<a key>" if isinstance(value, dict) or "{" in str(value) else value
+
+    @field_validator("service_account_key")
+    @classmethod
+    def _no_key(cls, value: str) -> str:
+        if value == "<a key>":
+            raise ValueError("give the path of the key's file, not the key")
+        return value

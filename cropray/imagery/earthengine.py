@@ -1,0 +1,206 @@
+"""Google Earth Engine as a source: composites and maps of a tile in one request for pixels.
+
+What a composite is, the server works out (`earthengine_client`) by the rule of `composite`. Here a
+request is cut to what one response holds, sent within a quota, tried again where that may help, and
+put together.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from cropray.bands import NODATA, S1_BANDS, S2_BANDS
+from cropray.config_earthengine import EarthEngineConfig
+from cropray.grid import Grid
+from cropray.imagery.earthengine_assets import S1_COLLECTION, S2_COLLECTION, MapAsset, map_asset
+from cropray.imagery.earthengine_failures import (
+    RateLimitedError,
+    RequestError,
+    TooLargeError,
+    UnavailableError,
+)
+from cropray.imagery.earthengine_pieces import BANDS, CODED, STORED, Piece, band_names, plan_pieces
+from cropray.imagery.quota import Attempt, LocalQuota, RequestQuota
+from cropray.types import Composite, ImageRequest, InputError, IntArray
+
+if TYPE_CHECKING:
+    from cropray.imagery.earthengine_client import Outline, Session
+
+_LEASE_BEYOND_DEADLINE_S = 60.0
+_LONGEST_WAIT_S = 60.0
+
+
+class EarthEngineSource:
+    """An ImagerySource over the account that the settings name. Threads may share one."""
+
+    def __init__(self, config: EarthEngineConfig, quota: RequestQuota | None = None) -> None:
+        self._config = config
+        self._quota = quota or local_quota(config)
+        self._connecting = threading.Lock()
+        self._connected: Session | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EarthEngineSource, (self._config, self._quota)
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "kind": "earthengine",
+            "version": 1,  # of the graph: raised with any change that touches a pixel
+            "s2": S2_COLLECTION,
+            "s1": S1_COLLECTION,
+            "s1_quantity": "sigma0",
+            "eucropmap_year": self._config.eucropmap_year,
+        }
+
+    def composite(self, request: ImageRequest) -> Composite:
+        """See ImagerySource. Scenes are not counted. A piece that is refused for its size, memory or
+        time is asked for in halves; the pixels do not depend on it.
+
+        Raises RequestError where all attempts at a piece failed.
+        """
+        assets = {name: map_asset(name, self._config.eucropmap_year) for name in request.maps}
+        outlines = (_outline(request.grid), _outline(request.extent))
+        stored_tchw = np.full((len(request.periods), BANDS, *request.grid.shape), NODATA, STORED)
+        coded = {name: np.zeros(request.grid.shape, CODED) for name in assets}
+        pieces = deque(plan_pieces(request))
+        while pieces:
+            piece = pieces.popleft()
+            try:
+                pixels = self._fetch(piece, request, outlines, assets)
+            except TooLargeError:
+                halves = piece.halves()
+                if halves is None:
+                    raise
+                pieces.extendleft(reversed(halves))
+                continue
+            rows, cols = piece.window.slices
+            for t, names in zip(range(piece.first, piece.stop), _by_month(piece), strict=True):
+                for c, name in enumerate(names):
+                    stored_tchw[t, c, rows, cols] = pixels[name]
+            for name in piece.maps:
+                coded[name][rows, cols] = pixels[name]
+        maps = {name: asset.decode(coded[name]) for name, asset in assets.items()}
+        return _composite(request, stored_tchw, maps)
+
+    def preflight(self, request: ImageRequest) -> None:
+        """Ask for one pixel of a request: shows at once what is wrong with account or settings."""
+        one = replace(request.grid, height=1, width=1)
+        self.composite(replace(request, grid=one, name=f"{request.name} (one pixel, to try)"))
+
+    def pieces(self, request: ImageRequest) -> list[Piece]:
+        """The requests that a composite will take, unless the service refuses one for its size."""
+        return plan_pieces(request)
+
+    def _fetch(
+        self,
+        piece: Piece,
+        request: ImageRequest,
+        outlines: tuple[Outline, Outline],
+        assets: Mapping[str, MapAsset],
+    ) -> npt.NDArray[Any]:
+        """The pixels of a piece, after up to `attempts` attempts."""
+        retrying = Retrying(
+            retry=retry_if_exception_type((RateLimitedError, UnavailableError)),
+            stop=stop_after_attempt(self._config.attempts),
+            wait=wait_random_exponential(multiplier=1, max=_LONGEST_WAIT_S),
+            reraise=True,
+        )
+        pixels: npt.NDArray[Any] = retrying(self._attempt, piece, request, outlines, assets)
+        return pixels
+
+    def _attempt(
+        self,
+        piece: Piece,
+        request: ImageRequest,
+        outlines: tuple[Outline, Outline],
+        assets: Mapping[str, MapAsset],
+    ) -> npt.NDArray[Any]:
+        session = self._session()
+        ticket = self._quota.acquire()
+        started = time.monotonic()
+        attempt = Attempt(f"{request.name} {piece}", "refused", 0.0, error="interrupted")
+        try:
+            content = session.pixels(
+                request.grid.window(piece.window),
+                request.periods[piece.first : piece.stop],
+                request.recipe,
+                outlines,
+                {name: assets[name] for name in piece.maps},
+            )
+            attempt = replace(attempt, nbytes=len(content))
+            pixels = _decoded(content, piece)
+            attempt = replace(attempt, outcome="done", error="", restricted=session.restricted)
+        except RequestError as error:
+            attempt = replace(attempt, outcome=error.outcome, error=str(error))
+            raise
+        except InputError as error:
+            attempt = replace(attempt, error=str(error))
+            raise
+        finally:
+            self._quota.release(ticket, replace(attempt, seconds=round(time.monotonic() - started, 3)))
+        return pixels
+
+    def _session(self) -> Session:
+        from cropray.imagery.earthengine_client import Session
+
+        with self._connecting:
+            if self._connected is None:
+                self._connected = Session(self._config)
+            return self._connected
+
+
+def local_quota(config: EarthEngineConfig) -> LocalQuota:
+    """The quota of the settings for one process alone."""
+    return LocalQuota(config.in_flight, config.per_second, config.deadline_s + _LEASE_BEYOND_DEADLINE_S)
+
+
+def _by_month(piece: Piece) -> list[list[str]]:
+    names = band_names(piece.stop - piece.first)
+    return [names[start : start + BANDS] for start in range(0, len(names), BANDS)]
+
+
+def _decoded(content: bytes, piece: Piece) -> npt.NDArray[Any]:
+    """The structured array (H, W) of a response. Raises UnavailableError for any other content."""
+    names = band_names(piece.stop - piece.first)
+    wanted = np.dtype([(name, STORED) for name in names] + [(name, CODED) for name in piece.maps])
+    try:
+        pixels: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UnavailableError(f"the answer of {len(content)} bytes is no array: {error}") from error
+    size = (piece.window.height, piece.window.width)
+    if pixels.shape != size or pixels.dtype != wanted:
+        raise UnavailableError(
+            f"the answer is {pixels.shape} of {pixels.dtype}, asked was {size} of {wanted}"
+        )
+    return pixels
+
+
+def _composite(
+    request: ImageRequest, stored_tchw: IntArray, maps: Mapping[str, npt.NDArray[np.int32]]
+) -> Composite:
+    s2_tchw, s1_tchw = stored_tchw[:, : len(S2_BANDS)], stored_tchw[:, len(S2_BANDS) :]
+    return Composite(
+        grid=request.grid,
+        periods=request.periods,
+        s2_tchw=s2_tchw * np.float32(S2_BANDS[0].scale),
+        s1_tchw=s1_tchw * np.float32(S1_BANDS[0].scale),
+        s2_valid_thw=s2_tchw[:, 0] != NODATA,  # a view counts for all bands or for none
+        s1_valid_thw=s1_tchw[:, 0] != NODATA,
+        maps=dict(maps),
+    )
+
+
+def _outline(grid: Grid) -> Outline:
+    """In degrees, to a tenth of a millimetre."""
+    ring: Outline = grid.outline_in("EPSG:4326").round(9).tolist()
+    return ring

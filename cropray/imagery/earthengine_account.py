@@ -1,0 +1,85 @@
+"""On whose account Earth Engine is asked: credentials and project. Keys are read here and stay here."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import google.auth
+from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import DefaultCredentialsError
+from google.oauth2 import service_account
+
+from cropray.config_earthengine import EarthEngineConfig
+from cropray.types import InputError
+
+SIGN_IN = (
+    "run `earthengine authenticate` or `gcloud auth application-default login`, or give a service "
+    "account's key file in source.earthengine.service_account_key or EE_SERVICE_ACCOUNT_KEY"
+)
+NO_CREDENTIALS = f"Earth Engine: there are no usable credentials; {SIGN_IN}"
+NO_PROJECT = (
+    "Earth Engine: no project is named; set source.earthengine.project or EE_PROJECT to a Google Cloud "
+    "project that is registered for Earth Engine"
+)
+
+_SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
+_STORED = "persistent"  # the client's word for what it finds itself
+
+
+def project_of(config: EarthEngineConfig) -> str:
+    """The project of the settings or the environment; empty where the credentials must name it."""
+    environment = os.environ.get("EE_PROJECT") or os.environ.get("GOOGLE_CLOUD_PROJECT") or ""
+    return config.project or environment or ("loopback" if config.is_loopback else "")
+
+
+def credentials_of(config: EarthEngineConfig) -> Any:
+    """What `ee.Initialize` takes: a service account's key by the settings, then by the environment,
+    then the default credentials that GOOGLE_APPLICATION_CREDENTIALS names; else the client looks for
+    what `earthengine authenticate` or gcloud stored. A loopback address needs none.
+
+    Raises InputError for a key that cannot be read.
+    """
+    if config.is_loopback:
+        return AnonymousCredentials()
+    if config.service_account_key:
+        return _key_in(config.service_account_key)
+    key = os.environ.get("EE_SERVICE_ACCOUNT_KEY", "")
+    if key.lstrip().startswith("{"):
+        return _service_account(key, "EE_SERVICE_ACCOUNT_KEY")
+    if key:
+        return _key_in(key)
+    if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        try:
+            credentials, _ = google.auth.default(scopes=_SCOPES)
+        except DefaultCredentialsError as error:
+            raise InputError(f"{NO_CREDENTIALS} (GOOGLE_APPLICATION_CREDENTIALS names none)") from error
+        return credentials
+    return _STORED
+
+
+def without_answer(message: str) -> InputError:
+    """What the client says before it has asked anything."""
+    if "authorize access" in message:
+        return InputError(NO_CREDENTIALS)
+    if "no project found" in message:
+        return InputError(NO_PROJECT)
+    return InputError(f"Earth Engine: {message}")
+
+
+def _key_in(path: str) -> Any:
+    try:
+        text = Path(path).expanduser().read_text()
+    except OSError as error:
+        raise InputError(f"cannot read the service account's key {path}: {error.strerror}") from error
+    return _service_account(text, path)
+
+
+def _service_account(text: str, where: str) -> Any:
+    try:
+        return service_account.Credentials.from_service_account_info(json.loads(text), scopes=_SCOPES)
+    except (ValueError, AttributeError, TypeError):
+        # Without its cause: what it says may quote the key.
+        raise InputError(f"{where} is not the key of a service account; wanted: the JSON of one") from None

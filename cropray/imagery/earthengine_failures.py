@@ -1,0 +1,76 @@
+"""What a request to Earth Engine can fail of, and what is to be done then.
+
+| answer | here | what follows |
+|---|---|---|
+| 429; 403 for a rate | RateLimitedError | wait, fewer in flight, try again |
+| 5xx, no answer in time, a dropped, truncated or damaged one | UnavailableError | wait, try again |
+| 400 for size, memory or computing time | TooLargeError | ask for less at once |
+| any other | InputError | nothing: it needs a person |
+"""
+
+from __future__ import annotations
+
+import re
+
+from cropray.imagery.earthengine_account import SIGN_IN
+from cropray.imagery.quota import Outcome
+from cropray.types import InputError
+
+
+class RequestError(RuntimeError):
+    """A request without a usable answer."""
+
+    outcome: Outcome = "unavailable"
+
+
+class RateLimitedError(RequestError):
+    outcome: Outcome = "rate_limited"
+
+
+class UnavailableError(RequestError):
+    pass
+
+
+class TooLargeError(RequestError):
+    outcome: Outcome = "too_large"
+
+
+# In the words of the service.
+_TOO_LARGE = re.compile(
+    r"memory limit exceeded|computation timed out|must be less than or equal to|is too large"
+    r"|too many (bands|pixels)",
+    re.IGNORECASE,
+)
+_RATE = re.compile(r"rate ?limit|quota exceeded|resource.?exhausted", re.IGNORECASE)
+
+
+def failure(status: int, message: str, project: str) -> RequestError | InputError:
+    """What an answer that is no result means; `message` is the service's own."""
+    text = " ".join(message.split())[:500] or f"HTTP {status} without a message"
+    if status == 429 or (status == 403 and _RATE.search(text)):
+        return RateLimitedError(f"{status}: {text}")
+    if status >= 500 or status < 300:  # a page instead of a result passes for a success
+        return UnavailableError(f"{status}: {text}")
+    if status in (400, 413) and _TOO_LARGE.search(text):
+        return TooLargeError(f"{status}: {text}")
+    return InputError(f"Earth Engine refused the request ({status}): {text}{_advice(status, text, project)}")
+
+
+def _advice(status: int, text: str, project: str) -> str:
+    if status == 401:
+        return f"; the credentials are not accepted: {SIGN_IN}"
+    if "has not been used" in text or "is disabled" in text:
+        return (
+            f"; enable the Earth Engine API for {project!r} "
+            f"(https://console.cloud.google.com/apis/library/earthengine.googleapis.com?project={project})"
+        )
+    if "not registered" in text:
+        return f"; register {project!r} at https://console.cloud.google.com/earth-engine"
+    if "permission" in text.lower() and status == 403:
+        return (
+            f"; the account needs the roles Earth Engine Resource Viewer and Service Usage Consumer on "
+            f"{project!r}, or another project in source.earthengine.project"
+        )
+    if status == 404:
+        return f"; is there a project {project!r}? (source.earthengine.project or EE_PROJECT)"
+    return ""

@@ -1,0 +1,100 @@
+"""Requests by their size: what one may ask for, and how to ask for less. Pure planning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cropray.bands import S1_BANDS, S2_BANDS
+from cropray.grid import Window
+from cropray.types import ImageRequest
+
+# Limits of computePixels (https://developers.google.com/earth-engine/guides/usage); a response
+# counts one byte a band and pixel for the mask.
+_MAX_BYTES, _MAX_SIDE, _MAX_BANDS = 48 << 20, 32_768, 1024
+_MASK_BYTES = 1
+_SMALLEST_SIDE = 64  # px: below this a request is refused for its months, not for its pixels
+S2_NAMES = [band.ee for band in S2_BANDS]
+S1_NAMES = [band.ee for band in S1_BANDS]
+BANDS = len(S2_NAMES) + len(S1_NAMES)
+STORED = np.dtype(np.int16)
+CODED = np.dtype(np.uint8)
+
+
+def band_names(months: int) -> list[str]:
+    """The bands of a request's composites: month by month, of each first Sentinel-2."""
+    return [f"{name}_{month}" for month in range(months) for name in (*S2_NAMES, *S1_NAMES)]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an ImageRequest: a window of its grid, some of its periods, its maps or none."""
+
+    window: Window
+    first: int  # of the periods
+    stop: int
+    maps: tuple[str, ...]
+
+    @property
+    def bands(self) -> int:
+        return (self.stop - self.first) * BANDS + len(self.maps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the response as the service counts them."""
+        months = (self.stop - self.first) * BANDS * (STORED.itemsize + _MASK_BYTES)
+        return (
+            self.window.height
+            * self.window.width
+            * (months + len(self.maps) * (CODED.itemsize + _MASK_BYTES))
+        )
+
+    @property
+    def fits(self) -> bool:
+        side = max(self.window.height, self.window.width)
+        return self.nbytes <= _MAX_BYTES and self.bands <= _MAX_BANDS and side <= _MAX_SIDE
+
+    def __str__(self) -> str:
+        at = self.window
+        months = f"months {self.first + 1} to {self.stop}"
+        return f"{at.height} x {at.width} px at row {at.row}, column {at.col}, {months}"
+
+    def halves(self) -> tuple[Piece, Piece] | None:
+        """The longer side halved, or the months where the sides are short; None: it is the smallest."""
+        window = self.window
+        if max(window.height, window.width) >= 2 * _SMALLEST_SIDE:
+            return tuple(replace(self, window=half) for half in _halves(window))  # type: ignore[return-value]
+        if self.stop - self.first > 1:
+            middle = (self.first + self.stop) // 2
+            return replace(self, stop=middle), replace(self, first=middle, maps=())
+        return None
+
+
+def plan_pieces(request: ImageRequest) -> list[Piece]:
+    """Pieces that cover a request once, each within the limits; one where that is possible."""
+    whole = Piece(
+        Window(0, 0, request.grid.height, request.grid.width), 0, len(request.periods), request.maps
+    )
+    return list(_fitting(whole))
+
+
+def _fitting(piece: Piece) -> Iterator[Piece]:
+    halves = None if piece.fits else piece.halves()
+    if halves is None:
+        yield piece
+        return
+    for half in halves:
+        yield from _fitting(half)
+
+
+def _halves(window: Window) -> tuple[Window, Window]:
+    if window.height >= window.width:
+        top = (window.height + 1) // 2
+        return (
+            replace(window, height=top),
+            replace(window, row=window.row + top, height=window.height - top),
+        )
+    left = (window.width + 1) // 2
+    return replace(window, width=left), replace(window, col=window.col + left, width=window.width - left)
