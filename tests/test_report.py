@@ -104,10 +104,13 @@ def test_partly_labelled_truth_is_said_and_has_no_precision(tmp_path_factory: py
     assert not [word for word in ("precision", "IoU", "macro-F1") if word in page.text]
 
 
-def test_a_run_that_has_only_begun_has_a_page(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_run_that_has_only_begun_has_a_page(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(Folder(str(tmp_path_factory.mktemp("begun"))), Config(classes=("maize", "pea")))
     run.finish("rois", ROIS)
     assert report(run)["stages"] == ["rois"]
+    assert "report: 4/4" in capsys.readouterr().err
     page = page_of(run)
     assert "#accuracy" not in page.references
     assert "61 parcels" in page.text

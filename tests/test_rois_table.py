@@ -46,7 +46,9 @@ def test_a_box_may_be_written_in_many_ways(tmp_path: Path, text: str) -> None:
     assert (roi.crop, roi.split, roi.harvest_start) == ("", "", None)
 
 
-def test_the_spreadsheet_of_the_published_regions_is_read(tmp_path: Path) -> None:
+def test_the_spreadsheet_of_the_published_regions_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frame = pd.DataFrame(
         {
             "roi": ["10,50,10.5,50.25", "20,50,20.5,50.25"],
@@ -58,6 +60,7 @@ def test_the_spreadsheet_of_the_published_regions_is_read(tmp_path: Path) -> Non
     )
     frame.to_excel(tmp_path / "rois.xlsx", index=False)
     rois = read_table(config(tmp_path, "rois.xlsx"), CLASSES)
+    assert "regions: 2/2" in capsys.readouterr().err
     assert [(roi.roi_id, roi.country, roi.harvest_start, roi.crop) for roi in rois] == [
         ("a-1", "france", date(2018, 8, 1), ""),
         ("b-2", "hungry", date(2018, 9, 1), "sunflower"),

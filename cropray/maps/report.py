@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from cropray import __version__
 from cropray.config import Config
 from cropray.maps import report_parts
-from cropray.progress import say
+from cropray.progress import progress, say
 from cropray.run import Run, Summary
 from cropray.types import InputError
 
 REPORT = "report.html"
+
+_SECTIONS: dict[str, Callable[[Run], Any]] = {
+    "data": report_parts.data,
+    "curves": report_parts.curves,
+    "evaluation": report_parts.evaluation,
+    "maps": report_parts.maps,
+}
 
 
 def report(run: Run) -> Summary:
@@ -24,6 +34,11 @@ def report(run: Run) -> Summary:
     stages = report_parts.stages(made)
     if not stages:
         raise InputError(f"{run.folder} has finished no stage yet: there is nothing to report")
+    sections = {}
+    with progress("report", len(_SECTIONS)) as bar:
+        for name, section in _SECTIONS.items():
+            sections[name] = section(made)
+            bar.advance()
     page = _template().render(
         name=run.folder.uri.rstrip("/").rsplit("/", 1)[-1],
         folder=run.folder.uri,
@@ -32,10 +47,7 @@ def report(run: Run) -> Summary:
         config_yaml=made.config.to_yaml(),
         colours=report_parts.colours_of(made.config.classes),
         stages=stages,
-        data=report_parts.data(made),
-        curves=report_parts.curves(made),
-        evaluation=report_parts.evaluation(made),
-        maps=report_parts.maps(made),
+        **sections,
     )
     run.folder.write_text(REPORT, page)
     say(f"report: {run.folder}/{REPORT}")

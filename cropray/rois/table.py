@@ -20,6 +20,7 @@ from shapely.errors import ShapelyError
 
 from cropray.config import RoisConfig
 from cropray.grid import Bounds
+from cropray.progress import progress
 from cropray.rois.naming import identity, nearest
 from cropray.rois.vectors import LONLAT, metric_crs
 from cropray.types import InputError, Roi
@@ -44,10 +45,11 @@ def read_table(config: RoisConfig, classes: Sequence[str]) -> list[Roi]:
         raise InputError(f"there is no table of ROIs {path}; check rois.table and rois.data_root")
     frame = _read_frame(path)
     records: Any = frame.to_dict("records")
-    rois = [
-        _read_row(record, f"{path}, row {number}", config, classes)
-        for number, record in enumerate(records, start=2)
-    ]
+    rois = []
+    with progress("regions", len(records)) as bar:
+        for number, record in enumerate(records, start=2):
+            rois.append(_read_row(record, f"{path}, row {number}", config, classes))
+            bar.advance()
     if not rois:
         raise InputError(f"{path} has no rows; wanted one for each ROI")
     _check_unique(rois, path)

@@ -13,10 +13,12 @@ import numpy.typing as npt
 from sklearn.ensemble import RandomForestClassifier
 
 from cropray.bands import NODATA
+from cropray.progress import Progress
 from cropray.training.blocks import Tile
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArray, InputError, IntArray
 
 _PIXELS_AT_ONCE = 100_000
+_TREES_AT_ONCE = 10
 
 
 def pixel_features(s1_cthw: IntArray, s2_cthw: IntArray, where_hw: BoolArray) -> IntArray:
@@ -98,13 +100,23 @@ class Forest:
         return values_khw
 
 
-def fit_forest(sample: PixelSample, n_classes: int, *, pixels: int, trees: int, seed: int) -> Forest:
-    """A random forest on at most `pixels` pixels of the sample. Raises InputError without any label."""
+def fit_forest(
+    sample: PixelSample, n_classes: int, *, pixels: int, trees: int, seed: int, bar: Progress
+) -> Forest:
+    """A random forest on at most `pixels` pixels of the sample; `bar` advances by its trees.
+
+    It is the forest that scikit-learn grows at once: the trees that are there count in the seed of
+    the next ones. Raises InputError without any label.
+    """
     if not sample.seen:
         raise InputError("no pixel of the train split is labelled: there is nothing to fit a forest on")
     features, labels = sample.drawn(pixels)
-    model = RandomForestClassifier(trees, n_jobs=-1, random_state=seed)
-    return Forest(model.fit(features, labels), n_classes)
+    model = RandomForestClassifier(0, n_jobs=-1, random_state=seed, warm_start=True)
+    while model.n_estimators < trees:
+        more = min(_TREES_AT_ONCE, trees - model.n_estimators)
+        model.set_params(n_estimators=model.n_estimators + more).fit(features, labels)
+        bar.advance(more)
+    return Forest(model, n_classes)
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,6 @@ def _baselines(job: Job) -> tuple[dict[str, Method], dict[str, Any]]:
         return np.asarray(table["labelled_fraction"].to_numpy() > 0, np.bool_)
 
     settings = job.config.evaluate
-    say(f"evaluate: fitting a forest of {settings.forest_trees} trees")
     return fit_baselines(
         ShardReader(job.train, batch_size=_BATCH, shuffle=False, keep=labelled),
         unlabelled=job.unlabelled,

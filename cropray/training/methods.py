@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cropray.models.decision import DEFAULT_THRESHOLD, choose_thresholds
 from cropray.models.predictor import Predictor
-from cropray.progress import Progress
+from cropray.progress import Progress, progress
 from cropray.shards.reader import ShardReader
 from cropray.training.baselines import Forest, PixelSample, fit_forest, majority
 from cropray.training.blocks import Tile, TilePlan, read_tile
@@ -57,13 +57,15 @@ def fit_baselines(
     """
     n_classes = len(reader.metadata.classes)
     sample = PixelSample(pixels, seed)
-    for batch in reader.epoch(0):
-        labels = batch.label_bhw
-        if unlabelled == "negative":
-            labels = np.where(labels == UNLABELLED, np.uint8(BACKGROUND), labels)
-        for s1_cthw, s2_cthw, label_hw in zip(batch.s1_bcthw, batch.s2_bcthw, labels, strict=True):
-            sample.add(s1_cthw, s2_cthw, label_hw)
-    forest: Forest = fit_forest(sample, n_classes, pixels=pixels, trees=trees, seed=seed)
+    with progress("baselines", len(reader) + trees) as bar:
+        for batch in reader.epoch(0):
+            labels = batch.label_bhw
+            if unlabelled == "negative":
+                labels = np.where(labels == UNLABELLED, np.uint8(BACKGROUND), labels)
+            for s1_cthw, s2_cthw, label_hw in zip(batch.s1_bcthw, batch.s2_bcthw, labels, strict=True):
+                sample.add(s1_cthw, s2_cthw, label_hw)
+            bar.advance(note="reading labels")
+        forest: Forest = fit_forest(sample, n_classes, pixels=pixels, trees=trees, seed=seed, bar=bar)
     constant = majority(sample, n_classes)
     names = [*reader.metadata.classes]
     told = {
