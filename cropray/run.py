@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ _BEFORE: dict[str, tuple[str, ...]] = {
 }
 
 
+_FROM_RUN = "run:"
 _REMEDY = {"predict": "give this map another name: --set predict.name=…"}
 
 
@@ -102,6 +104,14 @@ class Run:
         """What a finished stage recorded, None where it is not finished."""
         record = self._record(stage)
         return None if record is None else record["summary"]
+
+    def place(self, reference: str) -> Folder:
+        """A folder by path or URI; `run:PATH` is reckoned from the run folder, wherever it is moved."""
+        if not reference.startswith(_FROM_RUN):
+            return Folder(reference)
+        scheme, mark, root = self.folder.uri.rpartition("://")
+        path = posixpath.join(root, reference.removeprefix(_FROM_RUN))
+        return Folder(scheme + mark + posixpath.normpath(path))
 
     def _settings(self, stage: str) -> dict[str, Any]:
         data = self.config.model_dump(mode="json")

@@ -45,6 +45,20 @@ def test_an_attempt_that_did_not_end_remembers_its_inputs(tmp_path: Path) -> Non
     assert run.changed("finetune", {"shards": "b"}) == ["shards"]
 
 
+@pytest.mark.parametrize(
+    ("folder", "reference", "place"),
+    [
+        ("/runs/b", "run:../a/models/pretrain", "/runs/a/models/pretrain"),
+        ("/runs/b", "run:models/pretrain", "/runs/b/models/pretrain"),
+        ("s3://bucket/runs/b", "run:../a/models/pretrain", "s3://bucket/runs/a/models/pretrain"),
+        ("s3://bucket/b", "gs://other/model", "gs://other/model"),
+        ("s3://bucket/b", "/models/a", "/models/a"),
+    ],
+)
+def test_a_reference_from_the_run_folder_moves_with_it(folder: str, reference: str, place: str) -> None:
+    assert Run(Folder(folder), load_config(None, ())).place(reference).uri == place
+
+
 def test_every_map_has_a_record_of_its_own(tmp_path: Path) -> None:
     for name in ("june", "july"):
         open_run(tmp_path, f"predict.name={name}").finish("predict", {"map": name})

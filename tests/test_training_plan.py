@@ -76,6 +76,20 @@ def test_a_training_rests_on_its_shards_and_on_the_weights_it_starts_from(
     assert [name for name in inputs if inputs[name] != again[name]] == ["the checkpoint to start from"]
 
 
+def test_a_run_that_was_moved_is_the_same_training(folder: Folder, first: Folder, tmp_path: Path) -> None:
+    shutil.copytree(folder.local("shards"), tmp_path / "here/run/shards")
+    shutil.copytree(first.local(), tmp_path / "here/first")
+
+    def at(place: str) -> tuple[Any, dict[str, Any]]:
+        run = make_run(Folder(str(tmp_path / place / "run")), init="run:../first")
+        run.begin("finetune")
+        return training_inputs(run, "finetune"), make_plan(run, "finetune").checkpoint.recipe
+
+    before = at("here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert at("there") == before
+
+
 def test_a_start_from_the_same_classes_keeps_the_head(folder: Folder, first: Folder) -> None:
     plan = plan_from(folder, first, head_lr=0.5)
     assert plan.keep_head

@@ -15,7 +15,6 @@ from cropray.figures.pictures import curves_picture
 from cropray.pipeline.ledger import LEDGER, read_ledger
 from cropray.rois.windows import periods_for
 from cropray.run import Run
-from cropray.storage import Folder
 
 Section = dict[str, Any]
 
@@ -63,7 +62,7 @@ def curves(run: Run) -> list[Section]:
     """Training curves, oldest training first: of the network that was started from, too."""
     folders = {}
     if run.config.finetune.init and not run.config.finetune.init.startswith("models:"):
-        folders["pretraining, another run"] = Folder(run.config.finetune.init)
+        folders["pretraining, another run"] = run.place(run.config.finetune.init)
     folders |= {stage: run.folder.child(f"models/{stage}") for stage in ("pretrain", "finetune")}
     found = []
     for name, folder in folders.items():

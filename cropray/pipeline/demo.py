@@ -25,7 +25,7 @@ def demo(run: Run) -> Summary:
     that starts from its network, is evaluated, draws the map and writes the report.
     """
     first = Run(run.folder.child("pretraining"), updated(run.config, run.config.demo.pretraining))
-    init = {"finetune.init": first.folder.child("models/pretrain").uri}
+    init = {"finetune.init": "run:../pretraining/models/pretrain"}  # holds where the demo is moved
     second = Run(run.folder.child("finetuning"), updated(run.config, init))
     seconds: dict[str, float] = {}
     with ray_session(run.config.ray):

@@ -79,16 +79,16 @@ def resolve_model(reference: str, run: Run) -> Folder:
 
     "" is the run's own finetuned model, else its pretrained one; `models:/name@alias` and
     `models:/name/version` come from the registry and are copied into the run folder, where every
-    worker can read them; anything else is a folder by path or URI. Raises InputError where there
-    is no such model, and says which there are.
+    worker can read them; anything else is a folder by path or URI, or by `run:PATH` from the run
+    folder. Raises InputError where there is no such model, and says which there are.
     """
     if reference.startswith("models:"):
         return _from_registry(reference, run)
     if reference:
-        folder = Folder(reference)
+        folder = run.place(reference)
         if not folder.exists(DESCRIPTION):
             there = ", ".join(folder.names()[:8]) or "nothing"
-            raise InputError(f"{reference} is no checkpoint folder: no {DESCRIPTION} there, but {there}")
+            raise InputError(f"{folder} is no checkpoint folder: no {DESCRIPTION} there, but {there}")
         return folder
     for stage in ("finetune", "pretrain"):
         folder = run.folder.child(f"models/{stage}")
