@@ -1,10 +1,10 @@
 """Optics of the simulated world: ten Sentinel-2 bands mixed from soil, green leaves and dry matter.
 
-Mixing is linear in the shares of the ground (Roberts et al. 1998, doi:10.1016/S0034-4257(98)00037-6).
-Spectra are rounded from closed canopies, wet and dry bare soil and stubble measured over Flanders in
-2018-2019. Rapeseed and its flowers follow d'Andrimont et al. 2020 (doi:10.1016/j.rse.2020.111660);
-woods, water and roofs are typical of the ECOSTRESS library (Meerdink et al. 2019,
-doi:10.1016/j.rse.2019.05.015); pea and onion are assumed, between the crops that were measured.
+Mixing is linear in the shares of the ground, as in spectral mixture analysis (Roberts et al. 1998,
+doi:10.1016/S0034-4257(98)00037-6). Spectra are rounded from closed canopies, wet and dry bare soil and
+stubble measured over Flanders in 2018-2019. What was not measured is assumed: rapeseed, whose flowers
+are yellow to Sentinel-2 (d'Andrimont et al. 2020, doi:10.1016/j.rse.2020.111660), pea and onion,
+between the crops that were, and woods, water and roofs.
 Shapes: F fields, C the ten bands in the order of `bands.S2_BANDS`.
 """
 

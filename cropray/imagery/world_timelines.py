@@ -1,12 +1,14 @@
 """Timelines of the simulated world: the canopy of each land through the year, stage by stage.
 
-Dates follow the crop calendars of Belgium and northern France (JRC MARS bulletins; Veloso et al.
-2017, doi:10.1016/j.rse.2017.07.015) and NDVI through the months measured over Flanders in
-2018-2019; those of rapeseed d'Andrimont et al. 2020, doi:10.1016/j.rse.2020.111660. Backscatter by
-stage is rounded from the same fields of Flanders, and from Veloso et al. 2017, Khabbazan et al. 2019
-(doi:10.3390/rs11161887) and, for rapeseed, d'Andrimont et al. 2020. Of pea and onion nothing was
-measured: they are assumed, pea like other broad-leaved crops sown early, onion as an open canopy of
-thin leaves that closes late.
+Dates are assumed, as for Belgium and northern France, and set against NDVI through the months
+measured over Flanders in 2018-2019. Rapeseed flowers as in Germany in 2018, from late April to the
+middle of May (d'Andrimont et al. 2020, doi:10.1016/j.rse.2020.111660). Backscatter by stage is rounded
+from the same fields of Flanders. Stages and crops that were not measured there are assumed, with an
+eye on the courses that are published of wheat, barley, rapeseed and maize (Veloso et al. 2017,
+doi:10.1016/j.rse.2017.07.015) and of sugar beet, potato, maize, wheat and rye-grass (Khabbazan et al.
+2019, doi:10.3390/rs11161887); no value is taken from them. Of pea and onion nothing was measured: pea
+is assumed like other broad-leaved crops sown early, onion as an open canopy of thin leaves that closes
+late.
 
 A knot: day of the harvest year (1 January = 0, autumn is negative); share of the ground under green
 leaves; under dry matter (straw, litter); share of the green that flowers; backscatter of the canopy
