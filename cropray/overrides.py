@@ -64,13 +64,25 @@ def load_config(path: str | Path | None, settings: Iterable[str] = ()) -> Config
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `a.b=c` or, in a list, `a.0.b=c`. Raises InputError for an entry that the list lacks."""
+    here: Any = data
     *parents, last = dotted.split(".")
     for parent in parents:
-        below = data.setdefault(parent, {})
-        if not isinstance(below, dict):
-            below = data[parent] = {}
-        data = below
-    data[last] = value
+        key = _entry(here, parent, dotted)
+        if isinstance(here, dict) and not isinstance(here.get(key), dict | list):
+            here[key] = {}
+        here = here[key]
+    here[_entry(here, last, dotted)] = value
+
+
+def _entry(container: Any, part: str, dotted: str) -> Any:
+    if not isinstance(container, list):
+        return part
+    if not part.isdecimal() or int(part) >= len(container):
+        raise InputError(
+            f"{dotted}: {part!r} is no entry of the list, which has {len(container)}, counted from 0"
+        )
+    return int(part)
 
 
 def _validated(data: dict[str, Any], where: str) -> Config:

@@ -82,6 +82,16 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert (config.seed, config.window.months, config.rois.eps_m) == (3, 5, 10)
 
 
+def test_an_entry_of_a_list_is_set_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("rois: {parcels: [{crop: a, path: a.shp}, {crop: b, path: b.shp}]}")
+    parcels = load_config(path, ["rois.parcels.1.path=c.shp"]).rois.parcels
+    assert [entry.path for entry in parcels] == ["a.shp", "c.shp"]
+    for setting in ("rois.parcels.2.path=c.shp", "rois.parcels.path=c.shp"):
+        with pytest.raises(InputError, match="is no entry of the list, which has 2, counted from 0"):
+            load_config(path, [setting])
+
+
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "predict: {as_of: 2022-02-30}"])
 def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "c.yaml"
