@@ -49,6 +49,11 @@ def test_a_pixel_of_unknown_truth_is_not_counted() -> None:
     np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 1], [0, 1, 0]])
 
 
+def test_maps_of_which_nothing_is_known_count_nothing() -> None:
+    unknown = np.full((3, 4), UNLABELLED, np.uint8)
+    np.testing.assert_array_equal(confusion(unknown, np.zeros_like(unknown), 2), np.zeros((3, 3)))
+
+
 def test_partly_labelled_truth_has_recall_and_no_precision() -> None:
     counts = np.array([[8, 1, 1], [5, 5, 0], [0, 0, 0]])
     assert recalls(counts) == [{"recall": 0.8, "support": 10}, {"recall": 0.5, "support": 10}]

@@ -28,6 +28,8 @@ def confusion(truth: ByteArray, predicted: ByteArray, n_classes: int) -> Counts:
     """
     known = truth != UNLABELLED
     labels = [*range(n_classes), BACKGROUND]
+    if not known.any():  # as in a tile between the parcels, which scikit-learn refuses
+        return np.zeros((len(labels), len(labels)), np.int64)
     counts: Counts = confusion_matrix(truth[known], predicted[known], labels=labels).astype(np.int64)
     return counts
 
