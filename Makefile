@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+DATA ?= ../shared/data/isrc
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/cropray demo --config configs/demo.yaml --run $(RUN)
@@ -19,6 +20,13 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Accuracy is not among them: three seeds of the demonstration take the better part of an hour.
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/feed.py
+	$(BIN)/python benchmarks/world.py
+	@if [ -d "$(DATA)" ]; then set -x; $(BIN)/python benchmarks/rois.py --data "$(DATA)"; \
+		else echo "no parcels at $(DATA): make bench DATA=FOLDER times the regions too"; fi
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
