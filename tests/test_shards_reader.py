@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.shards.prefetch import prefetched
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
 from cropray.types import Batch, InputError
@@ -136,13 +135,13 @@ def test_a_rank_reads_little_more_than_its_share(uris: list[str], monkeypatch: p
     from cropray.shards.file import ShardFile
 
     read: list[tuple[str, int]] = []
-    original = ShardFile.read_group
+    original = ShardFile.row_group
 
     def counted(self: ShardFile, group: int):
         read.append((self.uri, group))
         return original(self, group)
 
-    monkeypatch.setattr(ShardFile, "read_group", counted)
+    monkeypatch.setattr(ShardFile, "row_group", counted)
     list(ShardReader(uris, batch_size=2, rank=1, world_size=3).epoch(0))
     assert len(read) == len(set(read)) <= 3  # 23 / 3 samples lie in two or three groups of four
 
@@ -157,20 +156,29 @@ def test_no_shards_are_refused() -> None:
         ShardReader([], batch_size=4)
 
 
-def test_an_epoch_left_early_ends_its_thread(uris: list[str]) -> None:
+def test_an_epoch_left_early_ends_its_threads(uris: list[str]) -> None:
     batches = iter(ShardReader(uris, batch_size=1).epoch(0))
     next(batches)
     batches.close()  # type: ignore[attr-defined]  # the iterator is a generator
-    assert "shard-prefetch" not in [thread.name for thread in threading.enumerate()]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shard-reader")]
 
 
-def test_an_error_ahead_of_the_consumer_is_raised_in_its_turn() -> None:
-    def source():
-        yield 1
-        yield 2
-        raise InputError("the third is damaged")
+def test_damage_ahead_of_the_consumer_is_raised_in_its_turn(tmp_path: Path) -> None:
+    uris = write_samples(Folder(str(tmp_path)), range(4), codec="none")
+    path = Path(uris[0])
+    data = bytearray(path.read_bytes())
+    place = data.find(make_patch(2).s2_cthw.tobytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    batches = ShardReader(uris, batch_size=1, shuffle=False, threads=4).epoch(0)
+    assert [number(next(batches).rows["sample_id"][0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(InputError, match="sample maize-1-00002 is damaged"):
+        next(batches)
 
-    items = prefetched(source(), 8)
-    assert [next(items), next(items)] == [1, 2]
-    with pytest.raises(InputError, match="the third is damaged"):
-        next(items)
+
+def test_a_batch_that_is_kept_is_never_written_to_again(uris: list[str]) -> None:
+    reader = ShardReader(uris, batch_size=4)
+    kept = [batch.s2_bcthw[:1] for batch in reader.epoch(0)]  # views: their batches are let go
+    order = reader.order(0)
+    for view, place in zip(kept, order[::4], strict=True):
+        np.testing.assert_array_equal(view[0], make_patch(int(place)).s2_cthw)

@@ -1,28 +1,33 @@
-"""One open shard: its metadata, its scalar columns, and row groups of checked tensors."""
+"""One open shard: its metadata, its scalar columns, and checked tensors sample by sample."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from cropray.shards.pages import ColumnPages, chunk_range
 from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, decode, rows_checksum, verify
 from cropray.storage import resolve
 from cropray.types import InputError
 
 Tensors = dict[str, npt.NDArray[Any]]
-_CHECKED = ["sample_id", "xxh3"]
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A shard whose footer and scalar columns were read and found sound; holds no open file."""
+    """A shard whose footer and scalar columns were read and found sound.
+
+    A local file stays mapped (not open) from the first row group on: mapping costs half of a read.
+    """
 
     uri: str
     metadata: ShardMetadata
@@ -45,17 +50,62 @@ class ShardFile:
         sizes = tuple(parquet.row_group(i).num_rows for i in range(parquet.num_row_groups))
         return cls(uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, parquet)
 
-    def read_group(self, group: int) -> Tensors:
-        """Tensors (rows, *shape) of one row group by name, read-only views of Arrow's buffers.
+    def row_group(self, group: int) -> RowGroup:
+        """One row group: its bytes are read (remote) or found (local), and not yet decoded.
 
-        Every sample's checksum is verified. Raises InputError that names the file and the sample.
+        Raises InputError as `open`.
         """
-        columns = [*_CHECKED, *self.metadata.tensors]
-        with _opened(self.uri, self._parquet) as file:
-            table = file.read_row_group(group, columns=columns, use_threads=False)
-        arrays = decode(table, self.metadata)
-        verify(arrays, table, self.uri)
-        return arrays
+        parquet, tensors = self._parquet.row_group(group), self.metadata.tensors
+        columns = {self._parquet.schema.column(i).name: parquet.column(i) for i in range(parquet.num_columns)}
+        ranges = {name: chunk_range(columns[name]) for name in tensors}
+        first = min(start for start, _ in ranges.values())
+        with _explained(self.uri):
+            bytes_ = self._fetch(first, max(start + size for start, size in ranges.values()) - first)
+            pages = {
+                name: ColumnPages(bytes_.slice(start - first, size), columns[name], tensors[name].nbytes)
+                for name, (start, size) in ranges.items()
+            }
+        return RowGroup(self, sum(self.group_sizes[:group]), pages)
+
+    @cached_property
+    def checksums(self) -> npt.NDArray[np.uint64]:
+        """xxh3 of the tensors of every row."""
+        values: npt.NDArray[np.uint64] = self.scalars["xxh3"].to_numpy()
+        return values
+
+    @cached_property
+    def _fetch(self) -> Callable[[int, int], pa.Buffer]:
+        """Bytes (first, how many) of the file."""
+        filesystem, path = resolve(self.uri)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            with pa.memory_map(path) as file:
+                whole = file.read_buffer()  # keeps the mapping
+                return cast(Callable[[int, int], pa.Buffer], whole.slice)
+        remote = filesystem.open_input_file(path)
+        return lambda start, size: pa.py_buffer(remote.read_at(size, start))
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The tensors of the rows of a file from `first_row` on, decoded sample by sample."""
+
+    file: ShardFile
+    first_row: int
+    pages: dict[str, ColumnPages]
+
+    def read(self, row: int) -> Tensors:
+        """The tensors of one sample by name, read-only; views of the file if it is not compressed.
+
+        Their checksum is verified. Raises InputError that names the file and the sample.
+        """
+        file, row_of_file = self.file, self.first_row + row
+        with _explained(file.uri):
+            values = {name: pages.value(row) for name, pages in self.pages.items()}
+        verify(values.values(), int(file.checksums[row_of_file]), file.uri, file.scalars, row_of_file)
+        return {
+            name: np.frombuffer(values[name], spec.dtype).reshape(spec.shape)
+            for name, spec in file.metadata.tensors.items()
+        }
 
 
 def read_footer(uri: str) -> dict[bytes, bytes]:
@@ -69,25 +119,28 @@ def read_group_table(uri: str, metadata: ShardMetadata, group: int) -> pa.Table:
     """All columns of one row group, its tensors verified. Raises InputError as `ShardFile.open`."""
     with _opened(uri) as file:
         table = file.read_row_group(group, use_threads=False)
-    verify(decode(table, metadata), table, uri)
+    arrays = decode(table, metadata)
+    for row, wanted in enumerate(table["xxh3"].to_pylist()):
+        verify([values[row] for values in arrays.values()], wanted, uri, table, row)
     return table
 
 
 @contextmanager
-def _opened(uri: str, parquet: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-    with _readable(uri) as source, pq.ParquetFile(source, metadata=parquet, pre_buffer=True) as file:
+def _opened(uri: str) -> Iterator[pq.ParquetFile]:
+    filesystem, path = resolve(uri)
+    with (
+        _explained(uri),
+        filesystem.open_input_file(path) as source,
+        pq.ParquetFile(source, pre_buffer=True) as file,
+    ):
         yield file
 
 
 @contextmanager
-def _readable(uri: str) -> Iterator[pa.NativeFile]:
-    """The open file; what Arrow finds wrong with it becomes an InputError."""
-    filesystem, path = resolve(uri)
-    # Mapping a local file saves a copy of every page, half of the time of a read.
-    local = isinstance(filesystem, pafs.LocalFileSystem)
+def _explained(uri: str) -> Iterator[None]:
+    """What is found wrong with a file becomes an InputError."""
     try:
-        with pa.memory_map(path) if local else filesystem.open_input_file(path) as source:
-            yield source
+        yield
     except FileNotFoundError as error:
         raise InputError(f"there is no shard {uri}; run the stage that makes it (export, compact)") from error
     except InputError:

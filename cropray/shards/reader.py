@@ -8,22 +8,23 @@ A rank so reads its own share of the files and little more, and memory stays bou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cropray.shards.file import ShardFile, Tensors
-from cropray.shards.prefetch import prefetched
+from cropray.shards.buffers import Buffers
+from cropray.shards.file import RowGroup, ShardFile
 from cropray.types import Batch, BoolArray, InputError
 
 Positions = npt.NDArray[np.int64]
 
 _BUFFER_GROUPS = 4  # row groups that are shuffled together: about 80 MB of 64 x 64 patches
-_PREFETCH_BATCHES = 4
+_OPEN_AHEAD = 8  # batches: row groups of object storage are fetched in time
 _OPENERS = 8  # files whose footers are read at the same time: object storage answers slowly
 
 
@@ -48,6 +49,7 @@ class ShardReader:
         world_size: int = 1,
         shuffle: bool = True,
         keep: Callable[[pa.Table], BoolArray] | None = None,
+        threads: int = 2,
     ) -> None:
         if not uris:
             raise InputError("no shards were given; run export and compact first, or name another split")
@@ -60,6 +62,7 @@ class ShardReader:
             _same_data_set(self._files[0], file)
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
         self._rank, self._world_size = rank, world_size
+        self._threads, self._buffers = threads, Buffers()
 
         # Row groups are numbered through all files; a kept row is (its group, its row within it).
         self._groups = [(file, group) for file in self._files for group in range(len(file.group_sizes))]
@@ -94,7 +97,7 @@ class ShardReader:
             np.arange(1, steps + 1) * self._batch_size, len(order) - np.arange(steps)[::-1]
         ).tolist()
         batches = [order[a:b] for a, b in zip([0, *ends][:steps], ends, strict=True)]
-        return prefetched(self._read(batches[start:]), _PREFETCH_BATCHES)
+        return self._read(batches[start:])
 
     def take(self, indices: Sequence[int] | Positions) -> Batch:
         """The rows of `table` at these positions, in this order."""
@@ -118,26 +121,45 @@ class ShardReader:
         return mine[np.lexsort((rng.random(len(mine)), buffer))]
 
     def _read(self, batches: Sequence[Positions]) -> Iterator[Batch]:
-        """Batches of these rows; a row group is read at its first use and dropped after its last."""
-        last_use = {int(g): step for step, rows in enumerate(batches) for g in self._group_of[rows]}
-        held: dict[int, Tensors] = {}
-        for step, rows in enumerate(batches):
-            groups = self._group_of[rows]
-            for group in np.unique(groups).tolist():
-                if group not in held:
-                    file, index = self._groups[group]
-                    held[group] = file.read_group(index)
-            yield self._batch(rows, groups, held)
-            held = {group: tensors for group, tensors in held.items() if last_use[group] > step}
+        """Batches of these rows, made ahead of time by threads, in order.
 
-    def _batch(self, rows: Positions, groups: Positions, held: dict[int, Tensors]) -> Batch:
+        A row group is opened ahead of its first use and dropped after its last. Tasks are taken up in
+        the order in which they are given, so a batch waits for row groups that are being opened, at
+        most, and never for one behind it.
+        """
+        first_use: dict[int, int] = {}
+        last_use: dict[int, int] = {}
+        for step, rows in enumerate(batches):
+            for group in np.unique(self._group_of[rows]).tolist():
+                first_use.setdefault(group, step)
+                last_use[group] = step
+        unopened, groups = deque(first_use), dict[int, Future[RowGroup]]()
+        making = deque[Future[Batch]]()
+        pool = ThreadPoolExecutor(self._threads, "shard-reader")
+        try:
+            for step, rows in enumerate(batches):
+                while unopened and first_use[unopened[0]] <= step + _OPEN_AHEAD:
+                    group = unopened.popleft()
+                    file, index = self._groups[group]
+                    groups[group] = pool.submit(file.row_group, index)
+                making.append(pool.submit(self._batch, rows, groups))
+                groups = {group: opened for group, opened in groups.items() if last_use[group] > step}
+                if len(making) > self._threads:
+                    yield making.popleft().result()
+            while making:
+                yield making.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _batch(self, rows: Positions, groups: Mapping[int, Future[RowGroup]]) -> Batch:
         tensors = {
-            name: np.empty((len(rows), *spec.shape), spec.dtype)
+            name: self._buffers.empty((len(rows), *spec.shape), spec.dtype)
             for name, spec in self.metadata.tensors.items()
         }
-        for name, values in tensors.items():
-            for i, (group, row) in enumerate(zip(groups.tolist(), self._row_of[rows].tolist(), strict=True)):
-                values[i] = held[group][name][row]
+        places = zip(self._group_of[rows].tolist(), self._row_of[rows].tolist(), strict=True)
+        for i, (group, row) in enumerate(places):
+            for name, values in groups[group].result().read(row).items():
+                tensors[name][i] = values
         return Batch(
             s1_bcthw=tensors["s1"],
             s2_bcthw=tensors["s2"],

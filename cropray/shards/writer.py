@@ -51,6 +51,7 @@ def _write_file(
     codec: str,
     footer: Mapping[bytes, str],
 ) -> None:
+    """Every tensor is a page of its own, so that a reader may decode single samples."""
     schema = metadata.schema
     scalars = [schema.empty_table().select(list(SCALARS))]
     with pq.ParquetWriter(
@@ -59,6 +60,8 @@ def _write_file(
         compression=codec.upper(),
         use_dictionary=[name for name, kind in SCALARS.items() if pa.types.is_string(kind)],
         write_statistics=list(SCALARS),
+        write_batch_size=1,
+        data_page_size=min(spec.nbytes for spec in metadata.tensors.values()),
     ) as writer:
         for table in groups:
             writer.write_table(table, row_group_size=max(1, len(table)))
