@@ -30,14 +30,16 @@ SetOption = Annotated[
 RunOption = Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.")]
 
 # Stage functions take a Run and return a summary; they are imported only when they are called,
-# so that --help answers at once. `predict` stands between these two, with options of its own.
-_TO_A_MODEL = (
+# so that --help answers at once. `export` and `predict` stand between these, with options of their own.
+_TO_REGIONS = (
     (
         "rois",
         "cropray.rois.build:build_rois",
         "Parcels, provinces and calendar to regions of interest, split.",
     ),
-    ("export", "cropray.pipeline.export:export", "Imagery and labels of every ROI to parts of patches."),
+    ("plan", "cropray.pipeline.export_plan:dry_run", "What export would do and cost, without doing it."),
+)
+_TO_A_MODEL = (
     ("compact", "cropray.pipeline.compact:compact", "Parts to evenly sized, shuffled shards by split."),
     ("pretrain", "cropray.training.driver:pretrain", "Train the network on densely labelled regions."),
     (
@@ -76,6 +78,22 @@ def _add_stage(name: str, function: str, text: str) -> None:
     @app.command(name, help=text)
     def command(run: RunOption, config: ConfigOption = None, set: SetOption = None) -> None:
         _call(function, run, _config(config, set))
+
+
+for _stage in _TO_REGIONS:
+    _add_stage(*_stage)
+
+
+@app.command("export")
+def export(
+    run: RunOption,
+    config: ConfigOption = None,
+    set: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="As `plan`: say what it would do.")] = False,
+) -> None:
+    """Imagery and labels of every ROI to parts of patches."""
+    stage = "cropray.pipeline.export_plan:dry_run" if dry_run else "cropray.pipeline.export:export"
+    _call(stage, run, _config(config, set))
 
 
 for _stage in _TO_A_MODEL:

@@ -292,7 +292,8 @@ class RayConfig(Section):
 
     address: str = ""
     num_cpus: int | None = Field(None, ge=1)
-    concurrency: int = Field(2, ge=1, description="tiles in flight in export and prediction")
+    concurrency: int = Field(2, ge=1, description="processes of export and prediction")
+    max_failures: int = Field(20, ge=1, description="failed tiles after which export stops")
 
 
 class DemoConfig(Section):

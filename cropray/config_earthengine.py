@@ -15,6 +15,10 @@ class EarthEngineConfig(BaseModel):
     else EE_SERVICE_ACCOUNT_KEY, else the default credentials. `url`: another address of the service;
     one of this machine needs no credentials. A request has `deadline_s` for its answer and `attempts`
     at it. The published quota of a project is 40 requests in flight and 100 a second.
+
+    `assumed_eecu_s` (EECU-seconds of a megapixel and month, both sensors) and `assumed_request_s`
+    (seconds of a whole request) are guesses for what an export will take; what it took stands in the
+    Cloud console by `workload_tag`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +33,13 @@ class EarthEngineConfig(BaseModel):
     attempts: int = Field(8, ge=1)
     workload_tag: str = Field("cropray", pattern=r"^[a-z0-9]([-_a-z0-9]{0,61}[a-z0-9])?$")
     eucropmap_year: Literal[2018, 2022] = 2018
+    assumed_eecu_s: float = Field(20.0, gt=0)
+    assumed_request_s: float = Field(20.0, gt=0)
+
+    @property
+    def lease_s(self) -> float:
+        """After how long a request that was not reported is taken for lost with its worker."""
+        return self.deadline_s + 60
 
     @property
     def is_loopback(self) -> bool:

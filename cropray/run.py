@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 
 from cropray.config import Config
+from cropray.config_earthengine import EarthEngineConfig
 from cropray.progress import say
 from cropray.storage import Folder
 from cropray.types import InputError
@@ -35,7 +36,9 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "predict": ("predict",),
 }
 # Settings in these that change no result, or that stand among the inputs by what they name.
-_FREE = {"predict.batch_size", "predict.model"}
+_FREE = {"predict.batch_size", "predict.model"} | {
+    f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"
+}
 _BEFORE: dict[str, tuple[str, ...]] = {
     "rois": (),
     "export": ("rois",),

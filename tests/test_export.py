@@ -164,6 +164,10 @@ def test_the_ledger_says_what_each_tile_holds(tmp_path: Path) -> None:
         "empty_tiles": {},
         "months_without_scene": {"s2": 0, "s1": 2},
         "months_without_view": {"s2": 2, "s1": 2},
+        "warnings": [
+            "1 of 1 ROIs have no Sentinel-1 at all in one or more months, 1 months together "
+            "(as maize-1: 1); the ledger has each"
+        ],
     }
 
 

@@ -11,7 +11,7 @@ import io
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,21 @@ from cropray.imagery.earthengine_failures import (
     TooLargeError,
     UnavailableError,
 )
-from cropray.imagery.earthengine_pieces import BANDS, CODED, STORED, Piece, band_names, plan_pieces
+from cropray.imagery.earthengine_pieces import (
+    BANDS,
+    CODED,
+    STORED,
+    Piece,
+    band_names,
+    estimated,
+    plan_pieces,
+)
 from cropray.imagery.quota import Attempt, LocalQuota, RequestQuota
 from cropray.types import Composite, ImageRequest, InputError, IntArray
 
 if TYPE_CHECKING:
     from cropray.imagery.earthengine_client import Outline, Session
 
-_LEASE_BEYOND_DEADLINE_S = 60.0
 _LONGEST_WAIT_S = 60.0
 
 
@@ -45,7 +52,7 @@ class EarthEngineSource:
 
     def __init__(self, config: EarthEngineConfig, quota: RequestQuota | None = None) -> None:
         self._config = config
-        self._quota = quota or local_quota(config)
+        self._quota = quota or LocalQuota(config.in_flight, config.per_second, config.lease_s)
         self._connecting = threading.Lock()
         self._connected: Session | None = None
 
@@ -97,9 +104,10 @@ class EarthEngineSource:
         one = replace(request.grid, height=1, width=1)
         self.composite(replace(request, grid=one, name=f"{request.name} (one pixel, to try)"))
 
-    def pieces(self, request: ImageRequest) -> list[Piece]:
-        """The requests that a composite will take, unless the service refuses one for its size."""
-        return plan_pieces(request)
+    def estimate(self, requests: Iterable[ImageRequest]) -> dict[str, Any]:
+        """See MeteredSource. Requests that the service refuses for their size come on top."""
+        pieces = [piece for request in requests for piece in plan_pieces(request)]
+        return estimated(pieces, self._config)
 
     def _fetch(
         self,
@@ -157,11 +165,6 @@ class EarthEngineSource:
             if self._connected is None:
                 self._connected = Session(self._config)
             return self._connected
-
-
-def local_quota(config: EarthEngineConfig) -> LocalQuota:
-    """The quota of the settings for one process alone."""
-    return LocalQuota(config.in_flight, config.per_second, config.deadline_s + _LEASE_BEYOND_DEADLINE_S)
 
 
 def _by_month(piece: Piece) -> list[list[str]]:

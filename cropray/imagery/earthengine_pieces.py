@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from cropray.bands import S1_BANDS, S2_BANDS
+from cropray.config_earthengine import EarthEngineConfig
 from cropray.grid import Window
 from cropray.types import ImageRequest
 
@@ -78,6 +80,26 @@ def plan_pieces(request: ImageRequest) -> list[Piece]:
         Window(0, 0, request.grid.height, request.grid.width), 0, len(request.periods), request.maps
     )
     return list(_fitting(whole))
+
+
+def estimated(pieces: Sequence[Piece], config: EarthEngineConfig) -> dict[str, Any]:
+    """JSON: requests, bytes, EECU-hours and wall time at the quota, with what was assumed."""
+    nbytes = sum(piece.nbytes for piece in pieces)
+    pixel_months = sum(
+        piece.window.height * piece.window.width * (piece.stop - piece.first) for piece in pieces
+    )
+    # A small request is taken to last in proportion to its bytes.
+    in_turn_s = nbytes / _MAX_BYTES * config.assumed_request_s / config.in_flight
+    return {
+        "requests": len(pieces),
+        "response_bytes": nbytes,
+        "eecu_hours": round(pixel_months / 1e6 * config.assumed_eecu_s / 3600, 3),
+        "wall_time_s": round(max(in_turn_s, len(pieces) / config.per_second), 1),
+        "assumed": (
+            f"{config.assumed_eecu_s:g} EECU-seconds a megapixel and month, {config.assumed_request_s:g} s a "
+            f"request of 48 MiB, {config.in_flight} in flight, at most {config.per_second:g} a second"
+        ),
+    }
 
 
 def _fitting(piece: Piece) -> Iterator[Piece]:

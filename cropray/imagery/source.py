@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 from cropray.types import Composite, ImageRequest
@@ -24,4 +25,17 @@ class ImagerySource(Protocol):
         Raises InputError where the scenes cannot be used (units unknown, offset ambiguous, ...)
         and where `request.maps` names a map that the source does not offer.
         """
+        ...
+
+
+@runtime_checkable
+class MeteredSource(ImagerySource, Protocol):
+    """A source whose requests cost money or quota."""
+
+    def preflight(self, request: ImageRequest) -> None:
+        """Ask for next to nothing of a request. Raises InputError where account or settings are wrong."""
+        ...
+
+    def estimate(self, requests: Iterable[ImageRequest]) -> dict[str, Any]:
+        """JSON: what these requests would take; nothing is sent."""
         ...

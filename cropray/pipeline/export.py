@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cropray.config import Config
 from cropray.imagery.open import open_source
+from cropray.imagery.source import MeteredSource
 from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.pipeline.events import event_log
+from cropray.pipeline.export_plan import ExportPlan, plan_export
 from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
 from cropray.pipeline.ledger import LedgerRow, read_rows, write_ledger
-from cropray.pipeline.plan import extent_of, plan_tiles
-from cropray.pipeline.tile import export_tile, inputs_of, shard_metadata
+from cropray.pipeline.plan import plan_tiles
+from cropray.pipeline.quota import ClusterQuota, QuotaWatch, cluster_quota, threads_of
+from cropray.pipeline.tile import export_tile, request_of
 from cropray.progress import progress, say
-from cropray.rois.splits import audit_grids
 from cropray.rois.store import fingerprint, read_parcels, read_rois
 from cropray.run import Run, Summary
 from cropray.shards.schema import ShardMetadata
@@ -28,8 +30,9 @@ _CPUS_PER_WORKER = 0.25  # a worker mostly waits for imagery: `ray.concurrency` 
 def export(run: Run) -> Summary:
     """Export all tiles that have no part yet; the summary counts tiles, patches and gaps.
 
-    A tile that fails is recorded and the others go on. Raises InputError where tiles failed (run it
-    again: finished ones are kept) and where parts were made by another recipe.
+    A tile that fails is recorded and the others go on, until `ray.max_failures` have failed. Raises
+    InputError where tiles failed (run it again: finished ones are kept), where parts were made by
+    another recipe, and where a source with a quota refuses a first small request.
     """
     run.begin("export")
     inputs = {"ROIs or parcels": fingerprint(run.folder)}
@@ -37,70 +40,69 @@ def export(run: Run) -> Summary:
     if finished is not None:
         say(f"export: reused {finished['patches']} patches of {finished['tiles']} tiles")
         return finished
-    config, folder = run.config, run.folder
-    metadata = shard_metadata(config, open_source(config))
-    rois, parcels = read_rois(folder), read_parcels(folder)
-    audit_grids(rois, [extent_of(roi, config.grid, config.patch) for roi in rois])
-    tiles = {
-        tile.tile_id: (number, tile)
-        for roi in rois
-        for number, tile in enumerate(plan_tiles(roi, config.grid, config.patch))
-    }
-    # A part of an ROI or of parcels that have changed since is made again.
-    done = {
-        row.tile_id
-        for row in read_rows(folder, list(tiles), metadata.recipe)
-        if row.inputs == inputs_of(tiles[row.tile_id][1], parcels)
-    }
-    if done:
-        say(f"export: {len(done)} of {len(tiles)} tiles were finished before")
-    left = [
-        {"roi_id": tile.roi.roi_id, "number": number}
-        for number, tile in tiles.values()
-        if tile.tile_id not in done
-    ]
-    failures = _export_all(left, config, metadata, folder)
-    refuse_failures("export", failures, len(tiles))
-    rows = read_rows(folder, list(tiles), metadata.recipe)
-    write_ledger(folder, rows)
+    source = open_source(run.config)
+    plan = plan_export(run, source)
+    if plan.done:
+        say(f"export: {len(plan.done)} of {len(plan.tiles)} tiles were finished before")
+    if plan.left and isinstance(source, MeteredSource):
+        source.preflight(request_of(plan.left[0][1], run.config))
+    failures, untried = _export_all(plan, run.config, run.folder)
+    refuse_failures("export", failures, len(plan.tiles), untried)
+    rows = read_rows(run.folder, [tile.tile_id for _, tile in plan.tiles], plan.metadata.recipe)
+    write_ledger(run.folder, rows)
     summary = summarise(rows)
+    for warning in summary["warnings"]:
+        say(f"export: warning: {warning}")
     run.finish("export", summary, inputs)
     return summary
 
 
-def _export_all(
-    places: Sequence[dict[str, Any]], config: Config, metadata: ShardMetadata, folder: Folder
-) -> dict[str, str]:
-    """Export tiles, each a number in the plan of an ROI, on Ray; the errors by tile."""
+def _export_all(plan: ExportPlan, config: Config, folder: Folder) -> tuple[dict[str, str], int]:
+    """Export the tiles that are left on Ray: the errors by tile, and how many were not tried."""
     failures: dict[str, str] = {}
+    places = [{"roi_id": tile.roi.roi_id, "number": number} for number, tile in plan.left]
     if not places:
-        return failures
+        return failures, 0
     with ray_session(config.ray), event_log(folder, "export") as events:
         import ray
 
         quiet_ray_data()
+        workers = min(config.ray.concurrency, len(places))
+        threads = threads_of(config, workers)
+        watch = QuotaWatch(cluster_quota(config, workers * threads), events, len(places))
         # One tile a block: each outcome comes back as soon as its tile is done.
-        outcomes = ray.data.from_items(list(places), override_num_blocks=len(places)).map(
+        outcomes = ray.data.from_items(places, override_num_blocks=len(places)).map(
             _TileWorker,
-            fn_constructor_args=(for_workers(config), metadata, folder),
-            compute=ray.data.ActorPoolStrategy(size=min(config.ray.concurrency, len(places))),
+            fn_constructor_args=(for_workers(config), plan.metadata, folder, watch.quota),
+            compute=ray.data.ActorPoolStrategy(
+                size=workers,
+                max_tasks_in_flight_per_actor=threads,
+                max_concurrent_calls_per_actor=threads,
+                enable_true_multi_threading=True,
+            ),
             num_cpus=_CPUS_PER_WORKER,
         )
         with progress("export", len(places)) as bar:
-            for outcome in outcomes.iter_rows():
+            for done, outcome in enumerate(outcomes.iter_rows(), start=1):
                 events.record(**outcome)
                 if outcome["error"]:
                     failures[outcome["tile_id"]] = outcome["error"]
-                bar.advance(note=f"{len(failures)} failed" if failures else "")
-    return failures
+                bar.advance(note=watch.note(done, len(failures)))
+                if len(failures) >= config.ray.max_failures:
+                    return failures, len(places) - done
+    return failures, 0
 
 
 class _TileWorker:
-    """Exports the tile of a row; an error becomes a row, never a lost block."""
+    """Exports the tile of a row, in several threads at once where the source makes them wait; an
+    error becomes a row, never a lost block.
+    """
 
-    def __init__(self, config: Config, metadata: ShardMetadata, folder: Folder) -> None:
+    def __init__(
+        self, config: Config, metadata: ShardMetadata, folder: Folder, quota: ClusterQuota | None
+    ) -> None:
         self._config, self._metadata, self._folder = config, metadata, folder
-        self._source = open_source(config)
+        self._source = open_source(config, quota)
         self._parcels = read_parcels(folder)
         self._rois = {roi.roi_id: roi for roi in read_rois(folder)}
 
@@ -136,4 +138,22 @@ def summarise(rows: Sequence[LedgerRow]) -> Summary:
             "s2": sum(row.valid_s2.count(0.0) for row in rows),
             "s1": sum(row.valid_s1.count(0.0) for row in rows),
         },
+        "warnings": list(_warnings(rows)),
     }
+
+
+def _warnings(rows: Sequence[LedgerRow]) -> Iterator[str]:
+    """What a person should look at: a month without any Sentinel-1 is rarely clouds' or luck's doing."""
+    seen_by_roi: dict[str, list[bool]] = {}
+    for row in rows:
+        before = seen_by_roi.get(row.roi_id, [False] * len(row.valid_s1))
+        seen_by_roi[row.roi_id] = [
+            seen or share > 0 for seen, share in zip(before, row.valid_s1, strict=True)
+        ]
+    without = {roi_id: seen.count(False) for roi_id, seen in seen_by_roi.items() if not all(seen)}
+    if without:
+        roi_id, months = next(iter(without.items()))
+        yield (
+            f"{len(without)} of {len(seen_by_roi)} ROIs have no Sentinel-1 at all in one or more months, "
+            f"{sum(without.values())} months together (as {roi_id}: {months}); the ledger has each"
+        )

@@ -21,8 +21,11 @@ def told(failure: Exception) -> str:
     return explained(failure) if isinstance(failure, OSError) else repr(failure)
 
 
-def refuse_failures(stage: str, failures: Mapping[str, str], total: int) -> None:
-    """Raises InputError where tiles failed; `failures` are errors by tile, of `total` tiles."""
+def refuse_failures(stage: str, failures: Mapping[str, str], total: int, untried: int = 0) -> None:
+    """Raises InputError where tiles failed; `failures` are errors by tile, of `total` tiles.
+
+    `untried` tiles were given up after too many failures.
+    """
     if not failures:
         return
     tiles_by_error: dict[str, list[str]] = {}
@@ -31,8 +34,9 @@ def refuse_failures(stage: str, failures: Mapping[str, str], total: int) -> None
     most = sorted(tiles_by_error.items(), key=lambda item: (-len(item[1]), item[0]))
     lines = [f"  {len(tiles)} x {error} (as {tiles[0]})" for error, tiles in most[:_SHOWN]]
     more = [f"  … and {len(most) - _SHOWN} other errors"] if len(most) > _SHOWN else []
+    stopped = f", and it stopped before {untried} others (ray.max_failures)" if untried else ""
     raise InputError(
-        f"{stage}: {len(failures)} of {total} tiles failed:\n"
+        f"{stage}: {len(failures)} of {total} tiles failed{stopped}:\n"
         + "\n".join(lines + more)
         + "\nthe others are kept; mend the cause and run the same command again"
     )

@@ -53,6 +53,19 @@ def inputs_of(tile: Tile, parcels: GeoDataFrame) -> str:
     return xxhash.xxh3_64_hexdigest(repr((tile, sorted(zip(*columns, strict=True)))).encode())
 
 
+def request_of(tile: Tile, config: Config) -> ImageRequest:
+    """What a tile takes from the imagery source. Raises InputError for an ROI without its dates."""
+    return ImageRequest(
+        grid=tile.grid,
+        extent=tile.extent,
+        periods=periods_for(config.window, tile.roi.harvest_start),
+        recipe=config.composite.recipe(),
+        not_after=config.window.as_of if config.window.anchor == "as_of" else None,
+        maps=source_maps(config.labels),
+        name=tile.tile_id,
+    )
+
+
 def export_tile(
     tile: Tile,
     config: Config,
@@ -67,17 +80,7 @@ def export_tile(
     pixel gets a part without samples that says so. The same inputs give the same bytes. Raises
     InputError, or whatever the source raises, and then publishes nothing.
     """
-    periods = periods_for(config.window, tile.roi.harvest_start)
-    as_of = config.window.as_of if config.window.anchor == "as_of" else None
-    request = ImageRequest(
-        grid=tile.grid,
-        extent=tile.extent,
-        periods=periods,
-        recipe=config.composite.recipe(),
-        not_after=as_of,
-        maps=source_maps(config.labels),
-        name=tile.tile_id,
-    )
+    request = request_of(tile, config)
     composite = source.composite(request)
     patches: list[Patch] = []
     reason = "no valid pixel in any month of either sensor"
@@ -88,7 +91,9 @@ def export_tile(
         )
         reason = "nothing is known of the remainder at the edge of the ROI"
     # One sample a row group: compaction picks single samples out of many parts.
-    groups = [to_table([encode_patch(patch, tile.roi, tile.extent, periods)], metadata) for patch in patches]
+    groups = [
+        to_table([encode_patch(patch, tile.roi, tile.extent, request.periods)], metadata) for patch in patches
+    ]
     digest = xxhash.xxh3_64()
     for group in groups:
         digest.update(group["xxh3"].to_numpy().tobytes())

@@ -1,0 +1,97 @@
+"""One quota for all workers of a cluster: the rule of `imagery.quota`, in an actor of Ray."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from cropray.config import Config
+from cropray.imagery.quota import Attempt, LocalQuota, QuotaStatus
+from cropray.pipeline.events import EventLog
+
+_SPARE_CALLS = 8  # of the actor, beside those that wait for leave: tickets given back, questions
+
+
+class ClusterQuota:
+    """A RequestQuota that any worker can be given; it pickles to a handle of the one actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def acquire(self) -> int:
+        import ray
+
+        ticket: int = ray.get(self._actor.acquire.remote())
+        return ticket
+
+    def release(self, ticket: int, attempt: Attempt) -> None:
+        import ray
+
+        ray.get(self._actor.release.remote(ticket, attempt))
+
+    def status(self) -> QuotaStatus:
+        import ray
+
+        status: QuotaStatus = ray.get(self._actor.status.remote())
+        return status
+
+    def take_unanswered(self) -> list[Attempt]:
+        import ray
+
+        attempts: list[Attempt] = ray.get(self._actor.take_unanswered.remote())
+        return attempts
+
+
+def cluster_quota(config: Config, callers: int) -> ClusterQuota | None:
+    """The quota that `callers` threads of all workers share; None for a source that needs none.
+
+    Ray must be there. The quota ends with its last handle.
+    """
+    if config.source.kind != "earthengine":
+        return None
+    import ray
+
+    chosen = config.source.earthengine
+    actor = ray.remote(LocalQuota).options(num_cpus=0, max_concurrency=callers + _SPARE_CALLS)
+    return ClusterQuota(actor.remote(chosen.in_flight, chosen.per_second, chosen.lease_s))
+
+
+def threads_of(config: Config, workers: int) -> int:
+    """Tiles at once in each of `workers` processes: one, or enough to use a quota up by waiting."""
+    if config.source.kind != "earthengine":
+        return 1
+    return -(-config.source.earthengine.in_flight // workers)
+
+
+class QuotaWatch:
+    """What a person and the event log are told of the requests of a stage of `total` tiles."""
+
+    def __init__(self, quota: ClusterQuota | None, events: EventLog, total: int) -> None:
+        self.quota, self._events, self._total = quota, events, total
+        self._started = time.monotonic()
+
+    def note(self, done: int, failed: int) -> str:
+        """The note beside the progress of `done` tiles; logs the requests without an answer."""
+        told = [f"{failed} failed"] if failed else []
+        if self.quota is not None:
+            for attempt in self.quota.take_unanswered():
+                self._events.record(**asdict(attempt))
+            left_s = (time.monotonic() - self._started) / done * (self._total - done)
+            told += [*requests_note(self.quota.status()), f"{_clock(left_s)} left"]
+        return ", ".join(told)
+
+
+def requests_note(status: QuotaStatus) -> list[str]:
+    """The state of the requests in a few words."""
+    restricted = " (the project is in restricted mode)" if status.restricted else ""
+    return [
+        f"{status.bytes_per_s / 1e6:.1f} MB/s",
+        f"{status.in_flight} of {status.allowed} in flight{restricted}",
+        f"{status.rate_limited} x 429",
+    ]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
