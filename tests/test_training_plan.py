@@ -150,8 +150,17 @@ def test_a_batch_must_be_shared_out_evenly(folder: Folder) -> None:
 
 
 def test_shards_are_needed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no shards"):
+    with pytest.raises(InputError, match="no shards of the split train: nothing to train on"):
         make_plan(make_run(Folder(str(tmp_path))), "pretrain")
+
+
+def test_shards_that_compaction_wrote_and_that_are_gone_are_missed(folder: Folder) -> None:
+    run = make_run(folder)
+    run.finish("compact", {"shards": {"train": 2}})
+    training_inputs(run, "pretrain")
+    run.finish("compact", {"shards": {"train": 3, "val": 1}})
+    with pytest.raises(InputError, match=r"shards/train has 2 shards, but compact wrote 3; run compact"):
+        training_inputs(run, "pretrain")
 
 
 def test_the_best_epoch_has_the_highest_score_and_of_equal_ones_is_the_last() -> None:

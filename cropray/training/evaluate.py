@@ -34,7 +34,7 @@ from cropray.rois.splits import SPLITS
 from cropray.run import Run, Summary
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
-from cropray.shards.store import fingerprint, shard_uris
+from cropray.shards.store import fingerprint, refuse_missing, shard_uris
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 from cropray.training.blocks import TilePlan, block_numbers, extents, plan_tiles, read_tile
@@ -78,6 +78,7 @@ def evaluate(run: Run) -> Summary:
     """
     run.begin("evaluate")
     folder = resolve_model(run.config.evaluate.model, run)
+    refuse_missing(run.folder, (run.summary("compact") or {}).get("shards", {}))
     uris = [uri for split in SPLITS for uri in shard_uris(run.folder, split)]
     inputs = {"model": weights_checksum(folder), "shards": fingerprint(uris)}
     reused = run.finished("evaluate", inputs)

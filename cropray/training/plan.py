@@ -17,7 +17,7 @@ from cropray.models.normalisation import NORMALISATIONS
 from cropray.run import Inputs, Run
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
-from cropray.shards.store import fingerprint, shard_uris
+from cropray.shards.store import fingerprint, refuse_missing, shard_uris
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 from cropray.training.step import Recipe
@@ -71,8 +71,12 @@ class TrainingPlan:
 
 
 def training_inputs(run: Run, stage: str) -> Inputs:
-    """What a training rests on: the shards of train and val, and the weights that it starts from."""
+    """What a training rests on: the shards of train and val, and the weights that it starts from.
+
+    Raises InputError where shards are missing or damaged.
+    """
     settings: TrainConfig = getattr(run.config, stage)
+    refuse_missing(run.folder, (run.summary("compact") or {}).get("shards", {}))
     inputs = {"shards": fingerprint(shard_uris(run.folder, "train") + shard_uris(run.folder, "val"))}
     if settings.init:
         inputs["the checkpoint to start from"] = weights_checksum(resolve_model(settings.init, run))
@@ -86,6 +90,11 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         raise InputError(
             f"{stage}.batch_size is {settings.batch_size} samples a step of all workers together; it "
             f"must be a multiple of {stage}.workers = {settings.workers}"
+        )
+    if not shard_uris(run.folder, "train"):
+        raise InputError(
+            f"{run.folder} has no shards of the split train: nothing to train on; give it more ROIs, or a "
+            "greater share of them (rois.split)"
         )
     train = Data(shard_uris(run.folder, "train"), settings.min_labelled_fraction)
     per_worker = settings.batch_size // settings.workers
