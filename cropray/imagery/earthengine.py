@@ -33,6 +33,7 @@ from cropray.imagery.earthengine_pieces import (
     BANDS,
     CODED,
     STORED,
+    LearntSize,
     Piece,
     band_names,
     estimated,
@@ -55,6 +56,7 @@ class EarthEngineSource:
         self._quota = quota or LocalQuota(config.in_flight, config.per_second, config.lease_s)
         self._connecting = threading.Lock()
         self._connected: Session | None = None
+        self._size = LearntSize()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EarthEngineSource, (self._config, self._quota)
@@ -79,17 +81,19 @@ class EarthEngineSource:
         outlines = (_outline(request.grid), _outline(request.extent))
         stored_tchw = np.full((len(request.periods), BANDS, *request.grid.shape), NODATA, STORED)
         coded = {name: np.zeros(request.grid.shape, CODED) for name in assets}
-        pieces = deque(plan_pieces(request))
+        pieces = deque(plan_pieces(request, self._size.most_bytes))
         while pieces:
             piece = pieces.popleft()
             try:
                 pixels = self._fetch(piece, request, outlines, assets)
             except TooLargeError:
+                self._size.refuse(piece)
                 halves = piece.halves()
                 if halves is None:
                     raise
                 pieces.extendleft(reversed(halves))
                 continue
+            self._size.answer(piece)
             rows, cols = piece.window.slices
             for t, names in zip(range(piece.first, piece.stop), _by_month(piece), strict=True):
                 for c, name in enumerate(names):
@@ -102,7 +106,15 @@ class EarthEngineSource:
     def preflight(self, request: ImageRequest) -> None:
         """Ask for one pixel of a request: shows at once what is wrong with account or settings."""
         one = replace(request.grid, height=1, width=1)
-        self.composite(replace(request, grid=one, name=f"{request.name} (one pixel, to try)"))
+        try:
+            self.composite(replace(request, grid=one, name=f"{request.name} (one pixel, to try)"))
+        except TooLargeError:
+            return  # a service that is short of memory or time has let this account in
+        except RequestError as error:
+            raise InputError(
+                f"Earth Engine does not answer ({error}, after {self._config.attempts} attempts); is "
+                "source.earthengine.url right, and is there a connection? else try later"
+            ) from error
 
     def estimate(self, requests: Iterable[ImageRequest]) -> dict[str, Any]:
         """See MeteredSource. Requests that the service refuses for their size come on top."""

@@ -15,9 +15,10 @@ from cropray.types import ImageRequest
 
 # Limits of computePixels (https://developers.google.com/earth-engine/guides/usage); a response
 # counts one byte a band and pixel for the mask.
-_MAX_BYTES, _MAX_SIDE, _MAX_BANDS = 48 << 20, 32_768, 1024
+MAX_BYTES, _MAX_SIDE, _MAX_BANDS = 48 << 20, 32_768, 1024
 _MASK_BYTES = 1
 _SMALLEST_SIDE = 64  # px: below this a request is refused for its months, not for its pixels
+_REFUSALS = 3
 S2_NAMES = [band.ee for band in S2_BANDS]
 S1_NAMES = [band.ee for band in S1_BANDS]
 BANDS = len(S2_NAMES) + len(S1_NAMES)
@@ -53,10 +54,9 @@ class Piece:
             * (months + len(self.maps) * (CODED.itemsize + _MASK_BYTES))
         )
 
-    @property
-    def fits(self) -> bool:
+    def fits(self, most_bytes: int) -> bool:
         side = max(self.window.height, self.window.width)
-        return self.nbytes <= _MAX_BYTES and self.bands <= _MAX_BANDS and side <= _MAX_SIDE
+        return self.nbytes <= most_bytes and self.bands <= _MAX_BANDS and side <= _MAX_SIDE
 
     def __str__(self) -> str:
         at = self.window
@@ -67,19 +67,41 @@ class Piece:
         """The longer side halved, or the months where the sides are short; None: it is the smallest."""
         window = self.window
         if max(window.height, window.width) >= 2 * _SMALLEST_SIDE:
-            return tuple(replace(self, window=half) for half in _halves(window))  # type: ignore[return-value]
+            one, other = _halves(window)
+            return replace(self, window=one), replace(self, window=other)
         if self.stop - self.first > 1:
             middle = (self.first + self.stop) // 2
             return replace(self, stop=middle), replace(self, first=middle, maps=())
         return None
 
 
-def plan_pieces(request: ImageRequest) -> list[Piece]:
+def plan_pieces(request: ImageRequest, most_bytes: int = MAX_BYTES) -> list[Piece]:
     """Pieces that cover a request once, each within the limits; one where that is possible."""
     whole = Piece(
         Window(0, 0, request.grid.height, request.grid.width), 0, len(request.periods), request.maps
     )
-    return list(_fitting(whole))
+    return list(_fitting(whole, most_bytes))
+
+
+@dataclass
+class LearntSize:
+    """How much to ask for at once: half of what was refused for its work three times in a row.
+
+    A limit of bytes is known beforehand, those of memory and time are not; and a request that times
+    out has taken minutes.
+    """
+
+    most_bytes: int = MAX_BYTES
+    _refused: int = 0
+
+    def refuse(self, piece: Piece) -> None:
+        self._refused += 1
+        if self._refused >= _REFUSALS:
+            self.most_bytes, self._refused = min(self.most_bytes, piece.nbytes) // 2, 0
+
+    def answer(self, piece: Piece) -> None:
+        if piece.nbytes > self.most_bytes // 2:
+            self._refused = 0
 
 
 def estimated(pieces: Sequence[Piece], config: EarthEngineConfig) -> dict[str, Any]:
@@ -89,7 +111,7 @@ def estimated(pieces: Sequence[Piece], config: EarthEngineConfig) -> dict[str, A
         piece.window.height * piece.window.width * (piece.stop - piece.first) for piece in pieces
     )
     # A small request is taken to last in proportion to its bytes.
-    in_turn_s = nbytes / _MAX_BYTES * config.assumed_request_s / config.in_flight
+    in_turn_s = nbytes / MAX_BYTES * config.assumed_request_s / config.in_flight
     return {
         "requests": len(pieces),
         "response_bytes": nbytes,
@@ -102,13 +124,13 @@ def estimated(pieces: Sequence[Piece], config: EarthEngineConfig) -> dict[str, A
     }
 
 
-def _fitting(piece: Piece) -> Iterator[Piece]:
-    halves = None if piece.fits else piece.halves()
+def _fitting(piece: Piece, most_bytes: int) -> Iterator[Piece]:
+    halves = None if piece.fits(most_bytes) else piece.halves()
     if halves is None:
         yield piece
         return
     for half in halves:
-        yield from _fitting(half)
+        yield from _fitting(half, most_bytes)
 
 
 def _halves(window: Window) -> tuple[Window, Window]:

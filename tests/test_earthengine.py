@@ -1,0 +1,193 @@
+"""Earth Engine as a source: attempts, quota and pieces, against the server of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from cropray.config import Config
+from cropray.config_earthengine import EarthEngineConfig
+from cropray.grid import Grid
+from cropray.imagery import earthengine, earthengine_client
+from cropray.imagery.earthengine import EarthEngineSource
+from cropray.imagery.earthengine_failures import RequestError, UnavailableError
+from cropray.imagery.open import open_source
+from cropray.imagery.quota import LocalQuota
+from cropray.imagery.source import ImagerySource, MeteredSource
+from cropray.types import Composite, ImageRequest, InputError, Period
+from tests.earthengine_server import Fault, Serving, serve
+
+GRID = Grid("EPSG:32631", 590_000, 5_600_000, 10, 24, 40)
+MONTHS = tuple(Period(date(2022, m, 1), date(2022, m + 1, 1)) for m in (4, 5))
+REQUEST = ImageRequest(GRID, GRID, MONTHS, maps=("eucropmap",), name="a tile")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    with serve() as serving:
+        yield serving
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Waits between attempts of hundredths of a second, and nothing fetched from elsewhere."""
+    monkeypatch.setattr(earthengine, "_LONGEST_WAIT_S", 0.02)
+    with mock.patch("ee.deprecation._FetchDataCatalogStac", return_value={}):
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Serving) -> Composite:
+    return source_of(server)[0].composite(REQUEST)
+
+
+def source_of(server: Serving, **settings: Any) -> tuple[EarthEngineSource, LocalQuota]:
+    server.plan()
+    config = EarthEngineConfig(url=server.url, per_second=1000, **settings)
+    quota = LocalQuota(config.in_flight, config.per_second, config.lease_s)
+    return EarthEngineSource(config, quota), quota
+
+
+def assert_equal(got: Composite, wanted: Composite) -> None:
+    for name in ("s2_tchw", "s1_tchw", "s2_valid_thw", "s1_valid_thw"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name))
+    for name, codes in wanted.maps.items():
+        np.testing.assert_array_equal(got.maps[name], codes)
+
+
+def test_it_is_a_metered_source(server: Serving) -> None:
+    source, _ = source_of(server)
+    assert isinstance(source, ImagerySource)
+    assert isinstance(source, MeteredSource)
+    config = EarthEngineConfig(url=server.url)
+    opened = open_source(Config.model_validate({"source": {"kind": "earthengine", "earthengine": config}}))
+    assert opened.identity() == source.identity()
+    assert source.identity()["s1_quantity"] == "sigma0"
+
+
+def test_the_identity_is_that_of_the_pixels_and_not_of_the_account() -> None:
+    plain = EarthEngineSource(EarthEngineConfig()).identity()
+    assert EarthEngineSource(EarthEngineConfig(project="a", in_flight=3, url="http://x")).identity() == plain
+    assert EarthEngineSource(EarthEngineConfig(eucropmap_year=2022)).identity() != plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [
+        ("429", "rate_limited"),
+        ("403_rate", "rate_limited"),
+        ("500", "unavailable"),
+        ("503", "unavailable"),
+        ("html", "unavailable"),
+        ("drop", "unavailable"),
+        ("truncate", "unavailable"),
+        ("garbage", "unavailable"),
+        ("shape", "unavailable"),
+        ("memory", "too_large"),
+        ("timeout", "too_large"),
+        ("size", "too_large"),
+    ],
+)
+def test_a_request_that_fails_once_is_told_and_its_pixels_are_the_same(
+    server: Serving, undisturbed: Composite, kind: Any, outcome: str
+) -> None:
+    source, quota = source_of(server)
+    server.plan(Fault(kind, times=1))
+    assert_equal(source.composite(REQUEST), undisturbed)
+    (attempt,) = quota.take_unanswered()
+    assert attempt.outcome == outcome
+    assert "a tile 24 x 40 px at row 0, column 0, months 1 to 2" in attempt.name
+    assert attempt.error
+    assert quota.status().in_flight == 0
+    assert quota.status().requests == (3 if outcome == "too_large" else 2)
+
+
+def test_an_answer_past_the_deadline_is_asked_for_again(server: Serving, undisturbed: Composite) -> None:
+    source, quota = source_of(server, deadline_s=2.0)
+    server.plan(Fault("delay", times=1, seconds=60))
+    assert_equal(source.composite(REQUEST), undisturbed)
+    attempt = quota.take_unanswered()[0]
+    assert "within 2 s" in attempt.error
+    assert 1.9 < attempt.seconds < 10
+
+
+def test_attempts_are_bounded_and_the_last_error_is_raised(server: Serving) -> None:
+    source, quota = source_of(server, attempts=3)
+    server.plan(Fault("503"))
+    with pytest.raises(UnavailableError, match="503: The service is currently unavailable"):
+        source.composite(REQUEST)
+    assert [attempt.outcome for attempt in quota.take_unanswered()] == ["unavailable"] * 3
+
+
+def test_a_piece_that_cannot_be_halved_any_more_fails(server: Serving) -> None:
+    source, quota = source_of(server)
+    server.plan(Fault("memory"))
+    with pytest.raises(RequestError, match="memory limit"):
+        source.composite(REQUEST)
+    assert quota.status().requests == 2  # the months together, then the first alone
+
+
+def test_a_restricted_project_has_fewer_in_flight(server: Serving) -> None:
+    source, quota = source_of(server, in_flight=20)
+    server.plan(Fault("restricted", times=1))
+    source.composite(REQUEST)
+    assert quota.status().restricted
+    assert quota.status().allowed == 2
+    source.composite(REQUEST)
+    assert quota.status().allowed == 20
+
+
+def test_a_refused_request_is_not_sent_again(server: Serving) -> None:
+    source, quota = source_of(server)
+    request = ImageRequest(GRID, GRID, MONTHS, maps=("soil",))
+    with pytest.raises(InputError, match=r"no map 'soil'.*eucropmap, land_cover"):
+        source.composite(request)
+    assert quota.status().requests == 0
+
+
+def test_nothing_but_pixels_is_asked_for_and_the_graph_is_built_once(server: Serving) -> None:
+    source, _ = source_of(server)
+    before = server.counters()["requests"]
+    with mock.patch.object(
+        earthengine_client, "month_function", wraps=earthengine_client.month_function
+    ) as built:
+        for _ in range(3):
+            source.composite(REQUEST)
+    assert built.call_count == 1
+    after = server.counters()["requests"]
+    assert {
+        kind: after[kind] - before.get(kind, 0) for kind in after if after[kind] != before.get(kind, 0)
+    } == {"image:computePixels": 3}
+
+
+def test_the_body_of_a_request_hardly_grows_with_its_months(server: Serving) -> None:
+    source, _ = source_of(server)
+    sizes = []
+    for months in (MONTHS[:1], MONTHS):
+        before = server.counters()["bytes_in"]
+        source.composite(ImageRequest(GRID, GRID, months))
+        sizes.append(server.counters()["bytes_in"] - before)
+    assert sizes[1] - sizes[0] < 0.05 * sizes[0]
+
+
+def test_a_preflight_is_one_pixel(server: Serving) -> None:
+    source, quota = source_of(server)
+    source.preflight(REQUEST)
+    assert quota.status().requests == 1
+    assert quota.status().nbytes < 5000  # the header of an array of 25 bands
+    server.plan(Fault("timeout"))
+    source.preflight(REQUEST)  # the account is let in
+    server.plan(Fault("503"))
+    with pytest.raises(InputError, match=r"does not answer \(503.*after 8 attempts"):
+        source.preflight(REQUEST)
+
+
+def test_without_a_server_the_address_is_named() -> None:
+    source = EarthEngineSource(EarthEngineConfig(url="http://127.0.0.1:9", attempts=2))
+    with pytest.raises(InputError, match=r"does not answer.*source\.earthengine\.url"):
+        source.preflight(REQUEST)
