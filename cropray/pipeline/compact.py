@@ -20,7 +20,7 @@ import pyarrow as pa
 import xxhash
 
 from cropray.config import ShardsConfig
-from cropray.pipeline.ledger import LedgerRow, fingerprint, part_name, read_ledger
+from cropray.pipeline.ledger import LedgerRow, fingerprint, part_name, read_ledger, refuse_missing_parts
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.shards.file import ShardFile, read_group_table
@@ -61,6 +61,7 @@ def compact(run: Run) -> Summary:
     full = [row for row in ledger if row.patches]
     if not full:
         raise InputError(f"{folder} has no samples to compact: every tile is empty (see ledger.parquet)")
+    refuse_missing_parts(folder, full)
     metadata = ShardFile.open(f"{folder.uri}/{part_name(full[0].tile_id)}").metadata
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda row: _samples(folder, row, metadata), full))

@@ -53,6 +53,8 @@ class LedgerRow:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
 
+_EXPORT_AGAIN = "delete {folder}/stages/export.json and run export again: parts that are there are kept"
+
 _TEXT, _COUNT = pa.string(), pa.int64()
 _SCHEMA = pa.schema(
     [(name, _TEXT) for name in ("tile_id", "roi_id", "crop", "season", "split", "recipe", "inputs")]
@@ -108,7 +110,20 @@ def fingerprint(rows: Sequence[LedgerRow]) -> str:
     return xxhash.xxh3_64_hexdigest(repr(names).encode())
 
 
+def refuse_missing_parts(folder: Folder, rows: Sequence[LedgerRow]) -> None:
+    """Raises InputError where parts of the ledger are gone."""
+    there = set(folder.child("parts").names(".parquet"))
+    gone = [row.tile_id for row in rows if f"{row.tile_id}.parquet" not in there]
+    if gone:
+        raise InputError(
+            f"{len(gone)} of {len(rows)} parts of the ledger are gone, as {folder}/{part_name(gone[0])}; "
+            + _EXPORT_AGAIN.format(folder=folder)
+        )
+
+
 def read_ledger(folder: Folder) -> list[LedgerRow]:
-    """The ledger of a finished export."""
+    """The ledger of a finished export. Raises InputError where it is gone."""
+    if not folder.exists(LEDGER):
+        raise InputError(f"there is no {LEDGER} in {folder}; {_EXPORT_AGAIN.format(folder=folder)}")
     table = pq.read_table(io.BytesIO(folder.read_bytes(LEDGER)))
     return [LedgerRow(**row) for row in table.to_pylist()]
