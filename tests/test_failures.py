@@ -8,6 +8,11 @@ from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
 from cropray.types import InputError
 
 
+def test_tiles_that_were_given_up_are_counted() -> None:
+    with pytest.raises(InputError, match=r"2 of 9 tiles failed, and it stopped before 5 others \(ray\.max"):
+        refuse_failures("export", {"a": "no answer", "b": "no answer"}, 9, untried=5)
+
+
 def test_failures_are_grouped_by_error_the_most_frequent_first() -> None:
     failures = {"a": "no CRS", "b": "no network", "c": "no network"}
     with pytest.raises(InputError) as caught:

@@ -17,7 +17,7 @@ from cropray.imagery.quota import Outcome
 from cropray.types import InputError
 
 
-class RequestError(RuntimeError):
+class RequestError(OSError):
     """A request without a usable answer."""
 
     outcome: Outcome = "unavailable"
@@ -46,7 +46,7 @@ _RATE = re.compile(r"rate ?limit|quota exceeded|resource.?exhausted", re.IGNOREC
 
 def failure(status: int, message: str, project: str) -> RequestError | InputError:
     """What an answer that is no result means; `message` is the service's own."""
-    text = " ".join(message.split())[:500] or f"HTTP {status} without a message"
+    text = " ".join(message.split())[:500].rstrip(".") or f"HTTP {status} without a message"
     if status == 429 or (status == 403 and _RATE.search(text)):
         return RateLimitedError(f"{status}: {text}")
     if status >= 500 or status < 300:  # a page instead of a result passes for a success

@@ -28,6 +28,7 @@ from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.predictor import Predictor
 from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
+from cropray.pipeline.quota import ClusterQuota, cluster_quota
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
@@ -117,7 +118,14 @@ def _predict_tiles(
         # One tile a block: each outcome comes back as soon as its tile is done.
         outcomes = ray.data.range(len(missing), override_num_blocks=len(missing)).map(
             _TileWorker,
-            fn_constructor_args=(missing, for_workers(config), checkpoint, settings, parts),
+            fn_constructor_args=(
+                missing,
+                for_workers(config),
+                checkpoint,
+                settings,
+                parts,
+                cluster_quota(config, workers),
+            ),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
             num_gpus=min(1.0, gpus / workers),
@@ -139,11 +147,12 @@ class _TileWorker:
         checkpoint: Folder,
         settings: PredictionSettings,
         parts: Folder,
+        quota: ClusterQuota | None,
     ) -> None:
         import torch
 
         self._tiles, self._settings, self._parts = tiles, settings, parts
-        self._source = open_source(config)
+        self._source = open_source(config, quota)
         self._predictor = Predictor(
             load_checkpoint(checkpoint), "cuda" if torch.cuda.is_available() else "cpu"
         )
