@@ -171,7 +171,20 @@ def _replacing(target: Path) -> Iterator[Path]:
 def explained(error: OSError) -> str:
     """What a user can do about a failed read or write, in one message that names the file."""
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    if error.filename and is_full(error):
+        what += f" ({free_space(error.filename)})"
     return f"{what}; {_TO_DO.get(error.errno or 0, 'mend the cause and run the same command again')}"
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or a share of one, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def free_space(path: str | Path) -> str:
+    """How much is free on the disk where a file is, or was to be."""
+    there = next(place for place in Path(path).absolute().parents if place.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free in {there}"
 
 
 def is_lasting(error: OSError) -> bool:

@@ -55,7 +55,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(InputError, match=r"no space is left for shards in .*; finished files are kept"):
+    with pytest.raises(InputError, match=r"no space .*/00000\.parquet \(\d+\.\d MB free in /.*kept"):
         write_samples(Folder(str(tmp_path)), [0])
     assert list(tmp_path.iterdir()) == []
 

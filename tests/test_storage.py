@@ -2,6 +2,7 @@
 
 import errno
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'") as caught:
         folder.write_text("a.txt", "new and longer")
     assert is_lasting(caught.value)
-    assert explained(caught.value).startswith(f"{tmp_path}/a.txt: No space left on device; make room")
+    said = explained(caught.value)
+    assert said.startswith(f"{tmp_path}/a.txt: No space left on device (")
+    assert re.search(rf"\(\d+\.\d MB free in {tmp_path}\); make room there", said)
     assert folder.read_text("a.txt") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

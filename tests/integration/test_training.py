@@ -128,4 +128,4 @@ def test_a_full_disk_in_a_worker_reaches_the_user(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(driver_worker, "_train", full)
     with pytest.raises(OSError, match="No space left"):
         driver_worker.train_worker({"plan": None, "notes": notes})
-    assert notes.get_nowait().problem.startswith("/run/epoch-0001: No space left on device; make room")
+    assert notes.get_nowait().problem.startswith("/run/epoch-0001: No space left on device (")
