@@ -221,7 +221,7 @@ class PatchConfig(Section):
 
 
 class ShardsConfig(Section):
-    codec: Literal["none", "lz4"] = "lz4"
+    codec: Literal["none", "lz4", "compact"] = "lz4"
     row_group_samples: int = Field(32, ge=1)
     shard_samples: int = Field(512, ge=1)
 

@@ -39,7 +39,7 @@ def test_a_flipped_bit_names_the_sample(uri: str, name: str) -> None:
     assert place > 0
     data[place + len(tensor) // 2] ^= 0x10
     Path(uri).write_bytes(data)
-    with pytest.raises(InputError, match=re.escape(uri) + ": sample maize-1-00005 is damaged"):
+    with pytest.raises(InputError, match=re.escape(uri) + ", row 5: sample maize-1-00005 is damaged"):
         read_all(uri)
 
 

@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cropray.shards.pages import ColumnPages, chunk_range
-from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, decode, rows_checksum, verify
+from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, checksum, decode, rows_checksum
 from cropray.storage import resolve
 from cropray.types import InputError
 
@@ -94,18 +94,18 @@ class RowGroup:
     pages: dict[str, ColumnPages]
 
     def read(self, row: int) -> Tensors:
-        """The tensors of one sample by name, read-only; views of the file if it is not compressed.
+        """The tensors of one sample by name, not to be written to: they may be views of the file.
 
-        Their checksum is verified. Raises InputError that names the file and the sample.
+        Their checksum is verified. Raises InputError that names the file, the row and the sample.
         """
         file, row_of_file = self.file, self.first_row + row
-        with _explained(file.uri):
-            values = {name: pages.value(row) for name, pages in self.pages.items()}
-        verify(values.values(), int(file.checksums[row_of_file]), file.uri, file.scalars, row_of_file)
-        return {
-            name: np.frombuffer(values[name], spec.dtype).reshape(spec.shape)
-            for name, spec in file.metadata.tensors.items()
-        }
+        with _explained(f"{file.uri}, row {row_of_file}"):
+            tensors = {
+                name: spec.decode(self.pages[name].value(row)) for name, spec in file.metadata.tensors.items()
+            }
+        if checksum(tensors.values()) != file.checksums[row_of_file]:
+            raise _damaged_sample(file.uri, row_of_file, file.scalars["sample_id"][row_of_file].as_py())
+        return tensors
 
 
 def read_footer(uri: str) -> dict[bytes, bytes]:
@@ -116,12 +116,17 @@ def read_footer(uri: str) -> dict[bytes, bytes]:
 
 
 def read_group_table(uri: str, metadata: ShardMetadata, group: int) -> pa.Table:
-    """All columns of one row group, its tensors verified. Raises InputError as `ShardFile.open`."""
+    """All columns of one row group as they are stored, its tensors verified.
+
+    Raises InputError as `ShardFile.open` and `RowGroup.read`.
+    """
     with _opened(uri) as file:
         table = file.read_row_group(group, use_threads=False)
     arrays = decode(table, metadata)
     for row, wanted in enumerate(table["xxh3"].to_pylist()):
-        verify([values[row] for values in arrays.values()], wanted, uri, table, row)
+        if checksum(values[row] for values in arrays.values()) != wanted:
+            raise _damaged_sample(uri, first_row + row, table["sample_id"][row].as_py())
+        first_row = sum(file.metadata.row_group(i).num_rows for i in range(group))
     return table
 
 
@@ -137,17 +142,26 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def _explained(where: str) -> Iterator[None]:
     """What is found wrong with a file becomes an InputError."""
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(f"there is no shard {uri}; run the stage that makes it (export, compact)") from error
+        raise InputError(
+            f"there is no shard {where}; run the stage that makes it (export, compact)"
+        ) from error
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
-        raise _damaged(uri, str(error).splitlines()[0]) from error
+        raise _damaged(where, str(error).splitlines()[0]) from error
 
 
-def _damaged(uri: str, why: str) -> InputError:
-    return InputError(f"{uri} is cut or damaged ({why}); delete it and run the stage that made it again")
+def _damaged_sample(uri: str, row: int, sample_id: str) -> InputError:
+    return InputError(
+        f"{uri}, row {row}: sample {sample_id} is damaged (its checksum does not match); "
+        "delete the file and run the stage that made it again"
+    )
+
+
+def _damaged(where: str, why: str) -> InputError:
+    return InputError(f"{where} is cut or damaged ({why}); delete it and run the stage that made it again")

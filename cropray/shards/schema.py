@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -20,6 +20,7 @@ import xxhash
 
 from cropray.bands import NODATA, S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
 from cropray.grid import Grid
+from cropray.shards import residuals
 from cropray.types import UNLABELLED, BoolArray, InputError, IntArray, Patch, Period, Roi
 
 FORMAT_VERSION = 1
@@ -58,14 +59,25 @@ SCALARS: dict[str, pa.DataType] = {
 `labelled_fraction` is the share of pixels whose label is not UNLABELLED."""
 
 
+PLAIN, RESIDUALS = "plain", "residuals"
+"""How a tensor stands in its column: as its own bytes, or as `residuals.encode` makes of it."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
+    encoding: str = PLAIN
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def decode(self, value: bytes | memoryview) -> npt.NDArray[Any]:
+        """The tensor of one value of its column; a view of it where it is plain."""
+        if self.encoding == RESIDUALS:
+            return residuals.decode(value, self.shape)
+        return np.frombuffer(value, self.dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ class ShardMetadata:
 
     `window` is how the months were chosen (anchor, months, lead_months, as_of); `recipe` the hash
     of all settings on which the pixels depend; `source` the identity of the imagery source; `imagery`
-    the settings of grid and composites.
+    the settings of grid and composites; `encoding` is that of the 16-bit tensors in their columns.
     Physical value = stored integer × scale, except where it is `nodata`.
     """
 
@@ -91,6 +103,7 @@ class ShardMetadata:
     s2_scale: float = S2_BANDS[0].scale
     s1_scale: float = S1_BANDS[0].scale
     nodata: int = NODATA
+    encoding: str = PLAIN
 
     @property
     def months(self) -> int:
@@ -101,8 +114,8 @@ class ShardMetadata:
         """The tensor columns in their order, which is also the order under the checksum."""
         plane = (self.size, self.size)
         tensors = {
-            "s2": TensorSpec((len(self.s2_bands), self.months, *plane), "<i2"),
-            "s1": TensorSpec((len(self.s1_bands), self.months, *plane), "<i2"),
+            "s2": TensorSpec((len(self.s2_bands), self.months, *plane), "<i2", self.encoding),
+            "s1": TensorSpec((len(self.s1_bands), self.months, *plane), "<i2", self.encoding),
             "label": TensorSpec(plane, "|u1"),
         }
         return tensors | ({"truth": TensorSpec(plane, "|u1")} if self.has_truth else {})
@@ -126,7 +139,9 @@ class ShardMetadata:
             },
         }
         tensors = {
-            name: {"axes": axes[name], "shape": spec.shape, "dtype": spec.dtype} | bands.get(name, {})
+            name: {"axes": axes[name], "shape": spec.shape, "dtype": spec.dtype}
+            | ({} if spec.encoding == PLAIN else {"encoding": spec.encoding})
+            | bands.get(name, {})
             for name, spec in self.tensors.items()
         }
         data = {
@@ -165,6 +180,9 @@ class ShardMetadata:
     @classmethod
     def _from_json(cls, data: dict[str, Any]) -> ShardMetadata:
         s2, s1 = data["tensors"]["s2"], data["tensors"]["s1"]
+        encoding = s2.get("encoding", PLAIN)
+        if encoding not in (PLAIN, RESIDUALS):
+            raise ValueError(f"encoding {encoding!r} is not known")
         return cls(
             classes=tuple(data["classes"]),
             size=s2["shape"][-1],
@@ -179,6 +197,7 @@ class ShardMetadata:
             s2_scale=s2["scale"],
             s1_scale=s1["scale"],
             nodata=data["nodata"],
+            encoding=encoding,
         )
 
 
@@ -230,17 +249,35 @@ def to_table(rows: Sequence[Mapping[str, Any]], metadata: ShardMetadata) -> pa.T
 
 
 def decode(table: pa.Table, metadata: ShardMetadata) -> dict[str, npt.NDArray[Any]]:
-    """Tensor columns of a table as read-only arrays (rows, *shape) over its own buffers, no copy."""
+    """Tensor columns of a table as arrays (rows, *shape): read-only over its own buffers where plain."""
     arrays = {}
     for name, spec in metadata.tensors.items():
         column = table.column(name)
         # combine_chunks would copy a single chunk too.
         chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        values = np.frombuffer(
-            chunk.buffers()[1], spec.dtype, len(chunk) * prod(spec.shape), chunk.offset * spec.nbytes
+        data = np.frombuffer(
+            chunk.buffers()[1], np.uint8, len(chunk) * spec.nbytes, chunk.offset * spec.nbytes
         )
-        arrays[name] = values.reshape(len(chunk), *spec.shape)
+        if spec.encoding == PLAIN:
+            arrays[name] = data.view(spec.dtype).reshape(len(chunk), *spec.shape)
+        else:
+            arrays[name] = np.stack([spec.decode(row.data) for row in data.reshape(len(chunk), -1)])
     return arrays
+
+
+def encode(table: pa.Table, metadata: ShardMetadata) -> pa.Table:
+    """A table of plain tensors as one of the encoding of `metadata`."""
+    if metadata.encoding == PLAIN:
+        return table
+    plain = decode(table, replace(metadata, encoding=PLAIN))
+    for name, spec in metadata.tensors.items():
+        if spec.encoding == RESIDUALS:
+            values = [residuals.encode(value) for value in plain[name]]
+            place = table.column_names.index(name)
+            table = table.set_column(
+                place, table.schema.field(name), pa.array(values, table.schema.field(name).type)
+            )
+    return table
 
 
 def checksum(buffers: Iterable[Any]) -> int:
@@ -249,16 +286,6 @@ def checksum(buffers: Iterable[Any]) -> int:
     for buffer in buffers:
         digest.update(buffer)
     return digest.intdigest()
-
-
-def verify(tensors: Iterable[Any], wanted: int, where: str, table: pa.Table, row: int) -> None:
-    """Compare a sample's tensors with its checksum. Raises InputError that names it by `table` and `row`."""
-    if checksum(tensors) != wanted:
-        sample = table.column("sample_id")[row].as_py()
-        raise InputError(
-            f"{where}: sample {sample} is damaged (its checksum does not match); "
-            "delete the file and run the stage that made it again"
-        )
 
 
 def rows_checksum(table: pa.Table, metadata_json: bytes) -> str:
