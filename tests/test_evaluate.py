@@ -193,6 +193,19 @@ def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -
     assert result["thresholds_chosen_on"] == "val"
 
 
+def test_without_a_val_split_it_is_said_where_thresholds_come_from(tmp_path: Path) -> None:
+    run = ready_run(str(tmp_path), thresholds=(0.25, 0.75))
+    run.folder.delete("shards/val/00000.parquet")
+    evaluate(run)
+    result = result_of(run)
+    assert result["thresholds"] == {
+        "network": [0.25, 0.75],
+        "forest": [0.5, 0.5],
+        "majority": [0.5, 0.5],
+    }
+    assert "no val split: 0.5 (the network's are those of its checkpoint)" in result["thresholds_chosen_on"]
+
+
 def test_partly_labelled_land_has_recall_and_no_precision(tmp_path: Path) -> None:
     run = ready_run(str(tmp_path), with_truth=False)
     evaluate(run)

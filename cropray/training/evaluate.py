@@ -192,7 +192,10 @@ def _thresholds(
     known: dict[str, Thresholds] = {} if own is None else {"network": np.array(own, np.float32)}
     if job.val is None:
         default = default_thresholds(len(job.checkpoint.classes))
-        return dict.fromkeys(methods, default) | known, "nothing, for there is no val split: 0.5"
+        told = "nothing, for there is no val split: 0.5"
+        if known:
+            told += " (the network's are those of its checkpoint)"
+        return dict.fromkeys(methods, default) | known, told
     missing = {name: method for name, method in methods.items() if name not in known}
     return thresholds_on(job.val, plans, missing, bar, job.config.seed) | known, "val"
 
