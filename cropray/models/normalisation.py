@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
-from cropray.types import InputError
+from cropray.types import FloatArray, InputError, IntArray
 
 # Mean and standard deviation over all pixels and months of crops, grass, orchards and vines in
 # Flanders (2018-08 to 2019-11) and Corsica (2021-09 to 2023-01), every site, cover and month with
@@ -46,13 +48,23 @@ class Normalisation(ABC):
         B, _, *size = s2.shape
         valid_b2thw = s2_bcthw.new_empty(B, 2, *size)
         samples = 1 if s2.device.type == "cpu" else B
-        for i in range(0, B, samples):
-            part = slice(i, i + samples)
-            self._scale_s2(s2_bcthw[part], _valid(s2_bcthw[part], valid_b2thw[part, :1]), s2[part])
-            self._scale_s1(s1_bcthw[part], _valid(s1_bcthw[part], valid_b2thw[part, 1:]), s1[part])
+        for x, stored, valid, scale in (
+            (s2, s2_bcthw, valid_b2thw[:, :1], self._scale_s2),
+            (s1, s1_bcthw, valid_b2thw[:, 1:], self._scale_s1),
+        ):
+            scratch = torch.empty_like(stored[:samples])
+            for i in range(0, B, samples):
+                part = slice(i, i + samples)
+                _scaled(scratch[: len(stored[part])].copy_(stored[part]), valid[part], x[part], scale)
         return s1, s2, valid_b2thw
 
-    # Stored values and 1 or 0 for valid or not, both int16, to float32 `out`.
+    def into(self, s1_bcthw: IntArray, s2_bcthw: IntArray, out_s1: FloatArray, out_s2: FloatArray) -> None:
+        """As `apply` for a reader of shards: arrays on the CPU, of which the stored ones are used up."""
+        for stored, out, scale in ((s2_bcthw, out_s2, self._scale_s2), (s1_bcthw, out_s1, self._scale_s1)):
+            integers = torch.from_numpy(stored)
+            _scaled(integers, torch.empty_like(integers[:, :1]), torch.from_numpy(out), scale)
+
+    # Stored values, which may be overwritten, and 1 or 0 for valid or not, both int16, to float32 `out`.
     @abstractmethod
     def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None: ...
 
@@ -109,14 +121,11 @@ class FixedNormalisation(Normalisation):
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        unit, device = bands[0].scale, x_bcthw.device
-        low, high = (
-            _by_band(tuple(m + side * self.clip * s for m, s in zip(mean, std, strict=True)), unit, device)
-            for side in (-1, 1)
-        )
-        standard = torch.minimum(torch.maximum(x_bcthw, low), high)
-        standard.sub_(_by_band(mean, unit, device)).mul_(valid_b1thw)
-        out.copy_(standard).mul_(_factors(std, unit, device))
+        low, high, middle, factor = _limits(bands, mean, std, self.clip, x_bcthw.device)
+        torch.maximum(x_bcthw, low, out=x_bcthw)
+        torch.minimum(x_bcthw, high, out=x_bcthw)
+        x_bcthw.sub_(middle).mul_(valid_b1thw)
+        out.copy_(x_bcthw).mul_(factor)
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ class SeedNormalisation(Normalisation):
 
     def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
         unit = S1_BANDS[0].scale
-        db = (x_bcthw * valid_b1thw).clamp_(*(round(limit / unit) for limit in self.s1_range_db))
+        db = x_bcthw.mul_(valid_b1thw).clamp_(*(round(limit / unit) for limit in self.s1_range_db))
         low, high = (extreme(db, dim=(1, 3, 4), keepdim=True) for extreme in (torch.amin, torch.amax))
         span = (high - low).clamp_(min=1)  # a constant month becomes 0
         out.copy_(db.sub_(low)).div_(span.float()).clamp_(*self.unit_range)
@@ -141,7 +150,7 @@ class SeedNormalisation(Normalisation):
     def _scale_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
         unit = S2_BANDS[0].scale
         limits = (round(limit / unit) for limit in self.unit_range)
-        out.copy_((x_bcthw * valid_b1thw).clamp_(*limits)).mul_(unit)
+        out.copy_(x_bcthw.mul_(valid_b1thw).clamp_(*limits)).mul_(unit)
 
 
 NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "seed": SeedNormalisation}
@@ -150,18 +159,25 @@ NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "
 _KIND_OF = {cls: kind for kind, cls in NORMALISATIONS.items()}
 
 
-def _valid(stored_bcthw: Tensor, out: Tensor) -> Tensor:
+def _scaled(stored_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor, scale: Callable[..., None]) -> None:
     # NODATA is the lowest int16 there is; this is faster than a comparison.
-    return torch.amin(stored_bcthw, dim=1, keepdim=True, out=out).clamp_(max=NODATA + 1).sub_(NODATA)
+    torch.amin(stored_bcthw, dim=1, keepdim=True, out=valid_b1thw)
+    scale(stored_bcthw, valid_b1thw.clamp_(max=NODATA + 1).sub_(NODATA), out)
 
 
 @lru_cache
-def _by_band(values: tuple[float, ...], unit: float, device: torch.device) -> Tensor:
-    """Physical values as stored integers, to broadcast against (B, C, T, H, W)."""
-    stored = [max(-_MOST, min(_MOST, round(value / unit))) for value in values]
-    return torch.tensor(stored, dtype=torch.int16, device=device).view(1, -1, 1, 1, 1)
-
-
-@lru_cache
-def _factors(std: tuple[float, ...], unit: float, device: torch.device) -> Tensor:
-    return torch.tensor([unit / s for s in std], device=device).view(1, -1, 1, 1, 1)
+def _limits(
+    bands: tuple[Band, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    clip: float,
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """Lowest, highest and mean stored integers, and stored integers to standard deviations, by band."""
+    unit = np.array([band.scale for band in bands])
+    middle, reach = np.array(mean) / unit, clip * np.array(std) / unit
+    integers = [
+        np.rint(x).clip(-_MOST, _MOST).astype(np.int16) for x in (middle - reach, middle + reach, middle)
+    ]
+    arrays = [*integers, (unit / np.array(std)).astype(np.float32)]
+    return tuple(torch.from_numpy(x).to(device).view(1, -1, 1, 1, 1) for x in arrays)

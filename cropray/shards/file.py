@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, cast
 
@@ -49,6 +49,9 @@ class ShardFile:
             parquet = file.metadata
         sizes = tuple(parquet.row_group(i).num_rows for i in range(parquet.num_row_groups))
         return cls(uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, parquet)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the mapping stays here
+        return ShardFile, tuple(getattr(self, field.name) for field in fields(self))
 
     def row_group(self, group: int) -> RowGroup:
         """One row group: its bytes are read (remote) or found (local), and not yet decoded.
@@ -122,11 +125,11 @@ def read_group_table(uri: str, metadata: ShardMetadata, group: int) -> pa.Table:
     """
     with _opened(uri) as file:
         table = file.read_row_group(group, use_threads=False)
+        first_row = sum(file.metadata.row_group(i).num_rows for i in range(group))
     arrays = decode(table, metadata)
     for row, wanted in enumerate(table["xxh3"].to_pylist()):
         if checksum(values[row] for values in arrays.values()) != wanted:
             raise _damaged_sample(uri, first_row + row, table["sample_id"][row].as_py())
-        first_row = sum(file.metadata.row_group(i).num_rows for i in range(group))
     return table
 
 

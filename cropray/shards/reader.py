@@ -12,13 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cropray.shards.assembly import Arrays, Assembly, Normalise
 from cropray.shards.buffers import Buffers
 from cropray.shards.file import RowGroup, ShardFile
+from cropray.shards.workers import Ticket, Workers
 from cropray.types import Batch, BoolArray, InputError
 
 Positions = npt.NDArray[np.int64]
@@ -35,6 +38,10 @@ class ShardReader:
     for shards that are missing, damaged, of another format, or of different data sets, and where
     fewer samples are left than there are ranks (none at all gives an epoch of no batches).
 
+    With `normalise` (a normalisation's `into`), s1 and s2 of the batches are floats. Batches are made
+    ahead of time by `threads`, or by `processes` if there are any: as fast as there are cores, but
+    each opens row groups for itself, which is not for remote shards.
+
     `metadata` is what all shards share; `table` holds the scalar columns of all kept rows, of every
     rank, in the order of the files.
     """
@@ -49,7 +56,9 @@ class ShardReader:
         world_size: int = 1,
         shuffle: bool = True,
         keep: Callable[[pa.Table], BoolArray] | None = None,
+        normalise: Normalise | None = None,
         threads: int = 2,
+        processes: int = 0,
     ) -> None:
         if not uris:
             raise InputError("no shards were given; run export and compact first, or name another split")
@@ -62,10 +71,14 @@ class ShardReader:
             _same_data_set(self._files[0], file)
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
         self._rank, self._world_size = rank, world_size
-        self._threads, self._buffers = threads, Buffers()
+        self._threads, self._processes = threads, processes
+        self._assembly = Assembly(self.metadata.tensors, normalise)
+        self._buffers, self._workers = Buffers(), cast(Workers | None, None)
 
         # Row groups are numbered through all files; a kept row is (its group, its row within it).
-        self._groups = [(file, group) for file in self._files for group in range(len(file.group_sizes))]
+        self._groups = [
+            (i, group) for i, file in enumerate(self._files) for group in range(len(file.group_sizes))
+        ]
         sizes = [size for file in self._files for size in file.group_sizes]
         table = pa.concat_tables([file.scalars for file in self._files]).combine_chunks()
         kept = np.ones(len(table), np.bool_) if keep is None else np.asarray(keep(table), np.bool_)
@@ -97,11 +110,12 @@ class ShardReader:
             np.arange(1, steps + 1) * self._batch_size, len(order) - np.arange(steps)[::-1]
         ).tolist()
         batches = [order[a:b] for a, b in zip([0, *ends][:steps], ends, strict=True)]
-        return self._read(batches[start:])
+        make = self._by_processes if self._processes else self._by_threads
+        return make(batches[start:])
 
     def take(self, indices: Sequence[int] | Positions) -> Batch:
         """The rows of `table` at these positions, in this order."""
-        return next(self._read([np.asarray(indices, np.int64)]))
+        return next(self._by_threads([np.asarray(indices, np.int64)]))
 
     def order(self, epoch: int) -> Positions:
         """Positions in `table` that this rank reads in an epoch, in their order."""
@@ -120,8 +134,8 @@ class ShardReader:
         buffer = (place[mine] - place[mine[0]]) // _BUFFER_GROUPS
         return mine[np.lexsort((rng.random(len(mine)), buffer))]
 
-    def _read(self, batches: Sequence[Positions]) -> Iterator[Batch]:
-        """Batches of these rows, made ahead of time by threads, in order.
+    def _by_threads(self, batches: Sequence[Positions]) -> Iterator[Batch]:
+        """Batches of these rows, made ahead of time, in order.
 
         A row group is opened ahead of its first use and dropped after its last. Tasks are taken up in
         the order in which they are given, so a batch waits for row groups that are being opened, at
@@ -141,8 +155,8 @@ class ShardReader:
                 while unopened and first_use[unopened[0]] <= step + _OPEN_AHEAD:
                     group = unopened.popleft()
                     file, index = self._groups[group]
-                    groups[group] = pool.submit(file.row_group, index)
-                making.append(pool.submit(self._batch, rows, groups))
+                    groups[group] = pool.submit(self._files[file].row_group, index)
+                making.append(pool.submit(self._filled, rows, groups))
                 groups = {group: opened for group, opened in groups.items() if last_use[group] > step}
                 if len(making) > self._threads:
                     yield making.popleft().result()
@@ -151,20 +165,41 @@ class ShardReader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _batch(self, rows: Positions, groups: Mapping[int, Future[RowGroup]]) -> Batch:
-        tensors = {
+    def _filled(self, rows: Positions, groups: Mapping[int, Future[RowGroup]]) -> Batch:
+        arrays = {
             name: self._buffers.empty((len(rows), *spec.shape), spec.dtype)
-            for name, spec in self.metadata.tensors.items()
+            for name, spec in self._assembly.tensors.items()
         }
         places = zip(self._group_of[rows].tolist(), self._row_of[rows].tolist(), strict=True)
-        for i, (group, row) in enumerate(places):
-            for name, values in groups[group].result().read(row).items():
-                tensors[name][i] = values
+        self._assembly.fill((groups[group].result().read(row) for group, row in places), arrays)
+        return self._batch(rows, arrays)
+
+    def _by_processes(self, batches: Sequence[Positions]) -> Iterator[Batch]:
+        """As `_by_threads`, each batch made by one of the processes."""
+        if self._workers is None:
+            self._workers = Workers(self._processes, self._files, self._assembly, self._batch_size)
+        making = deque[tuple[Positions, Ticket]]()
+        try:
+            for rows in batches:
+                while self._workers.full:
+                    ready, ticket = making.popleft()
+                    yield self._batch(ready, self._workers.result(ticket))
+                groups, places = self._group_of[rows].tolist(), self._row_of[rows].tolist()
+                samples = [(*self._groups[group], row) for group, row in zip(groups, places, strict=True)]
+                making.append((rows, self._workers.submit(samples)))
+            while making:
+                ready, ticket = making.popleft()
+                yield self._batch(ready, self._workers.result(ticket))
+        finally:
+            for _, ticket in making:
+                self._workers.discard(ticket)
+
+    def _batch(self, rows: Positions, arrays: Arrays) -> Batch:
         return Batch(
-            s1_bcthw=tensors["s1"],
-            s2_bcthw=tensors["s2"],
-            label_bhw=tensors["label"],
-            truth_bhw=tensors.get("truth"),
+            s1_bcthw=arrays["s1"],
+            s2_bcthw=arrays["s2"],
+            label_bhw=arrays["label"],
+            truth_bhw=arrays.get("truth"),
             crop_b=self._crop_of[rows],
             rows=self.table.take(rows).to_pydict(),
         )
