@@ -20,13 +20,15 @@ def test_workers_read_relative_paths_from_the_directory_of_the_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = updated(maps("maps/2019.tif", "../truth.tif"), {"source.stac.s2.items": "s2.json"})
+    given = {"source.stac.s2.items": "s2.json", "source.earthengine.service_account_key": "key.json"}
+    config = updated(maps("maps/2019.tif", "../truth.tif"), given)
     there = for_workers(config)
     assert there.labels.class_map is not None
     assert there.labels.truth is not None
     assert there.labels.class_map.path == str(tmp_path / "maps/2019.tif")
     assert Path(there.labels.truth.path).resolve() == tmp_path.parent / "truth.tif"
     assert there.source.stac.s2.items == str(tmp_path / "s2.json")
+    assert there.source.earthengine.service_account_key == str(tmp_path / "key.json")
 
 
 @pytest.mark.parametrize(

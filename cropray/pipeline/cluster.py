@@ -25,6 +25,7 @@ _WORKERS_READ = (
     "labels.class_map.path",
     "labels.land_cover.path",
     "labels.truth.path",
+    "source.earthengine.service_account_key",
     "source.stac.s1.items",
     "source.stac.s2.items",
 )
