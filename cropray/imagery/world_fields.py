@@ -186,14 +186,17 @@ def land_of(seed: int, fields: Fields, year: int) -> npt.NDArray[np.uint8]:
 
 
 def field_normal(seed: int, fields: Fields, stream: str, year: int = 0) -> Array:
+    """(F,) standard normal, cut at 2.5 deviations; `year` 0 is for what stays through the years."""
     return normal(seed, stream, fields.i, fields.j, year)
 
 
 def field_uniform(seed: int, fields: Fields, stream: str, year: int = 0) -> Array:
+    """(F,) in [0, 1); `year` 0 is for what stays through the years."""
     return uniform(seed, stream, fields.i, fields.j, year)
 
 
 def fields_of(seed: int, i: Indices, j: Indices) -> Fields:
+    """The fields whose first seeds lie in the lattice cells i, j (F,)."""
     return Fields(i, j, *from_lattice(seed, *seeds(seed, i, j)))
 
 

@@ -65,6 +65,7 @@ def season_of(day: date) -> int:
 
 
 def habits(seed: int, fields: Fields, land: npt.NDArray[np.uint8], season: int) -> Habits:
+    """How each field grows in a harvest year; `land` (F,) are indices into LANDS."""
     names = np.array(LANDS)[land]
     line = np.zeros(len(land), np.intp)
     cover = np.full(len(land), -1, np.intp)

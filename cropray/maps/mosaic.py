@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from cropray.figures.palette import colour_table
-from cropray.grid import Window
+from cropray.grid import Grid, Window
 from cropray.maps.plan import MapPlan
 from cropray.maps.tiles import NODATA, TileResult
-from cropray.rasters import create_tiled, write_cog
+from cropray.rasters import TiledWriter, create_tiled, write_cog
 from cropray.types import BACKGROUND
 
 MAP = "map.tif"
@@ -30,6 +30,7 @@ def encode_tile(result: TileResult) -> bytes:
 
 
 def decode_tile(data: bytes) -> TileResult:
+    """The tile of a part."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return TileResult(arrays["class_hw"], arrays["percent_khw"])
 
@@ -54,30 +55,11 @@ def assemble(
     tags = {**tags, "CLASSES": json.dumps(names, ensure_ascii=False)}
     scratch = {name: directory / f"flat-{name}" for name in (MAP, PROBABILITIES)}
     with ExitStack() as stack:
-        class_writer = stack.enter_context(
-            create_tiled(
-                scratch[MAP],
-                plan.grid,
-                count=1,
-                dtype="uint8",
-                nodata=NODATA,
-                descriptions=["class"],
-                tags=tags,
-                colours=colour_table(len(classes)),
-            )
-        )
+        class_writer = stack.enter_context(_class_raster(scratch[MAP], plan.grid, classes, tags))
         percent_writer = None
         if probabilities:
             percent_writer = stack.enter_context(
-                create_tiled(
-                    scratch[PROBABILITIES],
-                    plan.grid,
-                    count=len(classes),
-                    dtype="uint8",
-                    nodata=NODATA,
-                    descriptions=classes,
-                    tags={**tags, "UNIT": "per cent"},
-                )
+                _percent_raster(scratch[PROBABILITIES], plan.grid, classes, tags)
             )
         for tile in tiles:
             result = read_tile(tile)
@@ -90,6 +72,35 @@ def assemble(
     if probabilities:
         made.append(_as_cog(scratch[PROBABILITIES], directory / PROBABILITIES, "average"))
     return made
+
+
+def _class_raster(
+    path: Path, grid: Grid, classes: Sequence[str], tags: Mapping[str, str]
+) -> AbstractContextManager[TiledWriter]:
+    return create_tiled(
+        path,
+        grid,
+        count=1,
+        dtype="uint8",
+        nodata=NODATA,
+        descriptions=["class"],
+        tags=tags,
+        colours=colour_table(len(classes)),
+    )
+
+
+def _percent_raster(
+    path: Path, grid: Grid, classes: Sequence[str], tags: Mapping[str, str]
+) -> AbstractContextManager[TiledWriter]:
+    return create_tiled(
+        path,
+        grid,
+        count=len(classes),
+        dtype="uint8",
+        nodata=NODATA,
+        descriptions=classes,
+        tags={**tags, "UNIT": "per cent"},
+    )
 
 
 def _as_cog(flat: Path, target: Path, overviews: Literal["nearest", "average"]) -> Path:

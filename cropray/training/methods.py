@@ -25,6 +25,8 @@ _VAL_PIXELS = 1_000_000  # known pixels on which thresholds are chosen, at most:
 
 
 class Method(Protocol):
+    """What gives every pixel of a tile its probabilities."""
+
     def probabilities(self, tile: Tile) -> FloatArray:
         """(K, H, W) of the tile; what stands where no patch lies is not read."""
         ...
@@ -106,4 +108,5 @@ def thresholds_on(
 
 
 def default_thresholds(n_classes: int) -> Thresholds:
+    """(K,) for where there is nothing to choose them on."""
     return np.full(n_classes, DEFAULT_THRESHOLD, np.float32)
