@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cropray.config import Config, RayConfig
 from cropray.overrides import updated
+from cropray.pipeline.interrupts import sigterm_interrupts
 from cropray.run import flat
 
 _QUIET = {
@@ -59,7 +60,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
                 logging_level="ERROR",
             )
     try:
-        yield
+        with sigterm_interrupts():
+            yield
     finally:
         ray.shutdown()
 

@@ -119,6 +119,23 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(undisturbed: Run, tmp_path: P
     assert run.folder.read_bytes("ledger.parquet") == undisturbed.folder.read_bytes("ledger.parquet")
 
 
+def test_a_stage_told_to_end_says_so_and_leaves_no_stacks(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    command = [sys.executable, "-m", "cropray", "export", "--config", "config.yaml", "--run", "."]
+    stage = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not run.folder.child("parts").names(".parquet"):
+        assert stage.poll() is None, "the export ended before it could be told to"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    stage.terminate()
+    _, said = stage.communicate(timeout=60)
+    assert stage.returncode == 130
+    assert "interrupted; the same command goes on from what is finished" in said
+    assert "SIGTERM" not in said
+    assert "Traceback" not in said
+
+
 def descendants(pid: int) -> Iterator[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     for child in map(int, children):
