@@ -13,6 +13,7 @@ from cropray import __version__
 
 if TYPE_CHECKING:
     from cropray.config import Config
+    from cropray.run import Summary
 
 app = typer.Typer(
     help="Crop maps at least a month before harvest, from partly annotated parcels and Sentinel-1/2.",
@@ -22,6 +23,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+shards_app = typer.Typer(help="Look at shards, verify them, import patches.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards")
 
 ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML configuration.")]
 SetOption = Annotated[
@@ -71,6 +74,10 @@ def _call(function: str, folder: str, config: Config) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from what is finished\n")
         raise  # typer makes it exit code 130
+    _print(summary)
+
+
+def _print(summary: Summary) -> None:
     sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -132,6 +139,41 @@ for _stage in _FROM_A_MAP:
 def show_config(config: ConfigOption = None, set: SetOption = None) -> None:
     """Print the resolved configuration as YAML."""
     sys.stdout.write(_config(config, set).to_yaml())
+
+
+TargetArgument = Annotated[str, typer.Argument(metavar="URI|RUN", help="Run, folder of shards, or shard.")]
+
+
+@shards_app.command("verify")
+def verify_shards(target: TargetArgument) -> None:
+    """Read every tensor; compare checksums, schema, counts, and that splits share no ground."""
+    from cropray.pipeline.verify_shards import verify
+
+    _print(verify(target))
+
+
+@shards_app.command("info")
+def shards_info(target: TargetArgument) -> None:
+    """What a set of shards holds, from footers and scalar columns alone."""
+    from cropray.pipeline.inspect_shards import info
+
+    _print(info(target))
+
+
+@shards_app.command("show")
+def show_sample(
+    sample_id: Annotated[str, typer.Argument(metavar="ID")],
+    run: Annotated[str, typer.Option("--run", metavar="URI|RUN", help="Run, folder of shards, or shard.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="Picture; else ID.png here.")] = "",
+) -> None:
+    """A picture of one sample: months in true colour and VV, and its label."""
+    from pathlib import Path
+
+    from cropray.pipeline.inspect_shards import show
+
+    path = Path(out or f"{sample_id}.png")
+    path.write_bytes(show(run, sample_id))
+    sys.stdout.write(f"{path}\n")
 
 
 def _version(value: bool) -> None:

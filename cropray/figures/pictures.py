@@ -60,6 +60,51 @@ def comparison_picture(
     return png(figure)
 
 
+def sample_picture(
+    s2_cthw: IntArray,
+    s1_cthw: IntArray,
+    label_hw: ByteArray,
+    classes: Sequence[str],
+    months: Sequence[str],
+    *,
+    title: str = "",
+    truth_hw: ByteArray | None = None,
+) -> bytes:
+    """One sample: true colour above and VV below by month, then its label, and its truth if given.
+
+    All months share one stretch, from the 2nd to the 98th percentile of the valid pixels, so that
+    they can be compared; pixels without a view are white.
+    """
+    rgb_thwc, vv_thw = np.moveaxis(s2_cthw[_RGB], 0, -1), s1_cthw[0]
+    figure = Figure(figsize=(1.6 * (len(months) + 1) + 1.6, 3.9), layout="constrained")
+    grid = figure.subplots(2, len(months) + 1)
+    colours = _stretched(rgb_thwc, (rgb_thwc != NODATA).all(axis=-1))
+    backscatter = _stretched(vv_thw[..., None], vv_thw != NODATA)
+    for axes, image, month in zip(grid[0], colours, months, strict=False):
+        _image(axes, image, month)
+    for axes, image in zip(grid[1], backscatter, strict=False):
+        _image(axes, image.repeat(3, axis=-1), "VV")
+    _image(grid[0, -1], colourised(label_hw, len(classes)), "label")
+    grid[1, -1].set_axis_off()
+    if truth_hw is not None:
+        _image(grid[1, -1], colourised(truth_hw, len(classes)), "truth")
+    figure.suptitle(title, fontsize="medium")
+    class_legend(figure, classes, np.union1d(label_hw, label_hw if truth_hw is None else truth_hw))
+    return png(figure)
+
+
+def _stretched(
+    values_thwc: npt.NDArray[np.integer[Any]], valid_thw: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float32]:
+    """(T, H, W, C) in 0..1 by the 2nd and 98th percentile of each channel; 1 where not valid."""
+    out = np.ones(values_thwc.shape, np.float32)
+    if valid_thw.any():
+        known = values_thwc[valid_thw].astype(np.float32)
+        low, high = np.percentile(known, (2, 98), axis=0)
+        out[valid_thw] = np.clip((known - low) / np.maximum(high - low, 1), 0, 1)
+    return out
+
+
 def curves_picture(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
     """Training curves by epoch: losses on the left, measures on the validation split on the right.
 

@@ -70,6 +70,23 @@ class ShardFile:
             }
         return RowGroup(self, sum(self.group_sizes[:group]), pages)
 
+    @property
+    def codec(self) -> str:
+        """Of the tensor columns, as Parquet names it."""
+        return "+".join(sorted({column.compression for column in self._tensor_columns()}))
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of the tensor columns as they are stored."""
+        return sum(column.total_compressed_size for column in self._tensor_columns())
+
+    def _tensor_columns(self) -> Iterator[pq.ColumnChunkMetaData]:
+        for group in range(self._parquet.num_row_groups):
+            columns = self._parquet.row_group(group)
+            for i in range(columns.num_columns):
+                if self._parquet.schema.column(i).name in self.metadata.tensors:
+                    yield columns.column(i)
+
     @cached_property
     def checksums(self) -> npt.NDArray[np.uint64]:
         """xxh3 of the tensors of every row."""
