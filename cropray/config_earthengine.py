@@ -14,7 +14,7 @@ class EarthEngineConfig(BaseModel):
     `project`: else EE_PROJECT or GOOGLE_CLOUD_PROJECT. `service_account_key`: path of a key file,
     else EE_SERVICE_ACCOUNT_KEY, else the default credentials. `url`: another address of the service;
     one of this machine needs no credentials. A request has `deadline_s` for its answer and `attempts`
-    at it. The published quota of a project is 40 requests in flight and 100 a second.
+    at it; the service itself gives a computation up after five minutes. The published quota of a project is 40 requests in flight and 100 a second.
 
     `assumed_eecu_s` (EECU-seconds of a megapixel and month, both sensors) and `assumed_request_s`
     (seconds of a whole request) are guesses for what an export will take; what it took stands in the
@@ -29,7 +29,7 @@ class EarthEngineConfig(BaseModel):
     url: str = Field("", pattern=r"^(https?://[^/]+)?$")
     in_flight: int = Field(20, ge=1, le=1000)
     per_second: float = Field(50.0, gt=0)
-    deadline_s: float = Field(300.0, gt=0)
+    deadline_s: float = Field(360.0, gt=0)
     attempts: int = Field(8, ge=1)
     workload_tag: str = Field("cropray", pattern=r"^[a-z0-9]([-_a-z0-9]{0,61}[a-z0-9])?$")
     eucropmap_year: Literal[2018, 2022] = 2018

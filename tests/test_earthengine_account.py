@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import RefreshError
 
 from cropray.config_earthengine import EarthEngineConfig
-from cropray.imagery.earthengine_account import credentials_of, project_of, without_answer
+from cropray.imagery.earthengine_account import (
+    credentials_of,
+    project_of,
+    refused_sign_in,
+    without_answer,
+)
 from cropray.imagery.earthengine_failures import (
     RateLimitedError,
     TooLargeError,
@@ -166,3 +172,12 @@ def test_a_refusal_says_what_to_do(status: int, message: str, advice: str) -> No
 def test_what_the_client_refuses_itself_says_what_to_do() -> None:
     assert "gcloud auth application-default login" in str(without_answer("Please authorize access to your"))
     assert "source.earthengine.project" in str(without_answer("ee.Initialize: no project found. Call with"))
+
+
+def test_a_sign_in_that_fails_says_what_the_service_said_and_asks_for_the_clock() -> None:
+    old = RefreshError("invalid_grant: Invalid JWT: Token must be a short-lived token", {"error": "x"})
+    assert "is the clock of this machine right?" in str(refused_sign_in(old))
+    assert "Token must be a short-lived token" in str(refused_sign_in(old))
+    other = str(refused_sign_in(RefreshError("deleted_client: The OAuth client was deleted.")))
+    assert "clock" not in other
+    assert "earthengine authenticate" in other

@@ -241,3 +241,16 @@ def test_a_tile_that_fails_publishes_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the harvest of this ROI is not known"):
         export_tile(tile, config, shard_metadata(config, source), make_parcels(), source, folder)
     assert folder.names() == []
+
+
+def test_tiles_in_which_nothing_was_seen_are_a_warning(tmp_path: Path) -> None:
+    rows = export_here(make_config(), [make_roi()], PlainSource(blind=True), Folder(str(tmp_path)))
+    blind, radar = summarise(rows)["warnings"]
+    assert blind.startswith("2 of 2 tiles have no valid pixel in any month of either sensor")
+    assert "(as maize-1: 2)" in radar
+
+
+def test_scenes_that_a_source_does_not_count_are_not_reported_as_there(tmp_path: Path) -> None:
+    rows = export_here(make_config(), [make_roi()], PlainSource(), Folder(str(tmp_path)))
+    uncounted = [replace(row, scenes_s2=[], scenes_s1=[]) for row in rows]
+    assert summarise(uncounted)["months_without_scene"] == {"s2": None, "s1": None}

@@ -9,7 +9,7 @@ from typing import Any
 
 import google.auth
 from google.auth.credentials import AnonymousCredentials
-from google.auth.exceptions import DefaultCredentialsError
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.oauth2 import service_account
 
 from cropray.config_earthengine import EarthEngineConfig
@@ -58,6 +58,13 @@ def credentials_of(config: EarthEngineConfig) -> Any:
             raise InputError(f"{NO_CREDENTIALS} (GOOGLE_APPLICATION_CREDENTIALS names none)") from error
         return credentials
     return _STORED
+
+
+def refused_sign_in(error: GoogleAuthError) -> InputError:
+    """What the sign-in service said; a token is signed with the time of this machine."""
+    said = str(error.args[0] if error.args else type(error).__name__)
+    clock = "; is the clock of this machine right?" if "invalid_grant" in said else ";"
+    return InputError(f"Earth Engine: signing in failed: {said}{clock} Else {SIGN_IN}")
 
 
 def without_answer(message: str) -> InputError:

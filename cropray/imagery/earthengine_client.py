@@ -21,7 +21,7 @@ from googleapiclient.errors import HttpError
 from cropray.bands import NODATA, S1_BANDS
 from cropray.config_earthengine import EarthEngineConfig
 from cropray.grid import Grid
-from cropray.imagery.earthengine_account import NO_CREDENTIALS, credentials_of, project_of, without_answer
+from cropray.imagery.earthengine_account import credentials_of, project_of, refused_sign_in, without_answer
 from cropray.imagery.earthengine_assets import (
     CLOUD_SCORE_COLLECTION,
     S1_COLLECTION,
@@ -31,7 +31,7 @@ from cropray.imagery.earthengine_assets import (
 from cropray.imagery.earthengine_failures import UnavailableError, failure
 from cropray.imagery.earthengine_http import Transport
 from cropray.imagery.earthengine_pieces import S1_NAMES, S2_NAMES, band_names
-from cropray.types import CompositeRecipe, InputError, Period
+from cropray.types import CompositeRecipe, Period
 
 _PASS, _ORBIT = "orbitProperties_pass", "relativeOrbitNumber_start"
 _URLS = {
@@ -227,7 +227,7 @@ class Session:
         except GoogleAuthError as error:
             if error.retryable:
                 raise UnavailableError(f"signing in: {error}") from error
-            raise InputError(f"{NO_CREDENTIALS} (signing in failed: {type(error).__name__})") from error
+            raise refused_sign_in(error) from error
         except (ConnectionError, TimeoutError) as error:
             raise UnavailableError(str(error) or type(error).__name__) from error
 

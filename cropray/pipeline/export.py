@@ -60,37 +60,56 @@ def export(run: Run) -> Summary:
 def _export_all(plan: ExportPlan, config: Config, folder: Folder) -> tuple[dict[str, str], int]:
     """Export the tiles that are left on Ray: the errors by tile, and how many were not tried."""
     failures: dict[str, str] = {}
-    places = [{"roi_id": tile.roi.roi_id, "number": number} for number, tile in plan.left]
-    if not places:
+    roi_of = {tile.tile_id: tile.roi.roi_id for _, tile in plan.left}
+    left_by_roi = Counter(roi_of.values())
+    if not roi_of:
         return failures, 0
     with ray_session(config.ray), event_log(folder, "export") as events:
-        import ray
-
         quiet_ray_data()
-        workers = min(config.ray.concurrency, len(places))
+        workers = min(config.ray.concurrency, len(roi_of))
         threads = threads_of(config, workers)
-        watch = QuotaWatch(cluster_quota(config, workers * threads), events, len(places))
-        # One tile a block: each outcome comes back as soon as its tile is done.
-        outcomes = ray.data.from_items(places, override_num_blocks=len(places)).map(
-            _TileWorker,
-            fn_constructor_args=(for_workers(config), plan.metadata, folder, watch.quota),
-            compute=ray.data.ActorPoolStrategy(
-                size=workers,
-                max_tasks_in_flight_per_actor=threads,
-                max_concurrent_calls_per_actor=threads,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=_CPUS_PER_WORKER,
-        )
-        with progress("export", len(places)) as bar:
-            for done, outcome in enumerate(outcomes.iter_rows(), start=1):
+        watch = QuotaWatch(cluster_quota(config, workers * threads), events, len(roi_of))
+        outcomes = _outcomes(plan, config, folder, workers, threads, watch.quota)
+        with progress("export", len(roi_of)) as bar:
+            for done, outcome in enumerate(outcomes, start=1):
                 events.record(**outcome)
                 if outcome["error"]:
                     failures[outcome["tile_id"]] = outcome["error"]
-                bar.advance(note=watch.note(done, len(failures)))
+                left_by_roi[roi_of[outcome["tile_id"]]] -= not outcome["error"]
+                counts = [f"{list(left_by_roi.values()).count(0)} of {len(left_by_roi)} ROIs"]
+                counts += [f"{len(failures)} failed"] if failures else []
+                bar.advance(note=watch.note(done, counts))
                 if len(failures) >= config.ray.max_failures:
-                    return failures, len(places) - done
+                    return failures, len(roi_of) - done
     return failures, 0
+
+
+def _outcomes(
+    plan: ExportPlan,
+    config: Config,
+    folder: Folder,
+    workers: int,
+    threads: int,
+    quota: ClusterQuota | None,
+) -> Iterator[dict[str, Any]]:
+    """A row for every tile that is left, as soon as it is done or has failed."""
+    import ray
+
+    places = [{"roi_id": tile.roi.roi_id, "number": number} for number, tile in plan.left]
+    # One tile a block: each outcome comes back at once.
+    outcomes = ray.data.from_items(places, override_num_blocks=len(places)).map(
+        _TileWorker,
+        fn_constructor_args=(for_workers(config), plan.metadata, folder, quota),
+        compute=ray.data.ActorPoolStrategy(
+            size=workers,
+            max_tasks_in_flight_per_actor=threads,
+            max_concurrent_calls_per_actor=threads,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=_CPUS_PER_WORKER,
+    )
+    rows: Iterator[dict[str, Any]] = outcomes.iter_rows()
+    return rows
 
 
 class _TileWorker:
@@ -131,8 +150,8 @@ def summarise(rows: Sequence[LedgerRow]) -> Summary:
         "nbytes": sum(row.nbytes for row in rows),
         "empty_tiles": dict(Counter(row.reason for row in rows if row.reason)),
         "months_without_scene": {
-            "s2": sum(row.scenes_s2.count(0) for row in rows),
-            "s1": sum(row.scenes_s1.count(0) for row in rows),
+            "s2": _months_without([row.scenes_s2 for row in rows]),
+            "s1": _months_without([row.scenes_s1 for row in rows]),
         },
         "months_without_view": {
             "s2": sum(row.valid_s2.count(0.0) for row in rows),
@@ -142,8 +161,22 @@ def summarise(rows: Sequence[LedgerRow]) -> Summary:
     }
 
 
+def _months_without(scenes_by_tile: Sequence[list[int]]) -> int | None:
+    """Months of tiles without a scene; None where the source does not count them."""
+    return sum(scenes.count(0) for scenes in scenes_by_tile) if all(scenes_by_tile) else None
+
+
 def _warnings(rows: Sequence[LedgerRow]) -> Iterator[str]:
-    """What a person should look at: a month without any Sentinel-1 is rarely clouds' or luck's doing."""
+    """What a person should look at: where nothing was seen, and months without any Sentinel-1.
+
+    No cloud hides land from Sentinel-1: such a month is a gap of the archive or of the search.
+    """
+    blind = sum(not any((*row.valid_s2, *row.valid_s1)) for row in rows)
+    if blind:
+        yield (
+            f"{blind} of {len(rows)} tiles have no valid pixel in any month of either sensor; do their dates "
+            "and places lie within what the source covers?"
+        )
     seen_by_roi: dict[str, list[bool]] = {}
     for row in rows:
         before = seen_by_roi.get(row.roi_id, [False] * len(row.valid_s1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +12,7 @@ from cropray.config import Config
 from cropray.imagery.quota import Attempt, LocalQuota, QuotaStatus
 from cropray.pipeline.events import EventLog
 
+_TILES_A_REQUEST = 1.25
 _SPARE_CALLS = 8  # of the actor, beside those that wait for leave: tickets given back, questions
 
 
@@ -58,10 +61,13 @@ def cluster_quota(config: Config, callers: int) -> ClusterQuota | None:
 
 
 def threads_of(config: Config, workers: int) -> int:
-    """Tiles at once in each of `workers` processes: one, or enough to use a quota up by waiting."""
+    """Tiles at once in each of `workers` processes: one, or enough to use a quota up by waiting.
+
+    A few more than may be in flight, for a tile also has its patches to cut and its part to write.
+    """
     if config.source.kind != "earthengine":
         return 1
-    return -(-config.source.earthengine.in_flight // workers)
+    return math.ceil(_TILES_A_REQUEST * config.source.earthengine.in_flight / workers)
 
 
 class QuotaWatch:
@@ -71,9 +77,9 @@ class QuotaWatch:
         self.quota, self._events, self._total = quota, events, total
         self._started = time.monotonic()
 
-    def note(self, done: int, failed: int) -> str:
+    def note(self, done: int, counts: Sequence[str]) -> str:
         """The note beside the progress of `done` tiles; logs the requests without an answer."""
-        told = [f"{failed} failed"] if failed else []
+        told = list(counts)
         if self.quota is not None:
             for attempt in self.quota.take_unanswered():
                 self._events.record(**asdict(attempt))
