@@ -69,10 +69,11 @@ def _reflectance(dates: Any, area: Any, recipe: CompositeRecipe) -> Any:
     def clear_view(scene: Any) -> Any:
         bands = scene.select(S2_NAMES)
         whole = bands.mask().reduce(ee.Reducer.min()).gt(0)
-        return bands.updateMask(whole.And(_is_clear(scene, recipe)))
+        return bands.updateMask(whole.And(_is_clear(scene, recipe))).toFloat()
 
     # A month without a scene would have no band: one more view, masked throughout, changes nothing.
-    return scenes.map(clear_view).merge(ee.ImageCollection([_nothing(S2_NAMES)])).median()
+    nothing = ee.ImageCollection([_nothing(S2_NAMES).toFloat()])
+    return scenes.map(clear_view).merge(nothing).median()
 
 
 def _is_clear(scene: Any, recipe: CompositeRecipe) -> Any:
@@ -102,7 +103,7 @@ def _backscatter(dates: Any, extent: Any, recipe: CompositeRecipe) -> Any:
     for name in reversed(passes):
         of_pass = containing.filter(ee.Filter.eq(_PASS, name))
         chosen = ee.Algorithms.If(of_pass.size().gt(0), of_pass, chosen)
-    layers = ee.List([_nothing(S1_NAMES).set("order", 1e12)])
+    layers = ee.List([_nothing(S1_NAMES).toDouble().set("order", 1e12)])
     for rank, name in enumerate(passes):
         of_pass = ee.ImageCollection(chosen).filter(ee.Filter.eq(_PASS, name))
         layers = layers.cat(_orbit_means(of_pass, rank))
@@ -126,12 +127,13 @@ def _orbit_means(scenes: Any, rank: int) -> Any:
 
 
 def _power(scene: Any) -> Any:
-    power = scene.select(S1_NAMES).multiply(math.log(10) / 10).exp()
+    power = scene.select(S1_NAMES).toDouble().multiply(math.log(10) / 10).exp()
     both = power.unmask(0, False).gt(0).reduce(ee.Reducer.allNonZero())
     return power.updateMask(both)
 
 
 def _nothing(names: Sequence[str]) -> Any:
+    """Masked bands, to be cast to the type of those that they join: collections are reduced of one type."""
     return ee.Image.constant([0] * len(names)).rename(names).updateMask(0)
 
 
