@@ -176,6 +176,27 @@ def show_sample(
     sys.stdout.write(f"{path}\n")
 
 
+@shards_app.command("import-tiff")
+def import_tiff(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Holds s1/, s2/ and crop_map/.")],
+    run: RunOption,
+    harvest: Annotated[str, typer.Option(metavar="YYYY-MM-DD", help="Harvest start: it says which months.")],
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="train, val or test: all of DIR.")] = "train",
+    crop: Annotated[str, typer.Option(metavar="CROP", help="Crop of the masks; else codes.")] = "",
+    country: Annotated[str, typer.Option(metavar="NAME")] = "",
+    config: ConfigOption = None,
+    set: SetOption = None,
+) -> None:
+    """Patch folders of GeoTIFFs (s1/<month>, s2/<month>, crop_map) to the parts of a run."""
+    from cropray.pipeline.import_tiff import import_tiff
+    from cropray.pipeline.patch_folder import origin
+    from cropray.run import Run
+    from cropray.storage import Folder
+
+    chosen = origin(harvest, split, crop, country)
+    _print(import_tiff(directory, Run(Folder(run), _config(config, set)), chosen))
+
+
 def _version(value: bool) -> None:
     if value:
         sys.stdout.write(f"cropray {__version__}\n")

@@ -100,6 +100,26 @@ def read_reduced(path: str, max_size: int) -> tuple[npt.NDArray[Any], Grid]:
     return values, grid
 
 
+def read_pages(path: str) -> tuple[npt.NDArray[Any], Grid | None]:
+    """(B, H, W) of a small raster and its grid, None where it states none.
+
+    The pages of a TIFF of several pages (of one size) are its bands: writers of arrays who know nothing
+    of bands make such. Raises InputError for a raster that is missing or unreadable.
+    """
+    with _readable(path) as source:
+        grid = _grid_of(source, path) if source.crs and not source.transform.is_identity else None
+        if not source.subdatasets:
+            values: npt.NDArray[Any] = source.read()
+            return values, grid
+        pages = []
+        for number in range(1, len(source.subdatasets) + 1):  # the list itself has 10 before 2
+            with rasterio.open(f"GTIFF_DIR:{number}:{path}") as opened:
+                pages.append(opened.read(1))
+        if len({values.shape for values in pages}) > 1:
+            raise InputError(f"{path} has pages of different sizes; wanted the bands of one image")
+        return np.stack(pages), grid
+
+
 def read_grid(path: str) -> Grid:
     """The grid of a raster of square, north-up pixels. Raises InputError."""
     with _opened(path) as source:
@@ -220,18 +240,25 @@ def _check_blocks(path: Path) -> None:
 
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
+    with _readable(path) as dataset:
+        if dataset.crs is None or dataset.transform.is_identity:
+            raise InputError(
+                f"{path} has no georeference (CRS {dataset.crs}, transform {dataset.transform[:6]}); "
+                "wanted a raster that says where it lies: gdal_edit.py -a_srs … -a_ullr …"
+            )
+        yield dataset
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[Any]:
+    """An open raster, with a georeference or without."""
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said below, as an error
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # for the caller to judge
         try:
             dataset = rasterio.open(path)
         except RasterioError as error:
             raise InputError(f"cannot open the raster {path}: {error}") from error
         with dataset:
-            if dataset.crs is None or dataset.transform.is_identity:
-                raise InputError(
-                    f"{path} has no georeference (CRS {dataset.crs}, transform {dataset.transform[:6]}); "
-                    "wanted a raster that says where it lies: gdal_edit.py -a_srs … -a_ullr …"
-                )
             try:
                 yield dataset
             except RasterioError as error:
