@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from datetime import date
 from typing import Any
 from unittest import mock
 
+import ee
 import numpy as np
 import pytest
+import requests
 
 from cropray.config import Config
 from cropray.config_earthengine import EarthEngineConfig
@@ -191,3 +194,33 @@ def test_without_a_server_the_address_is_named() -> None:
     source = EarthEngineSource(EarthEngineConfig(url="http://127.0.0.1:9", attempts=2))
     with pytest.raises(InputError, match=r"does not answer.*source\.earthengine\.url"):
         source.preflight(REQUEST)
+
+
+PAGE = b"<!DOCTYPE html><title>Error 502 (Server Error)!!1</title>"
+
+
+@pytest.mark.parametrize("part", ["$discovery", "/algorithms"])
+@pytest.mark.parametrize(
+    "answer", [(502, PAGE), (200, PAGE), (200, b""), (429, b"{}"), requests.ConnectionError("reset")]
+)
+def test_a_connection_that_fails_at_first_is_tried_again(
+    server: Serving, monkeypatch: pytest.MonkeyPatch, part: str, answer: Any
+) -> None:
+    real, failed = requests.Session.request, []
+
+    def request(self: requests.Session, method: str, uri: str, **kwargs: Any) -> requests.Response:
+        if part not in uri or failed:
+            return real(self, method, uri, **kwargs)
+        failed.append(uri)
+        if isinstance(answer, Exception):
+            raise answer
+        response = requests.Response()
+        response.status_code, response.raw = answer[0], io.BytesIO(answer[1])
+        return response
+
+    ee.Reset()  # the client fetches its functions once a process
+    monkeypatch.setattr(requests.Session, "request", request)
+    source, quota = source_of(server)
+    source.preflight(REQUEST)
+    assert len(failed) == 1
+    assert quota.status().requests == 1

@@ -13,6 +13,7 @@ from requests.adapters import HTTPAdapter
 _QUOTA_HEADER = "x-earth-engine-quota-status"
 _CONNECT_S = 20.0
 _CHUNK = 1 << 20
+_BEGINNINGS = (b"{", b"\x93")  # of JSON and of NPY; a page of a proxy passes for a success too
 
 
 class Transport:
@@ -56,6 +57,8 @@ class Transport:
             raise TimeoutError(f"no answer within {self._deadline_s:g} s") from error
         except requests.RequestException as error:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        if response.ok and content[:1] not in _BEGINNINGS:
+            raise ConnectionError(f"the answer is neither JSON nor an array but {content[:40]!r}")
         fields = {name.lower(): value for name, value in response.headers.items()}
         # Taken out, for the client would warn of it with every answer.
         self._last.restricted = "parallelism_restricted=true" in fields.pop(_QUOTA_HEADER, "")
