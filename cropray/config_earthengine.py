@@ -13,8 +13,9 @@ class EarthEngineConfig(BaseModel):
 
     `project`: else EE_PROJECT or GOOGLE_CLOUD_PROJECT. `service_account_key`: path of a key file,
     else EE_SERVICE_ACCOUNT_KEY, else the default credentials. `url`: another address of the service;
-    one of this machine needs no credentials. A request has `deadline_s` for its answer and `attempts`
-    at it; the service itself gives a computation up after five minutes. The published quota of a project is 40 requests in flight and 100 a second.
+    one of this machine needs no credentials. A request has `deadline_s` for its answer, and
+    `attempts` at it; the service itself gives a computation up after five minutes. The published
+    quota of a project is 40 requests in flight and 100 a second.
 
     `assumed_eecu_s` (EECU-seconds of a megapixel and month, both sensors) and `assumed_request_s`
     (seconds of a whole request) are guesses for what an export will take; what it took stands in the
