@@ -18,36 +18,6 @@ if TYPE_CHECKING:
 
 _FROM_SOURCE = "source:"
 
-EUCROPMAP_2018: dict[int, str] = {
-    211: "common wheat",
-    212: "durum wheat",
-    213: "barley",
-    214: "rye",
-    215: "oats",
-    216: "maize",
-    217: "rice",
-    218: "triticale",
-    219: "other cereals",
-    221: "potatoes",
-    222: "sugar beet",
-    223: "other root crops",
-    230: "other non-permanent industrial crops",
-    231: "sunflower",
-    232: "rape and turnip rape",
-    233: "soya",
-    240: "dry pulses",
-    250: "fodder crops",
-    290: "bare arable land",
-    300: "woodland and shrubland",
-    500: "grassland",
-}
-"""Codes of the EU crop map 2018 (EUCROPMAP) that are classes of cropray's European pretraining.
-
-d'Andrimont et al. (2021), From parcel to continental scale – a first European crop type map based
-on Sentinel-1 and LUCAS Copernicus in-situ observations, Remote Sensing of Environment 266, 112708.
-Its other codes, such as 100 (artificial land) and 600 (bare land), are background.
-"""
-
 
 def source_maps(labels: LabelsConfig) -> tuple[str, ...]:
     """The maps that the imagery source has to bring along: those written `source:NAME`."""

@@ -11,7 +11,8 @@ import shapely
 
 from cropray.config import ClassMapConfig, Config, LabelsConfig
 from cropray.grid import Grid
-from cropray.labels import EUCROPMAP_2018, burn_parcels, encode_classes, make_labels, source_maps
+from cropray.labels import burn_parcels, encode_classes, make_labels, source_maps
+from cropray.overrides import load_config
 from cropray.types import BACKGROUND, UNLABELLED, InputError
 
 GRID = Grid("EPSG:32631", 500_000, 5_650_000, 10, 30, 40)
@@ -128,9 +129,14 @@ def test_codes_become_indices_nodata_unlabelled_and_others_background() -> None:
     assert encode_classes(codes, (3, 7), nodata=0).tolist() == [[1, 0, UNLABELLED, BACKGROUND]]
 
 
-def test_the_21_classes_have_codes_and_names_of_their_own() -> None:
-    assert len(EUCROPMAP_2018) == len(set(EUCROPMAP_2018.values())) == 21
-    assert not {0, 100, 600} & set(EUCROPMAP_2018)
+EUROPE = load_config(str(Path(__file__).parents[1] / "configs" / "europe.yaml"), ())
+
+
+def test_the_21_published_classes_have_codes_and_names_of_their_own() -> None:
+    assert EUROPE.labels.class_map is not None
+    codes = EUROPE.labels.class_map.codes
+    assert len(codes) == len(set(codes)) == len(set(EUROPE.classes)) == 21
+    assert not {0, 100, 600} & set(codes)
 
 
 def test_on_the_real_map_codes_100_and_600_are_background(shared_data: Path) -> None:
@@ -143,10 +149,10 @@ def test_on_the_real_map_codes_100_and_600_are_background(shared_data: Path) -> 
     grid = Grid.covering(
         (middle[0] - 0.01, middle[1] - 0.008, middle[0] + 0.01, middle[1] + 0.008), "EPSG:4326"
     )
-    chosen = ClassMapConfig(path=str(path), codes=tuple(EUCROPMAP_2018))
-    settings = Config(
-        classes=tuple(EUCROPMAP_2018.values()), labels=LabelsConfig(parcels=False, class_map=chosen)
-    )
+    assert EUROPE.labels.class_map is not None
+    codes_in_order = EUROPE.labels.class_map.codes
+    chosen = ClassMapConfig(path=str(path), codes=codes_in_order)
+    settings = Config(classes=EUROPE.classes, labels=LabelsConfig(parcels=False, class_map=chosen))
     label, _ = make_labels(grid, parcels(("pea", blob(1))), settings, {})
 
     x, y = np.meshgrid(*grid.centres())
@@ -155,7 +161,7 @@ def test_on_the_real_map_codes_100_and_600_are_background(shared_data: Path) -> 
     there = codes[rows.astype(int), cols.astype(int)].reshape(grid.shape)
     sure = ((np.abs(cols - cols.round()) > 1e-4) & (np.abs(rows - rows.round()) > 1e-4)).to_numpy()
     sure = sure.reshape(grid.shape)
-    position = {code: index for index, code in enumerate(EUCROPMAP_2018)} | {0: UNLABELLED}
+    position = {code: index for index, code in enumerate(codes_in_order)} | {0: UNLABELLED}
     wanted = np.vectorize(lambda code: position.get(int(code), BACKGROUND))(there)
     assert (label == wanted)[sure].all()
     assert sure.mean() > 0.99

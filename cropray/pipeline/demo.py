@@ -16,14 +16,21 @@ from cropray.rois.build import build_rois
 from cropray.run import Run, Summary
 from cropray.training.driver import finetune, pretrain
 from cropray.training.evaluate import evaluate
+from cropray.types import InputError
 
 
 def demo(run: Run) -> Summary:
     """Run all stages under the run folder; what is done already is reused.
 
     `pretraining/` holds the run with the overrides of `demo.pretraining`, `finetuning/` the one
-    that starts from its network, is evaluated, draws the map and writes the report.
+    that starts from its network, is evaluated, draws the map and writes the report. Raises
+    InputError for a configuration that is none of a demonstration.
     """
+    if not run.config.demo.pretraining:
+        raise InputError(
+            "demo wants a configuration that says what its pretraining does (demo.pretraining): "
+            "cropray demo --config configs/demo.yaml"
+        )
     first = Run(run.folder.child("pretraining"), updated(run.config, run.config.demo.pretraining))
     init = {"finetune.init": "run:../pretraining/models/pretrain"}  # holds where the demo is moved
     second = Run(run.folder.child("finetuning"), updated(run.config, init))
