@@ -21,6 +21,7 @@ from tests.earthengine_server.values import (
     ServiceError,
     View,
     int_type,
+    related,
 )
 
 _Values = npt.NDArray[Any]
@@ -109,7 +110,7 @@ def _common(one: shapely.Geometry | None, two: shapely.Geometry | None) -> shape
     """Assumed: what two images give is where both are."""
     if one is None or two is None or one is two:
         return two if one is None else one
-    return shapely.intersection(one, two)
+    return related(shapely.intersection, one, two)
 
 
 def _ranged(operate: Callable[[float, float], float]) -> Callable[[PixelType, PixelType], PixelType]:

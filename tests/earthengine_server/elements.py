@@ -8,7 +8,7 @@ from typing import Any
 import shapely
 
 from tests.earthengine_server.functions import function
-from tests.earthengine_server.values import Algorithm, Collection, Filter, Image, ServiceError
+from tests.earthengine_server.values import Algorithm, Collection, Filter, Image, ServiceError, related
 
 
 @function("Collection.filter")
@@ -105,7 +105,7 @@ def to_list(collection: Collection, count: int, offset: float) -> list[Image]:
 
 @function("Collection.geometry")
 def geometry(collection: Collection) -> shapely.Geometry:
-    return shapely.union_all([e.geometry for e in collection.elements if e.geometry is not None])
+    return related(shapely.union_all, [e.geometry for e in collection.elements if e.geometry is not None])
 
 
 @function("AggregateFeatureCollection.array")

@@ -9,7 +9,7 @@ from typing import Any
 import shapely
 
 from tests.earthengine_server.functions import function
-from tests.earthengine_server.values import Date, DateRange, Filter, Image
+from tests.earthengine_server.values import Date, DateRange, Filter, Image, related
 
 _GEOMETRY_FIELDS = (".all", ".geo")
 
@@ -54,9 +54,9 @@ for _names, _compare in {
     ("inList",): lambda value, values: value in values,
     ("stringContains",): lambda text, part: part in text,
     ("dateRangeContains",): _in_range,
-    ("intersects",): lambda a, b: shapely.intersects(shape_of(a), shape_of(b)),
-    ("contains",): lambda a, b: shapely.covers(shape_of(a), shape_of(b)),
-    ("isContained",): lambda a, b: shapely.covers(shape_of(b), shape_of(a)),
+    ("intersects",): lambda a, b: related(shapely.intersects, shape_of(a), shape_of(b)),
+    ("contains",): lambda a, b: related(shapely.covers, shape_of(a), shape_of(b)),
+    ("isContained",): lambda a, b: related(shapely.covers, shape_of(b), shape_of(a)),
 }.items():
     function(*(f"Filter.{_name}" for _name in _names))(_compared(_compare))
 

@@ -64,11 +64,10 @@ class Handler(BaseHTTPRequestHandler):
             if asked is None:
                 raise ServiceError(f"{path} is not served here.", 404, "NOT_FOUND")
             check_project(asked["project"])
-            match self.command, asked["rest"]:
-                case "GET", "algorithms":
-                    return Answer(200, _algorithms())
-                case "POST", ("image:computePixels" | "value:compute") as kind:
-                    return self.server.service.compute(kind, body)
+            if (self.command, asked["rest"]) == ("GET", "algorithms"):
+                return Answer(200, _algorithms())
+            if self.command == "POST" and asked["rest"] in (PIXELS, VALUE):
+                return self.server.service.compute(asked["rest"], body)
             raise ServiceError(f"{self.command} {path} is not served here.", 404, "NOT_FOUND")
         except ServiceError as error:
             return refused(error)
@@ -182,6 +181,3 @@ def _algorithms() -> bytes:
 
 def _json(content: Any) -> Answer:
     return Answer(200, json.dumps(content).encode())
-
-
-assert (PIXELS, VALUE) == ("image:computePixels", "value:compute")  # as matched in `_guarded`

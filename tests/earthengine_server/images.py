@@ -16,10 +16,8 @@ import shapely
 
 from tests.earthengine_server.functions import function
 from tests.earthengine_server.values import (
-    BOOLEAN,
     DOUBLE,
     FLOAT,
-    UINT16,
     Band,
     Collection,
     Date,
@@ -29,26 +27,13 @@ from tests.earthengine_server.values import (
     ServiceError,
     View,
     int_type,
+    related,
 )
 
-_PIXEL_TYPES = {
-    "byte": int_type(np.uint8),
-    "toByte": int_type(np.uint8),
-    **{f"{to}int{n}": int_type(f"int{n}") for n in (8, 16, 32, 64) for to in ("",)},
-    **{f"toInt{n}": int_type(f"int{n}") for n in (8, 16, 32, 64)},
-    **{f"uint{n}": int_type(f"uint{n}") for n in (8, 16, 32)},
-    **{f"toUint{n}": int_type(f"uint{n}") for n in (8, 16, 32)},
-    "int": int_type(np.int32),
-    "toInt": int_type(np.int32),
-    "short": int_type(np.int16),
-    "toShort": int_type(np.int16),
-    "long": int_type(np.int64),
-    "toLong": int_type(np.int64),
-    "float": FLOAT,
-    "toFloat": FLOAT,
-    "double": DOUBLE,
-    "toDouble": DOUBLE,
-}
+_INTEGERS = {f"{sign}int{bits}": int_type(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32)}
+_INTEGERS |= {"byte": int_type(np.uint8), "short": int_type(np.int16), "int": int_type(np.int32)}
+_INTEGERS |= {"int64": int_type(np.int64), "long": int_type(np.int64)}
+_PIXEL_TYPES = _INTEGERS | {"float": FLOAT, "double": DOUBLE}
 
 
 @function("Image.constant")
@@ -195,7 +180,7 @@ def clip(image: Image, geometry: Any) -> Image:
     area: shapely.Geometry = geometry.geometry if isinstance(geometry, Image) else geometry
 
     def of(band: Band) -> Band:
-        footprint = area if band.footprint is None else shapely.intersection(band.footprint, area)
+        footprint = area if band.footprint is None else related(shapely.intersection, band.footprint, area)
         return replace(
             band,
             footprint=footprint,
@@ -288,8 +273,7 @@ def _register_casts() -> None:
         return body
 
     for name, target in _PIXEL_TYPES.items():
-        function(f"Image.{name}")(caster(target))
+        function(f"Image.{name}", f"Image.to{name.capitalize()}")(caster(target))
 
 
 _register_casts()
-assert (BOOLEAN.dtype, UINT16.dtype) == (np.uint8, np.uint16)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -107,7 +108,7 @@ class View:
         """Where (H, W) pixel centres lie in a geometry; None is unbounded."""
         if geometry is None:
             return np.ones(self.shape, np.bool_)
-        found: npt.NDArray[np.bool_] = shapely.contains_xy(geometry, *self.world)
+        found: npt.NDArray[np.bool_] = related(shapely.contains_xy, geometry, *self.world)
         return found.reshape(self.shape)
 
     def read(self, band: Band) -> Pixels:
@@ -192,6 +193,15 @@ Filter = Callable[[Any], bool]
 """Whether an element passes."""
 
 _MOST_SEGMENTS = 32
+_ONE_AT_A_TIME = Lock()
+
+
+def related(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A function of shapely of geometries that threads share: GEOS indexes them when it is first asked,
+    in place, and threads that meet there bring the process down.
+    """
+    with _ONE_AT_A_TIME:
+        return function(*arguments)
 
 
 def geometry_in_world(shape: shapely.Geometry, crs: str) -> shapely.Geometry:
