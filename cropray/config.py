@@ -227,9 +227,10 @@ class ShardsConfig(Section):
 
 
 class ModelConfig(Section):
-    """The dual 3-D U-Net; width 64 is the published network, the stem has width / 2 channels."""
+    """The dual 3-D U-Net; width 64 is the published network."""
 
     width: int = Field(64, ge=2, multiple_of=2)
+    stem: int | None = Field(None, ge=1, description="channels that all months become; None: width / 2")
     normalisation: Literal["fixed", "seed"] = "fixed"
 
 

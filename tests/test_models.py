@@ -13,8 +13,9 @@ from cropray.models.normalisation import FixedNormalisation
 from cropray.models.predictor import Predictor
 
 
-def inputs(n: int = 2, months: int = 6, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(n, 2, months, size, size), torch.randn(n, 10, months, size, size)
+def inputs(n: int = 2, months: int = 6, size: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    s1, s2, valid = (torch.randn(n, channels, months, size, size) for channels in (2, 10, 2))
+    return s1, s2, (valid > 0).float()
 
 
 def test_the_published_network_has_62134293_parameters() -> None:
@@ -24,9 +25,9 @@ def test_the_published_network_has_62134293_parameters() -> None:
 
 def test_a_forward_pass_of_a_sample_is_12_95_gflop() -> None:
     network = NetworkSpec(21).build_empty()
-    s1, s2 = (torch.zeros(1, bands, 6, 64, 64, device="meta") for bands in (2, 10))
+    s1, s2, valid = (torch.zeros(1, bands, 6, 64, 64, device="meta") for bands in (2, 10, 2))
     with FlopCounterMode(display=False) as counter:
-        network(s1, s2)
+        network(s1, s2, valid)
     assert counter.get_total_flops() / 1e9 == pytest.approx(12.95, abs=0.005)
 
 
@@ -49,30 +50,40 @@ def test_names_and_shapes_of_the_tensors_are_the_published_ones(shared_data: Pat
 @pytest.mark.parametrize("months", [1, 4])
 def test_logits_have_one_plane_a_class_whatever_the_months_and_head(months: int, head: str) -> None:
     network = DualUNet3D(5, width=4, months=months, head=head)
-    s1, s2 = inputs(months=months, size=32)
-    assert network(s1, s2).shape == (2, 5, 32, 32)
+    assert network(*inputs(months=months, size=32)).shape == (2, 5, 32, 32)
 
 
-def test_the_width_scales_every_layer_and_the_stem_has_half_of_it() -> None:
+def test_the_width_scales_every_layer_and_the_stem_has_half_of_it_or_its_own() -> None:
     network = NetworkSpec(3, width=6).build_empty()
     assert network.unet3d_s2.conv3d.conv[0].out_channels == 3
+    wide = NetworkSpec(3, width=6, stem=8).build_empty()
+    assert wide.unet3d_s2.conv3d.conv[0].out_channels == 8
+    assert wide.unet3d_s2.unet.downs[0].conv[0].out_channels == 6
     assert [down.conv[0].out_channels for down in network.unet3d_s2.unet.downs] == [6, 12, 24, 48]
     assert network.unet3d_s2.unet.bottleneck.conv[0].out_channels == 96
 
 
 def test_every_month_and_both_sensors_reach_the_logits() -> None:
     torch.manual_seed(0)
-    network = DualUNet3D(2, width=8, months=3)
-    s1, s2 = (x.requires_grad_() for x in inputs(months=3))
-    network(s1, s2).pow(3).sum().backward()
-    for x in (s1, s2):
-        assert (x.grad.abs().sum(dim=(0, 1, 3, 4)) > 0).all()
+    network = DualUNet3D(2, width=8, months=3, validity=True)
+    s1, s2, valid = (x.requires_grad_() for x in inputs(months=3))
+    network(s1, s2, valid).pow(3).sum().backward()
+    for gradient in (s1.grad, s2.grad, *valid.grad.split(1, dim=1)):
+        assert (gradient.abs().sum(dim=(0, 1, 3, 4)) > 0).all()
+
+
+def test_only_a_network_with_validity_tells_a_gap_from_a_measured_value() -> None:
+    s1, s2, _ = inputs()
+    seen, gap = torch.ones(2, 2, 6, 16, 16), torch.zeros(2, 2, 6, 16, 16)
+    for validity in (True, False):
+        network = NetworkSpec(2, width=4, validity=validity).build().eval()
+        assert torch.equal(network(s1, s2, seen), network(s1, s2, gap)) != validity
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 5, 16, 16), (1, 3, 6, 16, 16), (1, 2, 6, 16, 24), (2, 6, 16, 16)])
 def test_a_wrong_axis_fails_at_the_boundary_and_the_error_prints_the_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
-        DualUNet3D(2, width=4)(torch.zeros(shape), inputs()[1])
+        DualUNet3D(2, width=4)(torch.zeros(shape), *inputs()[1:])
 
 
 def test_body_and_head_are_all_parameters_once() -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from cropray.config import ModelConfig
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.training.driver import best_entry
 from cropray.training.plan import TrainingPlan, make_plan, training_inputs
+from cropray.training.step import initial_network
 from cropray.training.validate import SCORE
 from cropray.types import InputError
 from tests.training_data import CLASSES, METADATA, MONTHS, make_run, write_split
@@ -124,7 +126,11 @@ def test_a_start_from_another_kind_of_data_is_refused(
 
 @pytest.mark.parametrize(
     ("model", "said"),
-    [({"width": 8}, "width is 4, the run's is 8"), ({"normalisation": "seed"}, "fixed, the run's is seed")],
+    [
+        ({"width": 8}, "width is 4, the run's is 8"),
+        ({"stem": 8}, "stem is None, the run's is 8"),
+        ({"normalisation": "seed"}, "fixed, the run's is seed"),
+    ],
 )
 def test_a_start_from_another_network_is_refused(
     folder: Folder, first: Folder, model: dict[str, Any], said: str
@@ -133,6 +139,24 @@ def test_a_start_from_another_network_is_refused(
     changed = run.config.model_copy(update={"model": run.config.model.model_copy(update=model)})
     with pytest.raises(InputError, match=said):
         make_plan(Run(folder, changed), "finetune")
+
+
+def test_the_published_normalisation_goes_with_the_published_inputs(folder: Folder, first: Folder) -> None:
+    run = make_run(folder)
+    seed = run.config.model_copy(update={"model": ModelConfig(normalisation="seed")})
+    assert not make_plan(Run(folder, seed), "pretrain").checkpoint.network.validity
+    assert load_checkpoint(first).network.validity
+
+
+def test_a_body_keeps_its_inputs_under_a_new_head(folder: Folder, first: Folder) -> None:
+    checkpoint = load_checkpoint(first)
+    spec = replace(checkpoint.network, validity=False)
+    weights = spec.build().state_dict()
+    other = replace(checkpoint, network=spec, weights=weights, classes=("a", "b", "c"))
+    save_checkpoint(other, first)
+    network = plan_from(folder, first).checkpoint.network
+    assert network == replace(spec, head="conv")
+    initial_network(network, seed=0, weights=weights)
 
 
 def test_samples_with_too_few_labels_are_left_out(folder: Folder) -> None:

@@ -23,15 +23,17 @@ SIDE_MULTIPLE = 16
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build the network anew."""
+    """All that is needed to build the network anew; what it means is said in `DualUNet3D`."""
 
     n_classes: int
     width: int = 64
     months: int = 6
     head: Head = "linear"
+    stem: int | None = None
+    validity: bool = False
 
     def build(self) -> DualUNet3D:
-        return DualUNet3D(self.n_classes, self.width, self.months, self.head)
+        return DualUNet3D(**vars(self))
 
     def build_empty(self) -> DualUNet3D:
         """The network's shapes without any memory behind them."""
@@ -112,10 +114,10 @@ class UNet(nn.Module):
 class Branch(nn.Module):
     """One sensor: (B, C, T, H, W) to (B, width, H, W)."""
 
-    def __init__(self, in_channels: int, width: int, months: int) -> None:
+    def __init__(self, in_channels: int, stem: int, width: int, months: int) -> None:
         super().__init__()
-        self.conv3d = TemporalStem(in_channels, width // 2, months)
-        self.unet = UNet(width // 2, width)
+        self.conv3d = TemporalStem(in_channels, stem, months)
+        self.unet = UNet(stem, width)
 
     def forward(self, x_bcthw: Tensor) -> Tensor:
         features_bchw: Tensor = self.unet(self.conv3d(x_bcthw))
@@ -142,25 +144,45 @@ class ConvHead(nn.Module):
 class DualUNet3D(nn.Module):
     """Logits (B, K, H, W) of both sensors' months; classes are not exclusive (sigmoid, not softmax).
 
-    `width` scales every layer (the stem has width / 2 channels); `head` is the pretraining's 1 × 1
-    convolution ("linear") or the fine-tuning's two convolutions ("conv").
+    `width` scales every layer; the temporal stem has width / 2 channels, or `stem`. `head` is the
+    pretraining's 1 × 1 convolution ("linear") or the fine-tuning's two convolutions ("conv"). With
+    `validity` each sensor has one more channel, which says where and when it saw something: without it
+    a gap looks like a measurement of the same value. The published network has none.
     """
 
-    def __init__(self, n_classes: int, width: int = 64, months: int = 6, head: Head = "linear") -> None:
+    def __init__(
+        self,
+        n_classes: int,
+        width: int = 64,
+        months: int = 6,
+        head: Head = "linear",
+        *,
+        stem: int | None = None,
+        validity: bool = False,
+    ) -> None:
         super().__init__()
-        self.months = months
-        self.unet3d_s1 = Branch(len(S1_NAMES), width, months)
-        self.unet3d_s2 = Branch(len(S2_NAMES), width, months)
+        self.months, self.validity = months, validity
+        stem = stem or width // 2
+        self.unet3d_s1 = Branch(len(S1_NAMES) + validity, stem, width, months)
+        self.unet3d_s2 = Branch(len(S2_NAMES) + validity, stem, width, months)
         self.final_conv: nn.Module
         if head == "linear":
             self.final_conv = nn.Conv2d(2 * width, n_classes, 1)
         else:
             self.final_conv = ConvHead(2 * width, width // 2, n_classes)
 
-    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor) -> Tensor:
-        """Raises ValueError where months, bands or sides do not fit the network."""
+    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, valid_b2thw: Tensor) -> Tensor:
+        """`valid_b2thw` is 1 or 0 of any type, channel 0 of s2 and 1 of s1, as `Normalisation.apply` has it.
+
+        Raises ValueError where months, bands or sides do not fit the network.
+        """
         self._check("s1", s1_bcthw, len(S1_NAMES))
         self._check("s2", s2_bcthw, len(S2_NAMES))
+        if self.validity:
+            self._check("valid", valid_b2thw, 2)
+            valid_b2thw = valid_b2thw.to(s1_bcthw.dtype)
+            s1_bcthw = torch.cat((s1_bcthw, valid_b2thw[:, 1:]), dim=1)
+            s2_bcthw = torch.cat((s2_bcthw, valid_b2thw[:, :1]), dim=1)
         features_bchw = torch.cat((self.unet3d_s1(s1_bcthw), self.unet3d_s2(s2_bcthw)), dim=1)
         logits_bkhw: Tensor = self.final_conv(features_bchw)
         return logits_bkhw

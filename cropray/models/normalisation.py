@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ class Normalisation(ABC):
     masked twice as fast as floats, sample by sample within the cache. So means and clipping limits are
     rounded to stored integers (0.0001 of reflectance, 0.01 dB).
     """
+
+    validity: ClassVar[bool] = True
+    """Whether a network trained with it is given the validity beside the values."""
 
     def apply(
         self, s1_bcthw: Tensor, s2_bcthw: Tensor, out: tuple[Tensor, Tensor] | None = None
@@ -136,6 +139,8 @@ class SeedNormalisation(Normalisation):
     Sentinel-1 is clipped to `s1_range_db`, scaled by the minimum and maximum over both
     polarisations of each patch and month, and clipped to `unit_range`.
     """
+
+    validity: ClassVar[bool] = False
 
     s1_range_db: tuple[float, float] = (-25.0, 10.0)
     unit_range: tuple[float, float] = (0.0001, 0.9999)

@@ -30,8 +30,8 @@ class Predictor:
         Raises ValueError where bands, months or sides do not fit the network.
         """
         with torch.inference_mode():
-            s1, s2, _ = self.checkpoint.normalisation.apply(
+            inputs = self.checkpoint.normalisation.apply(
                 torch.as_tensor(s1_bcthw).to(self.device), torch.as_tensor(s2_bcthw).to(self.device)
             )
-            probabilities: FloatArray = self._network(s1, s2).sigmoid().cpu().numpy()
+            probabilities: FloatArray = self._network(*inputs).sigmoid().cpu().numpy()
         return probabilities

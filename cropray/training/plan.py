@@ -126,10 +126,17 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
     """The checkpoint to be made, the one to start from, and whether its head is kept."""
     config = run.config
     settings: TrainConfig = getattr(config, stage)
+    normalisation = NORMALISATIONS[config.model.normalisation]()
     checkpoint = Checkpoint(
         classes=data.classes,
-        network=NetworkSpec(len(data.classes), config.model.width, data.months),
-        normalisation=NORMALISATIONS[config.model.normalisation](),
+        network=NetworkSpec(
+            len(data.classes),
+            config.model.width,
+            data.months,
+            stem=config.model.stem,
+            validity=normalisation.validity,
+        ),
+        normalisation=normalisation,
         window=data.window,
         s1_quantity=data.s1_quantity,
         weights={},
@@ -145,7 +152,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
     _check_init(first, checkpoint, init)
     if first.classes == checkpoint.classes:
         return replace(checkpoint, network=first.network, normalisation=first.normalisation), init, True
-    network = replace(checkpoint.network, head="conv")
+    network = replace(first.network, n_classes=len(checkpoint.classes), head="conv")
     return replace(checkpoint, network=network, normalisation=first.normalisation), init, False
 
 
@@ -154,6 +161,7 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
     differences = {
         "months": (first.months, wanted.months, "window.months"),
         "width": (first.network.width, wanted.network.width, "model.width"),
+        "stem": (first.network.stem, wanted.network.stem, "model.stem"),
         "normalisation": (type(first.normalisation), type(wanted.normalisation), "model.normalisation"),
         "Sentinel-1 quantity": (first.s1_quantity, wanted.s1_quantity, "the imagery source"),
         "Sentinel-2 bands": (first.s2_bands, wanted.s2_bands, "the imagery source"),

@@ -97,7 +97,8 @@ class Trainer:
             {"params": self.network.head_parameters(), "lr": recipe.head_lr, "highest_lr": recipe.head_lr},
         ]
         kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-        self._optimizer = kind(groups, weight_decay=recipe.weight_decay)
+        # Fused: one pass over each parameter, which on a CPU is a fifth of a step's time for small batches.
+        self._optimizer = kind(groups, weight_decay=recipe.weight_decay, fused=True)
 
     def train_epoch(
         self, batches: Iterable[Batch], epoch: int, on_step: Callable[[int, Tensor], None]
@@ -159,10 +160,10 @@ class Trainer:
         return loss.detach(), LossTerms(terms.sums.detach(), terms.counts)
 
     def _forward(self, module: nn.Module, s1_int16: Tensor, s2_int16: Tensor) -> Tensor:
-        s1, s2, _ = self.normalisation.apply(s1_int16, s2_int16)
+        inputs = self.normalisation.apply(s1_int16, s2_int16)
         # bfloat16 where there are tensor cores for it: its range is float32's, so nothing is scaled.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits: Tensor = module(s1, s2)
+            logits: Tensor = module(*inputs)
         return logits
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
