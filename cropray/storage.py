@@ -1,7 +1,7 @@
 """Run folders and shards by path or URI (file, s3, gs, or any fsspec scheme); files appear whole.
 
 Nothing that a reader may see is ever half-written: on a file system a file is written under a
-temporary name and renamed, on object storage it is one PUT.
+temporary name and renamed, on object storage it is one upload, tried again where it fails.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cropray.types import InputError
@@ -30,6 +32,9 @@ _TO_DO = {
     errno.EEXIST: "a file is where a folder is wanted: give another --run folder",
     errno.EISDIR: "a folder is where a file is wanted: give another name",
 }
+# Between attempts to upload a file anew. Arrow's client asks again by itself where a request is answered
+# by 503, but for the one that completes an upload.
+_WAITS_S = (0.5, 1.0, 2.0, 4.0)
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs")
 
 
@@ -121,14 +126,24 @@ class Folder:
     def read_text(self, name: str) -> str:
         return self.read_bytes(name).decode()
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
         """Publish a file whole; it replaces an older one of the name."""
         if not self.is_local:
-            with self.filesystem.open_output_stream(self.path(name)) as stream:
-                stream.write(data)
+            self._upload(name, data)
             return
         with _replacing(self.local(name)) as temporary:
             temporary.write_bytes(data)
+
+    def _upload(self, name: str, data: bytes | pa.Buffer) -> None:
+        for wait_s in (*_WAITS_S, None):
+            try:
+                with self.filesystem.open_output_stream(self.path(name)) as stream:
+                    stream.write(data)
+                return
+            except OSError:  # of what kind, Arrow tells in its text alone
+                if wait_s is None:
+                    raise
+                time.sleep(wait_s)
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -136,7 +151,10 @@ class Folder:
     def publish(self, local_file: Path, name: str) -> None:
         """Copy a finished local file here, whole."""
         if not self.is_local:
-            pafs.copy_files(str(local_file), self.path(name), pafs.LocalFileSystem(), self.filesystem)
+            # In one write: a stream that is closed after half of them would publish half of the file.
+            # (Arrow's copy_files is no help: where an upload fails, it can end without an error.)
+            with pa.memory_map(str(local_file)) as file:
+                self.write_bytes(name, file.read_buffer())
             return
         with _replacing(self.local(name)) as temporary:
             shutil.copyfile(local_file, temporary)

@@ -1,6 +1,11 @@
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +17,7 @@ from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.types import InputError
 from tests.export_inputs import PlainSource, export_here, exported_run, make_roi
+from tests.samples import make_patch, write_samples
 
 ROIS = [make_roi("a"), make_roi("b"), make_roi("c", "val")]  # six patches each
 
@@ -169,3 +175,43 @@ def test_an_export_without_a_single_sample_is_said(tmp_path: Path) -> None:
     write_ledger(Folder(str(tmp_path)), [])
     with pytest.raises(InputError, match="has no samples to compact: every tile is empty"):
         compact(run)
+
+
+def test_two_compactions_at_the_same_time_make_one_sound_set(tmp_path: Path) -> None:
+    run = exported_run(tmp_path, ROIS, **{"shards.shard_samples": 2})
+    alone = exported_run(tmp_path / "alone", ROIS, **{"shards.shard_samples": 2})
+    compact(alone)
+    start = threading.Barrier(2)
+
+    def at_once(_: int) -> dict[str, Any]:
+        start.wait()
+        return compact(run)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(at_once, range(2))
+    assert one == two
+    assert shard_bytes(run) == shard_bytes(alone)
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_two_writers_of_one_shard_leave_one_of_the_two_whole(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+
+    def write(numbers: range) -> None:
+        for _ in range(20):
+            write_samples(folder, numbers)
+
+    with ThreadPoolExecutor(3) as pool:
+        writers = [pool.submit(write, range(first, first + 4)) for first in (0, 4)]
+        while not all(writer.done() for writer in writers):
+            if folder.exists("00000.parquet"):
+                # Replaced between the reading of footer and tensors, it is refused, but never mixed.
+                with suppress(InputError):
+                    batch = ShardReader([f"{folder}/00000.parquet"], batch_size=4).take(range(4))
+                    first = batch.rows["row"][0] // 16
+                    assert first in (0, 4)
+                    for i in range(4):
+                        np.testing.assert_array_equal(batch.s2_bcthw[i], make_patch(first + i).s2_cthw)
+        for writer in writers:
+            writer.result()
+    assert folder.names() == ["00000.parquet"]

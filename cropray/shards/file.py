@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -20,6 +21,9 @@ from cropray.storage import resolve
 from cropray.types import InputError
 
 Tensors = dict[str, npt.NDArray[Any]]
+
+# In the messages of Arrow's clients of object storage, and in none about a file's content.
+_STORE = re.compile(r"AWS Error|HTTP status|curlCode|google::cloud")
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,11 @@ def _explained(where: str) -> Iterator[None]:
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        if _STORE.search(str(error)):
+            raise InputError(
+                f"{where} cannot be read now ({str(error).splitlines()[0]}): the object storage was asked "
+                "again and again; check network and permission, and run the same command again"
+            ) from error
         raise _damaged(where, str(error).splitlines()[0]) from error
 
 

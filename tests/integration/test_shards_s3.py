@@ -1,8 +1,12 @@
 """Parts and shards on object storage: the same bytes, published whole, read by range."""
 
+import os
+import re
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cropray.pipeline.compact import compact
@@ -12,31 +16,21 @@ from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.types import InputError
 from tests.export_inputs import PlainSource, export_here, exported_run, make_config, make_roi
-from tests.samples import write_samples
+from tests.s3_server import Bucket, Fault, s3_bucket
+from tests.samples import make_patch, write_samples
 
 ROIS = [make_roi("a"), make_roi("b", "val")]
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    import boto3
-    from moto.server import ThreadedMotoServer
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    with s3_bucket(monkeypatch) as bucket:
+        yield bucket
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": url,
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=url).create_bucket(Bucket="runs")
-    yield "s3://runs/one"
-    server.stop()
+
+@pytest.fixture
+def bucket(s3: Bucket) -> str:
+    return s3.uri
 
 
 def test_a_run_on_object_storage_gives_the_bytes_of_a_local_one(bucket: str, tmp_path: Path) -> None:
@@ -64,3 +58,70 @@ def test_a_cut_object_is_refused_by_name(bucket: str) -> None:
     folder.write_bytes("00000.parquet", folder.read_bytes("00000.parquet")[:-500])
     with pytest.raises(InputError, match=r"s3://runs/one/00000\.parquet is cut or damaged"):
         ShardReader([uri], batch_size=2)
+
+
+def read_all(uris: list[str], count: int = 12) -> None:
+    batches = list(ShardReader(uris, batch_size=4, shuffle=False).epoch(0))
+    samples = [s2_cthw for batch in batches for s2_cthw in batch.s2_bcthw]
+    for number, s2_cthw in enumerate(samples):
+        np.testing.assert_array_equal(s2_cthw, make_patch(number).s2_cthw)
+    assert len(samples) == count
+
+
+def fails(status: HTTPStatus, method: str = "", path: str = "") -> Fault:
+    return lambda asked, at: status if method in asked and path in at else 0.0
+
+
+def test_a_store_that_often_says_503_is_asked_again(s3: Bucket) -> None:
+    """Every request is refused when it is first made, whatever the upload that it belongs to."""
+    asked: set[tuple[str, str]] = set()
+
+    def at_first(method: str, path: str) -> HTTPStatus | float:
+        request = method, re.sub("uploadId=.*", "", path)
+        known = request in asked
+        asked.add(request)
+        return 0.0 if known else HTTPStatus.SERVICE_UNAVAILABLE
+
+    s3.fault = at_first
+    read_all(write_samples(Folder(s3.uri), range(4)), 4)
+    assert sum(status == HTTPStatus.SERVICE_UNAVAILABLE for _, _, status in s3.seen) == len(asked) == 5
+
+
+def test_a_store_that_answers_late_is_waited_for(s3: Bucket) -> None:
+    uris = write_samples(Folder(s3.uri), range(12))
+    s3.fault = lambda _method, _path: 0.2
+    read_all(uris)
+
+
+def test_a_request_that_hangs_is_given_up_and_sent_again(s3: Bucket) -> None:
+    uris = write_samples(Folder(s3.uri), range(12))
+    hangs = iter([6.0])
+    s3.fault = lambda method, _path: next(hangs, 0.0) if method == "GET" else 0.0
+    read_all(uris)
+
+
+def test_a_store_that_is_down_is_not_taken_for_a_damaged_file(s3: Bucket) -> None:
+    (uri,) = write_samples(Folder(s3.uri), range(4))
+    s3.fault = fails(HTTPStatus.SERVICE_UNAVAILABLE)
+    with pytest.raises(InputError, match=re.escape(uri) + r" cannot be read now .*503.*run the same command"):
+        ShardReader([uri], batch_size=2)
+
+
+def test_an_upload_that_fails_shows_nothing_and_keeps_what_was_there(s3: Bucket) -> None:
+    folder = Folder(s3.uri)
+    folder.write_bytes("a.bin", b"old")
+    s3.fault = fails(HTTPStatus.FORBIDDEN, path="partNumber=2")
+    for name in ("a.bin", "b.bin"):
+        with pytest.raises(OSError, match=f"one/{name}.* in bucket 'runs'"):
+            folder.write_bytes(name, os.urandom(21 * 2**20))  # three parts
+    assert folder.names() == ["a.bin"]
+    assert folder.read_bytes("a.bin") == b"old"
+
+
+def test_a_shard_that_cannot_be_published_is_not_there(s3: Bucket) -> None:
+    s3.fault = fails(HTTPStatus.FORBIDDEN, "PUT")
+    with pytest.raises(OSError, match=r"one/00000\.parquet"):
+        write_samples(Folder(s3.uri), range(4))
+    s3.fault = fails(HTTPStatus.FORBIDDEN, "NONE")
+    assert Folder(s3.uri).names() == []
+    read_all(write_samples(Folder(s3.uri), range(12)))
