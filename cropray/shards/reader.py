@@ -1,13 +1,11 @@
 """Shards to batches: row groups read directly, checked, shuffled, and shared out between ranks.
 
-The order of an epoch is a pure function of (seed, epoch, world size): row groups are shuffled, each
-rank takes a contiguous part of their samples, and shuffles these within buffers of a few row groups.
-A rank so reads its own share of the files and little more, and memory stays bounded by the buffer.
+The order of an epoch is a pure function of (seed, epoch, world size), which `order` tells. A rank reads
+its own share of the files and little more, and memory stays bounded by the buffer that it shuffles.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,18 +13,15 @@ from dataclasses import asdict
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cropray.shards.assembly import Arrays, Assembly, Normalise
 from cropray.shards.buffers import Buffers
 from cropray.shards.file import RowGroup, ShardFile
+from cropray.shards.order import EpochOrder, Positions, Stretch, Weights, draw_counts
 from cropray.shards.workers import Ticket, Workers
 from cropray.types import Batch, BoolArray, InputError
 
-Positions = npt.NDArray[np.int64]
-
-_BUFFER_GROUPS = 4  # row groups that are shuffled together: about 80 MB of 64 x 64 patches
 _OPEN_AHEAD = 8  # batches: row groups of object storage are fetched in time
 _OPENERS = 8  # files whose footers are read at the same time: object storage answers slowly
 
@@ -42,6 +37,10 @@ class ShardReader:
     ahead of time by `threads`, or by `processes` if there are any: as fast as there are cores, but
     each opens row groups for itself, which is not for remote shards.
 
+    With `weigh` (weights of the kept rows by their columns, such as `order.balanced_weights`), a sample
+    occurs in an epoch as often as its weight says, rounded down or up by chance; an epoch has as many
+    samples as without.
+
     `metadata` is what all shards share; `table` holds the scalar columns of all kept rows, of every
     rank, in the order of the files.
     """
@@ -56,6 +55,7 @@ class ShardReader:
         world_size: int = 1,
         shuffle: bool = True,
         keep: Callable[[pa.Table], BoolArray] | None = None,
+        weigh: Callable[[pa.Table], Weights] | None = None,
         normalise: Normalise | None = None,
         threads: int = 2,
         processes: int = 0,
@@ -87,29 +87,25 @@ class ShardReader:
         self._row_of = np.concatenate([np.arange(size) for size in sizes] or [np.arange(0)])[kept]
         number = {crop: index for index, crop in enumerate(self.metadata.classes)}
         self._crop_of = np.array([number.get(crop, -1) for crop in self.table["crop"].to_pylist()], np.int64)
+        self._weights = None if weigh is None else np.asarray(weigh(self.table), np.float64)
         if 0 < len(self.table) < world_size:
             raise InputError(f"{len(self.table)} samples cannot be shared out between {world_size} ranks")
 
     def __len__(self) -> int:
         """Batches of an epoch, the same for every rank."""
-        largest_share = math.ceil(len(self.table) / self._world_size)
-        return math.ceil(largest_share / self._batch_size)
+        return self._order(0).steps(self._world_size, self._batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0, after: Sequence[Stretch] = ()) -> Iterator[Batch]:
         """The batches of one epoch of this rank, from batch `start` on, read ahead in a thread.
 
-        Every kept sample occurs exactly once, on one rank. All ranks have `len(self)` batches, of
-        `batch_size` samples but for the last one or two, which may be smaller. (Only where batches
-        are of one sample must a rank that is one short repeat its last one.)
+        Every kept sample occurs exactly once, on one rank (without `weigh`). All ranks have `len(self)`
+        batches, of `batch_size` samples but for the last one or two, which may be smaller. (Only where
+        batches are of one sample must a rank that is one short repeat its last one.)
+
+        `after` are the stretches of this epoch that were read before (`order.EpochState.read`), by
+        whatever number of ranks: then the batches are those of what they left.
         """
-        order, steps = self.order(epoch), len(self)
-        if len(order) < steps:
-            order = np.append(order, order[-1])
-        # A rank one sample short may lack a last batch: its last but one gives a sample to it.
-        ends = np.minimum(
-            np.arange(1, steps + 1) * self._batch_size, len(order) - np.arange(steps)[::-1]
-        ).tolist()
-        batches = [order[a:b] for a, b in zip([0, *ends][:steps], ends, strict=True)]
+        batches = self._order(epoch, after).batches(self._rank, self._world_size, self._batch_size)
         make = self._by_processes if self._processes else self._by_threads
         return make(batches[start:])
 
@@ -117,22 +113,18 @@ class ShardReader:
         """The rows of `table` at these positions, in this order."""
         return next(self._by_threads([np.asarray(indices, np.int64)]))
 
-    def order(self, epoch: int) -> Positions:
+    def order(self, epoch: int, after: Sequence[Stretch] = ()) -> Positions:
         """Positions in `table` that this rank reads in an epoch, in their order."""
-        rng = np.random.default_rng([self._seed, epoch])
-        groups = rng.permutation(len(self._groups)) if self._shuffle else np.arange(len(self._groups))
-        rank_of_group = np.empty(len(self._groups), np.int64)
-        rank_of_group[groups] = np.arange(len(self._groups))
-        place = rank_of_group[self._group_of]  # when, in this epoch, the group of each row comes
-        everyone = np.argsort(place, kind="stable")
-        bounds = np.linspace(0, len(everyone), self._world_size + 1).astype(np.int64)
-        mine = everyone[bounds[self._rank] : bounds[self._rank + 1]]
-        if not self._shuffle or not len(mine):
-            return mine
-        # Shuffle within buffers of consecutive groups: a random key below the buffer's number.
-        rng = np.random.default_rng([self._seed, epoch, self._rank])
-        buffer = (place[mine] - place[mine[0]]) // _BUFFER_GROUPS
-        return mine[np.lexsort((rng.random(len(mine)), buffer))]
+        return self._order(epoch, after).share(self._rank, self._world_size)
+
+    def _order(self, epoch: int, after: Sequence[Stretch] = ()) -> EpochOrder:
+        counts = None if self._weights is None else draw_counts(self._weights, self._seed, epoch)
+        order = EpochOrder.make(
+            self._group_of, len(self._groups), self._seed, epoch, shuffle=self._shuffle, counts=counts
+        )
+        for stretch in after:
+            order = order.after(stretch)
+        return order
 
     def _by_threads(self, batches: Sequence[Positions]) -> Iterator[Batch]:
         """Batches of these rows, made ahead of time, in order.

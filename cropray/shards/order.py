@@ -1,0 +1,161 @@
+"""Which samples an epoch has, in what order, and who reads them. Pure: of the seed and the epoch alone.
+
+Row groups are shuffled, each rank takes a contiguous part of their samples, and shuffles these within
+buffers of a few row groups: so a rank reads its own share of the files and little more. An epoch that
+was left in the middle goes on with any number of ranks: what the earlier ranks have not read is shared
+out anew by the same rule.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Positions = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
+
+_BUFFER_GROUPS = 4  # row groups that are shuffled together: about 80 MB of 64 x 64 patches
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """So many steps of an epoch, read by so many ranks in batches of one size."""
+
+    world_size: int
+    batch_size: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class EpochState:
+    """How far an epoch was read; small, and plain JSON as a dict, for a checkpoint."""
+
+    epoch: int
+    read: tuple[Stretch, ...] = ()
+
+    def after(self, world_size: int, batch_size: int, steps: int) -> EpochState:
+        """The state when all ranks have taken so many steps more."""
+        return EpochState(self.epoch, (*self.read, Stretch(world_size, batch_size, steps)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> EpochState:
+        return cls(data["epoch"], tuple(Stretch(**stretch) for stretch in data["read"]))
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The samples of an epoch: `left` are still to be read, ordered by `place`.
+
+    `place` (by sample) says when the row group of a sample comes; `key` seeds the shuffling within
+    buffers, which is not done where it is None.
+    """
+
+    left: Positions
+    place: Positions
+    key: tuple[int, ...] | None
+
+    @classmethod
+    def make(
+        cls,
+        group_of: Positions,
+        n_groups: int,
+        seed: int,
+        epoch: int,
+        *,
+        shuffle: bool,
+        counts: Positions | None,
+    ) -> EpochOrder:
+        """All samples, `counts` times each if given; `group_of` is the row group of every sample."""
+        rng = np.random.default_rng([seed, epoch])
+        groups = rng.permutation(n_groups) if shuffle else np.arange(n_groups)
+        turn = np.empty(n_groups, np.int64)
+        turn[groups] = np.arange(n_groups)
+        place = turn[group_of]
+        left = np.argsort(place, kind="stable")
+        if counts is not None:
+            left = np.repeat(left, counts[left])
+        return cls(left, place, (seed, epoch) if shuffle else None)
+
+    def steps(self, world_size: int, batch_size: int) -> int:
+        """Batches of every rank."""
+        return math.ceil(math.ceil(len(self.left) / world_size) / batch_size)
+
+    def share(self, rank: int, world_size: int) -> Positions:
+        """What one rank reads, in its order."""
+        bounds = np.linspace(0, len(self.left), world_size + 1).astype(np.int64)
+        mine = self.left[bounds[rank] : bounds[rank + 1]]
+        if self.key is None or not len(mine):
+            return mine
+        # Shuffle within buffers of consecutive groups: a random key below the buffer's number.
+        rng = np.random.default_rng([*self.key[:2], rank, *self.key[2:]])
+        buffer = (self.place[mine] - self.place[mine[0]]) // _BUFFER_GROUPS
+        return mine[np.lexsort((rng.random(len(mine)), buffer))]
+
+    def batches(self, rank: int, world_size: int, batch_size: int) -> list[Positions]:
+        """The batches of one rank: as many as every rank has, all full but for the last one or two.
+
+        Only where batches are of one sample, or fewer samples are left than there are ranks, must a rank
+        that is one short repeat one.
+        """
+        order, steps = self.share(rank, world_size), self.steps(world_size, batch_size)
+        if len(order) < steps:
+            order = np.append(order, order[-1] if len(order) else self.left[-1])
+        # A rank one sample short may lack a last batch: its last but one gives a sample to it.
+        ends = np.minimum(np.arange(1, steps + 1) * batch_size, len(order) - np.arange(steps)[::-1]).tolist()
+        return [order[a:b] for a, b in zip([0, *ends][:steps], ends, strict=True)]
+
+    def after(self, stretch: Stretch) -> EpochOrder:
+        """What is left when the ranks of a stretch have taken its steps."""
+        unread = [
+            batch
+            for rank in range(stretch.world_size)
+            for batch in self.batches(rank, stretch.world_size, stretch.batch_size)[stretch.steps :]
+        ]
+        left = np.concatenate(unread) if unread else self.left[:0]
+        # A sample that a rank would have repeated comes once.
+        numbers, wanted = np.unique(self.left, return_counts=True)
+        left = np.sort(left)
+        first = np.searchsorted(left, left)
+        left = left[np.arange(len(left)) - first < wanted[np.searchsorted(numbers, left)]]
+        left = left[np.argsort(self.place[left], kind="stable")]
+        key = None if self.key is None else (*self.key, stretch.world_size, stretch.steps)
+        return EpochOrder(left, self.place, key)
+
+
+def balanced_weights(table: pa.Table, *, crop_power: float = 1.0, labelled_floor: float = 0.1) -> Weights:
+    """Weights (N,) of samples by their scalar columns, for a reader's `weigh`.
+
+    Within a crop a sample counts by its labelled fraction, and by `labelled_floor` at least. A crop
+    counts by its number of samples to the power 1 - `crop_power`: 0 leaves crops as frequent as they
+    are, 1 makes them equally frequent.
+    """
+    crops, crop = np.unique(table["crop"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    labelled = np.maximum(table["labelled_fraction"].to_numpy().astype(np.float64), labelled_floor)
+    total = np.bincount(crop, labelled, len(crops))
+    frequency = np.bincount(crop, minlength=len(crops)) ** (1 - crop_power)
+    weights: Weights = labelled * (frequency / total)[crop]
+    return weights
+
+
+def draw_counts(weights: Weights, seed: int, epoch: int) -> Positions:
+    """How often each sample occurs in an epoch of N: in proportion to its weight, N in all.
+
+    Systematic resampling (Kitagawa 1996): a count is the expected one, rounded down or up, so that
+    nothing of some weight is missed for many epochs, as independent draws would.
+    """
+    rng = np.random.default_rng([seed, epoch, len(weights)])
+    order = rng.permutation(len(weights))
+    edges = np.concatenate([[0.0], np.cumsum(weights[order])])
+    edges *= len(weights) / edges[-1]
+    edges[-1] = len(weights)
+    counts = np.empty(len(weights), np.int64)
+    counts[order] = np.diff(np.floor(edges - rng.random())).astype(np.int64)
+    return counts
