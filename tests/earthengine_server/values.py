@@ -83,6 +83,7 @@ class View:
         self.crs, self.affine, self.shape = crs, affine, (height, width)
         self._kept: OrderedDict[Band, Pixels] = OrderedDict()
         self._bytes = 0
+        self._inside: dict[shapely.Geometry, npt.NDArray[np.bool_]] = {}
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -108,8 +109,10 @@ class View:
         """Where (H, W) pixel centres lie in a geometry; None is unbounded."""
         if geometry is None:
             return np.ones(self.shape, np.bool_)
-        found: npt.NDArray[np.bool_] = related(shapely.contains_xy, geometry, *self.world)
-        return found.reshape(self.shape)
+        if geometry not in self._inside:
+            found: npt.NDArray[np.bool_] = related(shapely.contains_xy, geometry, *self.world)
+            self._inside[geometry] = found.reshape(self.shape)
+        return self._inside[geometry]
 
     def read(self, band: Band) -> Pixels:
         if band in self._kept:
