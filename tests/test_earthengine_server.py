@@ -193,6 +193,14 @@ def test_the_last_image_of_a_mosaic_lies_on_top(server: Serving) -> None:
     assert at_one_pixel(ordered.sort("order", False).mosaic())["constant"] == 1
 
 
+def test_collections_that_are_not_homogeneous_are_refused(server: Serving) -> None:
+    mixed = ee.ImageCollection([ee.Image(1), ee.Image(1.5)])
+    uneven = ee.ImageCollection([ee.Image([1, 2]), ee.Image(1)])
+    for image in (mixed.median(), mixed.mosaic(), uneven.mean()):
+        with pytest.raises(ee.EEException, match="Expected a homogeneous image collection"):
+            at_one_pixel(image)
+
+
 def test_unmask_stays_within_the_footprint_unless_told(server: Serving) -> None:
     outside = Grid("EPSG:32631", 640_000.0, 5_590_000.0, 10.0, 2, 2)
     ascending = ee.ImageCollection(S1).filter(ee.Filter.eq("relativeOrbitNumber_start", 88)).first()

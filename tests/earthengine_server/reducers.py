@@ -104,13 +104,27 @@ def reduced(name: str, bands: Sequence[Band], reducer: Reducer) -> Band:
     return Band(name, result, read)  # a composite's footprint is unbounded
 
 
-def _over_images(collection: Collection, reducer: Reducer, suffix: str = "") -> Image:
-    """Bands are matched by name; an empty collection has none."""
-    bands: dict[str, list[Band]] = {}
+def _stacks(collection: Collection) -> dict[str, list[Band]]:
+    """The bands of each name, first to last; an empty collection has none.
+
+    Collections that are not homogeneous are refused. The service does so where "some bands might
+    require explicit casts"; of which functions and how far is not documented, so here it is always.
+    """
+    stacks: dict[str, list[Band]] = {}
     for image in collection.elements:
         for band in image.bands:
-            bands.setdefault(band.name, []).append(band)
-    return Image(tuple(reduced(name + suffix, stack, reducer) for name, stack in bands.items()))
+            stacks.setdefault(band.name, []).append(band)
+    for name, bands in stacks.items():
+        if len(bands) < len(collection.elements) or len({band.type.precision for band in bands}) > 1:
+            raise ServiceError(
+                "Expected a homogeneous image collection, but an image with incompatible bands was "
+                f"encountered (band '{name}'). Some bands might require explicit casts."
+            )
+    return stacks
+
+
+def _over_images(collection: Collection, reducer: Reducer, suffix: str = "") -> Image:
+    return Image(tuple(reduced(name + suffix, bands, reducer) for name, bands in _stacks(collection).items()))
 
 
 def _register() -> None:
@@ -144,11 +158,7 @@ def reduce_image(image: Image, reducer: Reducer) -> Image:
 @function("ImageCollection.mosaic")
 def mosaic(collection: Collection) -> Image:
     """The last image of the collection lies on top."""
-    bands: dict[str, list[Band]] = {}
-    for image in collection.elements:
-        for band in image.bands:
-            bands.setdefault(band.name, []).append(band)
-    return Image(tuple(_laid(name, stack) for name, stack in bands.items()))
+    return Image(tuple(_laid(name, bands) for name, bands in _stacks(collection).items()))
 
 
 def _laid(name: str, bottom_up: Sequence[Band]) -> Band:
