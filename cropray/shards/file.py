@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from cropray.shards.cache import RangeCache
 from cropray.shards.pages import ColumnPages, chunk_range
 from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, checksum, decode, rows_checksum
 from cropray.storage import resolve
@@ -31,6 +32,7 @@ class ShardFile:
     """A shard whose footer and scalar columns were read and found sound.
 
     A local file stays mapped (not open) from the first row group on: mapping costs half of a read.
+    Row groups of a remote one are kept in `cache`, if there is one.
     """
 
     uri: str
@@ -39,9 +41,10 @@ class ShardFile:
     footer: dict[bytes, bytes]
     group_sizes: tuple[int, ...]  # rows of each row group
     _parquet: pq.FileMetaData
+    cache: RangeCache | None = None
 
     @classmethod
-    def open(cls, uri: str) -> ShardFile:
+    def open(cls, uri: str, cache: RangeCache | None = None) -> ShardFile:
         """Raises InputError where the file is missing, cut, damaged, or of another format."""
         with _opened(uri) as file:
             metadata = ShardMetadata.from_schema(file.schema_arrow, uri)
@@ -52,7 +55,7 @@ class ShardFile:
                 raise _damaged(uri, "the checksum of its columns does not match")
             parquet = file.metadata
         sizes = tuple(parquet.row_group(i).num_rows for i in range(parquet.num_row_groups))
-        return cls(uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, parquet)
+        return cls(uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, parquet, cache)
 
     def __reduce__(self) -> tuple[Any, ...]:  # the mapping stays here
         return ShardFile, tuple(getattr(self, field.name) for field in fields(self))
@@ -106,7 +109,15 @@ class ShardFile:
                 whole = file.read_buffer()  # keeps the mapping
                 return cast(Callable[[int, int], pa.Buffer], whole.slice)
         remote = filesystem.open_input_file(path)
-        return lambda start, size: pa.py_buffer(remote.read_at(size, start))
+
+        def fetch(start: int, size: int) -> pa.Buffer:
+            return pa.py_buffer(remote.read_at(size, start))
+
+        if self.cache is None:
+            return fetch
+        # The checksum of the columns tells one content of a URI from a later one.
+        cache, name = self.cache, f"{self.uri} {self.footer[ROWS_KEY].decode()}"
+        return lambda start, size: cache.read(f"{name} {start} {size}", lambda: fetch(start, size))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from cropray.shards.assembly import Arrays, Assembly, Normalise
 from cropray.shards.buffers import Buffers
+from cropray.shards.cache import RangeCache
 from cropray.shards.file import RowGroup, ShardFile
 from cropray.shards.order import EpochOrder, Positions, Stretch, Weights, draw_counts
 from cropray.shards.workers import Ticket, Workers
@@ -41,6 +42,8 @@ class ShardReader:
     occurs in an epoch as often as its weight says, rounded down or up by chance; an epoch has as many
     samples as without.
 
+    Row groups of remote shards are kept in `cache`, where one is given.
+
     `metadata` is what all shards share; `table` holds the scalar columns of all kept rows, of every
     rank, in the order of the files.
     """
@@ -59,13 +62,14 @@ class ShardReader:
         normalise: Normalise | None = None,
         threads: int = 2,
         processes: int = 0,
+        cache: RangeCache | None = None,
     ) -> None:
         if not uris:
             raise InputError("no shards were given; run export and compact first, or name another split")
         if batch_size < 1 or not 0 <= rank < world_size:
             raise InputError(f"cannot read batches of {batch_size} as rank {rank} of {world_size}")
         with ThreadPoolExecutor(_OPENERS) as pool:
-            self._files = list(pool.map(ShardFile.open, uris))
+            self._files = list(pool.map(lambda uri: ShardFile.open(uri, cache), uris))
         self.metadata = self._files[0].metadata
         for file in self._files[1:]:
             _same_data_set(self._files[0], file)
