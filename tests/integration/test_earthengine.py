@@ -183,6 +183,8 @@ def test_requests_that_fail_in_every_way_lose_and_double_nothing(
         Fault("503", share=0.1),
     )
     export(run)
+    while server.counters()["in_flight"]:  # the answer that came too late is not yet in the book
+        time.sleep(0.1)
     counted = server.counters()
     assert set(counted["faults"]) == set(get_args(Kind))
     assert sum(counted["faults"].values()) > 0.1 * sum(counted["requests"].values())
@@ -226,16 +228,18 @@ def killed_after(run: Run, least: int, more_s: float) -> None:
         "from cropray.storage import Folder; from cropray.pipeline.export import export;"
         "export(Run(Folder(sys.argv[1]), load_config(sys.argv[1] + '/config.yaml')))"
     )
-    driver = subprocess.Popen([sys.executable, "-c", code, run.folder.uri], stderr=subprocess.DEVNULL)
+    log = run.folder.local("driver.log")
+    with log.open("wb") as stderr:
+        driver = subprocess.Popen([sys.executable, "-c", code, run.folder.uri], stderr=stderr)
     try:
         deadline = time.monotonic() + 100
         while len(run.folder.child("parts").names(".parquet")) < least:
-            assert driver.poll() is None, "the export ended before it could be killed"
+            assert driver.poll() is None, f"ended before it could be killed: {log.read_text()}"
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(more_s)
     finally:
-        orphans = list(descendants(driver.pid))
+        orphans = list(descendants(driver.pid)) if driver.poll() is None else []
         driver.kill()
         driver.wait()
         for pid in orphans:
