@@ -230,7 +230,7 @@ class ModelConfig(Section):
     """The dual 3-D U-Net; width 64 is the published network."""
 
     width: int = Field(64, ge=2, multiple_of=2)
-    ends: int | None = Field(None, ge=1, description="channels of stem and head; None: width / 2")
+    stem: int | None = Field(None, ge=1, description="channels that all months become; None: width / 2")
     normalisation: Literal["fixed", "seed"] = "fixed"
 
 

@@ -53,11 +53,10 @@ def test_logits_have_one_plane_a_class_whatever_the_months_and_head(months: int,
     assert network(*inputs(months=months, size=32)).shape == (2, 5, 32, 32)
 
 
-def test_the_width_scales_every_layer_and_the_ends_have_half_of_it_or_their_own() -> None:
-    for ends, expected in ((None, 3), (8, 8)):
-        network = NetworkSpec(3, width=6, ends=ends, head="conv").build_empty()
+def test_the_width_scales_every_layer_and_the_stem_has_half_of_it_or_its_own() -> None:
+    for stem, expected in ((None, 3), (8, 8)):
+        network = NetworkSpec(3, width=6, stem=stem).build_empty()
         assert network.unet3d_s2.conv3d.conv[0].out_channels == expected
-        assert network.final_conv.conv[0].out_channels == expected
         assert [down.conv[0].out_channels for down in network.unet3d_s2.unet.downs] == [6, 12, 24, 48]
         assert network.unet3d_s2.unet.bottleneck.conv[0].out_channels == 96
 

@@ -128,7 +128,7 @@ def test_a_start_from_another_kind_of_data_is_refused(
     ("model", "said"),
     [
         ({"width": 8}, "width is 4, the run's is 8"),
-        ({"ends": 8}, "ends is None, the run's is 8"),
+        ({"stem": 8}, "stem is None, the run's is 8"),
         ({"normalisation": "seed"}, "fixed, the run's is seed"),
     ],
 )

@@ -20,6 +20,10 @@ Head = Literal["linear", "conv"]
 SIDE_MULTIPLE = 16
 """Height and width must be multiples of this: four levels of halving."""
 
+HEAD_CHANNELS = 32
+"""Inside the fine-tuning head, as published, whatever the width: a narrow network's head of width / 2
+channels would squeeze together the classes that its body tells apart."""
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -29,7 +33,7 @@ class NetworkSpec:
     width: int = 64
     months: int = 6
     head: Head = "linear"
-    ends: int | None = None
+    stem: int | None = None
     validity: bool = False
 
     def build(self) -> DualUNet3D:
@@ -144,11 +148,10 @@ class ConvHead(nn.Module):
 class DualUNet3D(nn.Module):
     """Logits (B, K, H, W) of both sensors' months; classes are not exclusive (sigmoid, not softmax).
 
-    `width` scales every layer. Both ends, the temporal stem and the inside of the fine-tuning head, have
-    width / 2 channels, or `ends`. `head` is the pretraining's 1 × 1 convolution ("linear") or the
-    fine-tuning's two convolutions ("conv"). With `validity` each sensor has one more channel, which
-    says where and when it saw something: without it a gap looks like a measurement of the same value.
-    The published network has none.
+    `width` scales every layer; the temporal stem has width / 2 channels, or `stem`. `head` is the
+    pretraining's 1 × 1 convolution ("linear") or the fine-tuning's two convolutions ("conv"). With
+    `validity` each sensor has one more channel, which says where and when it saw something: without it
+    a gap looks like a measurement of the same value. The published network has none.
     """
 
     def __init__(
@@ -158,19 +161,19 @@ class DualUNet3D(nn.Module):
         months: int = 6,
         head: Head = "linear",
         *,
-        ends: int | None = None,
+        stem: int | None = None,
         validity: bool = False,
     ) -> None:
         super().__init__()
         self.months, self.validity = months, validity
-        ends = ends or width // 2
-        self.unet3d_s1 = Branch(len(S1_NAMES) + validity, ends, width, months)
-        self.unet3d_s2 = Branch(len(S2_NAMES) + validity, ends, width, months)
+        stem = stem or width // 2
+        self.unet3d_s1 = Branch(len(S1_NAMES) + validity, stem, width, months)
+        self.unet3d_s2 = Branch(len(S2_NAMES) + validity, stem, width, months)
         self.final_conv: nn.Module
         if head == "linear":
             self.final_conv = nn.Conv2d(2 * width, n_classes, 1)
         else:
-            self.final_conv = ConvHead(2 * width, ends, n_classes)
+            self.final_conv = ConvHead(2 * width, HEAD_CHANNELS, n_classes)
 
     def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, valid_b2thw: Tensor) -> Tensor:
         """`valid_b2thw` is 1 or 0 of any type, channel 0 of s2 and 1 of s1, as `Normalisation.apply` has it.

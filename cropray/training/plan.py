@@ -133,7 +133,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
             len(data.classes),
             config.model.width,
             data.months,
-            ends=config.model.ends,
+            stem=config.model.stem,
             validity=normalisation.validity,
         ),
         normalisation=normalisation,
@@ -161,7 +161,7 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
     differences = {
         "months": (first.months, wanted.months, "window.months"),
         "width": (first.network.width, wanted.network.width, "model.width"),
-        "ends": (first.network.ends, wanted.network.ends, "model.ends"),
+        "stem": (first.network.stem, wanted.network.stem, "model.stem"),
         "normalisation": (type(first.normalisation), type(wanted.normalisation), "model.normalisation"),
         "Sentinel-1 quantity": (first.s1_quantity, wanted.s1_quantity, "the imagery source"),
         "Sentinel-2 bands": (first.s2_bands, wanted.s2_bands, "the imagery source"),
