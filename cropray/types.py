@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cropray.grid import Grid
 
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
+IndexArray = npt.NDArray[np.intp]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int16]
 ByteArray = npt.NDArray[np.uint8]

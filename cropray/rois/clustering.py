@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.cluster import DBSCAN
 
-Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
+from cropray.types import DoubleArray, IndexArray
 
 
-def cluster(centroids: Floats, eps_m: float, min_samples: int) -> Indices:
+def cluster(centroids: DoubleArray, eps_m: float, min_samples: int) -> IndexArray:
     """Cluster number of each of (N, 2) points by DBSCAN (Ester et al. 1996); -1 for points of none."""
-    labels: Indices = DBSCAN(eps=eps_m, min_samples=min_samples).fit_predict(centroids)
+    labels: IndexArray = DBSCAN(eps=eps_m, min_samples=min_samples).fit_predict(centroids)
     return labels
 
 
-def cluster_bounds(bounds: Floats, labels: Indices) -> Floats:
+def cluster_bounds(bounds: DoubleArray, labels: IndexArray) -> DoubleArray:
     """(K, 4) min x, min y, max x, max y of each cluster over (N, 4) bounds of its members."""
     members = labels >= 0
     lower = np.full((labels.max(initial=-1) + 1, 2), np.inf)
@@ -26,7 +24,7 @@ def cluster_bounds(bounds: Floats, labels: Indices) -> Floats:
     return np.hstack([lower, upper])
 
 
-def padded(bounds: Floats, min_size_m: float) -> Floats:
+def padded(bounds: DoubleArray, min_size_m: float) -> DoubleArray:
     """(K, 4) bounds, each side widened evenly on both ends to `min_size_m` at least."""
     lower, upper = bounds[:, :2], bounds[:, 2:]
     missing = np.maximum(min_size_m - (upper - lower), 0) / 2

@@ -22,7 +22,7 @@ from cropray.rois.store import Dropped
 from cropray.rois.vectors import LONLAT, find_files, mend, read_polygons, relative, reproject
 from cropray.types import BoolArray, InputError
 
-Indices = npt.NDArray[np.intp]
+IndexArray = npt.NDArray[np.intp]
 
 
 class Season(NamedTuple):
@@ -42,7 +42,7 @@ class Parcels:
     """
 
     frame: gpd.GeoDataFrame
-    seasons: dict[Season, Indices]
+    seasons: dict[Season, IndexArray]
     mended: int
     dropped: tuple[Dropped, ...]
 
@@ -86,7 +86,7 @@ def read_parcels(root: str, crops: Sequence[CropConfig]) -> Parcels:
             bar.advance(note=crop.crop)
     used = [file.used for file in files]
     starts = np.cumsum([0, *(mask.sum() for mask in used)])
-    seasons: dict[Season, list[Indices]] = {}
+    seasons: dict[Season, list[IndexArray]] = {}
     for file, mask, start in zip(files, used, starts[:-1], strict=True):
         for season, keeps in file.kept_by.items():
             seasons.setdefault(season, []).append(np.flatnonzero(keeps[mask]) + start)

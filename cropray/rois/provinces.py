@@ -9,9 +9,8 @@ import numpy.typing as npt
 import shapely
 
 from cropray.config import ProvincesConfig
-from cropray.rois.clustering import Floats, Indices
 from cropray.rois.vectors import Geometries, find_files, mend, read_polygons, reproject
-from cropray.types import InputError
+from cropray.types import DoubleArray, IndexArray, InputError
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Provinces:
     names: tuple[str, ...]
     geometry: Geometries
 
-    def of(self, boxes: Floats) -> list[str]:
+    def of(self, boxes: DoubleArray) -> list[str]:
         """The province of each of (K, 4) bounds: the one that contains it, else the one with the
         largest overlap; the earlier in the file of equals, "" where no province overlaps.
         """
@@ -35,11 +34,11 @@ class Provinces:
         found[border] = self._largest_overlap(areas[border])
         return [self.names[index] if index >= 0 else "" for index in found]
 
-    def _largest_overlap(self, areas: npt.NDArray[np.object_]) -> Indices:
+    def _largest_overlap(self, areas: npt.NDArray[np.object_]) -> IndexArray:
         province, box = shapely.STRtree(areas).query(self.geometry, predicate="intersects")
         overlap = np.zeros((len(areas), len(self.names)))
         overlap[box, province] = shapely.area(shapely.intersection(self.geometry[province], areas[box]))
-        best: Indices = np.where(overlap.max(axis=1, initial=0) > 0, overlap.argmax(axis=1), -1)
+        best: IndexArray = np.where(overlap.max(axis=1, initial=0) > 0, overlap.argmax(axis=1), -1)
         return best
 
 

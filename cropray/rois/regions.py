@@ -12,13 +12,13 @@ import shapely
 from cropray.config import RoisConfig
 from cropray.grid import utm_crs
 from cropray.rois.calendar import Dates, Sheet, read_calendar
-from cropray.rois.clustering import Floats, Indices, cluster, cluster_bounds, padded
+from cropray.rois.clustering import cluster, cluster_bounds, padded
 from cropray.rois.naming import identity
 from cropray.rois.parcels import Parcels, Season
 from cropray.rois.provinces import read_provinces
 from cropray.rois.store import Dropped
 from cropray.rois.vectors import LONLAT, metric_crs, reproject
-from cropray.types import InputError, Roi
+from cropray.types import DoubleArray, IndexArray, InputError, Roi
 
 _WIDEST_UTM_DEG = 30.0
 """Span of longitude over which one UTM zone still measures: 15° from its middle, lengths are 3.5 % too
@@ -30,8 +30,8 @@ class _Cluster:
     """Neighbouring parcels of one season: their padded box, and their rows in the frame."""
 
     season: Season
-    box: Floats
-    rows: Indices
+    box: DoubleArray
+    rows: IndexArray
 
 
 def regions_of(parcels: Parcels, config: RoisConfig) -> tuple[list[Roi], list[Dropped]]:
@@ -147,6 +147,6 @@ def _dates(calendar: dict[str, Sheet], season: Season, province: str, config: Ro
     return sheet[key] or f"sheet {season.sheet!r} of the calendar lacks a date for {key}"
 
 
-def _drop(parcels: Parcels, season: Season, rows: Indices, item: str, reason: str) -> Dropped:
+def _drop(parcels: Parcels, season: Season, rows: IndexArray, item: str, reason: str) -> Dropped:
     files = sorted(set(parcels.files[rows]))
     return Dropped("; ".join(files), season.crop, season.name, item, reason)

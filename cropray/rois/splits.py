@@ -18,8 +18,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cropray.config import SplitConfig
 from cropray.grid import Grid
-from cropray.rois.clustering import Floats, Indices
-from cropray.types import InputError, Roi
+from cropray.types import DoubleArray, IndexArray, InputError, Roi
 
 SPLITS = ("train", "val", "test")
 
@@ -48,11 +47,11 @@ def near_pairs(rois: Sequence[Roi], buffer_m: float) -> npt.NDArray[np.intp]:
     return np.unique(pairs[:, pairs[0] < pairs[1]], axis=1)
 
 
-def components(rois: Sequence[Roi], buffer_m: float) -> Indices:
+def components(rois: Sequence[Roi], buffer_m: float) -> IndexArray:
     """(N,) number, from 0, of the connected component of near ROIs that each one is in."""
     pairs = near_pairs(rois, buffer_m)
     links = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(len(rois), len(rois)))
-    numbers: Indices = connected_components(links, directed=False)[1]
+    numbers: IndexArray = connected_components(links, directed=False)[1]
     return numbers
 
 
@@ -74,7 +73,7 @@ def split_rois(rois: Sequence[Roi], config: SplitConfig, seed: int) -> list[Roi]
     return [replace(roi, split=SPLITS[dealt[number]]) for roi, number in zip(rois, component, strict=True)]
 
 
-def _deal(counts: Floats, shares: tuple[float, float, float]) -> Indices:
+def _deal(counts: DoubleArray, shares: tuple[float, float, float]) -> IndexArray:
     """The split of each of (N, K) components with so many ROIs of K crops; ties go by position."""
     demand = _demand(counts, shares)
     dealt = np.full(len(counts), -1, dtype=np.intp)
@@ -93,7 +92,7 @@ def _deal(counts: Floats, shares: tuple[float, float, float]) -> Indices:
     return dealt
 
 
-def _demand(counts: Floats, shares: tuple[float, float, float]) -> Floats:
+def _demand(counts: DoubleArray, shares: tuple[float, float, float]) -> DoubleArray:
     """(3, K) ROIs wanted; a crop of three components or more is wanted in every split."""
     total = counts.sum(axis=0)
     demand = np.outer(shares, total)
@@ -166,7 +165,7 @@ def missing_crops(rois: Sequence[Roi]) -> dict[str, list[str]]:
     return {split: names for split, names in lacking.items() if names}
 
 
-def _component_names(rois: Sequence[Roi], component: Indices) -> list[str]:
+def _component_names(rois: Sequence[Roi], component: IndexArray) -> list[str]:
     """The first roi_id of each component: a name that does not depend on the order of the ROIs."""
     names = [""] * (int(component.max()) + 1)
     for position in sorted(range(len(rois)), key=lambda i: rois[i].roi_id, reverse=True):
@@ -174,7 +173,7 @@ def _component_names(rois: Sequence[Roi], component: Indices) -> list[str]:
     return names
 
 
-def _lonlat_bounds(rois: Sequence[Roi]) -> Floats:
+def _lonlat_bounds(rois: Sequence[Roi]) -> DoubleArray:
     """(N, 4) west, south, east, north of the ROIs, from the corners and middles of their sides."""
     lonlat = np.empty((len(rois), 4))
     for crs in {roi.crs for roi in rois}:
