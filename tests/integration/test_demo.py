@@ -56,7 +56,9 @@ def test_it_ends_with_a_map_of_the_area(finished: tuple[Run, Summary]) -> None:
 def test_the_body_of_the_pretraining_is_where_the_fine_tuning_began(finished: tuple[Run, Summary]) -> None:
     run, _ = finished
     recipe = json.loads(run.folder.read_text("finetuning/models/finetune/checkpoint.json"))["recipe"]
-    assert recipe["init"] == run.folder.child("pretraining/models/pretrain").uri
+    second = Run(run.folder.child("finetuning"), run.config)
+    assert second.place(recipe["init"]) == run.folder.child("pretraining/models/pretrain")
+    assert run.folder.uri not in recipe["init"]  # it holds where the run is moved
 
 
 def test_every_method_is_scored_on_the_same_pixels(finished: tuple[Run, Summary]) -> None:
