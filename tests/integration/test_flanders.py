@@ -45,7 +45,7 @@ RELATIVE = (
     "source.stac.s1.items=s1.json",
     "predict.area=area.gpkg",
 )
-SMALL = ("model.width=4", "evaluate.forest_trees=20", "evaluate.bootstrap=50")
+SMALL = ("model.width=4", "model.stem=16", "evaluate.forest_trees=20", "evaluate.bootstrap=50")
 
 
 @dataclass(frozen=True)
