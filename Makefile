@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 RUN ?= runs/demo
 DATA ?= ../shared/data/isrc
 
@@ -22,8 +23,10 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 # Accuracy is not among them: three seeds of the demonstration take the better part of an hour.
-bench: $(VENV)/installed
+bench: $(VENV)/installed $(PEERS)/installed
 	$(BIN)/python benchmarks/feed.py
+	$(PEERS)/bin/python benchmarks/feed_peers.py
+	$(BIN)/python benchmarks/shards.py
 	$(BIN)/python benchmarks/world.py
 	@if [ -d "$(DATA)" ]; then set -x; $(BIN)/python benchmarks/rois.py --data "$(DATA)"; \
 		else echo "no parcels at $(DATA): make bench DATA=FOLDER times the regions too"; fi
@@ -35,5 +38,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
 	@touch $@
 
+# What cropray is measured beside: its own packages first, then those of $(VENV).
+$(PEERS)/installed: $(VENV)/installed benchmarks/peers.txt
+	$(BIN)/python -m venv $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cropray.pth"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
