@@ -54,6 +54,11 @@ def test_an_epoch_left_anywhere_is_finished_by_any_number_of_ranks(
     assert seen + left == Counter(range(sum(groups)))
 
 
+def test_a_sample_that_a_short_rank_repeats_is_not_left_once_it_was_read() -> None:
+    order = make_order([5], shuffle=False)  # ranks of 2 and 3 samples, of which the first repeats one
+    assert order.after(Stretch(2, 1, 2)).left.tolist() == [4]
+
+
 def test_a_state_is_small_plain_json() -> None:
     state = EpochState(3).after(4, 16, 100).after(2, 32, 7)
     text = json.dumps(state.to_dict())

@@ -114,17 +114,17 @@ class EpochOrder:
 
     def after(self, stretch: Stretch) -> EpochOrder:
         """What is left when the ranks of a stretch have taken its steps."""
-        unread = [
+        read = [
             batch
             for rank in range(stretch.world_size)
-            for batch in self.batches(rank, stretch.world_size, stretch.batch_size)[stretch.steps :]
+            for batch in self.batches(rank, stretch.world_size, stretch.batch_size)[: stretch.steps]
         ]
-        left = np.concatenate(unread) if unread else self.left[:0]
-        # A sample that a rank would have repeated comes once.
+        # By number, for a sample that a rank repeated was read twice and wanted once.
         numbers, wanted = np.unique(self.left, return_counts=True)
-        left = np.sort(left)
-        first = np.searchsorted(left, left)
-        left = left[np.arange(len(left)) - first < wanted[np.searchsorted(numbers, left)]]
+        taken = np.bincount(
+            np.searchsorted(numbers, np.concatenate(read or [self.left[:0]])), minlength=len(numbers)
+        )
+        left = np.repeat(numbers, np.maximum(wanted - taken, 0))
         left = left[np.argsort(self.place[left], kind="stable")]
         key = None if self.key is None else (*self.key, stretch.world_size, stretch.steps)
         return EpochOrder(left, self.place, key)
