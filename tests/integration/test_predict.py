@@ -145,13 +145,13 @@ def test_a_tile_that_its_source_fails_becomes_a_row(
         def composite(self, _request: ImageRequest) -> Composite:
             raise RuntimeError("the service hung up")
 
-    monkeypatch.setattr(predict_module, "open_source", lambda _config: Broken())
+    monkeypatch.setattr(predict_module, "open_source", lambda *_: Broken())
     run = run_in(tmp_path, model)
     checkpoint = Folder(model)
     settings = prediction_settings(load_checkpoint(checkpoint), run.config)
     (plan,) = plan_maps(AREA, run.config, run.folder)
     tile = predict_module._Tile(plan, next(iter(plan.grid.blocks(64))))
-    work = predict_module._TileWorker([tile], run.config, checkpoint, settings, run.folder)
+    work = predict_module._TileWorker([tile], run.config, checkpoint, settings, run.folder, None)
     assert work({"id": 0}) == {"part": tile.part, "error": "RuntimeError('the service hung up')"}
     assert run.folder.names() == []
 
