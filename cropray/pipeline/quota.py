@@ -13,6 +13,7 @@ from cropray.imagery.quota import Attempt, LocalQuota, QuotaStatus
 from cropray.pipeline.events import EventLog
 
 _TILES_A_REQUEST = 1.25
+_TILES_WORTH_A_WORKER = 8  # its start takes seconds, of which a tile takes a few tenths
 _SPARE_CALLS = 8  # of the actor, beside those that wait for leave: tickets given back, questions
 
 
@@ -58,6 +59,12 @@ def cluster_quota(config: Config, callers: int) -> ClusterQuota | None:
     chosen = config.source.earthengine
     actor = ray.remote(LocalQuota).options(num_cpus=0, max_concurrency=callers + _SPARE_CALLS)
     return ClusterQuota(actor.remote(chosen.in_flight, chosen.per_second, chosen.lease_s))
+
+
+def workers_of(config: Config, tiles: int) -> int:
+    """Processes for so many tiles: a process that only waits for answers is worth several of them."""
+    worth = 1 if config.source.kind != "earthengine" else _TILES_WORTH_A_WORKER
+    return min(config.ray.concurrency, math.ceil(tiles / worth))
 
 
 def threads_of(config: Config, workers: int) -> int:
