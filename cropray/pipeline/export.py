@@ -16,7 +16,7 @@ from cropray.pipeline.export_plan import ExportPlan, plan_export
 from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
 from cropray.pipeline.ledger import LedgerRow, read_rows, write_ledger
 from cropray.pipeline.plan import plan_tiles
-from cropray.pipeline.quota import ClusterQuota, QuotaWatch, cluster_quota, threads_of, workers_of
+from cropray.pipeline.quota import ClusterQuota, QuotaWatch, cluster_quota, threads_of
 from cropray.pipeline.tile import export_tile, request_of
 from cropray.progress import progress, say
 from cropray.rois.store import fingerprint, read_parcels, read_rois
