@@ -1,4 +1,4 @@
-"""Processes that make batches, for local shards: Python's lock keeps threads from using many cores.
+"""Processes that make batches, for local shards on Linux: Python's lock keeps threads from many cores.
 
 A batch is made in memory that all processes share and that is used again, so nothing of it is sent.
 The processes are started afresh (not forked, which is not safe beside the threads of Arrow and Ray)

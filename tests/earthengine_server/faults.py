@@ -78,4 +78,4 @@ class FaultPlan:
 
 def plan_of(rows: Iterable[dict[str, object]], seed: int = 0) -> FaultPlan:
     """The plan of JSON rows. Raises TypeError for a key that a fault has not."""
-    return FaultPlan(tuple(Fault(**row) for row in rows), seed)  # type: ignore[arg-type]
+    return FaultPlan(tuple(Fault(**row) for row in rows), seed)  # type: ignore[arg-type]  # of JSON

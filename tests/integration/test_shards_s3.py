@@ -89,8 +89,10 @@ def test_a_store_that_often_says_503_is_asked_again(s3: Bucket) -> None:
 
 def test_a_store_that_answers_late_is_waited_for(s3: Bucket) -> None:
     uris = write_samples(Folder(s3.uri), range(12))
+    asked = len(s3.seen)
     s3.fault = lambda _method, _path: 0.2
     read_all(uris)
+    assert len(s3.seen) > asked  # what was read came late, and not out of a cache
 
 
 def test_a_request_that_hangs_is_given_up_and_sent_again(s3: Bucket) -> None:
@@ -98,6 +100,7 @@ def test_a_request_that_hangs_is_given_up_and_sent_again(s3: Bucket) -> None:
     hangs = iter([6.0])
     s3.fault = lambda method, _path: next(hangs, 0.0) if method == "GET" else 0.0
     read_all(uris)
+    assert next(hangs, None) is None  # there was a request that hung
 
 
 def test_a_store_that_is_down_is_not_taken_for_a_damaged_file(s3: Bucket) -> None:
