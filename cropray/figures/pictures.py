@@ -29,13 +29,9 @@ def true_colour(s2_cthw: IntArray) -> npt.NDArray[np.float32]:
     """
     valid_thw = (s2_cthw != NODATA).all(axis=0)
     month = int(np.argmax(valid_thw.sum(axis=(1, 2))))
-    rgb_hwc = np.moveaxis(s2_cthw[_RGB, month], 0, -1).astype(np.float32)
-    valid_hw = valid_thw[month]
-    if valid_hw.any():
-        low, high = np.percentile(rgb_hwc[valid_hw], (2, 98), axis=0)
-        rgb_hwc = np.clip((rgb_hwc - low) / np.maximum(high - low, 1), 0, 1)
-    rgb_hwc[~valid_hw] = 1
-    return rgb_hwc.astype(np.float32)
+    rgb_hwc = np.moveaxis(s2_cthw[_RGB, month], 0, -1)
+    (stretched_hwc,) = _stretched(rgb_hwc[None], valid_thw[month][None])
+    return np.asarray(stretched_hwc)
 
 
 def comparison_picture(
