@@ -65,6 +65,14 @@ def test_an_epoch_left_early_leaves_the_reader_usable(reader: ShardReader, uris:
     assert same(first, next(iter(ShardReader(uris, batch_size=2, seed=3).epoch(1))))
 
 
+def test_two_epochs_at_once_are_refused_and_never_mixed(reader: ShardReader) -> None:
+    first = iter(reader.epoch(0))
+    next(first)
+    with pytest.raises(RuntimeError, match="another epoch of this reader is under way"):
+        next(iter(reader.epoch(1)))
+    assert len(list(first)) == 11
+
+
 @pytest.mark.parametrize("processes", [0, 1])
 def test_normalised_batches_are_the_normalisation_of_stored_ones(uris: list[str], processes: int) -> None:
     import torch

@@ -174,6 +174,10 @@ class ShardReader:
         """As `_by_threads`, each batch made by one of the processes."""
         if self._workers is None:
             self._workers = Workers(self._processes, self._files, self._assembly, self._batch_size)
+        if self._workers.busy:  # its answers would be taken for this one's
+            raise RuntimeError(
+                "another epoch of this reader is under way in its processes: finish or close it"
+            )
         making = deque[tuple[Positions, Ticket]]()
         try:
             for rows in batches:

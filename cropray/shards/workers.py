@@ -96,6 +96,10 @@ class Workers:
         weakref.finalize(self, _end, self._connections, children)
 
     @property
+    def busy(self) -> bool:
+        return self._under_way > 0
+
+    @property
     def full(self) -> bool:
         """As many batches are under way as may be."""
         return self._under_way == self._ahead or not self._idle
