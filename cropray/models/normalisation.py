@@ -39,15 +39,13 @@ class Normalisation(ABC):
     validity: ClassVar[bool] = True
     """Whether a network trained with it is given the validity beside the values."""
 
-    def apply(
-        self, s1_bcthw: Tensor, s2_bcthw: Tensor, out: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def apply(self, s1_bcthw: Tensor, s2_bcthw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Float32 s1, s2 of the same shapes, and valid (B, 2, T, H, W), channel 0 s2, 1 s1.
 
-        Inputs are int16 as stored, on any device; `out` are float32 s1, s2 to write to. `valid` is
-        int16: 1 where every band of the sensor is valid, else 0.
+        Inputs are int16 as stored, on any device. `valid` is int16: 1 where every band of the sensor is
+        valid, else 0.
         """
-        s1, s2 = out or tuple(torch.empty_like(x, dtype=torch.float32) for x in (s1_bcthw, s2_bcthw))
+        s1, s2 = (torch.empty_like(x, dtype=torch.float32) for x in (s1_bcthw, s2_bcthw))
         B, _, *size = s2.shape
         valid_b2thw = s2_bcthw.new_empty(B, 2, *size)
         samples = 1 if s2.device.type == "cpu" else B
