@@ -39,8 +39,9 @@ import numpy.typing as npt
 from google.auth.credentials import AnonymousCredentials
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS
-from cropray.config import Config, LabelsConfig, PatchConfig, RayConfig, SourceConfig
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config import Config, RayConfig
+from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.imagery import LabelsConfig, PatchConfig, SourceConfig
 from cropray.grid import Grid
 from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.export import export

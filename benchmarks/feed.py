@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS
-from cropray.config import Config, LabelsConfig, PatchConfig
+from cropray.config import Config
+from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.imagery.simulated import SimulatedSource
 from cropray.models.normalisation import SeedNormalisation
 from cropray.pipeline.plan import Tile, plan_tiles

@@ -35,7 +35,8 @@ import xarray as xr
 import xxhash
 
 from cropray.bands import NODATA, S2_NAMES
-from cropray.config import Config, LabelsConfig, PatchConfig
+from cropray.config import Config
+from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.grid import Grid
 from cropray.imagery.simulated import SimulatedSource
 from cropray.pipeline.compact import compact

@@ -25,7 +25,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import f1_score
 
 from cropray.bands import S1_NAMES, S2_NAMES
-from cropray.config import SimulatedConfig
+from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid
 from cropray.imagery.simulated import SimulatedSource
 from cropray.imagery.world_fields import CROPS

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cropray.config import ClassMapConfig, Config, LabelsConfig
+from cropray.config import Config
+from cropray.config.imagery import ClassMapConfig, LabelsConfig
 from cropray.grid import Grid
 from cropray.rasters import burn, read_nearest
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, InputError

@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from cropray.config import Config
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
 from cropray.progress import say
 from cropray.storage import Folder
 from cropray.types import InputError

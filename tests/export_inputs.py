@@ -9,7 +9,9 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from cropray.config import Config, PatchConfig, WindowConfig
+from cropray.config import Config
+from cropray.config.imagery import PatchConfig
+from cropray.config.regions import WindowConfig
 from cropray.overrides import updated
 from cropray.pipeline.ledger import LedgerRow, write_ledger
 from cropray.pipeline.plan import plan_tiles

@@ -7,15 +7,10 @@ import numpy as np
 import torch
 
 from cropray.bands import NODATA
-from cropray.config import (
-    Config,
-    EvaluateConfig,
-    PatchConfig,
-    RoisConfig,
-    SourceConfig,
-    SplitConfig,
-    WindowConfig,
-)
+from cropray.config import Config
+from cropray.config.imagery import PatchConfig, SourceConfig
+from cropray.config.regions import RoisConfig, SplitConfig, WindowConfig
+from cropray.config.training import EvaluateConfig
 from cropray.grid import Grid
 from cropray.models.checkpoint import Checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec

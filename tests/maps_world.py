@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cropray.config import WindowConfig
+from cropray.config.regions import WindowConfig
 from cropray.grid import Grid
 from cropray.maps.plan import MapPlan
 from cropray.maps.tiles import (

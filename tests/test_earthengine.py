@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from cropray.config import Config
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
 from cropray.grid import Grid
 from cropray.imagery import earthengine, earthengine_client
 from cropray.imagery.earthengine import EarthEngineSource

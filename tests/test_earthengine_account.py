@@ -9,7 +9,7 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import RefreshError
 
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
 from cropray.imagery.earthengine_account import (
     credentials_of,
     project_of,

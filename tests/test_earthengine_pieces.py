@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
 from cropray.grid import Grid
 from cropray.imagery.earthengine_pieces import (
     BANDS,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.config import SimulatedConfig
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid, Window
 from cropray.imagery import world_radar
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes

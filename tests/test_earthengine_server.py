@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cropray.bands import S2_BANDS
-from cropray.config import SimulatedConfig
+from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid
 from cropray.imagery.simulated import SimulatedSource
 from cropray.types import Period

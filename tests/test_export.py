@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.bands import NODATA
-from cropray.config import ClassMapConfig, GridConfig, LabelsConfig, PatchConfig
+from cropray.config.imagery import ClassMapConfig, LabelsConfig, PatchConfig
+from cropray.config.regions import GridConfig
 from cropray.grid import Grid
 from cropray.pipeline.export import summarise
 from cropray.pipeline.ledger import read_ledger, read_rows

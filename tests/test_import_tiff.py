@@ -14,7 +14,9 @@ import rasterio
 
 from cropray.bands import NODATA
 from cropray.cli import main
-from cropray.config import ClassMapConfig, Config, LabelsConfig, PatchConfig, WindowConfig
+from cropray.config import Config
+from cropray.config.imagery import ClassMapConfig, LabelsConfig, PatchConfig
+from cropray.config.regions import WindowConfig
 from cropray.pipeline.compact import compact
 from cropray.pipeline.import_tiff import import_tiff
 from cropray.pipeline.patch_folder import Origin, mask_to_label, origin

@@ -9,7 +9,8 @@ import pytest
 import rasterio
 import shapely
 
-from cropray.config import ClassMapConfig, Config, LabelsConfig
+from cropray.config import Config
+from cropray.config.imagery import ClassMapConfig, LabelsConfig
 from cropray.grid import Grid
 from cropray.labels import burn_parcels, encode_classes, make_labels, source_maps
 from cropray.overrides import load_config

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cropray.config import Config, RoisConfig
+from cropray.config import Config
+from cropray.config.regions import RoisConfig
 from cropray.imagery.world_fields import CROPS
 from cropray.overrides import load_config, updated
 from cropray.rois.build import build_rois

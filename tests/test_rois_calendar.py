@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.config import CalendarConfig
+from cropray.config.regions import CalendarConfig
 from cropray.rois.calendar import read_calendar, to_dates
 from cropray.types import InputError
 from tests.rois_inputs import HEADER, write_calendar

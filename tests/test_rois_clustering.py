@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cropray.config import ProvincesConfig
+from cropray.config.regions import ProvincesConfig
 from cropray.rois.clustering import cluster, cluster_bounds, padded
 from cropray.rois.provinces import Provinces, read_provinces
 from tests.rois_inputs import UTM, field, write_fields

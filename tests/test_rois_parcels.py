@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import shapely
 
-from cropray.config import CropConfig, SeasonConfig
+from cropray.config.regions import CropConfig, SeasonConfig
 from cropray.rois.parcels import Season, read_parcels
 from cropray.rois.vectors import mend
 from cropray.types import InputError

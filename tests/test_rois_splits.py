@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
-from cropray.config import SplitConfig
+from cropray.config.regions import SplitConfig
 from cropray.grid import Grid
 from cropray.rois.splits import audit_grids, audit_splits, components, missing_crops, near_pairs, split_rois
 from cropray.types import InputError, Roi

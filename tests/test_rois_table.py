@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import shapely
 
-from cropray.config import RoisConfig
+from cropray.config.regions import RoisConfig
 from cropray.rois.table import read_table
 from cropray.types import InputError
 

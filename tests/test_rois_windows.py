@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.config import WindowConfig
+from cropray.config.regions import WindowConfig
 from cropray.rois.windows import periods_for
 from cropray.types import InputError
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 
 from cropray.bands import S1_NAMES, S2_NAMES
-from cropray.config import SimulatedConfig
+from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid, Window
 from cropray.imagery.simulated import SimulatedSource
 from cropray.imagery.source import ImagerySource

@@ -11,7 +11,7 @@ import pytest
 import shapely
 from pyproj import Transformer
 
-from cropray.config import SimulatedConfig
+from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid, transform_bounds
 from cropray.imagery.simulated import SimulatedSource, write_inputs
 from cropray.imagery.world_fields import CROPS, WORLD_CRS

@@ -21,13 +21,8 @@ from pyproj import Transformer
 from rasterio.transform import Affine
 
 from cropray.bands import S2_NAMES
-from cropray.config import (
-    Config,
-    StacCollectionConfig,
-    StacConfig,
-    StacSentinel1Config,
-    StacSentinel2Config,
-)
+from cropray.config import Config
+from cropray.config.imagery import StacCollectionConfig, StacConfig, StacSentinel1Config, StacSentinel2Config
 from cropray.grid import Grid, Window
 from cropray.imagery.open import open_source
 from cropray.imagery.source import ImagerySource

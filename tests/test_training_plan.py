@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cropray.config import ModelConfig
+from cropray.config.training import ModelConfig
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.run import Run
 from cropray.storage import Folder

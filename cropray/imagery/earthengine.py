@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
 from cropray.grid import Grid
 from cropray.imagery.earthengine_assets import S1_COLLECTION, S2_COLLECTION, MapAsset, map_asset
 from cropray.imagery.earthengine_failures import (

@@ -12,7 +12,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 from google.oauth2 import service_account
 
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
 from cropray.types import InputError
 
 SIGN_IN = (

@@ -19,7 +19,7 @@ from googleapiclient.errors import Error as GoogleApiError
 from googleapiclient.errors import HttpError
 
 from cropray.bands import NODATA, S1_BANDS
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
 from cropray.grid import Grid
 from cropray.imagery.earthengine_account import credentials_of, project_of, refused_sign_in, without_answer
 from cropray.imagery.earthengine_assets import (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.config_earthengine import EarthEngineConfig
+from cropray.config.earthengine import EarthEngineConfig
 from cropray.grid import Window
 from cropray.types import ImageRequest
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cropray.config import SimulatedConfig
+from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid
 from cropray.imagery import world_optics, world_phenology, world_radar, world_sky
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes

@@ -22,7 +22,7 @@ from odc.loader import RasterLoadParams, RasterSource, RioDriver
 from shapely.geometry.base import BaseGeometry
 
 from cropray.bands import S1_BANDS, S2_BANDS, SCL_ALIASES
-from cropray.config import StacConfig
+from cropray.config.imagery import StacConfig
 from cropray.grid import Grid, Window
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
 from cropray.imagery.stac_catalogue import footprint, open_catalogue

@@ -13,7 +13,7 @@ import pystac
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from cropray.config import StacCollectionConfig
+from cropray.config.imagery import StacCollectionConfig
 from cropray.imagery.stac_items import item_time
 from cropray.storage import Folder
 from cropray.types import InputError

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import pystac
 
-from cropray.config import StacSentinel1Config, StacSentinel2Config
+from cropray.config.imagery import StacSentinel1Config, StacSentinel2Config
 from cropray.types import InputError
 
 OFFSET_BASELINE = 4.0

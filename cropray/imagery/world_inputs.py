@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from cropray.config import (
+from cropray.config.imagery import SimulatedConfig
+from cropray.config.regions import (
     CalendarConfig,
     CropConfig,
     ProvincesConfig,
     RoisConfig,
     SeasonConfig,
-    SimulatedConfig,
     SplitConfig,
 )
 from cropray.grid import Bounds, transform_bounds, utm_crs

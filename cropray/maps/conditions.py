@@ -7,7 +7,8 @@ from datetime import date
 from typing import Any
 
 from cropray.bands import S1_NAMES, S2_NAMES
-from cropray.config import Config, WindowConfig
+from cropray.config import Config
+from cropray.config.regions import WindowConfig
 from cropray.maps.tiles import PredictionSettings
 from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs
 from cropray.rois.windows import periods_for

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from cropray.config import ShardsConfig
+from cropray.config.imagery import ShardsConfig
 from cropray.pipeline.ledger import LedgerRow, fingerprint, part_name, read_ledger, refuse_missing_parts
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from cropray.config import GridConfig, PatchConfig
+from cropray.config.imagery import PatchConfig
+from cropray.config.regions import GridConfig
 from cropray.grid import Grid, Window
 from cropray.shards.patching import plan_starts, regular_end
 from cropray.types import Roi

@@ -10,7 +10,8 @@ import numpy as np
 import xxhash
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.config import Config, LabelsConfig
+from cropray.config import Config
+from cropray.config.imagery import LabelsConfig
 from cropray.grid import Window
 from cropray.imagery.source import ImagerySource
 from cropray.labels import make_labels, source_maps

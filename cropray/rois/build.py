@@ -11,7 +11,8 @@ from pathlib import Path
 
 import geopandas as gpd
 
-from cropray.config import Config, RoisConfig
+from cropray.config import Config
+from cropray.config.regions import RoisConfig
 from cropray.progress import say
 from cropray.rois.inputs import fingerprints
 from cropray.rois.naming import nearest

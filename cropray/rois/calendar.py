@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import jdatetime
 import openpyxl
 
-from cropray.config import CalendarConfig
+from cropray.config.regions import CalendarConfig
 from cropray.rois.naming import nearest
 from cropray.types import InputError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xxhash
 
-from cropray.config import RoisConfig
+from cropray.config.regions import RoisConfig
 from cropray.rois.vectors import matching
 from cropray.run import Inputs
 

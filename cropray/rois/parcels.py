@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
-from cropray.config import CropConfig
+from cropray.config.regions import CropConfig
 from cropray.progress import progress
 from cropray.rois.naming import identity
 from cropray.rois.store import Dropped

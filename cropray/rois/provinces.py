@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from cropray.config import ProvincesConfig
+from cropray.config.regions import ProvincesConfig
 from cropray.rois.vectors import Geometries, find_files, mend, read_polygons, reproject
 from cropray.types import DoubleArray, IndexArray, InputError
 

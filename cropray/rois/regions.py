@@ -9,7 +9,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from cropray.config import RoisConfig
+from cropray.config.regions import RoisConfig
 from cropray.grid import utm_crs
 from cropray.rois.calendar import Dates, Sheet, read_calendar
 from cropray.rois.clustering import cluster, cluster_bounds, padded

@@ -16,7 +16,7 @@ from pyproj import Transformer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cropray.config import SplitConfig
+from cropray.config.regions import SplitConfig
 from cropray.grid import Grid
 from cropray.types import DoubleArray, IndexArray, InputError, Roi
 

@@ -18,7 +18,7 @@ import shapely
 import shapely.geometry
 from shapely.errors import ShapelyError
 
-from cropray.config import RoisConfig
+from cropray.config.regions import RoisConfig
 from cropray.grid import Bounds
 from cropray.progress import progress
 from cropray.rois.naming import identity, nearest

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pandas as pd
 
-from cropray.config import WindowConfig
+from cropray.config.regions import WindowConfig
 from cropray.types import InputError, Period
 
 

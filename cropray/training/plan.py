@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from cropray.config import TrainConfig
+from cropray.config.training import TrainConfig
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, weights_checksum
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.losses import LossRecipe

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cropray.config import Config, LabelsConfig, PatchConfig, SimulatedConfig, SourceConfig, WindowConfig
+from cropray.config import Config
+from cropray.config.imagery import LabelsConfig, PatchConfig, SimulatedConfig, SourceConfig
+from cropray.config.regions import WindowConfig
 from cropray.imagery.world_inputs import CROPS
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from cropray.config.section import Section
 
 
-class EarthEngineConfig(BaseModel):
+class EarthEngineConfig(Section):
     """On whose account Earth Engine is asked, and how much at a time.
 
     `project`: else EE_PROJECT or GOOGLE_CLOUD_PROJECT. `service_account_key`: path of a key file,
@@ -21,8 +23,6 @@ class EarthEngineConfig(BaseModel):
     (seconds of a whole request) are guesses for what an export will take; what it took stands in the
     Cloud console by `workload_tag`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     project: str = ""
     service_account_key: str = ""

@@ -1,0 +1,105 @@
+"""Every setting of the system, with its bounds; `cropray.overrides` reads them from YAML."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from cropray.config.imagery import (
+    ClassMapConfig,
+    CompositeConfig,
+    LabelsConfig,
+    PatchConfig,
+    ShardsConfig,
+    SourceConfig,
+)
+from cropray.config.regions import GridConfig, RoisConfig, WindowConfig
+from cropray.config.section import Section
+from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig
+from cropray.types import BACKGROUND
+
+
+class PredictConfig(Section):
+    """`area`: "min_lon,min_lat,max_lon,max_lat", a vector file, or "rois:SPLIT"."""
+
+    model: str = ""
+    area: str = "rois:test"
+    as_of: date | None = None
+    assume_harvest: date | None = None
+    tile_size: int = Field(512, ge=64, multiple_of=64)
+    overlap: int = Field(16, ge=0)
+    probabilities: bool = True
+    batch_size: int = Field(16, ge=1)
+    name: str = "map"
+
+
+class TrackingConfig(Section):
+    """MLflow. An empty URI is SQLite under the run folder (which must then be local)."""
+
+    uri: str = ""
+    experiment: str = "cropray"
+    model_name: str = "cropray"
+    alias: str = "candidate"
+
+
+class RayConfig(Section):
+    """An empty address starts a local Ray, unless RAY_ADDRESS or a job says otherwise."""
+
+    address: str = ""
+    num_cpus: int | None = Field(None, ge=1)
+    concurrency: int = Field(2, ge=1, description="processes of export and prediction")
+    max_failures: int = Field(20, ge=1, description="failed tiles after which export stops")
+
+
+class DemoConfig(Section):
+    """Overrides (dotted keys) of the demonstration's pretraining run."""
+
+    pretraining: dict[str, Any] = Field(default_factory=dict)
+
+
+class Config(Section):
+    """The whole configuration. `classes` are the names of class 0..n-1, everywhere."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    classes: tuple[str, ...] = ()
+    rois: RoisConfig = RoisConfig()
+    window: WindowConfig = WindowConfig()
+    grid: GridConfig = GridConfig()
+    source: SourceConfig = SourceConfig()
+    composite: CompositeConfig = CompositeConfig()
+    labels: LabelsConfig = LabelsConfig()
+    patch: PatchConfig = PatchConfig()
+    shards: ShardsConfig = ShardsConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: TrainConfig = TrainConfig()
+    finetune: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+    demo: DemoConfig = DemoConfig()
+
+    @model_validator(mode="after")
+    def _classes_have_numbers(self) -> Config:
+        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if twice:
+            raise ValueError(f"classes has {', '.join(twice)} more than once")
+        if len(self.classes) > BACKGROUND:
+            raise ValueError(f"{len(self.classes)} classes; labels have numbers for {BACKGROUND}")
+        return self
+
+    @model_validator(mode="after")
+    def _codes_match(self) -> Config:
+        for name in ("class_map", "truth"):
+            source: ClassMapConfig | None = getattr(self.labels, name)
+            if source is not None and len(source.codes) != len(self.classes):
+                raise ValueError(
+                    f"labels.{name}.codes has {len(source.codes)} codes for {len(self.classes)} classes"
+                )
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
