@@ -149,10 +149,37 @@ def test_all_parts_of_a_sample_move_together() -> None:
     assert all(sorted(x.flatten().tolist()) == sorted(label[0].flatten().tolist()) for x in eight)
 
 
-def test_symmetries_follow_from_their_key_and_are_all_drawn() -> None:
-    assert (draw_symmetries(9, (1, 2, 3)) == draw_symmetries(9, (1, 2, 3))).all()
-    assert (draw_symmetries(99, (1, 2, 3)) != draw_symmetries(99, (1, 2, 4))).any()
-    assert set(draw_symmetries(999, (0,)).tolist()) == set(range(8))
+def test_a_sample_has_its_own_symmetry_in_whatever_batch_it_comes() -> None:
+    ids = [f"maize-7-r{row:05d}c00000" for row in range(4000)]
+    symmetries = draw_symmetries(ids, 3, 5)
+    shuffled = np.random.default_rng(0).permutation(4000)
+    moved = np.concatenate([draw_symmetries([ids[i] for i in part], 3, 5) for part in np.split(shuffled, 25)])
+    np.testing.assert_array_equal(moved, symmetries[shuffled])
+    # All eight alike, and neither the next epoch's nor another seed's: an eighth is the same by chance.
+    assert np.bincount(symmetries, minlength=8) == pytest.approx(np.full(8, 500), abs=90)  # 4 sigma
+    for other in (draw_symmetries(ids, 3, 6), draw_symmetries(ids, 4, 5)):
+        assert np.mean(other == symmetries) == pytest.approx(1 / 8, abs=0.021)  # 4 sigma
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_steps_of_an_epoch_turn_a_sample_alike_on_any_number_of_ranks(
+    shards: Folder, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, int] = {}
+
+    def note(sample_ids: list[str], seed: int, epoch: int) -> np.ndarray:
+        symmetries = draw_symmetries(sample_ids, seed, epoch)
+        given.update(zip(sample_ids, symmetries.tolist(), strict=True))
+        return symmetries
+
+    monkeypatch.setattr("cropray.training.step.draw_symmetries", note)
+    for rank in range(world_size):
+        data = ShardReader(
+            shard_uris(shards, "train"), batch_size=5, seed=3, rank=rank, world_size=world_size
+        )
+        run(make_trainer(len(data)), data, range(1, 2))
+    ids = [f"train-{i}" for i in range(24)]
+    assert given == dict(zip(ids, draw_symmetries(ids, RECIPE.seed, 1).tolist(), strict=True))
 
 
 def test_patches_that_are_not_square_are_not_turned() -> None:

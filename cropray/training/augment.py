@@ -5,18 +5,26 @@ Shape suffixes: B samples, H rows, W columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
+import xxhash
 from torch import Tensor
 
 SYMMETRIES = 8
 """Of a square: four quarter turns, each with and without a mirror image."""
 
 
-def draw_symmetries(n: int, key: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """One symmetry (0..7) a sample; the same key gives the same draw, whatever was drawn before."""
-    return np.random.default_rng(key).integers(SYMMETRIES, size=n)
+def draw_symmetries(sample_ids: Sequence[str], seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The symmetry (0..7) of each sample in an epoch, of seed, epoch and the sample's own id alone.
+
+    So it is the same in whatever batch, on whatever rank and after whatever interruption a sample comes;
+    one that an epoch has several times is the same each time.
+    """
+    hashes = (xxhash.xxh3_64_intdigest(f"{seed} {epoch} {sample_id}".encode()) for sample_id in sample_ids)
+    return np.fromiter((value % SYMMETRIES for value in hashes), np.int64, len(sample_ids))
 
 
 def apply_symmetries(tensors: tuple[Tensor, ...], symmetry_b: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:

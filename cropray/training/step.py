@@ -145,7 +145,7 @@ class Trainer:
         recipe = self.recipe
         s1, s2, label, crop = self._to_device(batch)
         if recipe.augment:
-            symmetries = draw_symmetries(len(batch), (recipe.seed, epoch, index, self.rank))
+            symmetries = draw_symmetries(batch.rows["sample_id"], recipe.seed, epoch)
             s1, s2, label = apply_symmetries((s1, s2, label), symmetries)
         terms = loss_terms(self._forward(self._module, s1, s2), label, crop, recipe.loss)
         counts = terms.counts
