@@ -25,6 +25,8 @@ config_app = typer.Typer(help="Look at the configuration.", no_args_is_help=True
 app.add_typer(config_app, name="config")
 shards_app = typer.Typer(help="Look at shards, verify them, import patches.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
+checkpoint_app = typer.Typer(help="Look at checkpoints, import published weights.", no_args_is_help=True)
+app.add_typer(checkpoint_app, name="checkpoint")
 
 ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML configuration.")]
 SetOption = Annotated[
@@ -195,6 +197,25 @@ def import_tiff(
 
     chosen = origin(harvest, split, crop, country)
     _print(import_tiff(directory, Run(Folder(run), _config(config, set)), chosen))
+
+
+@checkpoint_app.command("show")
+def show_checkpoint(folder: Annotated[str, typer.Argument(metavar="DIR", help="Path or URI.")]) -> None:
+    """What a checkpoint folder holds, verified."""
+    from cropray.training.checkpoints import show
+
+    _print(show(folder))
+
+
+@checkpoint_app.command("import-seed")
+def import_seed(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Published weights, .pth.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Checkpoint folder to write.")],
+) -> None:
+    """The published network's PyTorch weights to a checkpoint; nothing in the file is executed."""
+    from cropray.training.checkpoints import import_seed
+
+    _print(import_seed(file, out))
 
 
 def _version(value: bool) -> None:
