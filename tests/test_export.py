@@ -12,7 +12,6 @@ from cropray.bands import NODATA
 from cropray.config.imagery import ClassMapConfig, LabelsConfig, PatchConfig
 from cropray.config.regions import GridConfig
 from cropray.grid import Grid
-from cropray.pipeline.export import summarise
 from cropray.pipeline.ledger import read_ledger, read_rows
 from cropray.pipeline.plan import plan_tiles
 from cropray.pipeline.tile import cut_patches, export_tile, inputs_of, known_pixels, shard_metadata
@@ -157,19 +156,6 @@ def test_the_ledger_says_what_each_tile_holds(tmp_path: Path) -> None:
     assert first.valid_s2 == [20 / 28, 20 / 28]
     assert first.valid_s1 == [0.0, 1.0]
     assert first.scenes_s1 == [0, 5]
-    assert summarise(rows) == {
-        "tiles": 2,
-        "patches": 6,
-        "patches_by_split": {"train": 6},
-        "nbytes": 6 * first.nbytes // 4,
-        "empty_tiles": {},
-        "months_without_scene": {"s2": 0, "s1": 2},
-        "months_without_view": {"s2": 2, "s1": 2},
-        "warnings": [
-            "1 of 1 ROIs have no Sentinel-1 at all in one or more months, 1 months together "
-            "(as maize-1: 1); the ledger has each"
-        ],
-    }
 
 
 def test_a_tile_without_any_view_says_why_it_is_empty(tmp_path: Path) -> None:
@@ -178,7 +164,6 @@ def test_a_tile_without_any_view_says_why_it_is_empty(tmp_path: Path) -> None:
     reason = "no valid pixel in any month of either sensor"
     assert [(row.patches, row.reason) for row in rows] == [(0, reason), (0, reason)]
     assert read_ledger(folder) == rows
-    assert summarise(rows)["empty_tiles"] == {reason: 2}
 
 
 def test_parts_of_another_recipe_are_refused(tmp_path: Path) -> None:
@@ -242,16 +227,3 @@ def test_a_tile_that_fails_publishes_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the harvest of this ROI is not known"):
         export_tile(tile, config, shard_metadata(config, source), make_parcels(), source, folder)
     assert folder.names() == []
-
-
-def test_tiles_in_which_nothing_was_seen_are_a_warning(tmp_path: Path) -> None:
-    rows = export_here(make_config(), [make_roi()], PlainSource(blind=True), Folder(str(tmp_path)))
-    blind, radar = summarise(rows)["warnings"]
-    assert blind.startswith("2 of 2 tiles have no valid pixel in any month of either sensor")
-    assert "(as maize-1: 2)" in radar
-
-
-def test_scenes_that_a_source_does_not_count_are_not_reported_as_there(tmp_path: Path) -> None:
-    rows = export_here(make_config(), [make_roi()], PlainSource(), Folder(str(tmp_path)))
-    uncounted = [replace(row, scenes_s2=[], scenes_s1=[]) for row in rows]
-    assert summarise(uncounted)["months_without_scene"] == {"s2": None, "s1": None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from cropray.config import Config
@@ -13,10 +13,11 @@ from cropray.imagery.source import MeteredSource
 from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.pipeline.events import event_log
 from cropray.pipeline.export_plan import ExportPlan, plan_export
+from cropray.pipeline.export_summary import summarise
 from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
-from cropray.pipeline.ledger import LedgerRow, read_rows, write_ledger
+from cropray.pipeline.ledger import read_rows, write_ledger
 from cropray.pipeline.plan import plan_tiles
-from cropray.pipeline.quota import ClusterQuota, QuotaWatch, cluster_quota, threads_of
+from cropray.pipeline.quota import ClusterQuota, QuotaWatch, cluster_quota, threads_of, workers_of
 from cropray.pipeline.tile import export_tile, request_of
 from cropray.progress import progress, say
 from cropray.rois.store import fingerprint, read_parcels, read_rois
@@ -50,7 +51,8 @@ def export(run: Run) -> Summary:
     refuse_failures("export", failures, len(plan.tiles), untried)
     rows = read_rows(run.folder, [tile.tile_id for _, tile in plan.tiles], plan.metadata.recipe)
     write_ledger(run.folder, rows)
-    summary = summarise(rows)
+    periods_by_roi = {tile.roi.roi_id: request_of(tile, run.config).periods for _, tile in plan.tiles}
+    summary = summarise(rows, periods_by_roi)
     for warning in summary["warnings"]:
         say(f"export: warning: {warning}")
     run.finish("export", summary, inputs)
@@ -66,7 +68,7 @@ def _export_all(plan: ExportPlan, config: Config, folder: Folder) -> tuple[dict[
         return failures, 0
     with ray_session(config.ray), event_log(folder, "export") as events:
         quiet_ray_data()
-        workers = min(config.ray.concurrency, len(roi_of))
+        workers = workers_of(config, len(roi_of))
         threads = threads_of(config, workers)
         watch = QuotaWatch(cluster_quota(config, workers * threads), events, len(roi_of))
         outcomes = _outcomes(plan, config, folder, workers, threads, watch.quota)
@@ -136,57 +138,3 @@ class _TileWorker:
             error = told(failure)
         seconds = round(time.monotonic() - started, 3)
         return {"tile_id": tile.tile_id, "patches": patches, "seconds": seconds, "error": error}
-
-
-def summarise(rows: Sequence[LedgerRow]) -> Summary:
-    """Counts over the ledger; months are counted by tile."""
-    patches_by_split: Counter[str] = Counter()
-    for row in rows:
-        patches_by_split[row.split] += row.patches
-    return {
-        "tiles": len(rows),
-        "patches": sum(row.patches for row in rows),
-        "patches_by_split": dict(sorted(patches_by_split.items())),
-        "nbytes": sum(row.nbytes for row in rows),
-        "empty_tiles": dict(Counter(row.reason for row in rows if row.reason)),
-        "months_without_scene": {
-            "s2": _months_without([row.scenes_s2 for row in rows]),
-            "s1": _months_without([row.scenes_s1 for row in rows]),
-        },
-        "months_without_view": {
-            "s2": sum(row.valid_s2.count(0.0) for row in rows),
-            "s1": sum(row.valid_s1.count(0.0) for row in rows),
-        },
-        "warnings": list(_warnings(rows)),
-    }
-
-
-def _months_without(scenes_by_tile: Sequence[list[int]]) -> int | None:
-    """Months of tiles without a scene; None where the source does not count them."""
-    return sum(scenes.count(0) for scenes in scenes_by_tile) if all(scenes_by_tile) else None
-
-
-def _warnings(rows: Sequence[LedgerRow]) -> Iterator[str]:
-    """What a person should look at: where nothing was seen, and months without any Sentinel-1.
-
-    No cloud hides land from Sentinel-1: such a month is a gap of the archive or of the search.
-    """
-    blind = sum(not any((*row.valid_s2, *row.valid_s1)) for row in rows)
-    if blind:
-        yield (
-            f"{blind} of {len(rows)} tiles have no valid pixel in any month of either sensor; do their dates "
-            "and places lie within what the source covers?"
-        )
-    seen_by_roi: dict[str, list[bool]] = {}
-    for row in rows:
-        before = seen_by_roi.get(row.roi_id, [False] * len(row.valid_s1))
-        seen_by_roi[row.roi_id] = [
-            seen or share > 0 for seen, share in zip(before, row.valid_s1, strict=True)
-        ]
-    without = {roi_id: seen.count(False) for roi_id, seen in seen_by_roi.items() if not all(seen)}
-    if without:
-        roi_id, months = next(iter(without.items()))
-        yield (
-            f"{len(without)} of {len(seen_by_roi)} ROIs have no Sentinel-1 at all in one or more months, "
-            f"{sum(without.values())} months together (as {roi_id}: {months}); the ledger has each"
-        )

@@ -20,6 +20,7 @@ from cropray.overrides import load_config, updated
 from cropray.pipeline.export import export
 from cropray.pipeline.ledger import read_ledger
 from cropray.pipeline.plan import Tile, plan_tiles
+from cropray.pipeline.quota import workers_of
 from cropray.rois.build import build_rois
 from cropray.rois.store import read_rois
 from cropray.run import Run
@@ -246,11 +247,14 @@ def killed_after(run: Run, least: int, more_s: float) -> None:
             with_pid(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(("workers", "size"), [(1, 64), (2, 64), (4, 32)])
 def test_never_more_in_flight_than_allowed(
-    config_path: Path, server: Serving, tmp_path: Path, ray_local: None, workers: int
+    config_path: Path, server: Serving, tmp_path: Path, ray_local: None, workers: int, size: int
 ) -> None:
-    run = new_run(config_path, tmp_path, **on_earth_engine(server.url), **{"ray.concurrency": workers})
+    # Small patches are many tiles: no more workers start than these are worth.
+    changes = {"ray.concurrency": workers, "patch.size": size, "patch.max_overlap": 0}
+    run = new_run(config_path, tmp_path, **on_earth_engine(server.url), **changes)
+    assert workers_of(run.config, len(tiles_of(run))) == workers
     server.service.latency = 0.3
     export(run)
     cap = run.config.source.earthengine.in_flight
@@ -273,8 +277,12 @@ def test_what_is_missing_is_kept_counted_and_told(
     assert 64 <= min(near.height, near.width) <= max(near.height, near.width) <= 68
     assert near.valid_s1[0] == 0 < near.valid_s1[1] == 1
     assert (far.patches, far.reason) == (0, "no valid pixel in any month of either sensor")
-    assert summary["months_without_view"]["s1"] == 3
-    assert "2 of 2 ROIs have no Sentinel-1 at all" in capsys.readouterr().err
+    assert summary["months_without_view"]["s1"] == {"2022-04": 2, "2022-05": 1}
+    assert summary["months_without_scene"]["s1"] is None  # the service is not asked for their number
+    said = capsys.readouterr().err
+    assert f"no valid Sentinel-1: 2022-04 in 2 of 2 ROIs (as {near.roi_id})" in said
+    assert f"2022-05 in 1 of 2 ROIs (as {far.roi_id})" in said
+    assert "1 of 2 tiles have no valid pixel in any month of either sensor" in said
 
 
 def test_settings_that_cannot_work_are_refused_before_the_first_tile(
