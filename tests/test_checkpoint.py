@@ -8,19 +8,21 @@ import torch
 
 from cropray.models.checkpoint import (
     Checkpoint,
+    FurtherHead,
     check_classes,
     load_checkpoint,
     save_checkpoint,
     weights_checksum,
 )
-from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.dual_unet3d import HeadSpec, NetworkSpec
+from cropray.models.heads import with_head
 from cropray.models.normalisation import SeedNormalisation
 from cropray.storage import Folder
 from cropray.types import InputError
 
 
 def make_checkpoint() -> Checkpoint:
-    spec = NetworkSpec(2, width=4, months=3, head="conv")
+    spec = NetworkSpec(2, width=4, months=3, head="conv", heads=(HeadSpec("europe", 3),))
     return Checkpoint(
         classes=("maize", "onion"),
         network=spec,
@@ -30,6 +32,8 @@ def make_checkpoint() -> Checkpoint:
         weights=spec.build().state_dict(),
         recipe={"stage": "finetune", "lr": 1e-5},
         thresholds=(0.25, 0.75),
+        heads={"europe": FurtherHead(("rye", "oats", "maize"), (0.5, 0.25, 0.75))},
+        periods=(("2022-02-01", "2022-03-01"), ("2022-03-01", "2022-04-01"), ("2022-04-01", "2022-05-01")),
         data_fingerprint="ab12",
     )
 
@@ -115,6 +119,13 @@ def edit(folder: Folder, **changes: object) -> None:
         ({"network": {"n_classes": 2, "width": 8, "months": 3, "head": "conv"}}, "do not fit"),
         ({"classes": ["maize"]}, "do not fit"),
         ({"thresholds": [0.5]}, "1 thresholds for 2 classes"),
+        ({"heads": {}}, "heads none beside"),
+        ({"heads": {"europe": {"classes": ["rye"], "thresholds": None}}}, "do not fit"),
+        (
+            {"heads": {"europe": {"classes": ["a", "b", "c"], "thresholds": [0.5]}}},
+            "1 thresholds for 3 classes",
+        ),
+        ({"heads": {"europe": {"classes": ["a", "b", "c"]}}}, "lacks or mistypes 'thresholds'"),
         ({"normalisation": {"kind": "other"}}, "normalisation .* is not known"),
     ],
 )
@@ -124,6 +135,14 @@ def test_a_description_that_does_not_hold_is_refused(
     edit(saved, **changes)
     with pytest.raises(InputError, match=said):
         load_checkpoint(saved)
+
+
+def test_a_checkpoint_from_before_there_were_several_heads_is_read(tmp_path: Path) -> None:
+    one = with_head(make_checkpoint(), "main", "x")
+    folder = Folder(str(tmp_path))
+    save_checkpoint(replace(one, periods=()), folder)
+    edit(folder, heads="absent", periods="absent", network={**vars(one.network), "heads": []})
+    assert load_checkpoint(folder).describe() == replace(one, periods=()).describe()
 
 
 def test_a_missing_file_is_named(saved: Folder) -> None:

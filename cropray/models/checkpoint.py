@@ -26,11 +26,21 @@ WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
+class FurtherHead:
+    """The class list of a head beside the main one, and its thresholds, None until chosen."""
+
+    classes: tuple[str, ...]
+    thresholds: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A trained network and the conditions under which it may be used.
 
-    `window` has the keys anchor, months, lead_months and as_of (ISO date or None). `thresholds` are
-    None until chosen. `data_fingerprint` names the training data, `recipe` the training settings,
+    `classes` and `thresholds` (None until chosen) are those of the main head, `heads` the others by
+    name. `window` has the keys anchor, months, lead_months and as_of (ISO date or None); `periods` are
+    the first day and the day after the last, ISO, of each of these months over all training samples,
+    empty where not known. `data_fingerprint` names the training data, `recipe` the training settings,
     `imagery` those of the grid and the composites that it learnt from.
     """
 
@@ -45,6 +55,8 @@ class Checkpoint:
     recipe: dict[str, Any] = field(default_factory=dict)
     imagery: dict[str, Any] = field(default_factory=dict)
     thresholds: tuple[float, ...] | None = None
+    heads: dict[str, FurtherHead] = field(default_factory=dict)
+    periods: tuple[tuple[str, str], ...] = ()
     data_fingerprint: str = ""
     code_version: str = cropray.__version__
 
@@ -71,6 +83,8 @@ class Checkpoint:
             "recipe": self.recipe,
             "imagery": self.imagery,
             "thresholds": None if self.thresholds is None else list(self.thresholds),
+            "heads": {name: asdict(head) for name, head in self.heads.items()},
+            "periods": [list(period) for period in self.periods],
             "data_fingerprint": self.data_fingerprint,
             "code_version": self.code_version,
         }
@@ -184,7 +198,7 @@ def _load_weights(folder: Folder, checksum: str) -> dict[str, Tensor]:
 def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
     return Checkpoint(
         classes=tuple(data["classes"]),
-        network=NetworkSpec(**data["network"]),
+        network=NetworkSpec.from_json(data["network"]),
         normalisation=Normalisation.from_json(data["normalisation"]),
         window=data["window"],
         s1_quantity=data["s1_quantity"],
@@ -193,7 +207,13 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
         s1_bands=tuple(data["s1_bands"]),
         recipe=data["recipe"],
         imagery=data["imagery"],
-        thresholds=None if data["thresholds"] is None else tuple(data["thresholds"]),
+        thresholds=_thresholds(data["thresholds"]),
+        # Checkpoints that were written before there were these two have them not.
+        heads={
+            name: FurtherHead(tuple(head["classes"]), _thresholds(head["thresholds"]))
+            for name, head in data.get("heads", {}).items()
+        },
+        periods=tuple((start, end) for start, end in data.get("periods", ())),
         data_fingerprint=data["data_fingerprint"],
         code_version=data["code_version"],
     )
@@ -204,13 +224,24 @@ def _check_fit(checkpoint: Checkpoint, folder: Folder) -> None:
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
     given = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
     differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-    if differing or checkpoint.network.n_classes != len(checkpoint.classes):
+    heads = {head.name: head.n_classes for head in checkpoint.network.heads}
+    if (
+        differing
+        or checkpoint.network.n_classes != len(checkpoint.classes)
+        or heads != {name: len(head.classes) for name, head in checkpoint.heads.items()}
+    ):
         raise InputError(
             f"{folder}: weights and description do not fit ({checkpoint.network}, "
-            f"{len(checkpoint.classes)} classes, {len(differing)} tensors differ: {', '.join(differing[:3])})"
+            f"{len(checkpoint.classes)} classes, heads {', '.join(checkpoint.heads) or 'none'} beside, "
+            f"{len(differing)} tensors differ: {', '.join(differing[:3])})"
         )
-    if checkpoint.thresholds is not None and len(checkpoint.thresholds) != len(checkpoint.classes):
-        raise InputError(
-            f"{folder}/{DESCRIPTION} has {len(checkpoint.thresholds)} thresholds for "
-            f"{len(checkpoint.classes)} classes; copy or train the model again"
-        )
+    for head in (FurtherHead(checkpoint.classes, checkpoint.thresholds), *checkpoint.heads.values()):
+        if head.thresholds is not None and len(head.thresholds) != len(head.classes):
+            raise InputError(
+                f"{folder}/{DESCRIPTION} has {len(head.thresholds)} thresholds for "
+                f"{len(head.classes)} classes; copy or train the model again"
+            )
+
+
+def _thresholds(values: list[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)

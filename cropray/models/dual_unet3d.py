@@ -7,8 +7,9 @@ B samples, C channels, T months, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,27 @@ from cropray.bands import S1_NAMES, S2_NAMES
 
 Head = Literal["linear", "conv"]
 
+MAIN = "main"
+"""The head that a network has in any case; its tensors have the published names, `final_conv.*`."""
+
 SIDE_MULTIPLE = 16
 """Height and width must be multiples of this: four levels of halving."""
 
 HEAD_CHANNELS = 32
 """Inside the fine-tuning head, as published, whatever the width: a narrow network's head of width / 2
 channels would squeeze together the classes that its body tells apart."""
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A head beside the main one, for another class list on the same body.
+
+    Its tensors are `heads.<name>.*`.
+    """
+
+    name: str
+    n_classes: int
+    kind: Head = "linear"
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,12 @@ class NetworkSpec:
     head: Head = "linear"
     stem: int | None = None
     validity: bool = False
+    heads: tuple[HeadSpec, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> NetworkSpec:
+        """What `asdict` made. Raises TypeError for other fields than these."""
+        return cls(**{**data, "heads": tuple(HeadSpec(**head) for head in data.get("heads", ()))})
 
     def build(self) -> DualUNet3D:
         return DualUNet3D(**vars(self))
@@ -145,13 +167,25 @@ class ConvHead(nn.Module):
         return logits_bkhw
 
 
+def _head(kind: Head, in_channels: int, n_classes: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Conv2d(in_channels, n_classes, 1)
+    return ConvHead(in_channels, HEAD_CHANNELS, n_classes)
+
+
+def head_prefix(name: str) -> str:
+    """With what the names of a head's tensors begin."""
+    return "final_conv." if name == MAIN else f"heads.{name}."
+
+
 class DualUNet3D(nn.Module):
     """Logits (B, K, H, W) of both sensors' months; classes are not exclusive (sigmoid, not softmax).
 
     `width` scales every layer; the temporal stem has width / 2 channels, or `stem`. `head` is the
     pretraining's 1 × 1 convolution ("linear") or the fine-tuning's two convolutions ("conv"). With
     `validity` each sensor has one more channel, which says where and when it saw something: without it
-    a gap looks like a measurement of the same value. The published network has none.
+    a gap looks like a measurement of the same value. The published network has none. `heads` are
+    further class lists on the same features.
     """
 
     def __init__(
@@ -163,21 +197,22 @@ class DualUNet3D(nn.Module):
         *,
         stem: int | None = None,
         validity: bool = False,
+        heads: Sequence[HeadSpec] = (),
     ) -> None:
         super().__init__()
         self.months, self.validity = months, validity
         stem = stem or width // 2
         self.unet3d_s1 = Branch(len(S1_NAMES) + validity, stem, width, months)
         self.unet3d_s2 = Branch(len(S2_NAMES) + validity, stem, width, months)
-        self.final_conv: nn.Module
-        if head == "linear":
-            self.final_conv = nn.Conv2d(2 * width, n_classes, 1)
-        else:
-            self.final_conv = ConvHead(2 * width, HEAD_CHANNELS, n_classes)
+        self.final_conv = _head(head, 2 * width, n_classes)
+        self.heads = nn.ModuleDict(
+            {other.name: _head(other.kind, 2 * width, other.n_classes) for other in heads}
+        )
 
-    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, valid_b2thw: Tensor) -> Tensor:
-        """`valid_b2thw` is 1 or 0 of any type, channel 0 of s2 and 1 of s1, as `Normalisation.apply` has it.
+    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, valid_b2thw: Tensor, head: str = MAIN) -> Tensor:
+        """The logits of one head.
 
+        `valid_b2thw` is 1 or 0 of any type, channel 0 of s2 and 1 of s1, as `Normalisation.apply` has it.
         Raises ValueError where months, bands or sides do not fit the network.
         """
         self._check("s1", s1_bcthw, len(S1_NAMES))
@@ -188,14 +223,15 @@ class DualUNet3D(nn.Module):
             s1_bcthw = torch.cat((s1_bcthw, valid_b2thw[:, 1:]), dim=1)
             s2_bcthw = torch.cat((s2_bcthw, valid_b2thw[:, :1]), dim=1)
         features_bchw = torch.cat((self.unet3d_s1(s1_bcthw), self.unet3d_s2(s2_bcthw)), dim=1)
-        logits_bkhw: Tensor = self.final_conv(features_bchw)
+        logits_bkhw: Tensor = (self.final_conv if head == MAIN else self.heads[head])(features_bchw)
         return logits_bkhw
 
     def head_parameters(self) -> list[nn.Parameter]:
+        """Those of the main head."""
         return list(self.final_conv.parameters())
 
     def body_parameters(self) -> list[nn.Parameter]:
-        """All parameters but the head's."""
+        """Those that all heads share."""
         return [*self.unet3d_s1.parameters(), *self.unet3d_s2.parameters()]
 
     def _check(self, name: str, x_bcthw: Tensor, bands: int) -> None:
