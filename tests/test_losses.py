@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cropray.models.losses import LossRecipe, LossTerms, loss_terms, total
+from cropray.models.losses import LossRecipe, LossTerms, loss_counts, loss_terms, total
 from cropray.types import BACKGROUND, UNLABELLED
 
 RECIPES = [
@@ -123,3 +123,25 @@ def test_half_precision_logits_are_summed_in_single_precision() -> None:
     terms = loss_terms(logits.bfloat16(), label, crop, LossRecipe())
     assert isinstance(terms, LossTerms)
     assert terms.sums.dtype == terms.counts.dtype == torch.float32
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from(RECIPES))
+def test_each_class_has_its_own_sum_over_the_known_pixels(seed: int, recipe: LossRecipe) -> None:
+    logits, label, crop = make_batch(seed)
+    terms = loss_terms(logits, label, crop, recipe)
+    known = label != UNLABELLED
+    assert int(terms.known) == int(known.sum())
+    for k in range(logits.shape[1]):
+        truth = (label == k)[known].double()
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits[:, k][known].double(), truth, reduction="sum"
+        )
+        assert float(terms.class_sums[k]) == pytest.approx(float(expected), rel=1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_counted_is_known_before_the_logits(recipe: LossRecipe) -> None:
+    logits, label, crop = make_batch(0)
+    counts = loss_counts(label, crop, logits.shape[1], recipe)
+    assert torch.equal(counts, loss_terms(logits, label, crop, recipe).counts)

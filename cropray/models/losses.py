@@ -42,14 +42,18 @@ class LossTerms:
     """Sums and counts of the three means (annotated, background, unlabelled), each a tensor (3,).
 
     Terms of batches, or of the ranks of one step, add up exactly: the loss of the whole is
-    `total` of the added terms.
+    `total` of the added terms. For the record, `class_sums` (K,) are the sums of each class's binary
+    cross-entropy over the known pixels (annotated or background), of which there are `known` ().
     """
 
     sums: Tensor
     counts: Tensor
+    class_sums: Tensor
+    known: Tensor
 
     def __add__(self, other: LossTerms) -> LossTerms:
-        return LossTerms(self.sums + other.sums, self.counts + other.counts)
+        mine, theirs = vars(self), vars(other)
+        return LossTerms(**{name: mine[name] + theirs[name] for name in mine})
 
 
 def loss_terms(logits_bkhw: Tensor, label_bhw: Tensor, crop_b: Tensor, recipe: LossRecipe) -> LossTerms:
@@ -60,29 +64,39 @@ def loss_terms(logits_bkhw: Tensor, label_bhw: Tensor, crop_b: Tensor, recipe: L
     """
     logits = logits_bkhw.float()
     n_classes = logits.shape[1]
-    label = label_bhw.long()
-    annotated, background, unlabelled = label < n_classes, label == BACKGROUND, label == UNLABELLED
+    masks = _Masks.of(label_bhw, crop_b, n_classes)
     negative_bkhw = softplus(logits)  # l-(z)
-    index_b1hw = label.clamp(max=n_classes - 1).unsqueeze(1)
-    own_logit_bhw = logits.gather(1, index_b1hw).squeeze(1)
+    own_index_bhw = label_bhw.long().clamp(max=n_classes - 1)
+    own_logit_bhw = logits.gather(1, own_index_bhw.unsqueeze(1)).squeeze(1) * masks.annotated
+    # Masks are multiplied with, not selected by: no index is made and the device is not waited for.
+    kinds_bpm = torch.stack((masks.annotated, masks.background, masks.unlabelled), -1).flatten(1, 2)
+    negative_km = (negative_bkhw.flatten(2) @ kinds_bpm.float()).sum(0)
+    on_annotated, on_background, on_unlabelled = negative_km.sum(0)
     if recipe.cross_negatives:  # BCE(z, one-hot) summed over classes, as l+(z) = l-(z) - z
-        annotated_bhw, per_pixel = negative_bkhw.sum(1) - own_logit_bhw, n_classes
+        on_annotated = on_annotated - own_logit_bhw.sum()
     else:
-        annotated_bhw, per_pixel = softplus(-own_logit_bhw), 1
-    all_negative_bhw = negative_bkhw.sum(1)
-    sums = [_sum(annotated_bhw, annotated), _sum(all_negative_bhw, background)]
-    counts = [annotated.sum() * per_pixel, background.sum() * n_classes]
+        on_annotated = (softplus(-own_logit_bhw) * masks.annotated).sum()
     if recipe.unlabelled == "own_crop":
-        weak = unlabelled & (crop_b >= 0).view(-1, 1, 1)
         own_negative_bhw = negative_bkhw[torch.arange(len(crop_b), device=crop_b.device), crop_b.clamp(min=0)]
-        sums.append(_sum(own_negative_bhw, weak))
-        counts.append(weak.sum())
+        sums = torch.stack((on_annotated, on_background, (own_negative_bhw * masks.weak).sum()))
     elif recipe.unlabelled == "negative":  # one mean over everything
-        sums = [sums[0] + _sum(all_negative_bhw, background | unlabelled)]
-        counts = [counts[0] + (background | unlabelled).sum() * n_classes]
-    zero = logits.new_zeros(())
-    padding = [zero] * (3 - len(sums))
-    return LossTerms(torch.stack(sums + padding), torch.stack([*counts, *padding]).float())
+        together = on_annotated + on_background + on_unlabelled
+        sums = torch.stack((together, *together.new_zeros(2)))
+    else:
+        sums = torch.stack((on_annotated, on_background, on_annotated.new_zeros(())))
+    own_k = logits.new_zeros(n_classes)
+    own_k.index_add_(0, own_index_bhw.flatten(), own_logit_bhw.detach().flatten())
+    return LossTerms(
+        sums,
+        _counts(masks, n_classes, recipe),
+        class_sums=negative_km.detach()[:, :2].sum(1) - own_k,
+        known=(masks.annotated | masks.background).sum().float(),
+    )
+
+
+def loss_counts(label_bhw: Tensor, crop_b: Tensor, n_classes: int, recipe: LossRecipe) -> Tensor:
+    """The counts (3,) of the terms of a batch, which are known before any logits are."""
+    return _counts(_Masks.of(label_bhw, crop_b, n_classes), n_classes, recipe)
 
 
 def total(terms: LossTerms, recipe: LossRecipe) -> Tensor:
@@ -91,6 +105,27 @@ def total(terms: LossTerms, recipe: LossRecipe) -> Tensor:
     return (weights * terms.sums / terms.counts.clamp(min=1)).sum()
 
 
-def _sum(values_bhw: Tensor, mask_bhw: Tensor) -> Tensor:
-    # Multiplied, not selected: no index is made and the device is not waited for.
-    return (values_bhw * mask_bhw).sum()
+@dataclass(frozen=True)
+class _Masks:
+    """Kinds of pixels (B, H, W), bool; `weak` are the unlabelled ones of ROIs of some crop."""
+
+    annotated: Tensor
+    background: Tensor
+    unlabelled: Tensor
+    weak: Tensor
+
+    @classmethod
+    def of(cls, label_bhw: Tensor, crop_b: Tensor, n_classes: int) -> _Masks:
+        unlabelled = label_bhw == UNLABELLED
+        weak = unlabelled & (crop_b >= 0).view(-1, 1, 1)
+        return cls(label_bhw < n_classes, label_bhw == BACKGROUND, unlabelled, weak)
+
+
+def _counts(masks: _Masks, n_classes: int, recipe: LossRecipe) -> Tensor:
+    annotated = masks.annotated.sum() * (n_classes if recipe.cross_negatives else 1)
+    background = masks.background.sum() * n_classes
+    none = torch.zeros_like(background)
+    if recipe.unlabelled == "negative":
+        return torch.stack((annotated + background + masks.unlabelled.sum() * n_classes, none, none)).float()
+    weak = masks.weak.sum() if recipe.unlabelled == "own_crop" else none
+    return torch.stack((annotated, background, weak)).float()

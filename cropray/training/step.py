@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -71,6 +71,10 @@ def initial_network(
     return network
 
 
+def _n_classes(network: DualUNet3D) -> int:
+    return network.head_parameters()[-1].shape[0]  # its last bias
+
+
 def _of_head(name: str) -> bool:
     return name.startswith("final_conv.")
 
@@ -89,6 +93,7 @@ class Trainer:
         self.network = network.to(device)
         self.normalisation, self.recipe, self.device = normalisation, recipe, device
         self.steps_per_epoch = steps_per_epoch
+        self._classes = _n_classes(network)
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
         self._module: nn.Module = DistributedDataParallel(self.network) if several else self.network
@@ -152,12 +157,12 @@ class Trainer:
         if self.world_size > 1:  # means over the pixels of all ranks, not means of the ranks' means
             counts = counts.clone()
             dist.all_reduce(counts)
-        loss = total(LossTerms(terms.sums, counts), recipe.loss)
+        loss = total(replace(terms, counts=counts), recipe.loss)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss * self.world_size)  # the gradients of the ranks are averaged
         self._set_rates(epoch * self.steps_per_epoch + index)
         self._optimizer.step()
-        return loss.detach(), LossTerms(terms.sums.detach(), terms.counts)
+        return loss.detach(), replace(terms, sums=terms.sums.detach())
 
     def _forward(self, module: nn.Module, s1_int16: Tensor, s2_int16: Tensor) -> Tensor:
         inputs = self.normalisation.apply(s1_int16, s2_int16)
@@ -179,7 +184,8 @@ class Trainer:
 
     def no_terms(self) -> LossTerms:
         """The terms of nothing, to add others to."""
-        return LossTerms(torch.zeros(3, device=self.device), torch.zeros(3, device=self.device))
+        three, classes, one = (torch.zeros(n, device=self.device) for n in (3, self._classes, 1))
+        return LossTerms(three, three.clone(), classes, one[0])
 
     def over_ranks(self, terms: LossTerms) -> LossTerms:
         """The sum of all ranks' terms, which are overwritten by it."""
