@@ -67,12 +67,14 @@ def _config(config: str | None, settings: list[str] | None) -> Config:
 
 
 def _call(function: str, folder: str, config: Config) -> None:
+    from cropray.pipeline.jobs import kept
     from cropray.run import Run
     from cropray.storage import Folder
 
     module, name = function.split(":")
+    run = Run(Folder(kept(folder)), config)
     try:
-        summary = getattr(import_module(module), name)(Run(Folder(folder), config))
+        summary = getattr(import_module(module), name)(run)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from what is finished\n")
         raise  # typer makes it exit code 130

@@ -48,10 +48,10 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS", "")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    else:
-        with _native_messages_silenced():
+    with _native_messages_silenced():
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        else:
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus,

@@ -1,0 +1,104 @@
+"""Stages as jobs of a real `ray start --head`: what reaches the workers, exit codes, logs, stop."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cropray.storage import Folder
+from tests.conftest import ROOT
+from tests.ray_head import RayHead, ray_head
+
+SETTINGS = (
+    *("--config", "configs/demo.yaml"),
+    *("--set", "source.simulated.sites_per_crop=3", "--set", "source.simulated.site_size_m=640"),
+    *("--set", "ray.concurrency=1"),
+)
+# Where the package is, in the driver and in a task of its.
+WHERE = """
+import cropray, ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+print("in the driver:", cropray.__file__)
+print("in a task:", ray.get(ray.remote(lambda: __import__("cropray").__file__).remote()))
+"""
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    with ray_head() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder(str(tmp_path_factory.mktemp("jobs") / "run"))
+
+
+@pytest.fixture(scope="module")
+def package(head: RayHead, run: Folder) -> str:
+    """The working directory as Ray keeps it, sent with the first job, which finds the regions."""
+    submitted = head.submit(ROOT, "python", "jobs/rois.py", *SETTINGS, "--run", str(run))
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert '"rois": ' in submitted.stdout
+    return str(head.jobs()[-1]["runtime_env"]["working_dir"])
+
+
+def test_the_package_of_the_working_directory_reaches_driver_and_tasks(head: RayHead, package: str) -> None:
+    name = package.removeprefix("gcs://").removesuffix(".zip")
+    job = head.start(package, "python", "-c", f"'{WHERE}'")
+    assert head.finished(job)["status"] == "SUCCEEDED", head.logs(job)
+    places = re.findall(r"^in .*: (.*)$", head.logs(job), re.MULTILINE)
+    assert len(places) == 2
+    assert all(f"/{name}/cropray/__init__.py" in place for place in places), places
+
+
+def test_a_stage_refused_fails_the_job_with_one_message(head: RayHead) -> None:
+    submitted = head.submit(
+        ROOT, "python", "jobs/export.py", *SETTINGS, "--set", "rois.epsm=1", "--run", "/r"
+    )
+    assert submitted.returncode == 1
+    assert "did you mean 'rois.eps_m'?" in submitted.stdout
+    assert "Traceback" not in submitted.stdout
+    last = head.jobs()[-1]
+    assert (last["status"], last["driver_exit_code"]) == ("FAILED", 2)
+
+
+def test_a_run_folder_that_would_go_with_the_job_is_refused(head: RayHead, package: str) -> None:
+    job = head.start(package, "python", "jobs/rois.py", *SETTINGS, "--run", "runs/mine")
+    assert head.finished(job)["driver_exit_code"] == 2
+    assert "give an absolute path that every node sees, or a URI" in head.logs(job)
+
+
+def test_a_stopped_export_goes_on_where_it_was_and_says_so(head: RayHead, run: Folder, package: str) -> None:
+    command = ("python", "jobs/export.py", *SETTINGS, "--run", str(run))
+    job = head.start(package, *command)
+    deadline = time.monotonic() + 60
+    while len(run.child("parts").names()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    head.stop(job)
+    assert head.finished(job)["status"] == "STOPPED"
+    assert "interrupted; the same command goes on from what is finished" in head.logs(job)
+
+    finished = run.child("parts").names()
+    stamps = {name: run.local(f"parts/{name}").stat().st_mtime_ns for name in finished}
+    tiles = json.loads(run.read_text("stages/rois.json"))["summary"]["rois"]  # a site of 640 m is a tile
+    assert 2 <= len(finished) < tiles
+    assert [path.name for path in run.local("parts").iterdir() if path.name not in finished] == []
+
+    job = head.start(package, *command)
+    assert head.finished(job)["status"] == "SUCCEEDED", head.logs(job)
+    said = head.logs(job)
+    assert f"export: {len(finished)} of {tiles} tiles were finished before" in said
+    assert len(run.child("parts").names()) == tiles
+    assert {name: run.local(f"parts/{name}").stat().st_mtime_ns for name in finished} == stamps
+
+    # Lines for a person: no bar, no cursor, nothing of Ray's own between them.
+    lines = said.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("Running entrypoint")) + 1
+    assert lines[first].startswith("export: ")
+    assert f"export: {tiles - len(finished)}/{tiles - len(finished)}" in said
+    assert not set("\r\x1b") & set(said)
+    assert json.loads("\n".join(lines[lines.index("{") :]))["tiles"] == tiles
+    assert all(line.startswith("export: ") for line in lines[first : lines.index("{")]), said
