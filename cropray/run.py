@@ -88,9 +88,13 @@ class Run:
 
     def changed(self, stage: str, inputs: Inputs) -> list[str]:
         """Names of the inputs that are not those of the stage's last attempt; none before the first."""
-        record = self._record(stage)
-        was = inputs if record is None else record.get("inputs", {})
+        was = inputs if self._record(stage) is None else self.inputs(stage)
         return sorted(name for name, value in inputs.items() if was.get(name) != value)
+
+    def inputs(self, stage: str) -> Inputs:
+        """What the stage's last attempt rested on; nothing before the first."""
+        inputs: Inputs = (self._record(stage) or {}).get("inputs", {})
+        return inputs
 
     def claim(self, stage: str, inputs: Inputs = _NO_INPUTS) -> None:
         """Keep the folder for this configuration of a stage that now writes files of it.

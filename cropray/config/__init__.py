@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cropray.config.imagery import (
     ClassMapConfig,
@@ -18,14 +18,18 @@ from cropray.config.imagery import (
 )
 from cropray.config.regions import GridConfig, RoisConfig, WindowConfig
 from cropray.config.section import Section
-from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig
+from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, filled_by_recipe
 from cropray.types import BACKGROUND
+
+CHAMPION = "champion"
+"""The alias of the model that is in use."""
 
 
 class PredictConfig(Section):
     """`area`: "min_lon,min_lat,max_lon,max_lat", a vector file, or "rois:SPLIT"."""
 
     model: str = ""
+    head: str | None = Field(None, description="of a model with several class lists; None: the main one")
     area: str = "rois:test"
     as_of: date | None = None
     assume_harvest: date | None = None
@@ -42,7 +46,17 @@ class TrackingConfig(Section):
     uri: str = ""
     experiment: str = "cropray"
     model_name: str = "cropray"
-    alias: str = "candidate"
+    alias: str = Field("candidate", description="of a model that was trained or registered just now")
+    promotion_margin: float = Field(
+        0.02, ge=0, description="by which a candidate's score may be worse than the champion's"
+    )
+
+    @field_validator("alias")
+    @classmethod
+    def _no_one_is_champion_untested(cls, alias: str) -> str:
+        if alias == CHAMPION:
+            raise ValueError(f"{CHAMPION!r} is given by cropray models promote alone; wanted another alias")
+        return alias
 
 
 class RayConfig(Section):
@@ -74,8 +88,8 @@ class Config(Section):
     patch: PatchConfig = PatchConfig()
     shards: ShardsConfig = ShardsConfig()
     model: ModelConfig = ModelConfig()
-    pretrain: TrainConfig = TrainConfig()
-    finetune: TrainConfig = TrainConfig()
+    pretrain: Annotated[TrainConfig, filled_by_recipe("pretrain")] = TrainConfig()
+    finetune: Annotated[TrainConfig, filled_by_recipe("finetune")] = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     predict: PredictConfig = PredictConfig()
     tracking: TrackingConfig = TrackingConfig()
