@@ -29,8 +29,11 @@ _WANTED = {
 
 
 def updated(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """A copy with values replaced by dotted key, checked anew. Raises InputError."""
-    data = config.model_dump(mode="json")
+    """A copy with values replaced by dotted key, checked anew. Raises InputError.
+
+    What was not set is left out, so that defaults and values of a recipe follow the replaced ones.
+    """
+    data = config.model_dump(mode="json", exclude_unset=True)
     for key, value in overrides.items():
         _assign(data, key, value)
     return _validated(data, "the overrides")

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from cropray.config import Config
+from cropray.config.recipes import RECIPES
+from cropray.config.training import TrainConfig
 from cropray.overrides import load_config, updated
 from cropray.types import InputError
 
@@ -133,3 +135,41 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"config\.yaml is not valid YAML"):
         load_config(tmp_path / "config.yaml")
+
+
+def test_a_recipe_gives_what_is_not_given() -> None:
+    config = load_config(None, ["finetune.recipe=seed", "pretrain.recipe=seed", "finetune.epochs=7"])
+    assert (config.pretrain.epochs, config.finetune.epochs) == (11, 7)
+    assert (config.finetune.lr, config.finetune.head_lr) == (1e-5, 1e-4)
+    assert (config.finetune.unlabelled, config.finetune.threshold) == ("negative", 0.35)
+    assert config.pretrain.threshold is None
+
+
+def test_a_copy_with_another_recipe_follows_that_one() -> None:
+    config = updated(Config(), {"finetune.recipe": "seed", "finetune.epochs": 7})
+    again = updated(config, {"finetune.recipe": "modern", "seed": 3})
+    direct = load_config(None, ["finetune.recipe=modern", "finetune.epochs=7", "seed=3"])
+    assert again == direct
+    assert again.finetune.optimizer == "adamw"
+    assert updated(config, {"finetune.recipe": None}).finetune == TrainConfig(epochs=7)
+    assert Config(finetune=TrainConfig(recipe="seed", epochs=7)) == config
+
+
+def test_the_resolved_values_of_a_recipe_stay_when_read_back() -> None:
+    config = load_config(None, ["finetune.recipe=seed"])
+    shown = yaml.safe_load(config.to_yaml())
+    assert shown["finetune"]["lr"] == 1e-5
+    assert Config.model_validate(shown) == config
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_values_of_every_recipe_are_settings(name: str, stage: str) -> None:
+    settings = getattr(load_config(None, [f"{stage}.recipe={name}"]), stage)
+    for key, value in RECIPES[name][stage].items():
+        assert getattr(settings, key) == value
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"finetune\.recipe: .*'seed' or 'modern'.* got 'old'"):
+        load_config(None, ["finetune.recipe=old"])

@@ -75,7 +75,7 @@ def test_a_chosen_head_predicts_what_it_does_beside_the_others(name: str) -> Non
 
 def test_no_name_is_the_main_head_and_an_unknown_one_is_refused_with_those_there_are() -> None:
     checkpoint = make(IRAN, europe=EUROPE)
-    assert with_head(checkpoint, "", "models/x").classes == IRAN
+    assert with_head(checkpoint, None, "models/x").classes == IRAN
     with pytest.raises(
         InputError, match=r"models/x has no head 'eu', but: main: canola, pea; europe: rye, oats"
     ):
@@ -121,6 +121,7 @@ def test_a_head_of_another_kind_is_not_taken_over() -> None:
 
 def test_two_heads_of_one_name_are_refused() -> None:
     first = make(EUROPE, turkey=TURKEY)
-    with pytest.raises(InputError, match="has a head 'turkey' beside its main one"):
-        keep_heads(make(IRAN), first, "turkey")
+    for name in ("turkey", MAIN):
+        with pytest.raises(InputError, match=f"there is a head '{name}' already"):
+            keep_heads(make(IRAN), first, name)
     assert keep_heads(make(IRAN), replace(first, thresholds=None), "e").heads["e"].thresholds is None

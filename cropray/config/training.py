@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
+from cropray.config.recipes import RECIPES, RecipeName, Stage
 from cropray.config.section import Section
 
 
@@ -18,8 +19,12 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """One training; `unlabelled` says what pixels without a label are to the loss."""
+    """One training; `unlabelled` says what pixels without a label are to the loss.
 
+    `recipe` names values (`recipes.RECIPES`) for all settings that are not given.
+    """
+
+    recipe: RecipeName | None = None
     epochs: int = Field(11, ge=1)
     batch_size: int = Field(16, ge=1, description="samples a step, of all workers together")
     lr: float = Field(1e-3, gt=0)
@@ -33,15 +38,49 @@ class TrainConfig(Section):
     cross_negatives: bool = True
     augment: bool = True
     min_labelled_fraction: float = Field(0.0, ge=0, le=1)
+    balance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="1: crops equally frequent; 0: as they are, by labelled share; None: off",
+    )
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="of every class; None: chosen by class on val"
+    )
     init: str = Field("", description="checkpoint folder or models:/ URI whose body to start from")
+    keep_heads: str | None = Field(
+        None,
+        pattern="^[A-Za-z0-9_-]+$",
+        description="name under which the head of init stays beside the new one; None: it does not",
+    )
     workers: int = Field(1, ge=1)
     threads: int = Field(0, ge=0, description="torch threads a worker; 0: its share of the CPUs")
     store_every: int = Field(1, ge=1, description="epochs between validations and checkpoints")
     max_failures: int = Field(2, ge=0)
 
 
+def filled_by_recipe(stage: Stage) -> WrapValidator:
+    """Gives a stage's settings the values of its recipe where they are not given.
+
+    What a recipe gave does not count as set, so that a copy with another recipe follows that one.
+    """
+
+    def fill(value: Any, handler: ValidatorFunctionWrapHandler) -> TrainConfig:
+        given = value.model_dump(exclude_unset=True) if isinstance(value, TrainConfig) else value
+        name = given.get("recipe") if isinstance(given, dict) else None
+        if name not in RECIPES:  # none, or one that the field itself refuses
+            plain: TrainConfig = handler(value)
+            return plain
+        filled: TrainConfig = handler({**RECIPES[name][stage], **given})
+        filled.model_fields_set.intersection_update(given)
+        return filled
+
+    return WrapValidator(fill)
+
+
 class EvaluateConfig(Section):
     model: str = Field("", description="checkpoint or models:/ URI; empty: the run's own last one")
+    head: str | None = Field(None, description="of a model with several class lists; None: the main one")
     baselines: bool = True
     forest_trees: int = Field(100, ge=1)
     forest_pixels: int = Field(50_000, ge=100)

@@ -11,10 +11,10 @@ from cropray.models.dual_unet3d import MAIN, Head, HeadSpec, head_prefix
 from cropray.types import InputError
 
 
-def with_head(checkpoint: Checkpoint, name: str, where: str) -> Checkpoint:
+def with_head(checkpoint: Checkpoint, name: str | None, where: str) -> Checkpoint:
     """The checkpoint with one of its heads as the main and only one, for prediction and evaluation.
 
-    `name` is that of a head, "main" or "" for the main one. Raises InputError, naming `where`, for a
+    `name` is that of a head, None for the main one. Raises InputError, naming `where`, for a
     head that it has not.
     """
     name = name or MAIN
@@ -44,15 +44,15 @@ def keep_heads(wanted: Checkpoint, first: Checkpoint, name: str) -> Checkpoint:
     """`wanted`, which starts from `first`, with the heads of `first` beside its own main one.
 
     The main head of `first` is kept as `name`, unless the new one is of the same classes; the others
-    keep their names. Raises InputError where one of these has that name already.
+    keep their names. Raises InputError where one of these, or the new one, has that name already.
     """
     kinds = _kinds(first)
     kept = dict(first.heads)
     if first.classes != wanted.classes:
-        if name in kept:
+        if name == MAIN or name in kept:
             raise InputError(
-                f"the checkpoint to start from has a head {name!r} beside its main one, which was to be "
-                "kept under this name: give another (keep_heads)"
+                f"there is a head {name!r} already, so the main one of the checkpoint to start from cannot "
+                "be kept under this name: give another (keep_heads)"
             )
         kinds[name] = kinds[MAIN]
         kept[name] = FurtherHead(first.classes, first.thresholds)

@@ -1,0 +1,54 @@
+"""Named recipes of training: sets of values that stand in for the settings that a configuration leaves out.
+
+`seed` are the values of the published system, as far as they are known; batch size and rate of its
+pretraining are not, and are those of its fine-tuning. With it goes `model.normalisation: seed`.
+
+`modern` takes decoupled weight decay (Loshchilov and Hutter 2019), a warm-up and half a cosine
+(Loshchilov and Hutter 2017), symmetries of the square, rare crops shown more often, and of unlabelled
+pixels only weak negatives of their region's own crop.
+`benchmarks/recipes.py` compares them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Stage = Literal["pretrain", "finetune"]
+RecipeName = Literal["seed", "modern"]
+
+_SEED = {
+    "batch_size": 16,
+    "optimizer": "adam",
+    "schedule": "constant",
+    "warmup_fraction": 0.0,
+    "weight_decay": 0.0,
+    "augment": False,
+    "unlabelled": "negative",
+    "min_labelled_fraction": 0.0,
+}
+_MODERN = {
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "schedule": "cosine",
+    "warmup_fraction": 0.05,
+    "augment": True,
+}
+RECIPES: dict[RecipeName, dict[Stage, dict[str, Any]]] = {
+    "seed": {
+        "pretrain": {**_SEED, "epochs": 11, "lr": 1e-4},
+        "finetune": {**_SEED, "epochs": 5, "lr": 1e-5, "head_lr": 1e-4, "threshold": 0.35},
+    },
+    "modern": {
+        "pretrain": {**_MODERN, "epochs": 11, "batch_size": 16, "lr": 1e-3, "unlabelled": "ignore"},
+        "finetune": {
+            **_MODERN,
+            "epochs": 5,
+            "batch_size": 16,
+            "lr": 1e-4,
+            "head_lr": 1e-3,
+            "unlabelled": "own_crop",
+            "own_crop_weight": 0.3,
+            "balance": 0.5,
+        },
+    },
+}
