@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -158,6 +159,18 @@ class Folder:
             return
         with _replacing(self.local(name)) as temporary:
             shutil.copyfile(local_file, temporary)
+
+    @contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """A local path to write a new file at, which appears whole at the end of the block or not at all."""
+        if self.is_local:
+            with _replacing(self.local(name)) as temporary:
+                yield temporary
+            return
+        with tempfile.TemporaryDirectory(prefix="cropray-") as directory:
+            path = Path(directory) / name.rsplit("/", 1)[-1]
+            yield path
+            self.publish(path, name)
 
     def delete(self, name: str) -> None:
         self.filesystem.delete_file(self.path(name))

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.shards.buffers import Buffers
-from cropray.shards.pages import ColumnPages, chunk_range
+from cropray.shards.pages import ColumnPages, find_chunks
 
 
-def column_pages(data: bytes, column: int = 0, group: int = 0) -> ColumnPages:
-    chunk = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(group).column(column)
-    start, size = chunk_range(chunk)
-    return ColumnPages(pa.py_buffer(data[start : start + size]), chunk, 48)
+def column_pages(data: bytes) -> ColumnPages:
+    file = pq.ParquetFile(io.BytesIO(data)).metadata
+    (column,), ranges = find_chunks(file, {"tensor": 48})
+    start, size = ranges[0, 0].tolist()
+    return ColumnPages(pa.py_buffer(data[start : start + size]), column, file.num_rows)
 
 
 def written(rows: list[bytes], **options: object) -> bytes:
@@ -70,14 +71,14 @@ def test_a_codec_that_is_not_known_is_refused() -> None:
 def test_every_damage_of_the_headers_is_refused_or_harmless() -> None:
     rows = [bytes([i]) * 48 for i in range(3)]
     sound = written(rows, compression="none", data_page_size=48, write_batch_size=1)
-    chunk = pq.ParquetFile(io.BytesIO(sound)).metadata.row_group(0).column(0)
-    start, size = chunk_range(chunk)
+    (column,), ranges = find_chunks(pq.ParquetFile(io.BytesIO(sound)).metadata, {"tensor": 48})
+    start, size = ranges[0, 0].tolist()
     refused = 0
     for bit in range(size * 8):
         data = bytearray(sound[start : start + size])
         data[bit // 8] ^= 1 << bit % 8
         try:
-            pages = ColumnPages(pa.py_buffer(bytes(data)), chunk, 48)
+            pages = ColumnPages(pa.py_buffer(bytes(data)), column, 3)
         except (ValueError, IndexError):
             refused += 1
         else:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from cropray.shards import residuals, writer
-from cropray.shards.file import ShardFile, read_group_table
+from cropray.shards.file import ShardFile
 from cropray.shards.reader import ShardReader
-from cropray.shards.schema import METADATA_KEY, decode
+from cropray.shards.schema import METADATA_KEY
 from cropray.storage import Folder
 from cropray.types import InputError
 from tests.samples import make_patch, write_samples
@@ -58,14 +58,6 @@ def test_a_reader_needs_no_setting(uri: str) -> None:
         np.testing.assert_array_equal(batch.s2_bcthw[i], patch.s2_cthw)
         np.testing.assert_array_equal(batch.s1_bcthw[i], patch.s1_cthw)
         np.testing.assert_array_equal(batch.label_bhw[i], patch.label_hw)
-
-
-def test_whole_row_groups_are_decoded_as_single_samples_are(uri: str) -> None:
-    metadata = ShardFile.open(uri).metadata
-    arrays = decode(read_group_table(uri, metadata, 1), metadata)
-    for i in (4, 5):
-        np.testing.assert_array_equal(arrays["s2"][i - 4], make_patch(i).s2_cthw)
-        np.testing.assert_array_equal(arrays["label"][i - 4], make_patch(i).label_hw)
 
 
 def test_the_metadata_name_the_encoding_of_the_images_alone(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from cropray.bands import NODATA
-from cropray.shards.schema import ShardMetadata, decode, encode_patch, quantise, to_table
+from cropray.shards.columns import arrays
+from cropray.shards.schema import ShardMetadata, encode_patch, quantise, to_table
 from cropray.storage import Folder
 from cropray.types import InputError
 from tests.samples import EXTENT, METADATA, PERIODS, ROI, SIZE, make_patch, make_rows, write_samples
@@ -59,17 +60,17 @@ def test_a_patch_cut_out_of_a_larger_array_is_stored_in_c_order() -> None:
 
 def test_decoding_gives_the_tensors_back_without_a_copy() -> None:
     table = to_table(make_rows([0, 1, 2]), METADATA)
-    arrays = decode(table, METADATA)
+    tensors = arrays(table, METADATA)
     for number in range(3):
-        np.testing.assert_array_equal(arrays["s2"][number], make_patch(number).s2_cthw)
-        np.testing.assert_array_equal(arrays["s1"][number], make_patch(number).s1_cthw)
-        np.testing.assert_array_equal(arrays["label"][number], make_patch(number).label_hw)
-    assert arrays["s2"].ctypes.data == table["s2"].chunk(0).buffers()[1].address
+        np.testing.assert_array_equal(tensors["s2"][number], make_patch(number).s2_cthw)
+        np.testing.assert_array_equal(tensors["s1"][number], make_patch(number).s1_cthw)
+        np.testing.assert_array_equal(tensors["label"][number], make_patch(number).label_hw)
+    assert tensors["s2"].ctypes.data == table["s2"].chunk(0).buffers()[1].address
 
 
 def test_decoding_a_slice_starts_at_its_first_row() -> None:
     table = to_table(make_rows([0, 1, 2]), METADATA).slice(1, 2)
-    np.testing.assert_array_equal(decode(table, METADATA)["s1"][0], make_patch(1).s1_cthw)
+    np.testing.assert_array_equal(arrays(table, METADATA)["s1"][0], make_patch(1).s1_cthw)
 
 
 def test_metadata_survives_the_schema() -> None:

@@ -1,5 +1,4 @@
-import errno
-import shutil
+import re
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from cropray.shards.store import shard_name, shard_uris
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
 from cropray.types import InputError
+from tests.full_disk import run_on_small_disk
 from tests.samples import METADATA, make_rows, write_samples
 
 
@@ -49,15 +49,62 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: str, target: str, *rest: object) -> None:
-        Path(target).write_bytes(Path(source).read_bytes()[:1000])
-        raise OSError(errno.ENOSPC, "No space left on device")
+FILL = """
+import sys
+from pathlib import Path
+from cropray.storage import Folder
+from cropray.shards.reader import ShardReader
+from cropray.types import InputError
+from tests.full_disk import run_on_small_disk
+from tests.samples import write_samples
 
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(InputError, match=r"no space .*/00000\.parquet \(\d+\.\d MB free in /.*kept"):
-        write_samples(Folder(str(tmp_path)), [0])
-    assert list(tmp_path.iterdir()) == []
+folder, count = Folder(sys.argv[1]), 0
+try:
+    while True:
+        write_samples(folder.child(str(count)), range(24), shard_samples=24, codec="none")
+        count += 1
+except InputError as error:
+    print(error)
+there = [path for path in Path(sys.argv[1]).rglob("*") if path.is_file()]
+assert count > 3 and len(there) == count, there  # and no temporary file
+for path in there:
+    assert len(list(ShardReader([str(path)], batch_size=24).epoch(0))[0]) == 24
+there[0].unlink()
+write_samples(folder.child(str(count)), range(24), shard_samples=24, codec="none")
+"""
+
+
+def test_a_full_disk_is_said_leaves_whole_shards_alone_and_once_there_is_room_work_goes_on(
+    tmp_path: Path,
+) -> None:
+    said = run_on_small_disk(tmp_path / "disk", FILL)
+    assert re.match(
+        rf"no space is left for {tmp_path}/disk/\d+/00000\.parquet \(\d\.\d MB free in .*are kept", said
+    )
+
+
+FILL_TEMPORARY = """
+import sys
+from cropray.storage import Folder
+from cropray.types import InputError
+from tests.full_disk import run_on_small_disk
+from tests.samples import write_samples
+
+folder = Folder("memory://far/away")
+try:
+    write_samples(folder, range(400), shard_samples=400, codec="none")
+except InputError as error:
+    print(error)
+assert folder.names() == []
+"""
+
+
+def test_a_full_temporary_folder_of_an_upload_is_named(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    said = run_on_small_disk(disk, FILL_TEMPORARY, {"TMPDIR": str(disk)})
+    assert re.match(
+        rf"no space is left for memory://far/away/00000\.parquet \(\d\.\d MB free in {disk}\): .*TMPDIR", said
+    )
 
 
 def test_shards_of_a_split_are_listed_in_order(tmp_path: Path) -> None:

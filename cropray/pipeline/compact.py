@@ -1,7 +1,8 @@
 """Compaction: the samples of all parts in a random but reproducible order, in even shards.
 
-Each shard is put together on its own from single samples of many parts, so memory is bounded by a
-row group a thread and a stopped run goes on with the shards that are missing. It moves bytes and
+Each shard is put together on its own from single samples of many parts, so memory is bounded by a row
+group a thread (two where they are encoded anew) and a few hundred bytes of scalar columns a sample, and a
+stopped run goes on with the shards that are missing. It moves bytes and
 computes checksums, which release the interpreter's lock: threads of one process keep a disk or a
 network busy, and starting Ray would take longer than most compactions.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,8 +24,9 @@ from cropray.config.imagery import ShardsConfig
 from cropray.pipeline.ledger import LedgerRow, fingerprint, part_name, read_ledger, refuse_missing_parts
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
-from cropray.shards.file import ShardFile, read_group_table
-from cropray.shards.schema import ShardMetadata
+from cropray.shards.buffers import Buffers
+from cropray.shards.columns import assemble
+from cropray.shards.file import ShardFile
 from cropray.shards.store import shard_name
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
@@ -62,16 +64,17 @@ def compact(run: Run) -> Summary:
     if not full:
         raise InputError(f"{folder} has no samples to compact: every tile is empty (see ledger.parquet)")
     refuse_missing_parts(folder, full)
-    metadata = ShardFile.open(f"{folder.uri}/{part_name(full[0].tile_id)}").metadata
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda row: _samples(folder, row, metadata), full))
-        samples = [sample for part in found for sample in part]
+        opened = list(pool.map(lambda row: _open_part(folder, row), full))
+        _refuse_different(opened)
+        samples = [sample for part in opened for sample in _samples(part)]
         _refuse_twins(samples)
         plan = plan_shards(samples, run.config.seed, shards.shard_samples)
         _clear(run, plan, inputs)
         run.claim("compact", inputs)
+        parts = {part.uri: part for part in opened}
         with progress("compact", len(plan)) as bar:
-            for _ in pool.map(lambda name: _write(folder, name, plan[name], metadata, shards), plan):
+            for _ in pool.map(lambda name: _write(folder, name, plan[name], parts, shards), plan):
                 bar.advance()
     summary = {
         "samples": dict(sorted(Counter(sample.split for sample in samples).items())),
@@ -106,23 +109,29 @@ def plan_shards(samples: Sequence[Sample], seed: int, shard_samples: int) -> dic
     return plan
 
 
-def _samples(folder: Folder, row: LedgerRow, metadata: ShardMetadata) -> list[Sample]:
-    """The samples of one part, which must be those that the ledger says."""
-    uri = f"{folder.uri}/{part_name(row.tile_id)}"
-    part = ShardFile.open(uri)
-    if part.metadata != metadata:
+def _open_part(folder: Folder, row: LedgerRow) -> ShardFile:
+    """A part, whose samples must be those that the ledger says."""
+    part = ShardFile.open(f"{folder.uri}/{part_name(row.tile_id)}")
+    check = xxhash.xxh3_64_hexdigest(part.checksums.tobytes())
+    if len(part.checksums) != row.patches or check != row.checksum:
         raise InputError(
-            f"{uri} differs from the other parts in its metadata; export into a new --run folder"
+            f"{part.uri} has {len(part.checksums)} samples with checksum {check}, the ledger says "
+            f"{row.patches} with {row.checksum}; delete the part and stages/export.json, and run export again"
         )
-    table = part.scalars
-    check = xxhash.xxh3_64_hexdigest(table["xxh3"].to_numpy().tobytes())
-    if len(table) != row.patches or check != row.checksum:
-        raise InputError(
-            f"{uri} has {len(table)} samples with checksum {check}, the ledger says {row.patches} with "
-            f"{row.checksum}; delete the part and stages/export.json, and run export again"
-        )
-    rows = table.select(["sample_id", "split", "xxh3"]).to_pylist()
-    return [Sample(**values, uri=uri, group=group) for group, values in enumerate(rows)]
+    return part
+
+
+def _refuse_different(parts: Sequence[ShardFile]) -> None:
+    for part in parts:
+        if part.metadata != parts[0].metadata:
+            raise InputError(
+                f"{part.uri} differs from the other parts in its metadata; export into a new --run folder"
+            )
+
+
+def _samples(part: ShardFile) -> Iterator[Sample]:
+    rows = part.scalars.select(["sample_id", "split", "xxh3"]).to_pylist()
+    return (Sample(**values, uri=part.uri, group=group) for group, values in enumerate(rows))
 
 
 def _refuse_twins(samples: Sequence[Sample]) -> None:
@@ -155,7 +164,11 @@ def _clear(run: Run, plan: dict[str, list[Sample]], inputs: Inputs) -> None:
 
 
 def _write(
-    folder: Folder, name: str, samples: Sequence[Sample], metadata: ShardMetadata, shards: ShardsConfig
+    folder: Folder,
+    name: str,
+    samples: Sequence[Sample],
+    parts: Mapping[str, ShardFile],
+    shards: ShardsConfig,
 ) -> None:
     if folder.exists(name):
         there = ShardFile.open(f"{folder.uri}/{name}").scalars
@@ -163,11 +176,16 @@ def _write(
         if list(zip(there["sample_id"].to_pylist(), there["xxh3"].to_pylist(), strict=True)) == wanted:
             return
         raise InputError(f"{folder}/{name} holds other samples; delete {folder}/shards and run compact again")
-    write_shard(folder, name, metadata, _groups(samples, metadata, shards), codec=shards.codec)
+    chosen = [(parts[sample.uri], sample.group) for sample in samples]
+    metadata = chosen[0][0].metadata
+    write_shard(folder, name, metadata, _groups(chosen, shards.row_group_samples), codec=shards.codec)
 
 
-def _groups(samples: Sequence[Sample], metadata: ShardMetadata, shards: ShardsConfig) -> Iterator[pa.Table]:
-    size = shards.row_group_samples
-    for first in range(0, len(samples), size):
-        chosen = samples[first : first + size]
-        yield pa.concat_tables([read_group_table(sample.uri, metadata, sample.group) for sample in chosen])
+def _groups(chosen: Sequence[tuple[ShardFile, int]], size: int) -> Iterator[pa.Table]:
+    """Row groups of `size` samples, each the one sample of a row group of its part, verified."""
+    buffers = Buffers()
+    for first in range(0, len(chosen), size):
+        rows = chosen[first : first + size]
+        scalars = pa.concat_tables([part.scalars.slice(group, 1) for part, group in rows])
+        tensors = (part.load_row_group(group).read(0) for part, group in rows)
+        yield assemble(scalars, tensors, rows[0][0].metadata, buffers.empty)

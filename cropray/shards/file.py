@@ -16,8 +16,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cropray.shards.cache import RangeCache
-from cropray.shards.pages import ColumnPages, chunk_range
-from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, checksum, decode, rows_checksum
+from cropray.shards.columns import rows_checksum
+from cropray.shards.pages import Column, ColumnPages, find_chunks
+from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, checksum
 from cropray.storage import resolve
 from cropray.types import InputError
 
@@ -27,7 +28,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 _STORE = re.compile(r"AWS Error|HTTP status|curlCode|google::cloud")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardFile:
     """A shard whose footer and scalar columns were read and found sound.
 
@@ -40,7 +41,8 @@ class ShardFile:
     scalars: pa.Table  # all rows, the columns of `schema.SCALARS`
     footer: dict[bytes, bytes]
     group_sizes: tuple[int, ...]  # rows of each row group
-    _parquet: pq.FileMetaData
+    columns: tuple[Column, ...]  # of the tensors
+    ranges_gc2: npt.NDArray[np.int64]  # first byte and number of bytes, by row group and column
     cache: RangeCache | None = None
 
     @classmethod
@@ -53,9 +55,12 @@ class ShardFile:
             footer = dict(file.metadata.metadata)
             if rows_checksum(scalars, metadata.to_json().encode()) != footer[ROWS_KEY].decode():
                 raise _damaged(uri, "the checksum of its columns does not match")
-            parquet = file.metadata
-        sizes = tuple(parquet.row_group(i).num_rows for i in range(parquet.num_row_groups))
-        return cls(uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, parquet, cache)
+            sizes = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
+            nbytes = {name: spec.nbytes for name, spec in metadata.tensors.items()}
+            columns, ranges = find_chunks(file.metadata, nbytes)
+        return cls(
+            uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, columns, ranges, cache
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:  # the mapping stays here
         return ShardFile, tuple(getattr(self, field.name) for field in fields(self))
@@ -65,34 +70,39 @@ class ShardFile:
 
         Raises InputError as `open`.
         """
-        parquet, tensors = self._parquet.row_group(group), self.metadata.tensors
-        columns = {self._parquet.schema.column(i).name: parquet.column(i) for i in range(parquet.num_columns)}
-        ranges = {name: chunk_range(columns[name]) for name in tensors}
-        first = min(start for start, _ in ranges.values())
         with _explained(self.uri):
-            bytes_ = self._fetch(first, max(start + size for start, size in ranges.values()) - first)
-            pages = {
-                name: ColumnPages(bytes_.slice(start - first, size), columns[name], tensors[name].nbytes)
-                for name, (start, size) in ranges.items()
-            }
+            return self._row_group(group, self._fetch)
+
+    def load_row_group(self, group: int) -> RowGroup:
+        """As `row_group`, for one that is wanted once: nothing of the file stays mapped, open or cached."""
+        filesystem, path = resolve(self.uri)
+        with _explained(self.uri), filesystem.open_input_file(path) as source:
+
+            def fetch(start: int, size: int) -> pa.Buffer:
+                source.seek(start)
+                return source.read_buffer(size)
+
+            return self._row_group(group, fetch)
+
+    def _row_group(self, group: int, fetch: Callable[[int, int], pa.Buffer]) -> RowGroup:
+        ranges_c2 = self.ranges_gc2[group].tolist()
+        first = min(start for start, _ in ranges_c2)
+        bytes_ = fetch(first, max(start + size for start, size in ranges_c2) - first)
+        pages = {
+            column.name: ColumnPages(bytes_.slice(start - first, size), column, self.group_sizes[group])
+            for column, (start, size) in zip(self.columns, ranges_c2, strict=True)
+        }
         return RowGroup(self, sum(self.group_sizes[:group]), pages)
 
     @property
     def codec(self) -> str:
         """Of the tensor columns, as Parquet names it."""
-        return "+".join(sorted({column.compression for column in self._tensor_columns()}))
+        return "+".join(sorted({column.compression for column in self.columns}))
 
     @property
     def tensor_bytes(self) -> int:
         """Of the tensor columns as they are stored."""
-        return sum(column.total_compressed_size for column in self._tensor_columns())
-
-    def _tensor_columns(self) -> Iterator[pq.ColumnChunkMetaData]:
-        for group in range(self._parquet.num_row_groups):
-            columns = self._parquet.row_group(group)
-            for i in range(columns.num_columns):
-                if self._parquet.schema.column(i).name in self.metadata.tensors:
-                    yield columns.column(i)
+        return int(self.ranges_gc2[..., 1].sum())
 
     @cached_property
     def checksums(self) -> npt.NDArray[np.uint64]:
@@ -148,21 +158,6 @@ def read_footer(uri: str) -> dict[bytes, bytes]:
     with _opened(uri) as file:
         ShardMetadata.from_schema(file.schema_arrow, uri)
         return dict(file.metadata.metadata)
-
-
-def read_group_table(uri: str, metadata: ShardMetadata, group: int) -> pa.Table:
-    """All columns of one row group as they are stored, its tensors verified.
-
-    Raises InputError as `ShardFile.open` and `RowGroup.read`.
-    """
-    with _opened(uri) as file:
-        table = file.read_row_group(group, use_threads=False)
-        first_row = sum(file.metadata.row_group(i).num_rows for i in range(group))
-    arrays = decode(table, metadata)
-    for row, wanted in enumerate(table["xxh3"].to_pylist()):
-        if checksum(values[row] for values in arrays.values()) != wanted:
-            raise _damaged_sample(uri, first_row + row, table["sample_id"][row].as_py())
-    return table
 
 
 @contextmanager

@@ -10,8 +10,12 @@ pages, each a header (a struct in Thrift's compact protocol) and the data.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,23 +23,53 @@ _CODECS = {"UNCOMPRESSED": None, "LZ4": "lz4_raw", "ZSTD": "zstd"}
 _STOP, _TRUE, _FALSE, _BYTE, _INTEGERS, _BINARY, _STRUCT = 0, 1, 2, 3, (4, 5, 6), 8, 12
 
 
-class ColumnPages:
-    """The values of one column chunk: required, plain, of `nbytes` each.
+@dataclass(frozen=True)
+class Column:
+    """A column of fixed-size binaries: its name, the bytes of a value, its codec as Parquet names it."""
 
-    `chunk` holds the bytes of the chunk as `chunk_range` tells. Raises ValueError where they are not
-    such pages, or of another number of rows.
+    name: str
+    nbytes: int
+    compression: str
+
+
+def find_chunks(
+    file: pq.FileMetaData, nbytes: Mapping[str, int]
+) -> tuple[tuple[Column, ...], npt.NDArray[np.int64]]:
+    """Columns of values of so many bytes, and where they lie in a file.
+
+    The first byte and the number of bytes of each chunk: (row groups, columns, 2). Raises ValueError where
+    a column is absent, or of several codecs, or of one that is not read.
+    """
+    place = {file.schema.column(i).name: i for i in range(file.num_columns)}
+    ranges = np.empty((file.num_row_groups, len(nbytes), 2), np.int64)
+    compression: dict[str, set[str]] = {name: set() for name in nbytes}
+    for group in range(file.num_row_groups):
+        row_group = file.row_group(group)
+        for i, name in enumerate(nbytes):
+            chunk = row_group.column(place[name])
+            ranges[group, i] = chunk.data_page_offset, chunk.total_compressed_size
+            compression[name].add(chunk.compression)
+    for name, codecs in compression.items():
+        if len(codecs) > 1 or codecs - _CODECS.keys():
+            raise ValueError(f"codec {', '.join(sorted(codecs))} of column {name} is not read")
+    columns = (Column(name, size, min(compression[name], default="")) for name, size in nbytes.items())
+    return tuple(columns), ranges
+
+
+class ColumnPages:
+    """The `rows` values of one column chunk, whose bytes are `chunk`: required and plain.
+
+    Raises ValueError where they are not such pages, or of another number of rows.
     """
 
-    def __init__(self, chunk: pa.Buffer, column: pq.ColumnChunkMetaData, nbytes: int) -> None:
-        if column.compression not in _CODECS:
-            raise ValueError(f"codec {column.compression} of column {column.path_in_schema} is not read")
-        codec = _CODECS[column.compression]
+    def __init__(self, chunk: pa.Buffer, column: Column, rows: int) -> None:
+        codec, nbytes = _CODECS[column.compression], column.nbytes
         self._codec = pa.Codec(codec) if codec else None
         self._nbytes = nbytes
         self._first_rows: list[int] = []
         self._pages: list[tuple[pa.Buffer, int]] = []  # stored bytes, values
-        rows, at, view = 0, 0, memoryview(chunk).cast("B")
-        while rows < column.num_values:
+        found, at, view = 0, 0, memoryview(chunk).cast("B")
+        while found < rows:
             header, start = _struct(view, at)
             match header:
                 # A data page, version 1; its uncompressed and stored size; its values, encoded plainly.
@@ -44,12 +78,12 @@ class ColumnPages:
                 ):
                     at = start + stored
                 case _:
-                    raise ValueError(f"a page of column {column.path_in_schema} is not as wanted")
-            self._first_rows.append(rows)
+                    raise ValueError(f"a page of column {column.name} is not as wanted")
+            self._first_rows.append(found)
             self._pages.append((chunk.slice(start, stored), values))
-            rows += values
-        if rows != column.num_values or at != len(view):
-            raise ValueError(f"column {column.path_in_schema} has {rows} rows, wanted {column.num_values}")
+            found += values
+        if found != rows or at != len(view):
+            raise ValueError(f"column {column.name} has {found} rows, wanted {rows}")
 
     def value(self, row: int) -> memoryview:
         """The bytes of one value; read-only. Raises ValueError or OSError where they are damaged."""
@@ -59,11 +93,6 @@ class ColumnPages:
             data = self._codec.decompress(data, values * self._nbytes)
         start = (row - self._first_rows[page]) * self._nbytes
         return memoryview(data)[start : start + self._nbytes]
-
-
-def chunk_range(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
-    """First byte and number of bytes of a column chunk in its file."""
-    return column.data_page_offset, column.total_compressed_size
 
 
 def _struct(data: memoryview, at: int) -> tuple[dict[int, Any], int]:

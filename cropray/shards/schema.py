@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -26,7 +26,7 @@ from cropray.types import UNLABELLED, BoolArray, InputError, IntArray, Patch, Pe
 FORMAT_VERSION = 1
 METADATA_KEY = b"cropray"
 ROWS_KEY = b"cropray.rows"
-"""Footer key: xxh3 of the metadata and of all scalar columns (`rows_checksum`)."""
+"""Footer key: xxh3 of the metadata and of all scalar columns (`columns.rows_checksum`)."""
 
 _DATES = pa.list_(pa.field("item", pa.date32(), nullable=False))
 _FRACTIONS = pa.list_(pa.field("item", pa.float32(), nullable=False))
@@ -248,56 +248,9 @@ def to_table(rows: Sequence[Mapping[str, Any]], metadata: ShardMetadata) -> pa.T
     return pa.Table.from_pylist(rows, schema=metadata.schema)
 
 
-def decode(table: pa.Table, metadata: ShardMetadata) -> dict[str, npt.NDArray[Any]]:
-    """Tensor columns of a table as arrays (rows, *shape): read-only over its own buffers where plain."""
-    arrays = {}
-    for name, spec in metadata.tensors.items():
-        column = table.column(name)
-        # combine_chunks would copy a single chunk too.
-        chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        data = np.frombuffer(
-            chunk.buffers()[1], np.uint8, len(chunk) * spec.nbytes, chunk.offset * spec.nbytes
-        )
-        if spec.encoding == PLAIN:
-            arrays[name] = data.view(spec.dtype).reshape(len(chunk), *spec.shape)
-        else:
-            arrays[name] = np.stack([spec.decode(row.data) for row in data.reshape(len(chunk), -1)])
-    return arrays
-
-
-def encode(table: pa.Table, metadata: ShardMetadata) -> pa.Table:
-    """A table of plain tensors as one of the encoding of `metadata`."""
-    if metadata.encoding == PLAIN:
-        return table
-    plain = decode(table, replace(metadata, encoding=PLAIN))
-    for name, spec in metadata.tensors.items():
-        if spec.encoding == RESIDUALS:
-            values = [residuals.encode(value) for value in plain[name]]
-            place = table.column_names.index(name)
-            table = table.set_column(
-                place, table.schema.field(name), pa.array(values, table.schema.field(name).type)
-            )
-    return table
-
-
 def checksum(buffers: Iterable[Any]) -> int:
     """xxh3 (64 bit) of the tensors of one sample, in the order of `ShardMetadata.tensors`."""
     digest = xxhash.xxh3_64()
     for buffer in buffers:
         digest.update(buffer)
     return digest.intdigest()
-
-
-def rows_checksum(table: pa.Table, metadata_json: bytes) -> str:
-    """xxh3 of the metadata and the scalar columns of a whole shard, as hexadecimal."""
-    digest = xxhash.xxh3_64(metadata_json)
-    for name in SCALARS:
-        column = table.column(name).combine_chunks()
-        if pa.types.is_list(column.type):
-            digest.update(np.ascontiguousarray(column.value_lengths()).tobytes())
-            column = column.flatten()
-        if pa.types.is_string(column.type):
-            digest.update("\n".join(column.to_pylist()).encode())
-        else:
-            digest.update(column.to_numpy(zero_copy_only=False).tobytes())
-    return digest.hexdigest()

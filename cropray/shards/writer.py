@@ -10,15 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cropray.shards.schema import (
-    PLAIN,
-    RESIDUALS,
-    ROWS_KEY,
-    SCALARS,
-    ShardMetadata,
-    encode,
-    rows_checksum,
-)
+from cropray.shards.columns import encode, rows_checksum
+from cropray.shards.schema import PLAIN, RESIDUALS, ROWS_KEY, SCALARS, ShardMetadata
 from cropray.storage import Folder, free_space, is_full
 from cropray.types import InputError
 
@@ -42,19 +35,17 @@ def write_shard(
 ) -> None:
     """Write tables (see `schema.to_table`), each one row group, as a shard and publish it whole.
 
-    Memory is bounded by one row group: the shard grows in a temporary local file. `codec` is "none",
+    Memory is bounded by one row group: the shard grows in a file that is not yet seen. `codec` is "none",
     "lz4" or "compact" (`residuals` under zstd); `footer` holds further keys of the Parquet metadata.
     Nothing in the file tells when or where it was written. Raises InputError where a disk is full.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix="cropray-") as directory:
-            path = Path(directory) / "shard.parquet"
+        with folder.making(name) as path:
             _write_file(path, metadata, groups, codec, footer or {})
-            folder.publish(path, name)
     except OSError as error:
         if not is_full(error):
             raise
-        # Publishing names its target; Arrow, which writes the temporary file, names none.
+        # A file on a disk is named; Arrow, which writes the temporary one of object storage, names none.
         where = error.filename or f"{tempfile.gettempdir()}/shard.parquet"
         raise InputError(
             f"no space is left for {folder}/{name} ({free_space(where)}): free some space there, or set "
