@@ -3,11 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cropray.config.training import ModelConfig
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
+from cropray.models.heads import starting_weights
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.training.driver import best_entry
@@ -15,7 +17,7 @@ from cropray.training.plan import TrainingPlan, make_plan, training_inputs
 from cropray.training.step import initial_network
 from cropray.training.validate import SCORE
 from cropray.types import InputError
-from tests.training_data import CLASSES, METADATA, MONTHS, make_run, write_split
+from tests.training_data import CLASSES, METADATA, MONTHS, PERIODS, make_run, write_split
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,46 @@ def test_a_body_keeps_its_inputs_under_a_new_head(folder: Folder, first: Folder)
     network = plan_from(folder, first).checkpoint.network
     assert network == replace(spec, head="conv")
     initial_network(network, seed=0, weights=weights)
+
+
+def test_the_head_of_the_start_stays_beside_the_new_one_if_it_is_named(folder: Folder, first: Folder) -> None:
+    checkpoint = replace(load_checkpoint(first), classes=("a", "b", "c"))
+    save_checkpoint(checkpoint, first)
+    assert plan_from(folder, first).checkpoint.heads == {}
+    plan = plan_from(folder, first, keep_heads="europe")
+    assert plan.checkpoint.heads["europe"].classes == ("a", "b", "c")
+    weights = starting_weights(checkpoint, plan.checkpoint)
+    network = initial_network(plan.checkpoint.network, 0, weights, keep_head=plan.keep_head)
+    kept = network.state_dict()["heads.europe.weight"]
+    assert torch.equal(kept, checkpoint.weights["final_conv.weight"])
+    with pytest.raises(InputError, match=r"no checkpoint whose head to keep: set finetune\.init"):
+        make_plan(make_run(folder, keep_heads="europe"), "finetune")
+
+
+def test_the_months_of_the_samples_stand_in_the_checkpoint(folder: Folder) -> None:
+    periods = make_plan(make_run(folder), "pretrain").checkpoint.periods
+    assert periods == tuple((p.start.isoformat(), p.end.isoformat()) for p in PERIODS)
+
+
+def test_a_threshold_that_is_set_is_that_of_every_class(folder: Folder) -> None:
+    assert make_plan(make_run(folder), "pretrain").checkpoint.thresholds is None
+    plan = make_plan(make_run(folder, threshold=0.35), "pretrain")
+    assert plan.checkpoint.thresholds == (0.35, 0.35, 0.35)
+
+
+def test_crops_are_balanced_in_training_alone(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    for split in ("train", "val"):
+        write_split(folder, split, 4 if split == "val" else 22)  # 8 of maize, 7 of each of the others
+    plan = make_plan(make_run(folder, balance=1.0), "pretrain")
+    for data, expected in ((plan.train, 22), (plan.val, 4)):
+        reader = data.reader(1, seed=0, rank=0, world_size=1, shuffle=True)
+        read = np.concatenate([reader.order(epoch) for epoch in range(30)])
+        assert len(read) == 30 * expected
+        crops = np.array([CLASSES.index(crop) for crop in reader.table["crop"].to_pylist()])
+        share = np.bincount(crops[read])
+        wanted = np.full(3, 1 / 3) if data is plan.train else np.bincount(crops) / expected
+        np.testing.assert_allclose(share / share.sum(), wanted, atol=0.01)
 
 
 def test_samples_with_too_few_labels_are_left_out(folder: Folder) -> None:

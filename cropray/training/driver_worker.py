@@ -18,6 +18,7 @@ from ray.util.queue import Queue
 from torch import Tensor
 
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cropray.models.heads import starting_weights
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder, explained, is_lasting
 from cropray.training.plan import Data, TrainingPlan
@@ -71,6 +72,7 @@ def _train(plan: TrainingPlan, notes: Queue) -> History:
         if stored and val is not None and len(val):
             found, thresholds = validate_epoch(trainer, val, plan.checkpoint.classes)
             figures |= found
+        thresholds = plan.checkpoint.thresholds or thresholds
         history.append({"epoch": epoch + 1, **figures})
         if stored:
             _report(trainer, replace(plan.checkpoint, thresholds=thresholds), history)
@@ -98,8 +100,11 @@ class _Teller:
 
 
 def _trainer(plan: TrainingPlan, steps_per_epoch: int) -> Trainer:
-    weights = None if plan.init is None else load_checkpoint(plan.init).weights
+    weights = None
+    if plan.init is not None:
+        weights = starting_weights(load_checkpoint(plan.init), plan.checkpoint)
     network = initial_network(plan.checkpoint.network, plan.recipe.seed, weights, keep_head=plan.keep_head)
+    network.heads.requires_grad_(False)  # they are kept as they are
     device = ray.train.torch.get_device()
     return Trainer(network, plan.checkpoint.normalisation, plan.recipe, steps_per_epoch, device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,11 @@ import xxhash
 from cropray.config.training import TrainConfig
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, weights_checksum
 from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.heads import keep_heads
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import NORMALISATIONS
 from cropray.run import Inputs, Run
+from cropray.shards.order import balanced_weights
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
 from cropray.shards.store import fingerprint, refuse_missing, shard_uris
@@ -26,10 +29,11 @@ from cropray.types import BoolArray, InputError
 
 @dataclass(frozen=True)
 class Data:
-    """Shards of one split and which of their samples are read."""
+    """Shards of one split, which of their samples are read, and how often (`order.balanced_weights`)."""
 
     uris: Sequence[str]
     min_labelled_fraction: float
+    balance: float | None = None
 
     def reader(self, batch_size: int, *, seed: int, rank: int, world_size: int, shuffle: bool) -> ShardReader:
         return ShardReader(
@@ -40,6 +44,7 @@ class Data:
             world_size=world_size,
             shuffle=shuffle,
             keep=self._labelled,
+            weigh=None if self.balance is None else partial(balanced_weights, crop_power=self.balance),
         )
 
     def _labelled(self, table: pa.Table) -> BoolArray:
@@ -50,7 +55,8 @@ class Data:
 class TrainingPlan:
     """All that a worker needs to know.
 
-    `checkpoint` is the one to be made, without weights and thresholds. `init` is the checkpoint to
+    `checkpoint` is the one to be made, without weights, and without thresholds that are to be chosen
+    on val. `init` is the checkpoint to
     start from; its head is kept only where the classes are the same. `batch_size` is that of one
     worker, `steps` those of all epochs; validation and checkpoint come every `store_every` epochs and
     after the last.
@@ -96,7 +102,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
             f"{run.folder} has no shards of the split train: nothing to train on; give it more ROIs, or a "
             "greater share of them (rois.split)"
         )
-    train = Data(shard_uris(run.folder, "train"), settings.min_labelled_fraction)
+    train = Data(shard_uris(run.folder, "train"), settings.min_labelled_fraction, settings.balance)
     per_worker = settings.batch_size // settings.workers
     reader = train.reader(per_worker, seed=run.config.seed, rank=0, world_size=settings.workers, shuffle=True)
     if not len(reader.table):
@@ -105,7 +111,9 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
             f"labelled pixels ({stage}.min_labelled_fraction): nothing to train on"
         )
     checkpoint, init, keep_head = _start(run, stage, reader.metadata)
-    with_fingerprint = replace(checkpoint, data_fingerprint=_fingerprint(reader.table))
+    checkpoint = replace(
+        checkpoint, data_fingerprint=_fingerprint(reader.table), periods=_periods(reader.table)
+    )
     return TrainingPlan(
         train=train,
         val=Data(shard_uris(run.folder, "val"), 0.0),
@@ -113,7 +121,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         batch_size=per_worker,
         threads=settings.threads,
         store_every=settings.store_every,
-        checkpoint=with_fingerprint,
+        checkpoint=checkpoint,
         init=init,
         keep_head=keep_head,
         samples=len(reader.table),
@@ -143,17 +151,27 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
         s2_bands=data.s2_bands,
         s1_bands=data.s1_bands,
         imagery=data.imagery,
+        thresholds=None if settings.threshold is None else (settings.threshold,) * len(data.classes),
         recipe={"stage": stage, "seed": config.seed, **settings.model_dump(mode="json")},
     )
     if not settings.init:
+        if settings.keep_heads is not None:
+            raise InputError(
+                f"{stage}.keep_heads is {settings.keep_heads!r}, but there is no checkpoint whose head to "
+                f"keep: set {stage}.init"
+            )
         return checkpoint, None, False
     init = resolve_model(settings.init, run)
     first = load_checkpoint(init)
     _check_init(first, checkpoint, init)
-    if first.classes == checkpoint.classes:
-        return replace(checkpoint, network=first.network, normalisation=first.normalisation), init, True
-    network = replace(first.network, n_classes=len(checkpoint.classes), head="conv")
-    return replace(checkpoint, network=network, normalisation=first.normalisation), init, False
+    same = first.classes == checkpoint.classes
+    network = replace(first.network, heads=())
+    if not same:
+        network = replace(network, n_classes=len(checkpoint.classes), head="conv")
+    checkpoint = replace(checkpoint, network=network, normalisation=first.normalisation)
+    if settings.keep_heads is not None:
+        checkpoint = keep_heads(checkpoint, first, settings.keep_heads)
+    return checkpoint, init, same
 
 
 def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
@@ -200,3 +218,11 @@ def _fingerprint(table: pa.Table) -> str:
     """xxh3 over the ids and checksums of all samples, whatever their order."""
     rows = sorted(zip(table["sample_id"].to_pylist(), table["xxh3"].to_pylist(), strict=True))
     return xxhash.xxh3_64_hexdigest(repr(rows).encode())
+
+
+def _periods(table: pa.Table) -> tuple[tuple[str, str], ...]:
+    """The first day and the day after the last, by month, over all samples."""
+    starts, ends = (
+        np.array(table[name].to_pylist(), "datetime64[D]") for name in ("period_start", "period_end")
+    )
+    return tuple((str(start), str(end)) for start, end in zip(starts.min(0), ends.max(0), strict=True))
