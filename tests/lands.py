@@ -1,6 +1,6 @@
 """A small land whose truth is known, and a run folder with its shards and an untrained network."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
@@ -14,6 +14,7 @@ from cropray.config.training import EvaluateConfig
 from cropray.grid import Grid
 from cropray.models.checkpoint import Checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.heads import keep_heads, starting_weights
 from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
 from cropray.shards.schema import ShardMetadata, encode_patch, to_table
@@ -127,3 +128,13 @@ def ready_run(
     write_land(run.folder, with_truth=with_truth)
     save_checkpoint(small_checkpoint(thresholds), run.folder.child("models/finetune"))
     return run
+
+
+def beside_others(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    """The main head of a checkpoint as the head `name` of another, whose main one is of other classes."""
+    other = replace(checkpoint.network, n_classes=1)
+    wanted = keep_heads(
+        replace(checkpoint, classes=("forest",), network=other, thresholds=None), checkpoint, name
+    )
+    weights = wanted.network.build().state_dict() | starting_weights(checkpoint, wanted)
+    return replace(wanted, weights=weights)

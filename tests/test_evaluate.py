@@ -13,13 +13,14 @@ from cropray.grid import Grid
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.decision import decide
 from cropray.models.predictor import Predictor
+from cropray.overrides import updated
 from cropray.run import Run
 from cropray.shards.reader import ShardReader
 from cropray.training.baselines import PixelSample, even_shares, pixel_features
 from cropray.training.blocks import block_numbers, plan_tiles, read_tile
 from cropray.training.evaluate import evaluate
 from cropray.types import BACKGROUND, UNLABELLED, InputError
-from tests.lands import LANDS, MONTHS, SIZE, Land, ready_run, small_checkpoint
+from tests.lands import LANDS, MONTHS, SIZE, Land, beside_others, ready_run, small_checkpoint
 from tests.samples import plan_windows
 
 
@@ -165,6 +166,16 @@ def test_another_model_or_other_shards_are_evaluated_anew(
     with pytest.raises(InputError, match="no shards of the split test"):
         evaluate(run)
     assert "evaluate: runs again: shards changed" in capsys.readouterr().err
+
+
+def test_a_head_beside_others_is_evaluated_as_it_is_alone(evaluated: Run, tmp_path: Path) -> None:
+    run = ready_run(str(tmp_path))
+    save_checkpoint(beside_others(small_checkpoint((0.5, 0.5)), "crops"), run.folder.child("models/finetune"))
+    with pytest.raises(InputError, match="of another class list: forest"):
+        evaluate(run)
+    evaluate(Run(run.folder, updated(run.config, {"evaluate.head": "crops"})))
+    alone, beside = (result_of(r)["methods"]["network"] for r in (evaluated, run))
+    assert alone["confusion"] == beside["confusion"]
 
 
 def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -> None:

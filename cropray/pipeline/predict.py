@@ -25,6 +25,7 @@ from cropray.maps.plan import MapPlan, plan_maps
 from cropray.maps.publish import MapIdentity, publish_map
 from cropray.maps.tiles import PredictionSettings, TileResult, predict_tile
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
+from cropray.models.heads import with_head
 from cropray.models.predictor import Predictor
 from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
 from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
@@ -58,13 +59,13 @@ def predict(run: Run) -> Summary:
     given_as_of(config)
     run.begin("predict")
     checkpoint_folder = resolve_model(config.predict.model, run)
-    checkpoint = load_checkpoint(checkpoint_folder)
+    checkpoint = with_head(load_checkpoint(checkpoint_folder), config.predict.head, str(checkpoint_folder))
     settings = prediction_settings(checkpoint, config)
     source = open_source(config)
     check_source(checkpoint, source.identity())
     plans = plan_maps(config.predict.area, config, run.folder)
     output = run.folder.child(f"maps/{config.predict.name}")
-    inputs = _inputs(checkpoint_folder, settings, source.identity(), plans)
+    inputs = _inputs(checkpoint_folder, config.predict.head, settings, source.identity(), plans)
     finished = run.finished("predict", inputs)
     if finished is not None:
         say(f"predict: reused {output}")
@@ -153,9 +154,8 @@ class _TileWorker:
 
         self._tiles, self._settings, self._parts = tiles, settings, parts
         self._source = open_source(config, quota)
-        self._predictor = Predictor(
-            load_checkpoint(checkpoint), "cuda" if torch.cuda.is_available() else "cpu"
-        )
+        model = with_head(load_checkpoint(checkpoint), config.predict.head, str(checkpoint))
+        self._predictor = Predictor(model, "cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         tile = self._tiles[row["id"]]
@@ -208,12 +208,17 @@ def _clear(output: Folder) -> None:
 
 
 def _inputs(
-    checkpoint: Folder, settings: PredictionSettings, source: Mapping[str, Any], plans: Sequence[MapPlan]
+    checkpoint: Folder,
+    head: str | None,
+    settings: PredictionSettings,
+    source: Mapping[str, Any],
+    plans: Sequence[MapPlan],
 ) -> Inputs:
     chosen = asdict(settings)
     del chosen["batch_size"]
     return {
-        "model": _hash(checkpoint.read_text(DESCRIPTION)),  # it has the checksum of the weights
+        # The description has the checksum of the weights.
+        "model": _hash([checkpoint.read_text(DESCRIPTION), head]),
         "imagery": _hash([chosen, source]),
         "area": _hash([[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans]),
     }

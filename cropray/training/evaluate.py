@@ -28,6 +28,7 @@ from cropray.models.checkpoint import (
     weights_checksum,
 )
 from cropray.models.decision import decide
+from cropray.models.heads import with_head
 from cropray.models.predictor import Predictor
 from cropray.progress import Progress, progress, say
 from cropray.rois.splits import SPLITS
@@ -125,7 +126,7 @@ def evaluate(run: Run) -> Summary:
 
 
 def _job(run: Run, folder: Folder) -> Job:
-    checkpoint = load_checkpoint(folder)
+    checkpoint = with_head(load_checkpoint(folder), run.config.evaluate.head, str(folder))
     test, val = shard_uris(run.folder, "test"), shard_uris(run.folder, "val")
     if not test:
         raise InputError(

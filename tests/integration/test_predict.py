@@ -24,6 +24,7 @@ from cropray.rois.store import write_rois
 from cropray.run import Run, Summary
 from cropray.storage import Folder
 from cropray.types import BACKGROUND, Composite, ImageRequest, InputError, Roi
+from tests.lands import beside_others
 
 CLASSES = ("wheat", "maize", "pea")
 AREA = "4.33,50.44,4.345,50.448"
@@ -97,6 +98,18 @@ def test_a_finished_map_is_reused_and_not_replaced_by_another(
     other = run_in(run.folder.local(), model, as_of="2022-06-16")
     with pytest.raises(InputError, match=r"(?s)as_of: '2022-06-15' there, '2022-06-16' now.*predict\.name"):
         predict(other)
+
+
+def test_a_head_beside_others_draws_the_map_that_it_does_alone(
+    finished: tuple[Run, Summary], tmp_path: Path, model: str
+) -> None:
+    several = Folder(str(tmp_path / "several"))
+    save_checkpoint(beside_others(load_checkpoint(Folder(model)), "crops"), several)
+    with pytest.raises(InputError, match="has no head 'crop', but: main: forest; crops: wheat, maize, pea"):
+        predict(run_in(tmp_path, several.uri, head="crop"))
+    run = run_in(tmp_path, several.uri, head="crops")
+    predict(run)
+    np.testing.assert_array_equal(classes_of(run), classes_of(finished[0]))
 
 
 def test_a_stopped_prediction_goes_on_with_the_tiles_it_has(
