@@ -59,6 +59,28 @@ def by_loops(logits: Any, label: Any, crop: Any, recipe: LossRecipe) -> float:
     return mean(annotated) + mean(background) + weight * mean(unlabelled)
 
 
+def reference(
+    logits: torch.Tensor, label: torch.Tensor, crop: torch.Tensor, recipe: LossRecipe
+) -> torch.Tensor:
+    """The same formulas in the precision of the logits, each pixel's cross-entropy by itself."""
+    target = torch.stack([label == k for k in range(logits.shape[1])], 1).to(logits.dtype)
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    annotated, background, unlabelled = (
+        mask.unsqueeze(1).expand_as(each)
+        for mask in (label < logits.shape[1], label == BACKGROUND, label == UNLABELLED)
+    )
+    if not recipe.cross_negatives:
+        annotated = target.bool()
+    if recipe.unlabelled == "negative":
+        return each[annotated | background | unlabelled].mean()
+    loss = each[annotated].mean() + each[background].mean()
+    if recipe.unlabelled == "own_crop":
+        own = torch.zeros_like(unlabelled)
+        own[torch.arange(len(crop))[crop >= 0], crop[crop >= 0]] = True
+        loss = loss + recipe.own_crop_weight * each[unlabelled & own].mean()
+    return loss
+
+
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10_000))
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -116,6 +138,39 @@ def test_extreme_logits_and_empty_labels_stay_finite(recipe: LossRecipe) -> None
     nothing = torch.full_like(label, UNLABELLED)
     empty = total(loss_terms(logits.detach(), nothing, torch.full_like(crop, -1), recipe), recipe)
     assert torch.isfinite(empty)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_loss_and_its_gradient_are_those_of_float64_from_near_0_to_10000(
+    recipe: LossRecipe, scale: float, dtype: torch.dtype
+) -> None:
+    logits, label, crop = make_batch(6)
+    logits = (logits.sign() * scale * (1 + 0.1 * logits.tanh())).to(dtype).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    loss = total(loss_terms(logits, label, crop, recipe), recipe)
+    expected = reference(exact, label, crop, recipe)
+    loss.backward()
+    expected.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    steps = 1e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=steps, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_certain_and_right_costs_nothing_and_certain_and_wrong_a_lot(
+    recipe: LossRecipe, dtype: torch.dtype
+) -> None:
+    label = torch.randint(0, 5, (8, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    label[label == 4] = BACKGROUND
+    right = torch.stack([torch.where(label == k, 1e4, -1e4) for k in range(4)], 1).to(dtype)
+    crop = torch.zeros(8, dtype=torch.int64)
+    values = [total(loss_terms(z, label, crop, recipe), recipe).item() for z in (right, -right)]
+    assert abs(values[0]) < 1e-2  # of 10,000
+    assert values[1] > 1e3
 
 
 def test_half_precision_logits_are_summed_in_single_precision() -> None:
