@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from email.utils import formatdate
 from typing import Any
 from unittest import mock
 
@@ -18,12 +20,15 @@ from cropray.config.earthengine import EarthEngineConfig
 from cropray.grid import Grid
 from cropray.imagery import earthengine, earthengine_client
 from cropray.imagery.earthengine import EarthEngineSource
+from cropray.imagery.earthengine_assets import MapAsset
 from cropray.imagery.earthengine_failures import RequestError, UnavailableError
+from cropray.imagery.earthengine_http import retry_after_s
+from cropray.imagery.earthengine_pieces import S2_NAMES
 from cropray.imagery.open import open_source
 from cropray.imagery.quota import LocalQuota
 from cropray.imagery.source import ImagerySource, MeteredSource
 from cropray.types import Composite, ImageRequest, InputError, Period
-from tests.earthengine_server import Fault, Serving, serve
+from tests.earthengine_server import Catalogue, Fault, Serving, serve
 
 GRID = Grid("EPSG:32631", 590_000, 5_600_000, 10, 24, 40)
 MONTHS = tuple(Period(date(2022, m, 1), date(2022, m + 1, 1)) for m in (4, 5))
@@ -186,7 +191,7 @@ def test_a_preflight_is_one_pixel(server: Serving) -> None:
     server.plan(Fault("timeout"))
     source.preflight(REQUEST)  # the account is let in
     server.plan(Fault("503"))
-    with pytest.raises(InputError, match=r"does not answer \(503.*after 8 attempts"):
+    with pytest.raises(InputError, match=r"does not answer \(503.*after 5 attempts"):
         source.preflight(REQUEST)
 
 
@@ -223,4 +228,122 @@ def test_a_connection_that_fails_at_first_is_tried_again(
     source, quota = source_of(server)
     source.preflight(REQUEST)
     assert len(failed) == 1
+    assert quota.status().requests == 2
+    (attempt,) = quota.take_unanswered()
+    assert attempt.outcome == ("rate_limited" if answer == (429, b"{}") else "unavailable")
+
+
+def starts(server: Serving) -> list[float]:
+    return [entry.started for entry in server.service.book]
+
+
+@pytest.mark.parametrize("kind", ["429", "503"])
+def test_the_service_is_given_the_time_that_it_asks_for(
+    server: Serving, undisturbed: Composite, kind: Any
+) -> None:
+    source, quota = source_of(server)
+    source.preflight(REQUEST)  # connected
+    server.plan(Fault(kind, times=1, retry_after="2"))
+    server.forget()
+    assert_equal(source.composite(REQUEST), undisturbed)
+    refused, answered = starts(server)
+    assert 2 <= answered - refused < 6
+    (attempt,) = quota.take_unanswered()
+    assert attempt.retry_after_s == 2
+
+
+def test_a_date_to_wait_for_is_reckoned_by_the_clock_of_the_service(server: Serving) -> None:
+    source, quota = source_of(server)
+    server.service.clock_ahead_s = 5000.0
+    try:
+        until = formatdate(server.service.now() + 3, usegmt=True)
+        server.plan(Fault("429", times=1, retry_after=until))
+        server.forget()
+        source.composite(REQUEST)
+    finally:
+        server.service.clock_ahead_s = 0.0
+    (attempt,) = quota.take_unanswered()
+    assert 1 <= attempt.retry_after_s <= 3
+    refused, answered = starts(server)
+    assert 1 <= answered - refused < 8
+
+
+def test_no_wait_is_longer_than_the_deadline(server: Serving) -> None:
+    source, quota = source_of(server, deadline_s=2.0)
+    server.plan(Fault("429", times=1, retry_after="86400"))
+    source.composite(REQUEST)
+    (attempt,) = quota.take_unanswered()
+    assert attempt.retry_after_s == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({}, 0),
+        ({"retry-after": "120"}, 120),
+        (
+            {"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT", "date": "Fri, 31 Dec 1999 23:58:59 GMT"},
+            60,
+        ),
+        (
+            {"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT", "date": "Sat, 01 Jan 2000 00:00:00 GMT"},
+            0,
+        ),
+        ({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, 0),  # by this machine's clock
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "-1"}, 0),
+        ({"retry-after": "Fri, 31 Dec 999999 23:59:59 GMT"}, 0),
+    ],
+)
+def test_how_long_to_wait_is_read_as_http_has_it(headers: dict[str, str], wanted: float) -> None:
+    assert retry_after_s(headers) == wanted
+
+
+def test_two_services_asked_at_the_same_time_are_not_mixed_up(server: Serving) -> None:
+    """The client is set to one account and address a process."""
+    here, _ = source_of(server)
+    with serve(Catalogue(seed=7)) as elsewhere:
+        there, _ = source_of(elsewhere)
+        wanted = {source: source.composite(REQUEST) for source in (here, there)}
+        assert not np.array_equal(wanted[here].s2_tchw, wanted[there].s2_tchw)
+        with ThreadPoolExecutor(6) as pool:
+            asked = [here, there, here, here, there, there, here, there]
+            for source, got in zip(asked, pool.map(lambda one: one.composite(REQUEST), asked), strict=True):
+                assert_equal(got, wanted[source])
+    assert_equal(here.composite(REQUEST), wanted[here])  # the other service is gone
+
+
+def test_an_account_that_is_refused_does_not_lend_its_name_to_another(server: Serving) -> None:
+    good, _ = source_of(server)
+    good.preflight(REQUEST)
+    refused, _ = source_of(server, project="forbidden")
+    with pytest.raises(InputError, match="needs the roles"):
+        refused.preflight(REQUEST)
+    good.preflight(REQUEST)
+    with pytest.raises(InputError, match="needs the roles"):
+        refused.preflight(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("S2_COLLECTION", "COPERNICUS/S2_NOT", r"asset 'COPERNICUS/S2_NOT' not found.*may the account"),
+        ("S2_NAMES", [*S2_NAMES[:-1], "B99"], r"Band pattern 'B99'"),
+    ],
+)
+def test_what_the_service_does_not_have_is_told_after_one_request(
+    server: Serving, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, said: str
+) -> None:
+    monkeypatch.setattr(earthengine_client, name, value)
+    source, quota = source_of(server)
+    with pytest.raises(InputError, match=said):
+        source.preflight(REQUEST)
     assert quota.status().requests == 1
+
+
+def test_a_map_asset_that_is_not_there_is_told(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = MapAsset("JRC/D5/EUCROPMAP/V0", "classification", (100, 211))
+    monkeypatch.setattr(earthengine, "map_asset", lambda *_: gone)
+    source, _ = source_of(server)
+    with pytest.raises(InputError, match="asset 'JRC/D5/EUCROPMAP/V0' not found"):
+        source.preflight(REQUEST)

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import RefreshError
 
 from cropray.config.earthengine import EarthEngineConfig
+from cropray.grid import Grid
+from cropray.imagery.earthengine import EarthEngineSource
 from cropray.imagery.earthengine_account import (
     credentials_of,
     project_of,
@@ -22,9 +37,13 @@ from cropray.imagery.earthengine_failures import (
     UnavailableError,
     failure,
 )
+from cropray.imagery.earthengine_http import Transport
 from cropray.overrides import load_config
-from cropray.types import InputError
+from cropray.types import ImageRequest, InputError, Period
+from tests.earthengine_server import Serving, serve
+from tests.earthengine_server.sign_in import DELETED
 
+SDK = "764086051850-any.apps.googleusercontent.com"  # that of gcloud, which is nobody's project
 SECRET = "-----BEGIN PRIVATE KEY-----\nMIIsecret\n-----END PRIVATE KEY-----\n"
 
 
@@ -38,9 +57,6 @@ def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def key_text() -> str:
     """A key as Google writes it, of nobody."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import rsa
-
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -174,10 +190,136 @@ def test_what_the_client_refuses_itself_says_what_to_do() -> None:
     assert "source.earthengine.project" in str(without_answer("ee.Initialize: no project found. Call with"))
 
 
-def test_a_sign_in_that_fails_says_what_the_service_said_and_asks_for_the_clock() -> None:
-    old = RefreshError("invalid_grant: Invalid JWT: Token must be a short-lived token", {"error": "x"})
-    assert "is the clock of this machine right?" in str(refused_sign_in(old))
-    assert "Token must be a short-lived token" in str(refused_sign_in(old))
-    other = str(refused_sign_in(RefreshError("deleted_client: The OAuth client was deleted.")))
-    assert "clock" not in other
-    assert "earthengine authenticate" in other
+@pytest.mark.parametrize(
+    ("ahead_s", "said"),
+    [(3725.4, "1:02:05 ahead"), (-86_500.0, "1 day, 0:01:40 behind"), (30.0, None), (None, None)],
+)
+def test_a_sign_in_that_fails_names_a_clock_that_is_off(ahead_s: float | None, said: str | None) -> None:
+    got = str(refused_sign_in(RefreshError("invalid_grant: Invalid JWT: Token must be ...", {}), ahead_s))
+    assert "invalid_grant: Invalid JWT: Token must be" in got
+    if said is None:
+        assert "clock" not in got
+        assert "earthengine authenticate" in got
+    else:
+        assert f"the clock of this machine is {said}: set it" in got
+
+
+# Over HTTP, with the real client.
+
+GRID = Grid("EPSG:32631", 590_000, 5_600_000, 10, 8, 8)
+REQUEST = ImageRequest(GRID, GRID, (Period(date(2022, 5, 1), date(2022, 6, 1)),), name="a tile")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Serving]:
+    with serve() as serving, mock.patch("ee.deprecation._FetchDataCatalogStac", return_value={}):
+        yield serving
+
+
+def key_of(server: Serving, key_text: str, folder: Path, **changes: str) -> str:
+    """The path of a key of nobody, whose tokens the server gives."""
+    path = folder / "key.json"
+    path.write_text(json.dumps(json.loads(key_text) | {"token_uri": f"{server.url}/token"} | changes))
+    return str(path)
+
+
+def refusal(config: EarthEngineConfig) -> str:
+    with pytest.raises(InputError) as raised:
+        EarthEngineSource(config).preflight(REQUEST)
+    return str(raised.value)
+
+
+def test_a_key_is_let_in_by_its_token(server: Serving, key_text: str, tmp_path: Path) -> None:
+    key = key_of(server, key_text, tmp_path)
+    EarthEngineSource(EarthEngineConfig(url=server.url, service_account_key=key)).preflight(REQUEST)
+
+
+@pytest.mark.parametrize(("ahead_s", "said"), [(5400.0, "1:30:0. behind"), (-9000.0, "2:(30|29):.. ahead")])
+def test_a_machine_whose_clock_is_off_is_told_so(
+    server: Serving, key_text: str, tmp_path: Path, ahead_s: float, said: str
+) -> None:
+    config = EarthEngineConfig(url=server.url, service_account_key=key_of(server, key_text, tmp_path))
+    server.service.clock_ahead_s = ahead_s
+    try:
+        got = refusal(config)
+    finally:
+        server.service.clock_ahead_s = 0.0
+    assert "Token must be a short-lived token" in got
+    assert re.search(rf"the clock of this machine is {said}: set it", got)
+    assert "authenticate" not in got
+
+
+def test_a_key_that_was_deleted_is_not_laid_to_the_clock(
+    server: Serving, key_text: str, tmp_path: Path
+) -> None:
+    key = key_of(server, key_text, tmp_path, client_email=DELETED)
+    got = refusal(EarthEngineConfig(url=server.url, service_account_key=key))
+    assert "account not found" in got
+    assert "clock" not in got
+
+
+def test_a_machine_without_credentials_or_project_is_told_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "CLOUDSDK_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setattr(socket.socket, "connect", mock.Mock(side_effect=AssertionError("it was asked")))
+    assert "there are no usable credentials; run `earthengine authenticate`" in refusal(EarthEngineConfig())
+    stored = tmp_path / "stored.json"
+    stored.write_text(
+        json.dumps({"type": "authorized_user", "client_id": SDK, "client_secret": "b", "refresh_token": "c"})
+    )
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(stored))
+    assert "set source.earthengine.project or EE_PROJECT" in refusal(EarthEngineConfig())
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "gone.json"))
+    assert "GOOGLE_APPLICATION_CREDENTIALS names none" in refusal(EarthEngineConfig(project="any"))
+
+
+@pytest.mark.parametrize(
+    ("days", "trusted", "reason"),
+    [(30, True, "not yet valid"), (-30, True, "has expired"), (0, False, "self.signed")],
+)
+def test_a_certificate_that_is_not_trusted_is_told_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, trusted: bool, reason: str
+) -> None:
+    with https_server(tmp_path, days) as (url, certificate):
+        if trusted:
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        with pytest.raises(
+            InputError, match=rf"certificate of localhost is not trusted \(.*{reason}"
+        ) as raised:
+            Transport(10, 2, through_proxies=True).request(url)
+    assert "is the clock of this machine right?" in str(raised.value)
+
+
+@contextmanager
+def https_server(folder: Path, days: int) -> Iterator[tuple[str, Path]]:
+    """A server with a certificate of its own, valid for a day in so many days' time; and its file."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    start = datetime.now(UTC) + timedelta(days=days, hours=-12)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = folder / "server.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    with QuietServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield f"https://localhost:{server.server_port}/", path
+        server.shutdown()
+        thread.join()
+
+
+class QuietServer(HTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that does not trust the certificate hangs up."""

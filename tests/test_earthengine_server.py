@@ -290,7 +290,6 @@ def test_memory_ends_where_the_work_is_too_much() -> None:
     ("fault", "error", "words"),
     [
         (Fault("429"), ee.EEException, "Too many concurrent"),
-        (Fault("429_retry_after"), ee.EEException, "Quota exceeded"),
         (Fault("403_rate"), ee.EEException, "Rate Limit"),
         (Fault("500"), ee.EEException, "internal error"),
         (Fault("503"), ee.EEException, "unavailable"),

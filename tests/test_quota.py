@@ -109,6 +109,18 @@ def test_the_ticket_of_a_killed_worker_expires() -> None:
     assert limit.status(101.0).in_flight == 1
 
 
+def test_nothing_starts_before_the_service_said_so() -> None:
+    limit = limiter(in_flight=8)
+    first, second = (limit.try_start(now) or 0 for now in (0.0, 0.1))
+    limit.finish(first, Attempt("a tile", "rate_limited", 1.0, error="429", retry_after_s=30.0), 1.0)
+    limit.finish(second, Attempt("a tile", "unavailable", 1.0, error="503", retry_after_s=5.0), 2.0)
+    assert started(limit, 30.9) == []
+    assert limit.wait_s(11.0) == pytest.approx(20.0)
+    assert limit.status(11.0).paused_s == pytest.approx(20.0)
+    assert limit.try_start(31.0) is not None
+    assert limit.status(31.0).paused_s == 0
+
+
 def test_speed_is_that_of_the_last_half_minute() -> None:
     limit = limiter()
     for now in (0.0, 10.0, 20.0):

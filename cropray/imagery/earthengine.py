@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cropray.imagery.earthengine_client import Outline, Session
 
 _LONGEST_WAIT_S = 60.0
+_ATTEMPTS_AT_FIRST = 5  # some ten seconds: whoever has just started an export is still there
 _UNPACKED_ROWS = 4
 
 
@@ -55,8 +56,8 @@ class EarthEngineSource:
     def __init__(self, config: EarthEngineConfig, quota: RequestQuota | None = None) -> None:
         self._config = config
         self._quota = quota or LocalQuota(config.in_flight, config.per_second, config.lease_s)
-        self._connecting = threading.Lock()
-        self._connected: Session | None = None
+        self._opening = threading.Lock()
+        self._opened: Session | None = None
         self._size = LearntSize()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -78,6 +79,28 @@ class EarthEngineSource:
 
         Raises RequestError where all attempts at a piece failed.
         """
+        return self._composite(request, self._config.attempts)
+
+    def preflight(self, request: ImageRequest) -> None:
+        """Ask for one pixel of a request: shows at once what is wrong with account or settings."""
+        one = replace(request.grid, height=1, width=1)
+        attempts = min(self._config.attempts, _ATTEMPTS_AT_FIRST)
+        try:
+            self._composite(replace(request, grid=one, name=f"{request.name} (one pixel, to try)"), attempts)
+        except TooLargeError:
+            return  # a service that is short of memory or time has let this account in
+        except RequestError as error:
+            raise InputError(
+                f"Earth Engine does not answer ({error}, after {attempts} attempts); is "
+                "source.earthengine.url right, and is there a connection? else try later"
+            ) from error
+
+    def estimate(self, requests: Iterable[ImageRequest]) -> dict[str, Any]:
+        """See MeteredSource. Requests that the service refuses for their size come on top."""
+        pieces = [piece for request in requests for piece in plan_pieces(request)]
+        return estimated(pieces, self._config)
+
+    def _composite(self, request: ImageRequest, attempts: int) -> Composite:
         assets = {name: map_asset(name, self._config.eucropmap_year) for name in request.maps}
         outlines = (_outline(request.grid), _outline(request.extent))
         stored_tchw = np.full((len(request.periods), BANDS, *request.grid.shape), NODATA, STORED)
@@ -86,7 +109,7 @@ class EarthEngineSource:
         while pieces:
             piece = pieces.popleft()
             try:
-                pixels = self._fetch(piece, request, outlines, assets)
+                pixels = self._fetch(piece, request, outlines, assets, attempts)
             except TooLargeError:
                 self._size.refuse(piece)
                 halves = piece.halves()
@@ -100,25 +123,7 @@ class EarthEngineSource:
             for name in piece.maps:
                 coded[name][rows, cols] = pixels[name]
         maps = {name: asset.decode(coded[name]) for name, asset in assets.items()}
-        return _composite(request, stored_tchw, maps)
-
-    def preflight(self, request: ImageRequest) -> None:
-        """Ask for one pixel of a request: shows at once what is wrong with account or settings."""
-        one = replace(request.grid, height=1, width=1)
-        try:
-            self.composite(replace(request, grid=one, name=f"{request.name} (one pixel, to try)"))
-        except TooLargeError:
-            return  # a service that is short of memory or time has let this account in
-        except RequestError as error:
-            raise InputError(
-                f"Earth Engine does not answer ({error}, after {self._config.attempts} attempts); is "
-                "source.earthengine.url right, and is there a connection? else try later"
-            ) from error
-
-    def estimate(self, requests: Iterable[ImageRequest]) -> dict[str, Any]:
-        """See MeteredSource. Requests that the service refuses for their size come on top."""
-        pieces = [piece for request in requests for piece in plan_pieces(request)]
-        return estimated(pieces, self._config)
+        return _as_composite(request, stored_tchw, maps)
 
     def _fetch(
         self,
@@ -126,11 +131,12 @@ class EarthEngineSource:
         request: ImageRequest,
         outlines: tuple[Outline, Outline],
         assets: Mapping[str, MapAsset],
+        attempts: int,
     ) -> npt.NDArray[Any]:
         """The pixels of a piece, after up to `attempts` attempts."""
         retrying = Retrying(
             retry=retry_if_exception_type((RateLimitedError, UnavailableError)),
-            stop=stop_after_attempt(self._config.attempts),
+            stop=stop_after_attempt(attempts),
             wait=wait_random_exponential(multiplier=1, max=_LONGEST_WAIT_S),
             reraise=True,
         )
@@ -160,7 +166,8 @@ class EarthEngineSource:
             pixels = _decoded(content, piece)
             attempt = replace(attempt, outcome="done", error="", restricted=session.restricted)
         except RequestError as error:
-            attempt = replace(attempt, outcome=error.outcome, error=str(error))
+            waits_s = min(error.retry_after_s, self._config.deadline_s)
+            attempt = replace(attempt, outcome=error.outcome, error=str(error), retry_after_s=waits_s)
             raise
         except InputError as error:
             attempt = replace(attempt, error=str(error))
@@ -172,10 +179,10 @@ class EarthEngineSource:
     def _session(self) -> Session:
         from cropray.imagery.earthengine_client import Session
 
-        with self._connecting:
-            if self._connected is None:
-                self._connected = Session(self._config)
-            return self._connected
+        with self._opening:
+            if self._opened is None:
+                self._opened = Session(self._config)
+            return self._opened
 
 
 def _decoded(content: bytes, piece: Piece) -> npt.NDArray[Any]:
@@ -208,7 +215,7 @@ def _unpack(pixels: npt.NDArray[Any], out_tchw: IntArray) -> None:
             plane_hw[rows] = pixels[name][rows]
 
 
-def _composite(
+def _as_composite(
     request: ImageRequest, stored_tchw: IntArray, maps: Mapping[str, npt.NDArray[np.int32]]
 ) -> Composite:
     s2_tchw, s1_tchw = stored_tchw[:, : len(S2_BANDS)], stored_tchw[:, len(S2_BANDS) :]

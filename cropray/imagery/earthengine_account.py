@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ NO_PROJECT = (
 )
 
 _SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
+_CLOCK_OFF_S = 60.0  # the service lets less than a few minutes pass
 _STORED = "persistent"  # the client's word for what it finds itself
 
 
@@ -38,14 +40,15 @@ def project_of(config: EarthEngineConfig) -> str:
 def credentials_of(config: EarthEngineConfig) -> Any:
     """What `ee.Initialize` takes: a service account's key by the settings, then by the environment,
     then the default credentials that GOOGLE_APPLICATION_CREDENTIALS names; else the client looks for
-    what `earthengine authenticate` or gcloud stored. A loopback address needs none.
+    what `earthengine authenticate` or gcloud stored. A loopback address needs none, and only a key
+    of the settings is used there.
 
     Raises InputError for a key that cannot be read.
     """
-    if config.is_loopback:
-        return AnonymousCredentials()
     if config.service_account_key:
         return _key_in(config.service_account_key)
+    if config.is_loopback:
+        return AnonymousCredentials()
     key = os.environ.get("EE_SERVICE_ACCOUNT_KEY", "")
     if key.lstrip().startswith("{"):
         return _service_account(key, "EE_SERVICE_ACCOUNT_KEY")
@@ -60,11 +63,18 @@ def credentials_of(config: EarthEngineConfig) -> Any:
     return _STORED
 
 
-def refused_sign_in(error: GoogleAuthError) -> InputError:
-    """What the sign-in service said; a token is signed with the time of this machine."""
-    said = str(error.args[0] if error.args else type(error).__name__)
-    clock = "; is the clock of this machine right?" if "invalid_grant" in said else ";"
-    return InputError(f"Earth Engine: signing in failed: {said}{clock} Else {SIGN_IN}")
+def refused_sign_in(error: GoogleAuthError, clock_ahead_s: float | None) -> InputError:
+    """What the sign-in service said. A key signs with the time of this machine, so a clock that is
+    off is refused; `clock_ahead_s` is by how much it is ahead, where the answer told.
+    """
+    said = str(error.args[0] if error.args else type(error).__name__).rstrip(".")
+    if clock_ahead_s is not None and abs(clock_ahead_s) > _CLOCK_OFF_S:
+        return InputError(
+            f"Earth Engine: signing in failed: {said}; the clock of this machine is "
+            f"{timedelta(seconds=round(abs(clock_ahead_s)))} {'ahead' if clock_ahead_s > 0 else 'behind'}: "
+            "set it (timedatectl set-ntp true) and run the same command again"
+        )
+    return InputError(f"Earth Engine: signing in failed: {said}; {SIGN_IN}")
 
 
 def without_answer(message: str) -> InputError:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ee
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from googleapiclient.errors import Error as GoogleApiError
 from googleapiclient.errors import HttpError
 
@@ -29,7 +30,7 @@ from cropray.imagery.earthengine_assets import (
     MapAsset,
 )
 from cropray.imagery.earthengine_failures import UnavailableError, failure
-from cropray.imagery.earthengine_http import Transport
+from cropray.imagery.earthengine_http import Transport, retry_after_s
 from cropray.imagery.earthengine_pieces import S1_NAMES, S2_NAMES, band_names
 from cropray.types import CompositeRecipe, Period
 
@@ -147,20 +148,54 @@ def _coded(name: str, asset: MapAsset) -> Any:
     return codes.unmask(0, False).toByte().rename(name)
 
 
+class _Turns:
+    """Whose account and address the client of this process is set to: it knows one at a time.
+
+    Several sessions take turns: one waits for the answers to another's requests, then connects
+    anew. A single session waits for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._entrance = threading.Lock()  # whoever waits to connect lets nobody past
+        self._left = threading.Condition()
+        self._whose: Session | None = None
+        self._inside = 0
+
+    @contextmanager
+    def of(self, session: Session) -> Iterator[None]:
+        with self._entrance, self._left:
+            self._left.wait_for(lambda: self._whose is session or not self._inside)
+            if self._whose is not session:
+                self._whose = None  # also where connecting fails
+                session.connect()
+                self._whose = session
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._left:
+                self._inside -= 1
+                self._left.notify()
+
+
+_TURNS = _Turns()
+
+
 class Session:
-    """A connection of this process to Earth Engine. The client keeps it per process, not per object."""
+    """Requests on one account to one address; threads may share it. Connects with the first request."""
 
     def __init__(self, config: EarthEngineConfig) -> None:
-        """Connect. Raises InputError where there are no credentials, no project or no permission,
-        RequestError where the service did not answer.
-        """
         self._config = config
         self._project = project_of(config)
         self._transport = Transport(
             config.deadline_s, config.in_flight, through_proxies=not config.is_loopback
         )
         self._months: dict[CompositeRecipe, Any] = {}
-        with self._failures(), _no_endless_fetch():
+
+    def connect(self) -> None:
+        """Set the client of this process to this account and address."""
+        config = self._config
+        with _no_endless_fetch():
             ee.data.setMaxRetries(0)  # ours are bounded, counted and logged
             ee.Initialize(
                 credentials_of(config),
@@ -180,15 +215,16 @@ class Session:
         """Composites of `periods` and `maps` on `grid` as NPY: see `band_names`, then the maps.
 
         `outlines` are those of the area and the extent (see `month_function`), in degrees. Raises
-        InputError and RequestError.
+        InputError where there are no credentials, no project or no permission, or the request is
+        refused; RequestError where another attempt may be answered.
         """
-        body = {
-            "expression": self._expression(periods, recipe, outlines, maps),
-            "fileFormat": "NPY",
-            "grid": _wire_grid(grid),
-            "workloadTag": self._config.workload_tag,
-        }
-        with self._failures():
+        with self._failures(), _TURNS.of(self):
+            body = {
+                "expression": self._expression(periods, recipe, outlines, maps),
+                "fileFormat": "NPY",
+                "grid": _wire_grid(grid),
+                "workloadTag": self._config.workload_tag,
+            }
             content: bytes = ee.data.computePixels(body)
         return content
 
@@ -224,12 +260,13 @@ class Session:
             # The client wraps an answer's status away, but keeps the answer as the context.
             answer = error if isinstance(error, HttpError) else error.__context__
             if isinstance(answer, HttpError):
-                raise failure(int(answer.resp.status), str(answer.reason), self._project) from error
+                waits_s = retry_after_s(answer.resp)
+                raise failure(int(answer.resp.status), str(answer.reason), self._project, waits_s) from error
             raise without_answer(str(error)) from error
         except GoogleAuthError as error:
-            if error.retryable:
+            if error.retryable or isinstance(error, TransportError):
                 raise UnavailableError(f"signing in: {error}") from error
-            raise refused_sign_in(error) from error
+            raise refused_sign_in(error, self._transport.clock_ahead_s) from error
         except (ConnectionError, TimeoutError) as error:
             raise UnavailableError(str(error) or type(error).__name__) from error
 

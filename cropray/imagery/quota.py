@@ -3,7 +3,8 @@
 The number in flight adapts as congestion control does (additive increase, multiplicative decrease:
 Chiu and Jain 1989, doi:10.1016/0169-7552(89)90019-6): an answer adds a fraction of one, so that a
 whole round adds one; a "too many requests" halves it, once for all requests that were on their way
-by then. `Limiter` is the rule without clock or threads, `LocalQuota` applies it in one process.
+by then. Where an answer says how long to wait (Retry-After), nothing starts before that.
+`Limiter` is the rule without clock or threads, `LocalQuota` applies it in one process.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ class Attempt:
     nbytes: int = 0
     error: str = ""
     restricted: bool = False  # the answer said that the project is in restricted mode
+    retry_after_s: float = 0.0  # it said that nothing should be asked for so long
 
 
 @dataclass(frozen=True)
 class QuotaStatus:
-    """Counts since the start; `bytes_per_s` over the last half minute."""
+    """Counts since the start; `bytes_per_s` over the last half minute. `paused_s`: still to wait
+    because the service asked for it.
+    """
 
     in_flight: int
     allowed: int
@@ -44,6 +48,7 @@ class QuotaStatus:
     nbytes: int
     bytes_per_s: float
     restricted: bool
+    paused_s: float
 
 
 class RequestQuota(Protocol):
@@ -79,6 +84,7 @@ class Limiter:
     _allowed: float = field(init=False)
     _started: dict[int, float] = field(default_factory=dict, init=False)  # by ticket
     _next_start: float = field(default=float("-inf"), init=False)
+    _paused_until: float = field(default=float("-inf"), init=False)
     _reduced: float = field(default=float("-inf"), init=False)
     _answers: deque[_Answer] = field(default_factory=deque, init=False)
 
@@ -112,6 +118,8 @@ class Limiter:
         started = self._started.pop(ticket, now)
         self.nbytes += attempt.nbytes
         self._answers.append(_Answer(now, attempt.nbytes))
+        self._paused_until = max(self._paused_until, now + attempt.retry_after_s)
+        self._next_start = max(self._next_start, self._paused_until)
         if attempt.outcome == "rate_limited":
             self.rate_limited += 1
             if started > self._reduced:
@@ -131,6 +139,7 @@ class Limiter:
             nbytes=self.nbytes,
             bytes_per_s=sum(answer.nbytes for answer in self._answers) / _SPEED_OVER_S,
             restricted=self.restricted,
+            paused_s=max(0.0, self._paused_until - now),
         )
 
 

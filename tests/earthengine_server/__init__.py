@@ -9,7 +9,7 @@ shares no code with the project's reducers: what comes back through it is an ind
 - `values`, `functions`, `graph`: what expressions are made of, the table of functions, evaluation.
 - `images`, `arithmetic`, `reducers`, `elements`, `filters`, `scalars`: the functions.
 - `catalogue`: the data sets. `answers`: pixels and values within the service's limits.
-- `service`, `faults`, `http`: quota, book, injected faults, endpoints.
+- `service`, `faults`, `sign_in`, `http`: quota, book, injected faults, tokens, endpoints.
 """
 
 from tests.earthengine_server.answers import Limits

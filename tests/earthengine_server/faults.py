@@ -16,7 +16,7 @@ import xxhash
 from tests.earthengine_server.values import ServiceError
 
 Kind = Literal[
-    "429", "429_retry_after", "403_rate", "500", "503", "html", "drop", "truncate", "delay",
+    "429", "403_rate", "500", "503", "html", "drop", "truncate", "delay",
     "memory", "timeout", "size", "shape", "garbage", "restricted",
 ]  # fmt: skip
 
@@ -24,7 +24,6 @@ HTML = b"<!DOCTYPE html><html><title>Error 502 (Server Error)!!1</title><p>That'
 
 ERRORS = {
     "429": ServiceError("Too many concurrent aggregations.", 429, "RESOURCE_EXHAUSTED"),
-    "429_retry_after": ServiceError("Quota exceeded for quota metric.", 429, "RESOURCE_EXHAUSTED"),
     "403_rate": ServiceError("User Rate Limit Exceeded", 403, "RESOURCE_EXHAUSTED"),
     "500": ServiceError("An internal error has occurred.", 500, "INTERNAL"),
     "503": ServiceError("The service is currently unavailable.", 503, "UNAVAILABLE"),
@@ -38,6 +37,8 @@ ERRORS = {
 class Fault:
     """`share` of the requests of the endpoint `where` meet it, at most `times` of them.
 
+    `retry_after` is the header of that name of an error, seconds or a date.
+
     delay: the answer comes after `seconds` more. shape: the array lacks its last row. garbage: the
     body is no NPY. restricted: a good answer with the header of a restricted quota.
     """
@@ -47,6 +48,7 @@ class Fault:
     times: int | None = None
     where: str = "image:computePixels"
     seconds: float = 0.0
+    retry_after: str = ""
 
 
 @dataclass

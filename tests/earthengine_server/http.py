@@ -1,4 +1,4 @@
-"""HTTP on the loopback: the endpoints that the client needs, and `/-/…` for tests and people."""
+"""HTTP on the loopback: the endpoints that the client needs, a sign-in, and `/-/…` for tests and people."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.earthengine_server.catalogue import Catalogue
 from tests.earthengine_server.faults import Fault, FaultPlan, plan_of
 from tests.earthengine_server.functions import document
 from tests.earthengine_server.service import PIXELS, VALUE, Answer, Service, check_project, refused
+from tests.earthengine_server.sign_in import token_for
 from tests.earthengine_server.values import ServiceError
 
 _PROJECT = re.compile(r"/v1/projects/(?P<project>[^/:]+)/(?P<rest>.+)")
@@ -28,6 +29,9 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else every answer of two writes waits for an acknowledgement
     server: Server
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(self.server.service.now() if timestamp is None else timestamp)
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
@@ -54,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
             case "/-/forget":
                 service.forget()
                 self._send(_json({}))
+            case "/token":
+                status, content = token_for(body, service.now())
+                self._send(Answer(status, json.dumps(content).encode()))
             case _:
                 self._send(self._guarded(path, body))
 

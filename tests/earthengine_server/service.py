@@ -76,7 +76,10 @@ class Entry:
 
 
 class Service:
-    """Answers computations. `latency` seconds are added to each; `replay` remembers good answers."""
+    """Answers computations. `latency` seconds are added to each; `replay` remembers good answers.
+
+    Its clock is that of the machine, but for `clock_ahead_s`.
+    """
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class Service:
     ) -> None:
         self.catalogue, self.limits = catalogue or Catalogue(), limits or Limits()
         self.latency, self.plan = latency, FaultPlan()
+        self.clock_ahead_s = 0.0
         self._replay: dict[int, bytes] | None = {} if replay else None
         self._slots = BoundedSemaphore(os.cpu_count() or 1)  # threads that compute at a time
         self._lock = Lock()
@@ -95,6 +99,10 @@ class Service:
         self._in_flight = self._in_flight_max = 0
         self._bytes_in = 0
         self.book: list[Entry] = []
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return time.time() + self.clock_ahead_s
 
     def compute(self, kind: str, body: bytes) -> Answer:
         """The answer to a computation: pixels or a value."""
@@ -108,8 +116,8 @@ class Service:
                 answer = self._answer(kind, request, body, fault)
             except ServiceError as error:
                 answer = refused(error)
-                if fault is not None and fault.kind == "429_retry_after":
-                    answer.headers["Retry-After"] = "1"
+                if fault is not None and fault.retry_after:
+                    answer.headers["Retry-After"] = fault.retry_after
             cpu = time.thread_time() - cpu
             time.sleep(self.latency + (fault.seconds if fault else 0.0))
         good = answer.status == 200
