@@ -60,12 +60,26 @@ class TrackingConfig(Section):
 
 
 class RayConfig(Section):
-    """An empty address starts a local Ray, unless RAY_ADDRESS or a job says otherwise."""
+    """An empty address starts a local Ray, unless RAY_ADDRESS or a job says otherwise.
+
+    `export_resources`: custom resources that every process of an export asks of its node, by name,
+    as `{ee: 1}`. It then runs on none that does not offer them: nodes with a GPU stay free, and
+    `ray start --resources '{"ee": 4}'` holds a node to four. A local Ray offers what is asked.
+    """
 
     address: str = ""
     num_cpus: int | None = Field(None, ge=1)
     concurrency: int = Field(2, ge=1, description="processes of export and prediction")
     max_failures: int = Field(20, ge=1, description="failed tiles after which export stops")
+    export_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+
+    @field_validator("export_resources")
+    @classmethod
+    def _custom_ones(cls, resources: dict[str, float]) -> dict[str, float]:
+        own = sorted(resources.keys() & {"CPU", "GPU", "memory", "object_store_memory"})
+        if own:
+            raise ValueError(f"{', '.join(own)} is Ray's own; wanted custom resources, as {{ee: 1}}")
+        return resources
 
 
 class DemoConfig(Section):

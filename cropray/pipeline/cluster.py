@@ -55,6 +55,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus,
+                resources={name: each * config.concurrency for name, each in config.export_resources.items()},
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="ERROR",

@@ -50,14 +50,19 @@ class ClusterQuota:
 def cluster_quota(config: Config, callers: int) -> ClusterQuota | None:
     """The quota that `callers` threads of all workers share; None for a source that needs none.
 
-    Ray must be there. The quota ends with its last handle.
+    Ray must be there. The quota ends with its last handle, and is no sooner lost than the driver:
+    it runs on the same node.
     """
     if config.source.kind != "earthengine":
         return None
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     chosen = config.source.earthengine
-    actor = ray.remote(LocalQuota).options(num_cpus=0, max_concurrency=callers + _SPARE_CALLS)
+    actor = ray.remote(LocalQuota).options(
+        num_cpus=0, max_concurrency=callers + _SPARE_CALLS, scheduling_strategy=here
+    )
     return ClusterQuota(actor.remote(chosen.in_flight, chosen.per_second, chosen.lease_s))
 
 

@@ -286,7 +286,7 @@ def test_what_is_missing_is_kept_counted_and_told(
 
 
 def test_settings_that_cannot_work_are_refused_before_the_first_tile(
-    undisturbed: tuple[Run, Counter[str]], config_path: Path, server: Serving, tmp_path: Path
+    undisturbed: tuple[Run, Counter[str]], config_path: Path, server: Serving, tmp_path: Path, ray_local: None
 ) -> None:
     def refused(run: Run) -> str:
         with pytest.raises(InputError) as refusal:

@@ -43,8 +43,9 @@ def new_run(path: Path) -> Run:
 
 
 def parts_of(run: Run) -> dict[str, bytes]:
-    parts = run.folder.local("parts")
-    return {path.name: path.read_bytes() for path in sorted(parts.glob("*.parquet"))}
+    """All that readers see; beside them a killed process may have left a file of a temporary name."""
+    parts = run.folder.child("parts")
+    return {name: parts.read_bytes(name) for name in parts.names(".parquet")}
 
 
 @pytest.fixture(scope="module")
