@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cropray import __version__
+from cropray.cli_models import models_app, register
+from cropray.cli_options import ConfigOption, RunOption, SetOption, configured, emit
 
 if TYPE_CHECKING:
     from cropray.config import Config
-    from cropray.run import Summary
 
 app = typer.Typer(
     help="Crop maps at least a month before harvest, from partly annotated parcels and Sentinel-1/2.",
@@ -27,12 +28,8 @@ shards_app = typer.Typer(help="Look at shards, verify them, import patches.", no
 app.add_typer(shards_app, name="shards")
 checkpoint_app = typer.Typer(help="Look at checkpoints, import published weights.", no_args_is_help=True)
 app.add_typer(checkpoint_app, name="checkpoint")
-
-ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML configuration.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting; repeatable.")
-]
-RunOption = Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.")]
+app.add_typer(models_app, name="models")
+app.command("register")(register)
 
 # Stage functions take a Run and return a summary; they are imported only when they are called,
 # so that --help answers at once. `export` and `predict` stand between these, with options of their own.
@@ -60,12 +57,6 @@ _FROM_A_MAP = (
 )
 
 
-def _config(config: str | None, settings: list[str] | None) -> Config:
-    from cropray.overrides import load_config
-
-    return load_config(config, settings or ())
-
-
 def _call(function: str, folder: str, config: Config) -> None:
     from cropray.pipeline.jobs import kept
     from cropray.run import Run
@@ -78,17 +69,13 @@ def _call(function: str, folder: str, config: Config) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from what is finished\n")
         raise  # typer makes it exit code 130
-    _print(summary)
-
-
-def _print(summary: Summary) -> None:
-    sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    emit(summary)
 
 
 def _add_stage(name: str, function: str, text: str) -> None:
     @app.command(name, help=text)
     def command(run: RunOption, config: ConfigOption = None, set: SetOption = None) -> None:
-        _call(function, run, _config(config, set))
+        _call(function, run, configured(config, set))
 
 
 for _stage in _TO_REGIONS:
@@ -104,7 +91,7 @@ def export(
 ) -> None:
     """Imagery and labels of every ROI to parts of patches."""
     stage = "cropray.pipeline.export_plan:dry_run" if dry_run else "cropray.pipeline.export:export"
-    _call(stage, run, _config(config, set))
+    _call(stage, run, configured(config, set))
 
 
 for _stage in _TO_A_MODEL:
@@ -132,7 +119,7 @@ def predict(
     """Map an area of any size as of a date."""
     given = {"model": model, "area": area, "as_of": as_of, "assume_harvest": assume_harvest}
     settings = [f"predict.{key}={json.dumps(value)}" for key, value in given.items() if value]
-    _call("cropray.pipeline.predict:predict", run, _config(config, [*(set or []), *settings]))
+    _call("cropray.pipeline.predict:predict", run, configured(config, [*(set or []), *settings]))
 
 
 for _stage in _FROM_A_MAP:
@@ -142,7 +129,7 @@ for _stage in _FROM_A_MAP:
 @config_app.command("show")
 def show_config(config: ConfigOption = None, set: SetOption = None) -> None:
     """Print the resolved configuration as YAML."""
-    sys.stdout.write(_config(config, set).to_yaml())
+    sys.stdout.write(configured(config, set).to_yaml())
 
 
 TargetArgument = Annotated[str, typer.Argument(metavar="URI|RUN", help="Run, folder of shards, or shard.")]
@@ -153,7 +140,7 @@ def verify_shards(target: TargetArgument) -> None:
     """Read every tensor; compare checksums, schema, counts, and that splits share no ground."""
     from cropray.pipeline.verify_shards import verify
 
-    _print(verify(target))
+    emit(verify(target))
 
 
 @shards_app.command("info")
@@ -161,7 +148,7 @@ def shards_info(target: TargetArgument) -> None:
     """What a set of shards holds, from footers and scalar columns alone."""
     from cropray.pipeline.inspect_shards import info
 
-    _print(info(target))
+    emit(info(target))
 
 
 @shards_app.command("show")
@@ -198,7 +185,7 @@ def import_tiff(
     from cropray.storage import Folder
 
     chosen = origin(harvest, split, crop, country)
-    _print(import_tiff(directory, Run(Folder(run), _config(config, set)), chosen))
+    emit(import_tiff(directory, Run(Folder(run), configured(config, set)), chosen))
 
 
 @checkpoint_app.command("show")
@@ -206,7 +193,7 @@ def show_checkpoint(folder: Annotated[str, typer.Argument(metavar="DIR", help="P
     """What a checkpoint folder holds, verified."""
     from cropray.training.checkpoints import show
 
-    _print(show(folder))
+    emit(show(folder))
 
 
 @checkpoint_app.command("import-seed")
@@ -217,7 +204,7 @@ def import_seed(
     """The published network's PyTorch weights to a checkpoint; nothing in the file is executed."""
     from cropray.training.checkpoints import import_seed
 
-    _print(import_seed(file, out))
+    emit(import_seed(file, out))
 
 
 def _version(value: bool) -> None:

@@ -19,7 +19,7 @@ BARE_LEAVES = {"cropray.types", "cropray.bands", "cropray.grid", "cropray.storag
 WAY = (
     *("types", "bands", "grid", "storage", "config", "overrides", "progress", "run"),
     *("rasters", "figures", "imagery", "rois", "labels", "shards", "models", "tracking", "training"),
-    *("maps", "pipeline", "cli", "__main__"),
+    *("maps", "pipeline", "cli_options", "cli_models", "cli", "__main__"),
 )
 # What the drivers share, wherever they stand: how to join Ray, and the record that export leaves.
 SHARED = {"cropray.pipeline.cluster", "cropray.pipeline.ledger"}

@@ -2,69 +2,74 @@
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
 import tempfile
-import warnings
-from importlib.metadata import version as installed_version
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-import cropray
-from cropray.bands import S1_NAMES, S2_NAMES
+from cropray.config import CHAMPION
 from cropray.models.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
-from cropray.run import Run
+from cropray.run import Run, Summary
 from cropray.storage import Folder
-from cropray.tracking.runs import Tracker, open_client, tracking_uri
+from cropray.tracking import lineage as origin
+from cropray.tracking.card import description, model_card
+from cropray.tracking.packaging import save_model_folder
+from cropray.tracking.runs import Tracker, open_client, server_errors, shown, tracked, tracking_uri
+from cropray.tracking.stac_mlm import mlm_item
 from cropray.types import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
-    from mlflow.models import ModelSignature
 
-_SCRIPT = Path(__file__).with_name("pyfunc_model.py")
-# What a loaded model imports of this package, which is on no index and so travels as files.
-_TRAVELS = ("__init__.py", "types.py", "bands.py", "storage.py", "models")
-_REQUIREMENTS = ("mlflow", "numpy", "pyarrow", "safetensors", "torch", "xxhash")
+CARD, ITEM, LINEAGE = "README.md", "stac-item.json", "lineage.json"
+"""Beside the files that MLflow writes in a model's folder."""
+
+_HISTORY = "history.json"
+_PAGE = 100
 _SHOWN_MODELS = 20
 _REFERENCE = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
+
+
+def register_checkpoint(run: Run, reference: str = "") -> Summary:
+    """Register a checkpoint folder, as a reference means it (`resolve_model`), with `tracking.alias`.
+
+    Raises InputError for a model that comes from the registry already.
+    """
+    if reference.startswith("models:"):
+        raise InputError(f"{reference} is registered already; give a checkpoint folder, or nothing")
+    folder = resolve_model(reference, run)
+    stage = str(load_checkpoint(folder).recipe.get("stage", "finetune"))
+    with tracked(run, "register") as tracker:
+        version = register(run, stage, folder, tracker)
+    return {
+        "registered": f"models:/{registered_name(run, stage)}/{version}",
+        "alias": run.config.tracking.alias,
+        "checkpoint": folder.uri,
+        "registry": shown(tracking_uri(run)),
+    }
 
 
 def register(run: Run, stage: str, folder: Folder, tracker: Tracker) -> str:
     """Log a checkpoint folder as a model, register it as a new version, set the alias on it.
 
     Returns the version. The model is a pyfunc of two named tensors of stored integers, s1
-    (B, 2, T, H, W) and s2 (B, 10, T, H, W); it loads without Ray and without this package.
+    (B, 2, T, H, W) and s2 (B, 10, T, H, W); it loads without Ray and without this package. Beside it
+    lie its card, its STAC item and its lineage, which stands in the version's tags too. A checkpoint
+    that is registered already with the same code keeps its version.
     """
-    from mlflow.entities import LoggedModelOutput
-
-    client, tracking = tracker.client, run.config.tracking
+    client, name = tracker.client, registered_name(run, stage)
     checkpoint = load_checkpoint(folder)
-    mlflow_run = client.get_run(tracker.run_id)
-    logged = client.create_logged_model(
-        mlflow_run.info.experiment_id,
-        name=stage,
-        source_run_id=tracker.run_id,
-        params=mlflow_run.data.params,
-    )
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # MLflow would check the signature by an example, and infers types of its own on import.
-        warnings.filterwarnings("ignore", message=".*([Tt]ype hint|input example)", category=UserWarning)
-        saved = Path(scratch) / "model"
-        _save_pyfunc(saved, checkpoint, folder, Path(scratch), tracker.run_id, logged.model_id)
-        client.log_model_artifacts(logged.model_id, str(saved))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(tracker.run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
-    name = registered_name(run, stage)
-    if _registered_model(name, client) is None:
-        client.create_registered_model(name)
-    version = client.create_model_version(
-        name, logged.artifact_location, run_id=tracker.run_id, model_id=logged.model_id
-    ).version
-    client.set_registered_model_alias(name, tracking.alias, version)
+    facts = origin.lineage(run, stage, folder, checkpoint)
+    tags = origin.tags(facts)
+    known = (origin.CHECKPOINT, origin.CODE)
+    same = [
+        found for found in versions(client, name) if all(found.tags.get(tag) == tags[tag] for tag in known)
+    ]
+    version = same[0].version if same else _registered(run, stage, folder, tracker, checkpoint, facts, tags)
+    client.set_registered_model_alias(name, run.config.tracking.alias, version)
     return str(version)
 
 
@@ -80,7 +85,8 @@ def resolve_model(reference: str, run: Run) -> Folder:
     "" is the run's own finetuned model, else its pretrained one; `models:/name@alias` and
     `models:/name/version` come from the registry and are copied into the run folder, where every
     worker can read them; anything else is a folder by path or URI, or by `run:PATH` from the run
-    folder. Raises InputError where there is no such model, and says which there are.
+    folder. What is read is the checkpoint: the packages that the registered model lists need not be
+    installed. Raises InputError where there is no such model, and says which there are.
     """
     if reference.startswith("models:"):
         return _from_registry(reference, run)
@@ -97,70 +103,7 @@ def resolve_model(reference: str, run: Run) -> Folder:
     raise InputError(f"{run.folder} has no trained model yet: run cropray finetune, or name a model")
 
 
-def _save_pyfunc(
-    path: Path, checkpoint: Checkpoint, folder: Folder, scratch: Path, run_id: str, model_id: str
-) -> None:
-    """Write the model folder: models-from-code script, checkpoint, code, signature, requirements."""
-    from mlflow.models import Model
-    from mlflow.pyfunc import save_model
-
-    files = scratch / "checkpoint"
-    for name in folder.names():
-        _fetch(folder, name, files)
-    code = scratch / "cropray"
-    package = Path(cropray.__file__).parent
-    for name in _TRAVELS:
-        source, target = package / name, code / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-    save_model(
-        path=str(path),
-        python_model=str(_SCRIPT),
-        artifacts={"checkpoint": str(files)},
-        code_paths=[str(code)],
-        signature=_signature(checkpoint),
-        # Named, not inferred: inferring runs the model in a new process and asks an index.
-        pip_requirements=[f"{name}=={installed_version(name)}" for name in _REQUIREMENTS],
-        mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
-        metadata={"classes": list(checkpoint.classes)},
-    )
-
-
-def _signature(checkpoint: Checkpoint) -> ModelSignature:
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    months, stored = checkpoint.months, np.dtype(np.int16)
-    return ModelSignature(
-        inputs=Schema(
-            [
-                TensorSpec(stored, (-1, len(S1_NAMES), months, -1, -1), "s1"),
-                TensorSpec(stored, (-1, len(S2_NAMES), months, -1, -1), "s2"),
-            ]
-        ),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(checkpoint.classes), -1, -1))]),
-    )
-
-
-def _from_registry(reference: str, run: Run) -> Folder:
-    from mlflow.artifacts import download_artifacts
-
-    uri = tracking_uri(run)
-    client = open_client(uri)
-    found = _model_version(reference, client, uri)
-    target = run.folder.child(f"models/registry/{found.name}/{found.version}")
-    with tempfile.TemporaryDirectory() as scratch:
-        source = client.get_model_version_download_uri(found.name, found.version)
-        local = download_artifacts(f"{source}/artifacts/checkpoint", dst_path=scratch, tracking_uri=uri)
-        for path in sorted(Path(local).iterdir()):
-            target.publish(path, path.name)
-    return target
-
-
-def _model_version(reference: str, client: MlflowClient, uri: str) -> ModelVersion:
+def find_version(reference: str, client: MlflowClient, uri: str) -> ModelVersion:
     """The version that a `models:/` reference means. Raises InputError that says what is there."""
     from mlflow.exceptions import MlflowException
 
@@ -168,11 +111,11 @@ def _model_version(reference: str, client: MlflowClient, uri: str) -> ModelVersi
     if match is None:
         raise InputError(f"{reference!r} is not of the form models:/name@alias or models:/name/version")
     name, alias, version = match["name"], match["alias"], match["version"]
-    model = _registered_model(name, client)
+    model = registered_model(name, client)
     if model is None:
         there = ", ".join(other.name for other in client.search_registered_models(max_results=_SHOWN_MODELS))
         raise InputError(
-            f"there is no model {name!r} in the registry {uri}, which has: {there or 'none'}; "
+            f"there is no model {name!r} in the registry {shown(uri)}, which has: {there or 'none'}; "
             "set tracking.uri to the registry that has it"
         )
     try:
@@ -180,15 +123,18 @@ def _model_version(reference: str, client: MlflowClient, uri: str) -> ModelVersi
             return client.get_model_version_by_alias(name, alias)
         return client.get_model_version(name, version)
     except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         aliases = ", ".join(f"@{key} (version {value})" for key, value in sorted(model.aliases.items()))
-        versions = sorted(int(found.version) for found in client.search_model_versions(f"name='{name}'"))
+        numbers = sorted(int(found.version) for found in versions(client, name))
+        hint = f"; {CHAMPION} is given by cropray models promote" if alias == CHAMPION else ""
         raise InputError(
-            f"there is no {reference} in the registry {uri}: {name} has the versions {versions} "
-            f"and the aliases {aliases or 'none'}"
+            f"there is no {reference} in the registry {shown(uri)}: {name} has the versions {numbers} "
+            f"and the aliases {aliases or 'none'}{hint}"
         ) from error
 
 
-def _registered_model(name: str, client: MlflowClient) -> RegisteredModel | None:
+def registered_model(name: str, client: MlflowClient) -> RegisteredModel | None:
     """The model of this name, None where there is none. Asked for by name: lists come in pages."""
     from mlflow.exceptions import MlflowException
 
@@ -200,6 +146,89 @@ def _registered_model(name: str, client: MlflowClient) -> RegisteredModel | None
         return None
 
 
-def _fetch(folder: Folder, name: str, target: Path) -> None:
-    (target / name).parent.mkdir(parents=True, exist_ok=True)
-    (target / name).write_bytes(folder.read_bytes(name))
+def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """All versions of a model, the newest first."""
+    quote = '"' if "'" in name else "'"
+    return sorted(
+        search_versions(client, f"name={quote}{name}{quote}"), key=lambda version: -int(version.version)
+    )
+
+
+def search_versions(client: MlflowClient, condition: str) -> list[ModelVersion]:
+    """All versions of which a condition of MLflow's holds."""
+    page = client.search_model_versions(condition, max_results=_PAGE)
+    found = list(page)
+    while page.token:
+        page = client.search_model_versions(condition, max_results=_PAGE, page_token=page.token)
+        found += page
+    return found
+
+
+def _registered(
+    run: Run,
+    stage: str,
+    folder: Folder,
+    tracker: Tracker,
+    checkpoint: Checkpoint,
+    facts: dict[str, Any],
+    tags: dict[str, str],
+) -> str:
+    """Write the model's folder, give it to the server, make a version of it; the version."""
+    from mlflow.entities import LoggedModelOutput
+
+    client, name = tracker.client, registered_name(run, stage)
+    mlflow_run = client.get_run(tracker.run_id)
+    history = json.loads(folder.read_text(_HISTORY)) if folder.exists(_HISTORY) else []
+    card = model_card(name, checkpoint, facts, history)
+    item = mlm_item(checkpoint, name, datetime.now(UTC), f"Crops by pixel: {', '.join(checkpoint.classes)}")
+    papers = {CARD: card, ITEM: json.dumps(item, indent=1), LINEAGE: json.dumps(facts, indent=1, default=str)}
+    logged = client.create_logged_model(
+        mlflow_run.info.experiment_id,
+        name=stage,
+        source_run_id=tracker.run_id,
+        params=mlflow_run.data.params,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = Path(scratch) / "model"
+        identity = {
+            "run_id": tracker.run_id,
+            "model_uuid": logged.model_id,
+            "model_id": logged.model_id,
+        }
+        save_model_folder(saved, checkpoint, folder, Path(scratch), identity, papers)
+        client.log_model_artifacts(logged.model_id, str(saved))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(tracker.run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
+    if registered_model(name, client) is None:
+        client.create_registered_model(name)
+    made = client.create_model_version(
+        name,
+        logged.artifact_location,
+        run_id=tracker.run_id,
+        model_id=logged.model_id,
+        tags=tags,
+        description=description(card),
+    )
+    return str(made.version)
+
+
+def _from_registry(reference: str, run: Run) -> Folder:
+    from mlflow.artifacts import download_artifacts
+
+    uri = tracking_uri(run)
+    client = open_client(uri)
+    with server_errors(uri), tempfile.TemporaryDirectory() as scratch:
+        found = find_version(reference, client, uri)
+        target = run.folder.child(f"models/registry/{found.name}/{found.version}")
+        source = client.get_model_version_download_uri(found.name, found.version)
+        try:
+            local = download_artifacts(f"{source}/artifacts/checkpoint", dst_path=scratch, tracking_uri=uri)
+        except OSError as error:
+            raise InputError(
+                f"the files of {reference} are not where the registry {shown(uri)} says, in {source}: they "
+                "were deleted, or the folder was moved (MLflow keeps absolute paths). Put it back, link it "
+                "there, or name the checkpoint folder instead of the reference"
+            ) from error
+        for path in sorted(Path(local).iterdir()):
+            target.publish(path, path.name)
+    return target

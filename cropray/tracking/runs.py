@@ -27,6 +27,23 @@ if TYPE_CHECKING:
 _BATCH = 100
 _MAX_VALUE = 6000
 _SHOWN = 300  # characters of an error of MLflow's, which goes on with SQL
+_REMEDY = "mend it or make room, and run the same command again: what is finished is kept"
+_LOG_IN = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may "
+    "do this"
+)
+# What an error of MLflow's says, for it has no class of its own for each, and what helps.
+_REMEDIES = (
+    ("error code 401", _LOG_IN),
+    ("Unauthorized", _LOG_IN),
+    ("error code 403", _LOG_IN),
+    ("Permission denied", _LOG_IN),
+    ("PERMISSION_DENIED", _LOG_IN),
+    (
+        "readonly database",
+        "its database may be read and not written: get the permission, or set tracking.uri to another",
+    ),
+)
 _NOT_IN_NAMES = re.compile(r"[^\w.\- :/]")
 
 
@@ -42,7 +59,7 @@ class Tracker:
         """Record parameters. One that is already there keeps its value: MLflow never changes it."""
         from mlflow.entities import Param
 
-        values = {_name(key): str(value)[:_MAX_VALUE] for key, value in params.items()}
+        values = {metric_name(key): str(value)[:_MAX_VALUE] for key, value in params.items()}
         new = [Param(name, value) for name, value in values.items() if name not in self._known]
         for start in range(0, len(new), _BATCH):
             self.client.log_batch(self.run_id, params=new[start : start + _BATCH])
@@ -52,7 +69,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        values = [Metric(_name(key), float(value), now_ms, step) for key, value in metrics.items()]
+        values = [Metric(metric_name(key), float(value), now_ms, step) for key, value in metrics.items()]
         for start in range(0, len(values), _BATCH):
             self.client.log_batch(self.run_id, metrics=values[start : start + _BATCH])
 
@@ -72,17 +89,28 @@ def tracked(run: Run, stage: str) -> Iterator[Tracker]:
     """
     uri = tracking_uri(run)
     client = open_client(uri)
+    with server_errors(uri), _recorded(run, stage, uri, client) as tracker:
+        yield tracker
+
+
+@contextmanager
+def server_errors(uri: str) -> Iterator[None]:
+    """What the server refuses or fails to do becomes an InputError that says what can be done."""
     from mlflow.exceptions import MlflowException
 
     try:
-        with _recorded(run, stage, uri, client) as tracker:
-            yield tracker
+        yield
     except MlflowException as error:
-        reason = str(error).replace("\n", " ")[:_SHOWN]
+        reason = str(error).replace("\n", " ")
+        remedy = next((said for sign, said in _REMEDIES if sign in reason), _REMEDY)
         raise InputError(
-            f"the MLflow server {uri} (tracking.uri) failed: {reason}; "
-            "mend it or make room, and run the same command again: what is finished is kept"
+            f"the MLflow server {shown(uri)} (tracking.uri) failed: {reason[:_SHOWN]}; {remedy}"
         ) from error
+
+
+def shown(uri: str) -> str:
+    """A URI without the password that may stand in it."""
+    return re.sub(r"//[^@/]*@", "//…@", uri)
 
 
 @contextmanager
@@ -125,10 +153,10 @@ def open_client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Standard output belongs to the results of the stages.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A server that is not there is told to the user in seconds, not after minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it logs as errors it raises too
@@ -136,11 +164,16 @@ def open_client(uri: str) -> MlflowClient:
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    try:
+    with server_errors(uri):
         client.search_experiments(max_results=1)
-    except MlflowException as error:
-        raise InputError(f"cannot use the MLflow server {uri} (tracking.uri): {error}") from error
     return client
+
+
+def open_existing(run: Run) -> MlflowClient | None:
+    """As `open_client`; None where the run has no tracking server and no database of its own yet."""
+    uri = tracking_uri(run)
+    database = _sqlite_file(uri)
+    return None if database is not None and not database.exists() else open_client(uri)
 
 
 def _resumed(run: Run, stage: str, uri: str, client: MlflowClient) -> str | None:
@@ -174,18 +207,31 @@ def _experiment(run: Run, client: MlflowClient) -> str:
     """The id of the configured experiment, made where it is not there."""
     name = run.config.tracking.experiment
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
     # A server knows where its artifacts go; beside a database file they lie beside it.
     database = _sqlite_file(tracking_uri(run))
     beside = None if database is None else (database.parent / "artifacts").absolute().as_uri()
+    if found is not None:
+        if not run.config.tracking.uri and found.artifact_location != beside:
+            raise _moved(run, found.artifact_location)
+        return str(found.experiment_id)
     return str(client.create_experiment(name, artifact_location=beside))
 
 
-def _name(key: str) -> str:
+def _moved(run: Run, location: str) -> InputError:
+    return InputError(
+        f"{run.folder} was copied or moved: MLflow's database in it ({run.folder}/mlflow) says that its "
+        f"files lie in {location}, since it keeps absolute paths. Put the folder back (or a link to it) "
+        "where it was; or delete its folder mlflow (models/, shards/ and maps/ do not need it) and register "
+        f"its model anew: cropray register --run {run.folder}"
+    )
+
+
+def metric_name(key: str) -> str:
     """As MLflow accepts it: classes and regions have names that a user chose, commas and all."""
     return _NOT_IN_NAMES.sub("_", key)
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    """The database file of a URI; None where it is another kind, or has options of SQLite (`file:…`)."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri or path.startswith("file:") else Path(path)

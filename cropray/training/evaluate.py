@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -20,25 +20,20 @@ import torch
 from cropray.config import Config
 from cropray.figures.charts import EVALUATION, confusion_chart, scores_chart
 from cropray.figures.pictures import comparison_picture
-from cropray.models.checkpoint import (
-    Checkpoint,
-    check_classes,
-    check_inputs,
-    load_checkpoint,
-    weights_checksum,
-)
-from cropray.models.decision import decide
+from cropray.models.checkpoint import Checkpoint, load_checkpoint
 from cropray.models.heads import with_head
 from cropray.models.predictor import Predictor
 from cropray.progress import Progress, progress, say
 from cropray.rois.splits import SPLITS
 from cropray.run import Run, Summary
 from cropray.shards.reader import ShardReader
-from cropray.shards.schema import ShardMetadata
 from cropray.shards.store import fingerprint, refuse_missing, shard_uris
 from cropray.storage import Folder
+from cropray.tracking.lineage import checkpoint_id
 from cropray.tracking.registry import resolve_model
-from cropray.training.blocks import TilePlan, block_numbers, extents, plan_tiles, read_tile
+from cropray.tracking.versions import link_evaluation
+from cropray.training.blocks import TilePlan, extents, plan_tiles
+from cropray.training.measured import ScoredTile, check_fit, count_blocks, scope_of, scored_tiles
 from cropray.training.methods import (
     Method,
     Network,
@@ -47,9 +42,9 @@ from cropray.training.methods import (
     fit_baselines,
     thresholds_on,
 )
-from cropray.training.metrics import Counts, confusion
-from cropray.training.scoring import Scope, scored_truth, tables
-from cropray.types import UNLABELLED, BoolArray, InputError
+from cropray.training.metrics import Counts
+from cropray.training.scoring import Scope, tables
+from cropray.types import BoolArray, InputError
 
 _BATCH = 32
 _PICTURES = 12
@@ -75,17 +70,28 @@ class Job:
 def evaluate(run: Run) -> Summary:
     """Score a model on the test split; writes evaluation/evaluation.json and pictures beside it.
 
-    Raises InputError where there is no test split, or where the model does not fit the shards.
+    Where the model is registered, its versions are given the figures. Raises InputError where there is
+    no test split, or where the model does not fit the shards.
     """
     run.begin("evaluate")
     folder = resolve_model(run.config.evaluate.model, run)
     refuse_missing(run.folder, (run.summary("compact") or {}).get("shards", {}))
     uris = [uri for split in SPLITS for uri in shard_uris(run.folder, split)]
-    inputs = {"model": weights_checksum(folder), "shards": fingerprint(uris)}
-    reused = run.finished("evaluate", inputs)
-    if reused is not None:
+    inputs = {"model": checkpoint_id(folder), "shards": fingerprint(uris)}
+    summary = run.finished("evaluate", inputs)
+    if summary is None:
+        summary = _evaluate(run, folder)
+        run.finish("evaluate", summary, inputs)
+    else:
         say(f"evaluate: reused {run.folder}/{EVALUATION}")
-        return reused
+    # Last, so that a registry that fails costs no evaluation: the same command goes on from here.
+    if run.config.evaluate.head is None:
+        result = json.loads(run.folder.read_text(EVALUATION))
+        summary = summary | {"versions": link_evaluation(run, folder, result, inputs["shards"])}
+    return summary
+
+
+def _evaluate(run: Run, folder: Folder) -> Summary:
     start = time.monotonic()
     job = _job(run, folder)
     methods: dict[str, Method] = {"network": Network(Predictor(job.checkpoint, _device()))}
@@ -114,15 +120,13 @@ def evaluate(run: Run) -> Summary:
     for name, picture in pictures.items():
         run.folder.write_bytes(f"evaluation/{name}", picture)
     run.folder.write_text(EVALUATION, json.dumps(result, indent=1, allow_nan=False) + "\n")
-    summary = {
+    return {
         "scope": result["scope"],
         "blocks": result["blocks"],
         "pixels": result["pixels"],
         **{f"{result['score']}/{name}": row["score"] for name, row in result["methods"].items()},
         "seconds": round(time.monotonic() - start, 1),
     }
-    run.finish("evaluate", summary, inputs)
-    return summary
 
 
 def _job(run: Run, folder: Folder) -> Job:
@@ -134,37 +138,15 @@ def _job(run: Run, folder: Folder) -> Job:
             "(rois.split.test), or more ROIs to divide"
         )
     reader = ShardReader(test, batch_size=_BATCH, shuffle=False)
-    _check_fit(checkpoint, reader.metadata, folder)
+    check_fit(checkpoint, reader.metadata, str(folder), "the test split")
     return Job(
         run.config,
         checkpoint,
         test=reader,
         val=ShardReader(val, batch_size=_BATCH, shuffle=False) if val else None,
         train=shard_uris(run.folder, "train"),
-        scope=_scope(run.config, reader.metadata),
+        scope=scope_of(run.config, reader.metadata),
     )
-
-
-def _check_fit(checkpoint: Checkpoint, metadata: ShardMetadata, folder: Folder) -> None:
-    check_classes(checkpoint, metadata.classes, str(folder))
-    check_inputs(
-        checkpoint,
-        s2_bands=metadata.s2_bands,
-        s1_bands=metadata.s1_bands,
-        s1_quantity=metadata.s1_quantity,
-        where="the test split",
-    )
-    if checkpoint.window != metadata.window:
-        raise InputError(
-            f"the model {folder} was trained on the window {checkpoint.window}, the shards hold "
-            f"{metadata.window}; export with the same window, or evaluate another model"
-        )
-
-
-def _scope(config: Config, metadata: ShardMetadata) -> Scope:
-    if metadata.has_truth:
-        return "truth"
-    return "class_map" if config.labels.class_map is not None else "annotated"
 
 
 def _device() -> str:
@@ -208,32 +190,25 @@ def _score(
     plans: Sequence[TilePlan],
     bar: Progress,
 ) -> tuple[dict[str, Counts], dict[str, bytes]]:
-    """Confusion matrices (R, M, M) of the test's blocks by method, and pictures of some ROIs by name.
-
-    A pixel that no sensor saw in any month is not scored: a map holds nodata there.
-    """
-    classes = job.checkpoint.classes
-    size = len(classes) + 1
-    block_of = block_numbers(extents(job.test), job.config.rois.split.buffer_m)
-    counts: dict[str, dict[int, Counts]] = {
-        name: defaultdict(lambda: np.zeros((size, size), np.int64)) for name in methods
-    }
+    """Confusion matrices (R, M, M) of the test's blocks by method, and pictures of some ROIs by name."""
     shown, pictures = _to_show(plans), {}
-    for plan in plans:
-        tile = read_tile(job.test, plan)
-        truth_hw = scored_truth(job.scope, tile.label_hw, tile.truth_hw)
-        truth_hw = np.where(tile.seen_hw, truth_hw, np.uint8(UNLABELLED))
-        maps = {
-            name: decide(method.probabilities(tile), thresholds[name]) for name, method in methods.items()
-        }
-        for name, predicted_hw in maps.items():
-            counts[name][block_of[plan.roi_id]] += confusion(truth_hw, predicted_hw, len(classes))
-        if plan in shown:
-            pictures[f"rois/{plan.roi_id}.png"] = comparison_picture(
-                truth_hw, maps["network"], classes, tile.s2_cthw, title=f"{plan.roi_id} · {plan.crop}"
-            )
-        bar.advance()
-    return {name: np.stack(list(by_block.values())) for name, by_block in counts.items()}, pictures
+
+    def pictured(tiles: Iterable[ScoredTile]) -> Iterator[ScoredTile]:
+        for scored in tiles:
+            plan = scored.plan
+            if plan in shown:
+                pictures[f"rois/{plan.roi_id}.png"] = comparison_picture(
+                    scored.truth_hw,
+                    scored.maps["network"],
+                    job.checkpoint.classes,
+                    scored.tile.s2_cthw,
+                    title=f"{plan.roi_id} · {plan.crop}",
+                )
+            bar.advance()
+            yield scored
+
+    tiles = pictured(scored_tiles(job.test, plans, methods, thresholds, job.scope))
+    return count_blocks(tiles, job.test, job.config.rois.split.buffer_m), pictures
 
 
 def _to_show(plans: Sequence[TilePlan]) -> list[TilePlan]:

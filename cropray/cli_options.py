@@ -1,0 +1,36 @@
+"""What the commands of the command line share: their options, and how a result is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cropray.config import Config
+    from cropray.run import Run, Summary
+
+ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML configuration.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting; repeatable.")
+]
+RunOption = Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.")]
+
+
+def configured(config: str | None, settings: list[str] | None) -> Config:
+    from cropray.overrides import load_config
+
+    return load_config(config, settings or ())
+
+
+def opened(run: str, config: str | None, settings: list[str] | None) -> Run:
+    from cropray.run import Run
+    from cropray.storage import Folder
+
+    return Run(Folder(run), configured(config, settings))
+
+
+def emit(summary: Summary) -> None:
+    sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

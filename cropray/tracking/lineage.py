@@ -1,0 +1,126 @@
+"""Where a registered model comes from: data, shards, settings, code, commit and parent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+import cropray
+from cropray.models.checkpoint import DESCRIPTION, Checkpoint, weights_checksum
+from cropray.run import Run
+from cropray.shards.file import read_footer
+from cropray.shards.schema import ROWS_KEY
+from cropray.shards.store import fingerprint, shard_uris
+from cropray.storage import Folder
+from cropray.tracking.packaging import code_checksum
+
+PREFIX = "cropray."
+CHECKPOINT, WEIGHTS, CODE = f"{PREFIX}checkpoint", f"{PREFIX}weights_xxh3", f"{PREFIX}code_xxh3"
+EVALUATION = f"{PREFIX}evaluation"
+PARENT = f"{PREFIX}parent_weights_xxh3"
+"""Tags of a version: its checkpoint with thresholds and all; weights alone; code; scores; origin."""
+
+_INIT = "the checkpoint to start from"  # among a training's inputs, beside "shards"
+_GIT_S = 10
+_READERS = 8  # footers read at the same time: object storage answers slowly
+
+
+def checkpoint_id(folder: Folder) -> str:
+    """Tells checkpoints apart: weights (by their checksum), thresholds and all else of the description."""
+    return xxhash.xxh3_64_hexdigest(folder.read_bytes(DESCRIPTION))
+
+
+def lineage(run: Run, stage: str, folder: Folder, checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that is known of a checkpoint's origin, as JSON.
+
+    Shards, configuration and parent are those of the run where `folder` is its own model of the stage,
+    and the shards only where they are still the ones that it was trained on; else None.
+    """
+    own = folder.uri == run.folder.child(f"models/{stage}").uri
+    inputs = run.inputs(stage) if own else {}
+    reference = checkpoint.recipe.get("init", "")
+    return {
+        "checkpoint": checkpoint_id(folder),
+        "weights_xxh3": weights_checksum(folder),
+        "data_fingerprint": checkpoint.data_fingerprint,
+        "shards": _shards(run, inputs.get("shards", "")),
+        "recipe": checkpoint.recipe,
+        "window": checkpoint.window,
+        "imagery": checkpoint.imagery,
+        "config": run.config.model_dump(mode="json") if own else None,
+        "run": run.folder.uri if own else None,
+        "parent": {"reference": reference, "weights_xxh3": inputs.get(_INIT)} if reference else None,
+        "git": git_state(Path(cropray.__file__).parent),
+        "code_version": checkpoint.code_version,
+        "code_xxh3": code_checksum(),
+    }
+
+
+def tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The tags of a version: what one asks for, by name; `lineage.json` in the model has the rest."""
+    git, parent, shards = facts["git"] or {}, facts["parent"] or {}, facts["shards"] or {}
+    values = {
+        CHECKPOINT: facts["checkpoint"],
+        WEIGHTS: facts["weights_xxh3"],
+        CODE: facts["code_xxh3"],
+        PARENT: parent.get("weights_xxh3"),
+        f"{PREFIX}parent": parent.get("reference"),
+        f"{PREFIX}data_fingerprint": facts["data_fingerprint"],
+        **{f"{PREFIX}shards.{split}": f"{len(files)}: {_digest(files)}" for split, files in shards.items()},
+        f"{PREFIX}recipe": json.dumps(facts["recipe"], sort_keys=True, default=str),
+        f"{PREFIX}config_xxh3": facts["config"] and _digest(facts["config"]),
+        f"{PREFIX}run": facts["run"],
+        f"{PREFIX}code_version": facts["code_version"],
+        f"{PREFIX}git_commit": git.get("commit"),
+        f"{PREFIX}git_dirty": git.get("dirty"),
+    }
+    return {key: str(value) for key, value in values.items() if value not in (None, "")}
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout to which `folder` belongs, and whether files in it differ from that.
+
+    None where `__init__.py` in it is under no version control (an installed package, a copy on a
+    cluster), or where there is no git.
+    """
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def told(*arguments: str) -> str:
+        command = [git, "-C", str(folder), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_GIT_S
+        ).stdout.strip()
+
+    try:
+        told("ls-files", "--error-unmatch", "__init__.py")
+        return {"commit": told("rev-parse", "HEAD"), "dirty": bool(told("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _shards(run: Run, trained_on: str) -> dict[str, dict[str, str]] | None:
+    """The checksum of every shard by split and name; None where those trained on are not there."""
+    uris = {split: shard_uris(run.folder, split) for split in ("train", "val")}
+    if not trained_on or fingerprint(uris["train"] + uris["val"]) != trained_on:
+        return None
+    with ThreadPoolExecutor(_READERS) as pool:
+        return {
+            split: {
+                uri.rsplit("/", 1)[-1]: footer.get(ROWS_KEY, b"").decode()
+                for uri, footer in zip(files, pool.map(read_footer, files), strict=True)
+            }
+            for split, files in uris.items()
+        }
+
+
+def _digest(data: Any) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(data, sort_keys=True, default=str).encode())
