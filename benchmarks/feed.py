@@ -153,7 +153,7 @@ def measure(count: int, repeats: int, folder: Path) -> dict[str, float]:
     runs: dict[str, tuple[Callable[[], object], int]] = {
         "GeoTIFFs": (lambda: drain(tiff_batches(folder / "tiffs")), 1)
     }
-    for codec, processes, normalise in product(CODECS, PROCESSES, (SeedNormalisation().into, None)):
+    for codec, processes, normalise in product(CODECS, PROCESSES, (SeedNormalisation(), None)):
         reader = ShardReader(
             shard_uris(run, codec), batch_size=BATCH, shuffle=False, processes=processes, normalise=normalise
         )

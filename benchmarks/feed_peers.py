@@ -71,12 +71,13 @@ def collated(samples: Sequence[Arrays]) -> list[torch.Tensor]:
 
 def normalised(batch: Arrays) -> list[torch.Tensor]:
     s1, s2 = (np.empty(batch[name].shape, np.float32) for name in ("s1", "s2"))
-    SeedNormalisation().into(batch["s1"], batch["s2"], s1, s2)
+    valid = np.empty((len(s2), 2, *s2.shape[2:]), np.int16)
+    SeedNormalisation().into(batch["s1"], batch["s2"], s1, s2, valid)
     return [torch.from_numpy(values) for values in (s1, s2, batch["label"])]
 
 
 def shards(uris: list[str]) -> Batches:
-    reader = ShardReader(uris, batch_size=BATCH, processes=WORKERS, normalise=SeedNormalisation().into)
+    reader = ShardReader(uris, batch_size=BATCH, processes=WORKERS, normalise=SeedNormalisation())
     return lambda epoch: ((b.s1_bcthw, b.s2_bcthw, b.label_bhw) for b in reader.epoch(epoch))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from cropray.models.normalisation import FixedNormalisation
 from cropray.shards.torch_data import ShardBatches, ShardSamples
 from cropray.storage import Folder
 from tests.samples import make_patch, write_samples
@@ -73,3 +74,12 @@ def test_each_epoch_has_its_order(uris: list[str]) -> None:
         return next(iter(data))["sample_id"]
 
     assert order(0) == order(0) != order(1)
+
+
+def test_normalised_batches_bring_their_validity(uris: list[str]) -> None:
+    fixed = FixedNormalisation()
+    stored, floats = (next(iter(ShardBatches(uris, batch_size=4, normalise=n))) for n in (None, fixed))
+    s1, s2, valid = fixed.apply(stored["s1"], stored["s2"])
+    for name, values in (("s1", s1), ("s2", s2), ("valid", valid)):
+        assert torch.equal(floats[name], values)
+    assert "valid" not in stored

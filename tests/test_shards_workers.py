@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from cropray.models.normalisation import FixedNormalisation
+from cropray.models.normalisation import FixedNormalisation, Normalisation, SeedNormalisation
 from cropray.shards.file import ShardFile
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
@@ -74,17 +75,23 @@ def test_two_epochs_at_once_are_refused_and_never_mixed(reader: ShardReader) -> 
 
 
 @pytest.mark.parametrize("processes", [0, 1])
-def test_normalised_batches_are_the_normalisation_of_stored_ones(uris: list[str], processes: int) -> None:
-    import torch
-
-    fixed = FixedNormalisation()
+@pytest.mark.parametrize("normalisation", [FixedNormalisation(), SeedNormalisation()])
+def test_normalised_batches_are_what_a_network_is_given(
+    uris: list[str], processes: int, normalisation: Normalisation
+) -> None:
     stored = ShardReader(uris, batch_size=8)
-    floats = ShardReader(uris, batch_size=8, processes=processes, normalise=fixed.into)
+    floats = ShardReader(uris, batch_size=8, processes=processes, normalise=normalisation)
     for one, two in zip(stored.epoch(0), floats.epoch(0), strict=True):
-        s1, s2, _ = fixed.apply(torch.from_numpy(one.s1_bcthw), torch.from_numpy(one.s2_bcthw))
+        s1, s2, valid = normalisation.apply(torch.from_numpy(one.s1_bcthw), torch.from_numpy(one.s2_bcthw))
         np.testing.assert_array_equal(two.s1_bcthw, s1.numpy())
         np.testing.assert_array_equal(two.s2_bcthw, s2.numpy())
         np.testing.assert_array_equal(two.label_bhw, one.label_bhw)
+        assert (two.valid_b2thw is not None) == normalisation.validity
+        if two.valid_b2thw is not None:
+            assert two.valid_b2thw.dtype == np.int16
+            np.testing.assert_array_equal(two.valid_b2thw, valid.numpy())
+            assert not two.valid_b2thw[:, 1, 0].any()  # the first month has no Sentinel-1 view
+            assert two.valid_b2thw[:, :, 1].all()
 
 
 def test_damage_is_raised_in_its_turn(tmp_path: Path) -> None:

@@ -59,11 +59,21 @@ class Normalisation(ABC):
                 _scaled(scratch[: len(stored[part])].copy_(stored[part]), valid[part], x[part], scale)
         return s1, s2, valid_b2thw
 
-    def into(self, s1_bcthw: IntArray, s2_bcthw: IntArray, out_s1: FloatArray, out_s2: FloatArray) -> None:
+    def into(
+        self,
+        s1_bcthw: IntArray,
+        s2_bcthw: IntArray,
+        out_s1: FloatArray,
+        out_s2: FloatArray,
+        out_valid_b2thw: IntArray,
+    ) -> None:
         """As `apply` for a reader of shards: arrays on the CPU, of which the stored ones are used up."""
-        for stored, out, scale in ((s2_bcthw, out_s2, self._scale_s2), (s1_bcthw, out_s1, self._scale_s1)):
-            integers = torch.from_numpy(stored)
-            _scaled(integers, torch.empty_like(integers[:, :1]), torch.from_numpy(out), scale)
+        valid = torch.from_numpy(out_valid_b2thw)
+        for stored, out, channel, scale in (
+            (s2_bcthw, out_s2, valid[:, :1], self._scale_s2),
+            (s1_bcthw, out_s1, valid[:, 1:], self._scale_s1),
+        ):
+            _scaled(torch.from_numpy(stored), channel, torch.from_numpy(out), scale)
 
     # Stored values, which may be overwritten, and 1 or 0 for valid or not, both int16, to float32 `out`.
     @abstractmethod

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,27 @@ from cropray.types import FloatArray, IntArray
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-Normalise = Callable[[IntArray, IntArray, FloatArray, FloatArray], None]
-"""Writes stored s1, s2 (B, C, T, H, W), which may be overwritten, as floats to the other two."""
+
+class Normaliser(Protocol):
+    """What makes floats of stored integers, as `models.normalisation.Normalisation` does."""
+
+    @property
+    def validity(self) -> bool:
+        """Whether batches are to hold the validity too: a network trained with it is given it."""
+
+    def into(
+        self,
+        s1_bcthw: IntArray,
+        s2_bcthw: IntArray,
+        out_s1: FloatArray,
+        out_s2: FloatArray,
+        out_valid_b2thw: IntArray,
+    ) -> None:
+        """Write stored s1, s2, which may be overwritten, as floats to the next two, and where both are valid.
+
+        That is 1 or 0, channel 0 of s2, 1 of s1.
+        """
+
 
 _NORMALISED = ("s1", "s2")
 
@@ -25,14 +44,19 @@ class Assembly:
     """What the arrays of a batch are, and how they are filled; it pickles if `normalise` does."""
 
     stored: dict[str, TensorSpec]
-    normalise: Normalise | None = None
+    normalise: Normaliser | None = None
 
     @property
     def tensors(self) -> dict[str, TensorSpec]:
         """One sample of a batch, by name."""
         if self.normalise is None:
             return self.stored
-        return self.stored | {name: TensorSpec(self.stored[name].shape, "<f4") for name in _NORMALISED}
+        floats = {name: TensorSpec(self.stored[name].shape, "<f4") for name in _NORMALISED}
+        return self.stored | floats | ({"valid": self._valid} if self.normalise.validity else {})
+
+    @property
+    def _valid(self) -> TensorSpec:
+        return TensorSpec((2, *self.stored["s2"].shape[1:]), "<i2")
 
     def fill(self, samples: Iterable[Mapping[str, npt.NDArray[Any]]], arrays: Arrays) -> None:
         """Write samples, in their order, to arrays (B, *shape) by name."""
@@ -42,9 +66,14 @@ class Assembly:
                     arrays[name][i] = values
             return
         # New memory is slow: one place for all samples stays in the cache.
-        s1, s2 = (np.empty((1, *self.stored[name].shape), self.stored[name].dtype) for name in _NORMALISED)
+        s1, s2, valid = (
+            np.empty((1, *spec.shape), spec.dtype)
+            for spec in (self.stored["s1"], self.stored["s2"], self._valid)
+        )
         for i, sample in enumerate(samples):
             s1[0], s2[0] = sample["s1"], sample["s2"]
-            self.normalise(s1, s2, arrays["s1"][i : i + 1], arrays["s2"][i : i + 1])
+            one = slice(i, i + 1)
+            out_valid = arrays["valid"][one] if "valid" in arrays else valid
+            self.normalise.into(s1, s2, arrays["s1"][one], arrays["s2"][one], out_valid)
             for name in sample.keys() - _NORMALISED:
                 arrays[name][i] = sample[name]

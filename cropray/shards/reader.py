@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from cropray.shards.assembly import Arrays, Assembly, Normalise
+from cropray.shards.assembly import Arrays, Assembly, Normaliser
 from cropray.shards.buffers import Buffers
 from cropray.shards.cache import RangeCache
 from cropray.shards.file import RowGroup, ShardFile
@@ -34,9 +34,9 @@ class ShardReader:
     for shards that are missing, damaged, of another format, or of different data sets, and where
     fewer samples are left than there are ranks (none at all gives an epoch of no batches).
 
-    With `normalise` (a normalisation's `into`), s1 and s2 of the batches are floats. Batches are made
-    ahead of time by `threads`, or by `processes` if there are any: as fast as there are cores, but
-    each opens row groups for itself, which is not for remote shards.
+    With `normalise`, s1 and s2 of the batches are floats, beside their validity where it has one. Batches
+    are made ahead of time by `threads`, or by `processes` if there are any: as fast as there are cores,
+    but each opens row groups for itself, which is not for remote shards.
 
     With `weigh` (weights of the kept rows by their columns, such as `order.balanced_weights`), a sample
     occurs in an epoch as often as its weight says, rounded down or up by chance; an epoch has as many
@@ -59,7 +59,7 @@ class ShardReader:
         shuffle: bool = True,
         keep: Callable[[pa.Table], BoolArray] | None = None,
         weigh: Callable[[pa.Table], Weights] | None = None,
-        normalise: Normalise | None = None,
+        normalise: Normaliser | None = None,
         threads: int = 2,
         processes: int = 0,
         cache: RangeCache | None = None,
@@ -202,6 +202,7 @@ class ShardReader:
             truth_bhw=arrays.get("truth"),
             crop_b=self._crop_of[rows],
             rows=self.table.take(rows).to_pydict(),
+            valid_b2thw=arrays.get("valid"),
         )
 
 

@@ -76,10 +76,10 @@ class ShardBatches(IterableDataset[Sample]):
 
 
 def tensors(batch: Batch) -> Sample:
-    """A batch as torch tensors over its own memory: s1, s2, label, crop, truth if any, and sample_id."""
+    """A batch as torch tensors over its own memory: s1, s2, label, crop, sample_id; valid, truth if any."""
     arrays = {"s1": batch.s1_bcthw, "s2": batch.s2_bcthw, "label": batch.label_bhw, "crop": batch.crop_b}
-    if batch.truth_bhw is not None:
-        arrays["truth"] = batch.truth_bhw
+    optional = {"valid": batch.valid_b2thw, "truth": batch.truth_bhw}
+    arrays |= {name: values for name, values in optional.items() if values is not None}
     return {name: from_numpy(values) for name, values in arrays.items()} | {
         "sample_id": batch.rows["sample_id"]
     }

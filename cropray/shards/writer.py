@@ -78,5 +78,6 @@ def _write_file(
         for table in groups:
             writer.write_table(encode(table, metadata), row_group_size=max(1, len(table)))
             scalars.append(table.select(list(SCALARS)))
+            del table  # or it would stay while the next one is made
         check = rows_checksum(pa.concat_tables(scalars), metadata.to_json().encode())
         writer.add_key_value_metadata({ROWS_KEY: check, **footer})
