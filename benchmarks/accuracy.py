@@ -100,29 +100,31 @@ def mean_interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half]}
 
 
-def compared(by_seed: dict[int, dict[str, float]]) -> dict[str, Any]:
-    """By method: the seeds' scores, their mean, and how far the network is ahead, seed by seed."""
+def compared(by_seed: dict[int, dict[str, float]], subject: str = NETWORK) -> dict[str, Any]:
+    """By method: the seeds' scores, their mean, and how far the subject is ahead, seed by seed."""
     names = next(iter(by_seed.values()))
     table = {}
     for name in names:
         values = [row[name] for row in by_seed.values()]
-        ahead = [row[NETWORK] - row[name] for row in by_seed.values()]
-        table[name] = {"scores": values, **mean_interval(values), "network_ahead": mean_interval(ahead)}
+        ahead = [row[subject] - row[name] for row in by_seed.values()]
+        table[name] = {"scores": values, **mean_interval(values), "ahead": mean_interval(ahead)}
     return table
 
 
-def shown(table: dict[str, Any], seeds: Sequence[int]) -> str:
+def shown(
+    table: dict[str, Any], seeds: Sequence[int], score: str = "macro-F1", subject: str = NETWORK
+) -> str:
     def cell(figures: dict[str, Any], sign: str = "") -> str:
         spread = figures["interval"]
         between = f" ({spread[0]:{sign}.3f} to {spread[1]:{sign}.3f})" if spread else ""
         return f"{figures['mean']:{sign}.3f}{between}"
 
-    width = max(len(name) for name in table)
+    width = max(len(name) for name in (*table, score))
     heads = "".join(f"{f'seed {seed}':>9}" for seed in seeds)
-    lines = [f"{'macro-F1':{width}}{heads}   {'mean (95 %)':26}network ahead by (95 %)"]
+    lines = [f"{score:{width}}{heads}   {'mean (95 %)':26}{subject} ahead by (95 %)"]
     for name, row in table.items():
         values = "".join(f"{value:9.3f}" for value in row["scores"])
-        ahead = "" if name == NETWORK else cell(row["network_ahead"], "+")
+        ahead = "" if name == subject else cell(row["ahead"], "+")
         lines.append(f"{name:{width}}{values}   {cell(row):26}{ahead}".rstrip())
     return "\n".join(lines)
 
