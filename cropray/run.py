@@ -36,7 +36,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "predict": ("predict",),
 }
 # Settings in these that change no result, or that stand among the inputs by what they name.
-_FREE = {"predict.batch_size", "predict.model"} | {
+_FREE = {"predict.batch_size", "predict.model", "evaluate.model"} | {
     f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"
 }
 _BEFORE: dict[str, tuple[str, ...]] = {

@@ -24,8 +24,9 @@ from cropray.tracking.packaging import code_checksum
 PREFIX = "cropray."
 CHECKPOINT, WEIGHTS, CODE = f"{PREFIX}checkpoint", f"{PREFIX}weights_xxh3", f"{PREFIX}code_xxh3"
 EVALUATION = f"{PREFIX}evaluation"
-PARENT = f"{PREFIX}parent_weights_xxh3"
-"""Tags of a version: its checkpoint with thresholds and all; weights alone; code; scores; origin."""
+PARENT, MODEL_ID = f"{PREFIX}parent_weights_xxh3", f"{PREFIX}model_id"
+"""Tags of a version: its checkpoint with thresholds and all; weights alone; code; scores; the weights
+that it started from; MLflow's logged model."""
 
 _INIT = "the checkpoint to start from"  # among a training's inputs, beside "shards"
 _GIT_S = 10

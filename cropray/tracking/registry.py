@@ -206,7 +206,7 @@ def _registered(
         logged.artifact_location,
         run_id=tracker.run_id,
         model_id=logged.model_id,
-        tags=tags,
+        tags=tags | {origin.MODEL_ID: logged.model_id},  # MLflow's own database forgets it
         description=description(card),
     )
     return str(made.version)

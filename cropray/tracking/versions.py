@@ -16,7 +16,7 @@ from cropray.config import CHAMPION
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.card import description, with_evaluation
-from cropray.tracking.lineage import CHECKPOINT, EVALUATION, PARENT, PREFIX, WEIGHTS, checkpoint_id
+from cropray.tracking.lineage import CHECKPOINT, EVALUATION, MODEL_ID, PARENT, PREFIX, WEIGHTS, checkpoint_id
 from cropray.tracking.registry import CARD, find_version, registered_model, search_versions, versions
 from cropray.tracking.runs import (
     Tracker,
@@ -209,7 +209,7 @@ def _figures(result: Mapping[str, Any]) -> dict[str, float]:
 
 def _log_figures(tracker: Tracker, version: ModelVersion, figures: Mapping[str, float]) -> None:
     for name, value in figures.items():
-        tracker.client.log_metric(tracker.run_id, metric_name(name), value, model_id=version.model_id)
+        tracker.client.log_metric(tracker.run_id, metric_name(name), value, model_id=version.tags[MODEL_ID])
 
 
 def _rewrite_card(client: MlflowClient, version: ModelVersion, result: Mapping[str, Any]) -> None:
@@ -224,7 +224,7 @@ def _rewrite_card(client: MlflowClient, version: ModelVersion, result: Mapping[s
         changed = Path(scratch) / "changed" / CARD
         changed.parent.mkdir()
         changed.write_text(card)
-        client.log_model_artifact(version.model_id, str(changed))
+        client.log_model_artifact(version.tags[MODEL_ID], str(changed))
     client.update_model_version(version.name, version.version, description(card))
 
 
