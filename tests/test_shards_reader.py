@@ -1,4 +1,5 @@
 import threading
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,3 +183,33 @@ def test_a_batch_that_is_kept_is_never_written_to_again(uris: list[str]) -> None
     order = reader.order(0)
     for view, place in zip(kept, order[::4], strict=True):
         np.testing.assert_array_equal(view[0], make_patch(int(place)).s2_cthw)
+
+
+@pytest.mark.parametrize("codec", ["lz4", "compact"])
+def test_memory_is_that_of_a_few_batches_however_long_the_epoch(tmp_path: Path, codec: str) -> None:
+    uris = write_samples(Folder(str(tmp_path)), range(COUNT), codec=codec)
+    reader = ShardReader(uris * 40, batch_size=2)
+    tensors = sum(spec.nbytes for spec in METADATA.tensors.values()) * COUNT * 40
+    before, most = pa.total_allocated_bytes(), 0
+    tracemalloc.start()
+    for batch in reader.epoch(0):
+        most = max(most, pa.total_allocated_bytes() - before)
+        del batch
+    most += tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tensors > 11e6
+    assert most < 0.1 * tensors
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_shard_that_vanishes_during_an_epoch_is_named(tmp_path: Path, processes: int) -> None:
+    uris = write_samples(Folder(str(tmp_path)), range(60), shard_samples=20)
+    batches = ShardReader(uris, batch_size=2, shuffle=False, processes=processes).epoch(0)
+    seen = [next(batches)]
+    Path(uris[2]).unlink()
+    with pytest.raises(InputError, match=r"there is no shard .*/00002\.parquet; run the stage"):
+        seen.extend(batches)
+    assert list(map(number, ids(seen))) == list(range(40))
+    for batch in seen:
+        for i, sample_id in enumerate(batch.rows["sample_id"]):
+            np.testing.assert_array_equal(batch.s2_bcthw[i], make_patch(number(sample_id)).s2_cthw)

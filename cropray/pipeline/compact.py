@@ -1,15 +1,16 @@
 """Compaction: the samples of all parts in a random but reproducible order, in even shards.
 
 Each shard is put together on its own from single samples of many parts, so memory is bounded by a row
-group a thread (two where they are encoded anew) and a few hundred bytes of scalar columns a sample, and a
-stopped run goes on with the shards that are missing. It moves bytes and
-computes checksums, which release the interpreter's lock: threads of one process keep a disk or a
-network busy, and starting Ray would take longer than most compactions.
+group a thread (two where they are encoded anew) and a KB or two of what is known of each sample, and a
+stopped run goes on with the shards that are missing. It moves bytes and computes checksums, which release
+the interpreter's lock: threads of one process keep a disk or a network busy, and starting Ray would take
+longer than most compactions.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ from cropray.types import InputError
 _THREADS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Where one sample lies: row group `group` of the part `uri`."""
 
@@ -130,8 +131,9 @@ def _refuse_different(parts: Sequence[ShardFile]) -> None:
 
 
 def _samples(part: ShardFile) -> Iterator[Sample]:
-    rows = part.scalars.select(["sample_id", "split", "xxh3"]).to_pylist()
-    return (Sample(**values, uri=part.uri, group=group) for group, values in enumerate(rows))
+    columns = (part.scalars[name].to_pylist() for name in ("sample_id", "split", "xxh3"))
+    for group, (sample_id, split, xxh3) in enumerate(zip(*columns, strict=True)):
+        yield Sample(sample_id, sys.intern(split), xxh3, part.uri, group)
 
 
 def _refuse_twins(samples: Sequence[Sample]) -> None:

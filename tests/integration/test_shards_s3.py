@@ -128,3 +128,22 @@ def test_a_shard_that_cannot_be_published_is_not_there(s3: Bucket) -> None:
     s3.fault = fails(HTTPStatus.FORBIDDEN, "NONE")
     assert Folder(s3.uri).names() == []
     read_all(write_samples(Folder(s3.uri), range(12)))
+
+
+def test_an_object_that_vanishes_during_an_epoch_is_told_apart_from_a_store_that_is_down(s3: Bucket) -> None:
+    folder = Folder(s3.uri)
+    uris = write_samples(folder, range(40), shard_samples=20)
+    batches = ShardReader(uris, batch_size=2, shuffle=False).epoch(0)
+    next(batches)
+    folder.delete("00001.parquet")
+    with pytest.raises(InputError, match=r"there is no shard .*/00001\.parquet; run the stage"):
+        list(batches)
+
+
+def test_a_store_that_goes_down_during_an_epoch_ends_it_with_what_to_do(s3: Bucket) -> None:
+    uris = write_samples(Folder(s3.uri), range(160), shard_samples=80)
+    batches = ShardReader(uris, batch_size=2, shuffle=False).epoch(0)
+    next(batches)
+    s3.fault = fails(HTTPStatus.SERVICE_UNAVAILABLE)
+    with pytest.raises(InputError, match=r"cannot be read now .*run the same command again"):
+        list(batches)
