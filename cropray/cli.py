@@ -132,6 +132,24 @@ def show_config(config: ConfigOption = None, set: SetOption = None) -> None:
     sys.stdout.write(configured(config, set).to_yaml())
 
 
+@app.command("doctor")
+def doctor(
+    config: ConfigOption = None,
+    set: SetOption = None,
+    run: Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Try this storage too.")] = "",
+    online: Annotated[bool, typer.Option("--online", help="Ask Earth Engine for a pixel.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of findings instead of a table.")] = False,
+) -> None:
+    """What is wrong with this machine, its Ray and its accounts, and how to mend it."""
+    from cropray.doctor.examine import examine
+    from cropray.doctor.finding import exit_code, shown
+    from cropray.pipeline.jobs import kept
+
+    findings = list(examine(configured(config, set), kept(run) if run else "", online=online))
+    sys.stdout.write(shown(findings, as_json=as_json))
+    raise typer.Exit(exit_code(findings))
+
+
 TargetArgument = Annotated[str, typer.Argument(metavar="URI|RUN", help="Run, folder of shards, or shard.")]
 
 

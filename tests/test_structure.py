@@ -19,7 +19,7 @@ BARE_LEAVES = {"cropray.types", "cropray.bands", "cropray.grid", "cropray.storag
 WAY = (
     *("types", "bands", "grid", "storage", "config", "overrides", "progress", "run"),
     *("rasters", "figures", "imagery", "rois", "labels", "shards", "models", "tracking", "training"),
-    *("maps", "pipeline", "cli_options", "cli_models", "cli", "__main__"),
+    *("maps", "pipeline", "doctor", "cli_options", "cli_models", "cli", "__main__"),
 )
 # What the drivers share, wherever they stand: how to join Ray, and the record that export leaves.
 SHARED = {"cropray.pipeline.cluster", "cropray.pipeline.ledger"}
@@ -111,7 +111,7 @@ def test_one_room_alone_imports(package: str, rooms: str) -> None:
 
 
 def test_the_pure_rooms_do_not_import_ray() -> None:
-    drivers = ("cropray.pipeline", "cropray.training.driver")
+    drivers = ("cropray.pipeline", "cropray.training.driver", "cropray.doctor")
     importers = {name for name, path in modules().items() if "ray" in outside(path)}
     assert importers
     assert all(name.startswith(drivers) for name in importers), importers

@@ -71,6 +71,24 @@ def test_a_run_folder_that_would_go_with_the_job_is_refused(head: RayHead, packa
     assert "give an absolute path that every node sees, or a URI" in head.logs(job)
 
 
+def test_the_doctor_sees_the_nodes_and_a_cluster_without_the_cpus_asked_for(
+    head: RayHead, run: Folder, package: str
+) -> None:
+    options = ("--config", "configs/demo.yaml", "--run", str(run), "--set", "finetune.workers=3", "--json")
+    job = head.start(package, "python", "jobs/doctor.py", *options)
+    ended, said = head.finished(job), head.logs(job)
+    assert ended["driver_exit_code"] == 1, said
+    lines = said.splitlines()
+    findings = {row["check"]: row for row in json.loads("\n".join(lines[lines.index("[") :]))}
+    wrong = findings.pop("resources")
+    assert wrong["verdict"] == "bad"
+    assert wrong["found"] == "2 CPUs, 0 GPUs; finetune.workers is 3"
+    assert wrong["remedy"] == "set finetune.workers to 2 or fewer, or give Ray 3 CPUs"
+    assert findings["nodes"]["found"].startswith("1 of one kind: Python 3.")
+    assert {findings[name]["verdict"] for name in ("ray", "nodes", "storage", "clock")} == {"ok"}
+    assert not [name for name in run.local().iterdir() if name.name.startswith(".cropray")]
+
+
 def test_a_stopped_export_goes_on_where_it_was_and_says_so(head: RayHead, run: Folder, package: str) -> None:
     command = ("python", "jobs/export.py", *SETTINGS, "--run", str(run))
     job = head.start(package, *command)

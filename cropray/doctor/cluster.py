@@ -1,0 +1,204 @@
+"""The Ray that stages would use: its nodes, and whether it has what the settings ask for."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cropray import __version__
+from cropray.config import Config, RayConfig
+from cropray.doctor.finding import Finding, bad, ok
+from cropray.doctor.services import Probe, clock_ahead
+
+Resources = Mapping[str, float]
+
+TRAININGS = ("pretrain", "finetune")
+# Where `ray up` leaves cluster.yaml on the head: the bounds within which the cluster grows.
+BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+_ANSWER_S = 60.0
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node says of itself; `problem` where a task of ours cannot run there."""
+
+    name: str
+    versions: Mapping[str, str]
+    clock_ahead_s: float = 0.0
+    reads_probe: bool = True
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that answers: what it has now, what it may grow to, and its nodes."""
+
+    address: str
+    resources: Resources
+    growth: Resources
+    nodes: Sequence[NodeFacts]
+
+
+def judge_nodes(nodes: Sequence[NodeFacts], versions: Mapping[str, str]) -> Finding:
+    """Python, Ray and cropray must be the same on all nodes as here."""
+    broken = [f"{node.name}: {node.problem}" for node in nodes if node.problem]
+    if broken:
+        return bad(
+            "nodes",
+            "; ".join(broken),
+            "install the same requirements on every node (setup_commands of cluster.yaml, or the image), and "
+            "submit with --working-dir .",
+        )
+    other = [
+        f"{node.name} has {name} {node.versions.get(name, 'none')}, here is {version}"
+        for node in nodes
+        for name, version in versions.items()
+        if node.versions.get(name) != version
+    ]
+    if other:
+        return bad("nodes", "; ".join(other), "install by constraints.txt everywhere, with the same Python")
+    return ok("nodes", f"{len(nodes)} of one kind: {', '.join(f'{k} {v}' for k, v in versions.items())}")
+
+
+def judge_resources(have: Resources, growth: Resources, workers: Mapping[str, int]) -> Finding:
+    """Against the workers that each training asks for: one CPU each, and a GPU each where there are any.
+
+    `growth` is what the nodes may have that the cluster can add by itself.
+    """
+    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
+    most_cpus, most_gpus = cpus + growth.get("CPU", 0), gpus + growth.get("GPU", 0)
+    found = f"{cpus:g} CPUs, {gpus:g} GPUs"
+    if growth:
+        found += f"; up to {most_cpus:g} CPUs, {most_gpus:g} GPUs when asked for"
+    for stage, count in workers.items():
+        if most_cpus < count:
+            return bad(
+                "resources",
+                f"{found}; {stage}.workers is {count}",
+                f"set {stage}.workers to {most_cpus:g} or fewer, or give Ray {count} CPUs",
+            )
+        if 0 < most_gpus < count:
+            return bad(
+                "resources",
+                f"{found}; {stage}.workers is {count}, so that not every worker gets a GPU",
+                f"set {stage}.workers to {most_gpus:g}, or give the cluster {count} GPUs",
+            )
+    return ok("resources", f"{found}; the settings ask for {_asked(workers)}")
+
+
+def growth(config: Mapping[str, Any]) -> dict[str, float]:
+    """What the worker nodes of a cluster configuration have together when all are there, at most."""
+    types: Mapping[str, Any] = config.get("available_node_types", {})
+    limit = config.get("max_workers", 0)
+    total: dict[str, float] = {}
+    for name, node in types.items():
+        if name == config.get("head_node_type"):
+            continue
+        count = min(node.get("max_workers", limit), limit)
+        for resource, amount in node.get("resources", {}).items():
+            total[resource] = total.get(resource, 0.0) + count * amount
+    return total
+
+
+def workers_of(config: Config) -> dict[str, int]:
+    return {stage: int(getattr(config, stage).workers) for stage in TRAININGS}
+
+
+def versions_here() -> dict[str, str]:
+    import ray
+
+    # Ray asks for the same Python up to the third number.
+    return {"Python": platform.python_version(), "ray": ray.__version__, "cropray": __version__}
+
+
+def address_of(config: RayConfig) -> str:
+    """Where stages would find Ray; empty where they would start their own."""
+    return config.address or os.environ.get("RAY_ADDRESS", "")
+
+
+def judge_reach(address: str, error: Exception) -> Finding:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    remedy = "is the cluster up (ray status on its head), and ray.address or RAY_ADDRESS right?"
+    if "token" in str(error).lower() or type(error).__name__ == "AuthenticationError":
+        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of the cluster's token"
+    return bad("ray", f"cannot join {address}: {said}", remedy)
+
+
+def look(config: RayConfig, probe: Probe | None) -> Cluster | Finding:
+    """Join Ray and ask every node. A finding where it cannot be joined."""
+    import ray
+    from ray.exceptions import RayError
+
+    from cropray.pipeline.cluster import ray_session
+
+    address = address_of(config)
+    try:
+        _knock(address)
+        with ray_session(config):
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            facts = [_ask(node, probe) for node in nodes]
+            return Cluster(address, ray.cluster_resources(), _growth_here(), facts)
+    except (OSError, RuntimeError, RayError) as error:
+        return judge_reach(address, error)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nothing listens: Ray itself would try for half a minute."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise ConnectionError(f"nothing answers there ({error})") from error
+
+
+def _growth_here() -> dict[str, float]:
+    file = BOOTSTRAP.expanduser()
+    return growth(yaml.safe_load(file.read_text())) if file.is_file() else {}
+
+
+def _ask(node: Mapping[str, Any], probe: Probe | None) -> NodeFacts:
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    name = str(node["NodeManagerAddress"])
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    task = ray.remote(_facts).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+    before = time.time()
+    try:
+        versions, now, read = ray.get(task.remote(probe), timeout=_ANSWER_S)
+    except RayError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return NodeFacts(name, {}, problem=lines[-1].strip() if lines else type(error).__name__)
+    return NodeFacts(name, versions, clock_ahead(now, before, time.time()), read)
+
+
+def _facts(probe: Probe | None) -> tuple[dict[str, str], float, bool]:
+    """Runs on the node: versions, its clock, and whether it reads the file that was written here."""
+    read = True
+    if probe is not None:
+        path = probe.folder.path(probe.name)
+        there = probe.folder.filesystem.get_file_info(path)
+        read = there.is_file and probe.folder.read_bytes(probe.name) == probe.data
+    return versions_here(), time.time(), read
+
+
+def judge_alone(cpus: int, gpus: int, workers: Mapping[str, int]) -> Finding:
+    """Without an address a stage starts a Ray of its own, with what this machine has."""
+    finding = judge_resources({"CPU": cpus, "GPU": gpus}, {}, workers)
+    if finding.verdict == "bad":
+        return finding
+    return ok(finding.check, f"{finding.found}; no ray.address: each stage starts its own Ray here")
+
+
+def _asked(workers: Mapping[str, int]) -> str:
+    return ", ".join(f"{stage}.workers {count}" for stage, count in workers.items())
