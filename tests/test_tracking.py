@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from cropray.config import Config, RayConfig, TrackingConfig
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -20,9 +21,11 @@ from cropray.models.predictor import Predictor
 from cropray.overrides import updated
 from cropray.run import Run
 from cropray.storage import Folder
+from cropray.tracking.packaging import save_model_folder
 from cropray.tracking.registry import register, resolve_model
 from cropray.tracking.runs import open_client, tracked, tracking_uri
 from cropray.types import InputError
+from tests.lands import beside_others
 
 CLASSES = ("maize", "pea", "onion")
 
@@ -236,6 +239,16 @@ def test_the_registered_model_predicts_as_the_checkpoint(run: Run, registered: s
     with pytest.raises(mlflow.exceptions.MlflowException, match="s2"):
         model.predict({"s1": batch["s1"]})
     assert mlflow.get_tracking_uri() == before
+
+
+def test_a_registered_model_lists_the_class_lists_of_all_its_heads(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "checkpoint"))
+    save_checkpoint(beside_others(small_checkpoint(), "crops"), folder)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    save_model_folder(tmp_path / "model", load_checkpoint(folder), folder, scratch, {}, {})
+    metadata = yaml.safe_load((tmp_path / "model/MLmodel").read_text())["metadata"]
+    assert metadata == {"classes": ["forest"], "heads": {"crops": list(CLASSES)}}
 
 
 def test_the_registered_model_loads_in_a_bare_process(run: Run, registered: str, tmp_path: Path) -> None:

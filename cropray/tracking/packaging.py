@@ -62,7 +62,10 @@ def save_model_folder(
             input_example=example(checkpoint),
             pip_requirements=requirements(),
             mlflow_model=Model(**identity),
-            metadata={"classes": list(checkpoint.classes)},
+            metadata={
+                "classes": list(checkpoint.classes),  # of the main head, whose probabilities it gives
+                "heads": {name: list(head.classes) for name, head in checkpoint.heads.items()},
+            },
         )
     for name, text in papers.items():
         (path / name).write_text(text)
