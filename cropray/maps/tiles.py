@@ -85,6 +85,7 @@ def predict_tile(
             periods=settings.periods,
             recipe=settings.recipe,
             not_after=settings.as_of,
+            name=f"{core.row:07d}-{core.col:07d}",
         )
     )
     s1_cthw, s2_cthw = stored(composite)

@@ -15,8 +15,8 @@ _SHOWN = 5
 
 
 def told(failure: Exception) -> str:
-    """A failure in the words of its row."""
-    if isinstance(failure, InputError):
+    """A failure in the words of its row: what a user gave, a file system or a service says itself."""
+    if isinstance(failure, InputError) or (isinstance(failure, OSError) and failure.errno is None):
         return str(failure)
     return explained(failure) if isinstance(failure, OSError) else repr(failure)
 

@@ -19,6 +19,7 @@ from cropray import __version__
 from cropray.config import Config
 from cropray.grid import Window
 from cropray.imagery.open import open_source
+from cropray.imagery.source import ImagerySource, MeteredSource
 from cropray.maps.conditions import check_source, given_as_of, prediction_settings, season_warning
 from cropray.maps.mosaic import decode_tile, encode_tile
 from cropray.maps.plan import MapPlan, plan_maps
@@ -28,12 +29,14 @@ from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.heads import with_head
 from cropray.models.predictor import Predictor
 from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
+from cropray.pipeline.events import event_log
 from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
-from cropray.pipeline.quota import ClusterQuota, cluster_quota
+from cropray.pipeline.quota import ClusterQuota, QuotaWatch, cluster_quota
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
+from cropray.types import ImageRequest
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ class _Tile:
     @property
     def part(self) -> str:
         return f"{self.plan.name or 'map'}/{self.window.row:07d}-{self.window.col:07d}.npz"
+
+    def request(self, settings: PredictionSettings) -> ImageRequest:
+        """What it takes at least: `predict_tile` asks for whole patches."""
+        return ImageRequest(
+            grid=self.plan.grid.window(self.window),
+            extent=self.plan.grid,
+            periods=settings.periods,
+            recipe=settings.recipe,
+            not_after=settings.as_of,
+            name=self.part,
+        )
 
 
 def predict(run: Run) -> Summary:
@@ -76,7 +90,7 @@ def predict(run: Run) -> Summary:
     key = _hash([__version__, inputs, config.predict.tile_size, config.predict.probabilities])
     parts = output.child(f"parts/{key}")
     tiles = [_Tile(plan, window) for plan in plans for window in plan.grid.blocks(config.predict.tile_size)]
-    _predict_tiles(tiles, config, checkpoint_folder, settings, parts)
+    _predict_tiles(tiles, run, checkpoint_folder, settings, source, parts)
     if run.changed("predict", inputs):
         _clear(output)
     identity = MapIdentity(
@@ -100,42 +114,48 @@ def predict(run: Run) -> Summary:
 
 
 def _predict_tiles(
-    tiles: Sequence[_Tile], config: Config, checkpoint: Folder, settings: PredictionSettings, parts: Folder
+    tiles: Sequence[_Tile],
+    run: Run,
+    checkpoint: Folder,
+    settings: PredictionSettings,
+    source: ImagerySource,
+    parts: Folder,
 ) -> None:
     """Predict the tiles that have no part yet. Raises InputError where some failed; others are kept."""
+    config = run.config
     done = set(parts.names(".npz"))
     missing = [tile for tile in tiles if tile.part not in done]
     if done:
         say(f"predict: reused {len(tiles) - len(missing)} of {len(tiles)} tiles")
     if not missing:
         return
+    if isinstance(source, MeteredSource):
+        source.preflight(missing[0].request(settings))
     failures: dict[str, str] = {}
-    with ray_session(config.ray), progress("predict", len(missing)) as bar:
+    with ray_session(config.ray), event_log(run.folder, "predict") as events:
         import ray
 
         quiet_ray_data()
         workers = min(config.ray.concurrency, len(missing))
         gpus = ray.cluster_resources().get("GPU", 0)
+        watch = QuotaWatch(cluster_quota(config, workers), events, len(missing))
         # One tile a block: each outcome comes back as soon as its tile is done.
         outcomes = ray.data.range(len(missing), override_num_blocks=len(missing)).map(
             _TileWorker,
-            fn_constructor_args=(
-                missing,
-                for_workers(config),
-                checkpoint,
-                settings,
-                parts,
-                cluster_quota(config, workers),
-            ),
+            fn_constructor_args=(missing, for_workers(config), checkpoint, settings, parts, watch.quota),
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,
             num_gpus=min(1.0, gpus / workers),
         )
-        for outcome in outcomes.iter_rows():
-            if outcome["error"]:
-                failures[outcome["part"]] = outcome["error"]
-            bar.advance(note=f"{len(failures)} failed" if failures else "")
-    refuse_failures("predict", failures, len(missing))
+        with progress("predict", len(missing)) as bar:
+            for tried, outcome in enumerate(outcomes.iter_rows(), start=1):
+                events.record(**outcome)
+                if outcome["error"]:
+                    failures[outcome["part"]] = outcome["error"]
+                bar.advance(note=watch.note(tried, [f"{len(failures)} failed"] if failures else []))
+                if len(failures) >= config.ray.max_failures:
+                    break
+    refuse_failures("predict", failures, len(missing), len(missing) - tried)
 
 
 class _TileWorker:
