@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from cropray.bands import S1_NAMES, S2_NAMES
 
@@ -67,6 +68,18 @@ class NetworkSpec:
             return self.build()
 
 
+class OverMonths(nn.Conv3d):
+    """A convolution over all months, (B, C, T, H, W) to (B, out, 1, H, W), in two dimensions.
+
+    Months and pixels are those two, of the same memory. The 3-D convolution would give the same, but on a
+    CPU with one thread it copies channels-last memory: the whole stem took 1.1 to 2.8 times as long.
+    """
+
+    def forward(self, x_bcthw: Tensor) -> Tensor:
+        y_bc1n = conv2d(x_bcthw.flatten(3), self.weight.squeeze(-1), self.bias)
+        return y_bc1n.reshape(*y_bc1n.shape[:3], *x_bcthw.shape[3:])
+
+
 class TemporalStem(nn.Module):
     """(B, C, T, H, W) to (B, out, H, W): mixes neighbours in space and time, then all months."""
 
@@ -76,14 +89,13 @@ class TemporalStem(nn.Module):
             nn.Conv3d(in_channels, out_channels, 3, padding=1),
             nn.BatchNorm3d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv3d(out_channels, out_channels, (months, 1, 1)),
+            OverMonths(out_channels, out_channels, (months, 1, 1)),
             nn.BatchNorm3d(out_channels),
             nn.ReLU(inplace=True),
         )
 
     def forward(self, x_bcthw: Tensor) -> Tensor:
-        # Channels last makes a training step on a CPU 1.4 to 2 times faster: the first convolution
-        # alone is 3 times faster so, and what follows keeps the layout. The weights are the same.
+        # Channels last: on a CPU the first convolution alone is up to 3 times faster so.
         x_bcthw = x_bcthw.contiguous(memory_format=torch.channels_last_3d)
         features_bchw: Tensor = self.conv(x_bcthw).squeeze(2)
         return features_bchw
@@ -173,6 +185,17 @@ def _head(kind: Head, in_channels: int, n_classes: int) -> nn.Module:
     return ConvHead(in_channels, HEAD_CHANNELS, n_classes)
 
 
+def _channels_last(network: nn.Module) -> None:
+    """Lay the 2-D weights out as the activations are: with those of the stem, channels last all the way.
+
+    On a CPU a step of the 2-D part takes 0.8 of the time of the default layout (width 8 and 16; as much at
+    64, and 1.3 times as much where only the activations are channels last).
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
 def head_prefix(name: str) -> str:
     """With what the names of a head's tensors begin."""
     return "final_conv." if name == MAIN else f"heads.{name}."
@@ -208,6 +231,7 @@ class DualUNet3D(nn.Module):
         self.heads = nn.ModuleDict(
             {other.name: _head(other.kind, 2 * width, other.n_classes) for other in heads}
         )
+        _channels_last(self)
 
     def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, valid_b2thw: Tensor, head: str = MAIN) -> Tensor:
         """The logits of one head.

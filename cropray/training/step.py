@@ -145,6 +145,11 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self._optimizer.state.items():
+            for name, value in moments.items():
+                # A fused optimizer goes through memory as it lies, and does not look at strides.
+                if value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
 
     def _step(self, batch: Batch, epoch: int, index: int) -> tuple[Tensor, LossTerms]:
         recipe = self.recipe
