@@ -19,6 +19,10 @@ import numpy.typing as npt
 
 from cropray.types import IntArray
 
+# Lines of images that are decoded together: they stay in a core's cache, and torch, which shares out more
+# between threads of its own, leaves them to the thread that reads.
+_LINES = 512
+
 
 def encode(values: npt.NDArray[np.int16]) -> bytes:
     """The residuals of images (…, H, W), as many bytes as the values have."""
@@ -32,17 +36,20 @@ def encode(values: npt.NDArray[np.int16]) -> bytes:
 
 def decode(data: bytes | memoryview, shape: Sequence[int]) -> IntArray:
     """The values of `encode`. Raises ValueError where `data` is not of that shape's size."""
-    low, high = np.frombuffer(data, np.uint8).reshape(2, -1)
-    values = high.astype("<u2")
-    values <<= 8
-    values |= low
-    sign = values & 1
-    values >>= 1
-    values ^= np.negative(sign, out=sign)
-    images = values.reshape(-1, *shape[-2:])
-    # Line by line over all images at once: np.cumsum takes twice as long.
-    for row in range(1, shape[-2]):
-        images[:, row] += images[:, row - 1]
-    for col in range(1, shape[-1]):
-        images[:, :, col] += images[:, :, col - 1]
-    return images.reshape(shape).view("<i2")
+    import torch
+
+    low, high = np.frombuffer(data, np.uint8).reshape(2, -1, *shape[-2:])
+    values = np.empty(low.shape, "<u2")
+    images = max(1, _LINES // max(shape[-2:]))
+    for first in range(0, len(values), images):
+        part = slice(first, first + images)
+        v = values[part]
+        v[:] = high[part]
+        v <<= 8
+        v |= low[part]
+        sign = v & 1
+        v >>= 1
+        v ^= np.negative(sign, out=sign)
+        # As torch sums along lines, in a fifth of the time that numpy takes.
+        torch.from_numpy(v.view("<i2")).cumsum_(2).cumsum_(1)
+    return values.reshape(shape).view("<i2")
