@@ -48,14 +48,14 @@ def arrays(table: pa.Table, metadata: ShardMetadata) -> dict[str, npt.NDArray[An
     return found
 
 
-def encode(table: pa.Table, metadata: ShardMetadata) -> pa.Table:
+def encode(table: pa.Table, metadata: ShardMetadata, new: NewArray = np.empty) -> pa.Table:
     """A table of plain tensors as one of the encoding of `metadata`."""
     if metadata.encoding == PLAIN:
         return table
     plain = arrays(table, metadata)
     for name, spec in metadata.tensors.items():
         if spec.encoding == RESIDUALS:
-            values = np.empty((len(table), spec.nbytes), np.uint8)
+            values = new((len(table), spec.nbytes), np.uint8)
             for row, tensor in enumerate(plain[name]):
                 values[row] = np.frombuffer(residuals.encode(tensor), np.uint8)
             place = table.column_names.index(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cropray.shards.buffers import Buffers
 from cropray.shards.columns import encode, rows_checksum
 from cropray.shards.schema import PLAIN, RESIDUALS, ROWS_KEY, SCALARS, ShardMetadata
 from cropray.storage import Folder, free_space, is_full
@@ -64,6 +65,7 @@ def _write_file(
     compression, level, encoding = _CODECS[codec]
     metadata = replace(metadata, encoding=encoding)
     schema = metadata.schema
+    buffers = Buffers()
     scalars = [schema.empty_table().select(list(SCALARS))]
     with pq.ParquetWriter(
         path,
@@ -76,7 +78,7 @@ def _write_file(
         data_page_size=min(spec.nbytes for spec in metadata.tensors.values()),
     ) as writer:
         for table in groups:
-            writer.write_table(encode(table, metadata), row_group_size=max(1, len(table)))
+            writer.write_table(encode(table, metadata, buffers.empty), row_group_size=max(1, len(table)))
             scalars.append(table.select(list(SCALARS)))
             del table  # or it would stay while the next one is made
         check = rows_checksum(pa.concat_tables(scalars), metadata.to_json().encode())
