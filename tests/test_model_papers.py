@@ -1,0 +1,312 @@
+"""Lineage, card and STAC item of a registered model."""
+
+import json
+import re
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pystac
+import pytest
+import torch
+from jsonschema import Draft7Validator
+from pystac.extensions.mlm import MLMExtension
+
+from cropray.bands import NODATA
+from cropray.config import Config
+from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_checksum
+from cropray.models.normalisation import SeedNormalisation
+from cropray.models.serving import stored_inputs
+from cropray.overrides import load_config, updated
+from cropray.run import Run
+from cropray.shards.store import fingerprint, shard_uris
+from cropray.storage import Folder
+from cropray.tracking.card import LONGEST, description, model_card, with_evaluation
+from cropray.tracking.lineage import checkpoint_id, git_state, lineage, tags
+from cropray.tracking.packaging import example, requirements
+from cropray.tracking.stac_mlm import mlm_item
+from tests.lands import ready_run, small_checkpoint
+
+NOW = datetime(2026, 5, 4, tzinfo=UTC)
+RECIPE = {
+    "stage": "finetune",
+    "init": "models:/cropray-pretrained@candidate",
+    "unlabelled": "ignore",
+    "epochs": 5,
+}
+CROPS = (
+    "common wheat", "dry pulses, vegetables and flowers", "rape and turnip rape", "other cereals", "maize"
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return replace(small_checkpoint((0.25, 0.5)), recipe=RECIPE, data_fingerprint="d1")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Run:
+    """A run that was trained: its record names the shards and the weights that it started from."""
+    run = ready_run(str(tmp_path_factory.mktemp("run")))
+    save_checkpoint(checkpoint, run.folder.child("models/finetune"))
+    uris = shard_uris(run.folder, "train") + shard_uris(run.folder, "val")
+    run.finish("finetune", {}, {"shards": fingerprint(uris), "the checkpoint to start from": "w0"})
+    return run
+
+
+def facts_of(run: Run, folder: str = "models/finetune") -> dict[str, Any]:
+    place = run.folder.child(folder)
+    return lineage(run, "finetune", place, load_checkpoint(place))
+
+
+def test_lineage_names_data_shards_settings_parent_and_code(run: Run) -> None:
+    facts = facts_of(run)
+    folder = run.folder.child("models/finetune")
+    assert facts["data_fingerprint"] == "d1"
+    assert facts["recipe"] == RECIPE
+    assert facts["weights_xxh3"] == weights_checksum(folder)
+    assert facts["parent"] == {"reference": RECIPE["init"], "weights_xxh3": "w0"}
+    assert {split: list(files) for split, files in facts["shards"].items()} == {
+        "train": ["00000.parquet"],
+        "val": ["00000.parquet"],
+    }
+    assert facts["shards"]["train"] != facts["shards"]["val"]
+    assert facts["config"] == run.config.model_dump(mode="json")
+    told = tags(facts)
+    assert told["cropray.parent"] == RECIPE["init"]
+    assert told["cropray.shards.train"].startswith("1: ")
+    assert json.loads(told["cropray.recipe"]) == RECIPE
+    assert all(told.values())
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_thresholds_make_another_checkpoint_of_the_same_weights(run: Run, checkpoint: Checkpoint) -> None:
+    other = run.folder.child("models/other")
+    save_checkpoint(replace(checkpoint, thresholds=(0.3, 0.5)), other)
+    assert weights_checksum(other) == weights_checksum(run.folder.child("models/finetune"))
+    assert checkpoint_id(other) != checkpoint_id(run.folder.child("models/finetune"))
+    facts = facts_of(run, "models/other")  # made elsewhere, for all that is known
+    assert facts["shards"] is facts["config"] is facts["run"] is None
+    assert "cropray.run" not in tags(facts)
+
+
+def test_shards_that_a_model_was_not_trained_on_are_not_named(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    run = ready_run(str(tmp_path))
+    save_checkpoint(checkpoint, run.folder.child("models/finetune"))
+    run.finish("finetune", {}, {"shards": "those of before compaction ran again"})
+    assert facts_of(run)["shards"] is None
+
+
+def test_the_commit_is_that_of_the_checkout_of_the_code(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    assert git_state(package) is None
+
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        command = ["git", *identity, "-C", str(tmp_path), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    assert git_state(package) is None  # as an installed package in somebody's checkout
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (package / "__init__.py").write_text("changed = True")
+    assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+
+
+def test_the_card_says_what_it_must(run: Run, checkpoint: Checkpoint) -> None:
+    figures = {"average_precision": 0.8125, "f1": 0.75, "pixels": 77}
+    history = [
+        {"val_classes": {"maize": figures | {"f1": 0.1, "threshold": 0.9}, "pea": None}},
+        {"val_classes": {"maize": figures | {"threshold": 0.25}, "pea": None}},
+        {"train_loss": 0.1},
+    ]
+    card = model_card("cropray", checkpoint, facts_of(run), history)
+    for heading in ("Intended use", "Input and output", "Training data", "Measured", "Limits", "Licence"):
+        assert f"\n## {heading}" in card
+    assert "maize 0.25, pea 0.50" in card
+    assert "| maize | 0.812 | 0.750 | 77 |" in card
+    assert "Started from models:/cropray-pretrained@candidate (weights w0)" in card
+    assert "simulated world" in card
+    assert "Not yet" in card
+
+
+def test_the_licence_is_that_of_the_data_that_the_run_used(checkpoint: Checkpoint, run: Run) -> None:
+    def licence(config: Config) -> str:
+        facts = facts_of(run) | {"config": config.model_dump(mode="json")}
+        return model_card("cropray", checkpoint, facts, []).split("## Licence of the data")[1]
+
+    europe = licence(load_config("configs/europe.yaml", ()))
+    assert "modified Copernicus Sentinel data" in europe
+    assert "EUCROPMAP" in europe
+    assert "CC BY 4.0" in europe
+    assert "Parcels" not in europe
+    own = licence(updated(Config(classes=("maize",)), {"source.kind": "stac"}))
+    assert "Copernicus" in own
+    assert "Parcels" in own
+    assert "EUCROPMAP" not in own
+
+
+def test_figures_take_their_place_in_the_card_and_can_be_replaced(run: Run, checkpoint: Checkpoint) -> None:
+    def result(f1: float) -> dict[str, Any]:
+        rows = [{"class": name, "recall": 0.5, "f1": f1, "support": 9} for name in checkpoint.classes]
+        network = {"score": f1, "interval": [f1 - 0.1, f1 + 0.1], "per_class": rows}
+        methods = {"network": network, "forest": {"score": 0.25}}
+        return {"score": "macro_f1", "scope": "truth", "blocks": 7, "pixels": 18, "methods": methods}
+
+    card = model_card("cropray", checkpoint, facts_of(run), [])
+    once = with_evaluation(card, result(0.625))
+    assert "macro_f1 0.625 (95 % interval 0.525 to 0.725) over 7 independent blocks" in once
+    assert "| pea | 0.500 | 0.625 | 9 |" in once
+    assert "forest 0.250" in once
+    assert "Not yet" not in once
+    assert with_evaluation(with_evaluation(card, result(0.1)), result(0.625)) == once
+    assert once.split("## Limits")[1] == card.split("## Limits")[1]
+
+
+def test_a_description_fits_the_database(checkpoint: Checkpoint, run: Run) -> None:
+    many = replace(checkpoint, classes=CROPS * 20, thresholds=(0.5,) * 100)
+    card = model_card("cropray", many, facts_of(run), [])
+    assert len(card) > LONGEST
+    assert len(description(card)) <= LONGEST
+    assert description(card).endswith("README.md of the model.\n")
+    assert description("short") == "short"
+
+
+# What version 1.4.0 of the extension asks of an item, after its JSON schema: fields that must be there,
+# their types and patterns. (The schema itself refers to others on the network.)
+_DIMENSIONS = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"pattern": "^[a-z-_]+$"}}
+_STRUCTURE = {
+    "type": "object",
+    "required": ["shape", "dim_order", "data_type"],
+    "properties": {
+        "shape": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": -1}},
+        "dim_order": _DIMENSIONS,
+        "data_type": {"enum": ["int16", "float32"]},
+    },
+}
+_SCALING = {
+    "oneOf": [
+        {"required": ["mean", "stddev"], "properties": {"type": {"const": "z-score"}}},
+        {"required": ["format", "expression"], "properties": {"type": {"const": "processing"}}},
+    ]
+}
+_TASKS = {"type": "array", "uniqueItems": True, "items": {"enum": ["semantic-segmentation"]}}
+_INPUT = {
+    "required": ["name", "bands", "input"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "bands": {"type": "array", "items": {"type": "string", "minLength": 1}},
+        "input": _STRUCTURE,
+        "value_scaling": {"type": "array", "minItems": 1, "items": _SCALING},
+        "resize_type": {"type": "null"},
+    },
+}
+_CLASS = {
+    "required": ["value", "name"],
+    "properties": {"value": {"type": "integer"}, "name": {"pattern": "^[0-9A-Za-z-_]+$"}},
+}
+_OUTPUT = {
+    "required": ["name", "tasks", "result"],
+    "properties": {
+        "tasks": _TASKS,
+        "result": _STRUCTURE,
+        "classification:classes": {"type": "array", "minItems": 1, "items": _CLASS},
+    },
+}
+_MLM = {
+    "required": ["mlm:name", "mlm:architecture", "mlm:tasks", "mlm:input", "mlm:output"],
+    "properties": {
+        "mlm:name": {"type": "string", "pattern": r"^[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]$"},
+        "mlm:architecture": {"type": "string"},
+        "mlm:tasks": _TASKS,
+        "mlm:framework": {"const": "PyTorch"},
+        "mlm:framework_version": {"pattern": r"^\d+\.\d+\.\d+$"},
+        "mlm:memory_size": {"type": "integer", "minimum": 0},
+        "mlm:total_parameters": {"type": "integer", "minimum": 0},
+        "mlm:pretrained": {"type": "boolean"},
+        "mlm:pretrained_source": {"type": ["string", "null"]},
+        "mlm:accelerator": {"type": "null"},
+        "mlm:accelerator_constrained": {"type": "boolean"},
+        "mlm:input": {"type": "array", "minItems": 1, "items": _INPUT},
+        "mlm:output": {"type": "array", "minItems": 1, "items": _OUTPUT},
+        "mlm:hyperparameters": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": False,
+            "patternProperties": {"^[0-9a-zA-Z_.-]+$": {}},
+        },
+    },
+    "patternProperties": {"^(?!mlm:)": {}},
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("normalisation", [None, SeedNormalisation()])
+def test_the_stac_item_is_as_the_extension_wants_it(checkpoint: Checkpoint, normalisation: object) -> None:
+    made = checkpoint if normalisation is None else replace(checkpoint, normalisation=normalisation)
+    data = json.loads(json.dumps(mlm_item(made, "cropray", NOW, "Crops by pixel")))
+    Draft7Validator(_MLM).validate(data["properties"])
+    wanted = ["stac_version", "id", "links", "assets", "properties", "type", "geometry"]
+    Draft7Validator({"required": wanted}).validate(data)
+    assert data["stac_version"] >= "1.1"  # whose `bands` the inputs refer to
+    assert data["geometry"] is None
+    assert "bbox" not in data
+    roles = [role for asset in data["assets"].values() for role in asset["roles"]]
+    assert "mlm:model" in roles
+    assert all(asset.get("mlm:artifact_type") for asset in data["assets"].values())
+
+
+def test_inputs_and_outputs_of_the_item_are_those_of_the_model(checkpoint: Checkpoint) -> None:
+    named = replace(checkpoint, classes=("dry pulses, vegetables", "maize"))
+    item = pystac.Item.from_dict(mlm_item(named, "farmer's crops", NOW, "Crops by pixel"))
+    mlm = MLMExtension.ext(item)
+    described = {band["name"] for band in item.properties["bands"]}
+    s1, s2 = mlm.input
+    for given, example_values, bands in (
+        (s1, example(named)["s1"], named.s1_bands),
+        (s2, example(named)["s2"], named.s2_bands),
+    ):
+        assert given.properties["bands"] == list(bands)
+        assert set(bands) <= described
+        shape = given.input.shape
+        assert [a == b or a == -1 for a, b in zip(shape, example_values.shape, strict=True)] == [True] * 5
+        assert given.input.dim_order == ["batch", "bands", "time", "height", "width"]
+        assert len(given.properties["value_scaling"]) == len(bands)
+    assert mlm.output[0].result.shape == [-1, 2, -1, -1]
+    classes = item.properties["mlm:output"][0]["classification:classes"]
+    assert [entry["title"] for entry in classes] == list(named.classes)
+    # The scaling is that of the normalisation, on stored values, wherever it does not clip.
+    values = np.array([500, 900, 1100, 1500, 2000, 2500, 3000, 3100, 2000, 1500], np.int16)
+    scaling = s2.properties["value_scaling"]
+    wanted = [(v - s["mean"]) / s["stddev"] for v, s in zip(values, scaling, strict=True)]
+    patch = torch.from_numpy(np.broadcast_to(values[None, :, None, None, None], (1, 10, 2, 16, 16)).copy())
+    normalised = named.normalisation.apply(torch.zeros(1, 2, 2, 16, 16, dtype=torch.int16), patch)[1]
+    np.testing.assert_allclose(normalised[0, :, 0, 0, 0], wanted, atol=1e-4)
+    total = sum(parameter.numel() for parameter in named.build().parameters())
+    assert mlm.total_parameters == total
+    assert re.fullmatch("[a-zA-Z0-9_.\\- ]+", mlm.mlm_name)
+
+
+def test_the_example_is_what_the_model_takes(checkpoint: Checkpoint) -> None:
+    given = example(checkpoint)
+    s1, s2 = stored_inputs(checkpoint, given)
+    assert s1.shape == (1, 2, 2, 16, 16)
+    assert (s2[:, :, 0] == NODATA).all()
+    assert not (s2[:, :, 1:] == NODATA).any()
+
+
+def test_requirements_are_exact_and_on_an_index() -> None:
+    assert all(re.fullmatch(r"[a-z0-9]+==[0-9][0-9a-z.]*", line) for line in requirements())
+
+
+def test_folders_by_uri_have_checkpoints_with_an_id(checkpoint: Checkpoint) -> None:
+    folder = Folder("memory://papers/models/finetune")
+    save_checkpoint(checkpoint, folder)
+    assert len(checkpoint_id(folder)) == 16
