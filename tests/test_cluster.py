@@ -40,3 +40,11 @@ def test_what_does_not_depend_on_a_directory_is_left_as_it_is(path: str) -> None
 
 def test_settings_that_are_not_given_stay_so() -> None:
     assert for_workers(Config()) == Config()
+
+
+def test_what_exports_ask_for_is_no_resource_of_rays_own() -> None:
+    assert Config.model_validate({"ray": {"export_resources": {"ee": 0.5}}}).ray.export_resources == {
+        "ee": 0.5
+    }
+    with pytest.raises(ValueError, match=r"GPU is Ray's own; wanted custom resources"):
+        Config.model_validate({"ray": {"export_resources": {"GPU": 1}}})

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from cropray.config import Config, RayConfig
@@ -60,11 +61,13 @@ def ray_session(config: RayConfig) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-    try:
-        with sigterm_interrupts():
-            yield
-    finally:
-        ray.shutdown()
+    # Ray prints of lost nodes and processes, at its end too; standard output is kept for results.
+    with redirect_stdout(sys.stderr):
+        try:
+            with sigterm_interrupts():
+                yield
+        finally:
+            ray.shutdown()
 
 
 def for_workers(config: Config) -> Config:

@@ -1,7 +1,8 @@
-"""A small local Ray for the tests that need one, started once and ended with them."""
+"""A small local Ray for the tests that need one, and one of three nodes; both end with their tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,49 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+class Nodes:
+    """One Ray of three nodes on this machine: the head, and two that offer `ee` and can be killed."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        # Else it takes a quarter of a minute until a lost node is noticed.
+        noticed = {"health_check_period_ms": 300, "health_check_failure_threshold": 3}
+        head = {"include_dashboard": False, "dashboard_agent_listen_port": 0, "_system_config": noticed}
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **head})
+        self._exporting = [self._cluster.add_node(num_cpus=1, resources={"ee": 2}) for _ in range(2)]
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    @property
+    def offering_ee(self) -> set[str]:
+        """The ids of the nodes that do, and are alive."""
+        return {node.node_id for node in self._exporting}
+
+    def kill_one(self) -> str:
+        """Kill all processes of a node that offers `ee`; its id."""
+        node = self._exporting.pop()
+        self._cluster.remove_node(node, allow_graceful=False)
+        return str(node.node_id)
+
+    def actors(self, class_name: str) -> list[dict[str, Any]]:
+        """What Ray knows of all actors of a class, those that have ended among them."""
+        table = self._cluster.global_state.actor_table(None).values()
+        return [actor for actor in table if actor["ActorClassName"] == class_name]
+
+    def end(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    nodes = Nodes()
+    yield nodes
+    nodes.end()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
