@@ -144,16 +144,25 @@ def test_the_working_directory_is_read_as_ray_packs_it(tmp_path: Path) -> None:
         ({"CPU": 8.0, "GPU": 4.0}, {}, "ok", "8 CPUs, 4 GPUs"),
         ({"CPU": 2.0}, {}, "bad", "set pretrain.workers to 2 or fewer, or give Ray 4 CPUs"),
         ({"CPU": 8.0, "GPU": 2.0}, {}, "bad", "not every worker gets a GPU"),
-        ({"CPU": 2.0}, {"CPU": 48.0, "GPU": 4.0}, "ok", "up to 50 CPUs, 4 GPUs when asked for"),
+        ({"CPU": 2.0}, {"CPU": 50.0, "GPU": 4.0}, "warning", "up to 50 CPUs, 4 GPUs when asked for"),
+        ({"CPU": 50.0, "GPU": 4.0}, {"CPU": 50.0, "GPU": 4.0}, "ok", "50 CPUs, 4 GPUs; the settings"),
         ({"CPU": 8.0}, {"CPU": 48.0, "GPU": 3.0}, "bad", "give the cluster 4 GPUs"),
     ],
 )
 def test_the_resources_against_the_workers(
     have: Mapping[str, float], more: Mapping[str, float], verdict: str, words: str
 ) -> None:
-    finding = judge_resources(have, more, WORKERS)
+    finding = judge_resources(have, more, WORKERS, {})
     assert finding.verdict == verdict
     assert words in f"{finding.found} {finding.remedy}"
+
+
+def test_a_resource_of_exports_that_no_node_offers_is_bad() -> None:
+    finding = judge_resources({"CPU": 8.0}, {}, WORKERS, {"ee": 1.0})
+    assert finding.verdict == "bad"
+    assert "asks for ee 1, and no node offers it" in finding.found
+    assert judge_resources({"CPU": 8.0, "ee": 4.0}, {}, WORKERS, {"ee": 1.0}).verdict == "ok"
+    assert judge_resources({"CPU": 8.0}, {"CPU": 8.0, "ee": 4.0}, WORKERS, {"ee": 1.0}).verdict == "ok"
 
 
 def test_without_an_address_it_is_what_this_machine_has() -> None:
@@ -168,7 +177,7 @@ def test_a_cluster_grows_by_its_workers_within_both_bounds() -> None:
         "train": {"resources": {"CPU": 12, "GPU": 1}, "max_workers": 2},
     }
     config = {"max_workers": 10, "head_node_type": "head", "available_node_types": types}
-    assert growth(config) == {"CPU": 104.0, "ee": 100.0, "GPU": 2.0}
+    assert growth(config) == {"CPU": 108.0, "ee": 100.0, "GPU": 2.0}
     assert growth({}) == {}
 
 

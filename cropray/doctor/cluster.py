@@ -15,7 +15,7 @@ import yaml
 
 from cropray import __version__
 from cropray.config import Config, RayConfig
-from cropray.doctor.finding import Finding, bad, ok
+from cropray.doctor.finding import Finding, bad, ok, warning
 from cropray.doctor.services import Probe, clock_ahead
 
 Resources = Mapping[str, float]
@@ -68,41 +68,53 @@ def judge_nodes(nodes: Sequence[NodeFacts], versions: Mapping[str, str]) -> Find
     return ok("nodes", f"{len(nodes)} of one kind: {', '.join(f'{k} {v}' for k, v in versions.items())}")
 
 
-def judge_resources(have: Resources, growth: Resources, workers: Mapping[str, int]) -> Finding:
-    """Against the workers that each training asks for: one CPU each, and a GPU each where there are any.
+def judge_resources(
+    have: Resources, most: Resources, workers: Mapping[str, int], export: Resources
+) -> Finding:
+    """Against what trainings ask for, one CPU and, where there are any, one GPU a worker; and against
+    the custom resources of a process of an export.
 
-    `growth` is what the nodes may have that the cluster can add by itself.
+    `most` is what a cluster that adds nodes by itself can have in all; empty for one that does not.
     """
-    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
-    most_cpus, most_gpus = cpus + growth.get("CPU", 0), gpus + growth.get("GPU", 0)
-    found = f"{cpus:g} CPUs, {gpus:g} GPUs"
-    if growth:
-        found += f"; up to {most_cpus:g} CPUs, {most_gpus:g} GPUs when asked for"
+    most = {name: max(have.get(name, 0), most.get(name, 0)) for name in {*have, *most, "CPU", "GPU"}}
+    found = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+    if any(most[name] > have.get(name, 0) for name in most):
+        found += f"; up to {most['CPU']:g} CPUs, {most['GPU']:g} GPUs when asked for"
+    for name, each in export.items():
+        if most.get(name, 0) < each:
+            return bad(
+                "resources",
+                f"{found}; ray.export_resources asks for {name} {each:g}, and no node offers it",
+                f"ray start --resources '{{\"{name}\": 4}}' on the nodes that shall export",
+            )
     for stage, count in workers.items():
-        if most_cpus < count:
+        if most["CPU"] < count:
             return bad(
                 "resources",
                 f"{found}; {stage}.workers is {count}",
-                f"set {stage}.workers to {most_cpus:g} or fewer, or give Ray {count} CPUs",
+                f"set {stage}.workers to {most['CPU']:g} or fewer, or give Ray {count} CPUs",
             )
-        if 0 < most_gpus < count:
+        if 0 < most["GPU"] < count:
             return bad(
                 "resources",
                 f"{found}; {stage}.workers is {count}, so that not every worker gets a GPU",
-                f"set {stage}.workers to {most_gpus:g}, or give the cluster {count} GPUs",
+                f"set {stage}.workers to {most['GPU']:g}, or give the cluster {count} GPUs",
+            )
+        if have.get("GPU", 0) < count <= most["GPU"]:
+            return warning(
+                "resources",
+                f"{found}; {stage}.workers is {count}, and their GPUs are not there yet",
+                "ask for them before the training (docs/cluster.md): it takes GPUs that are there, else CPUs",
             )
     return ok("resources", f"{found}; the settings ask for {_asked(workers)}")
 
 
 def growth(config: Mapping[str, Any]) -> dict[str, float]:
-    """What the worker nodes of a cluster configuration have together when all are there, at most."""
-    types: Mapping[str, Any] = config.get("available_node_types", {})
+    """What a cluster configuration has when all its nodes are there, the head among them, at most."""
     limit = config.get("max_workers", 0)
     total: dict[str, float] = {}
-    for name, node in types.items():
-        if name == config.get("head_node_type"):
-            continue
-        count = min(node.get("max_workers", limit), limit)
+    for name, node in config.get("available_node_types", {}).items():
+        count = 1 if name == config["head_node_type"] else min(node.get("max_workers", limit), limit)
         for resource, amount in node.get("resources", {}).items():
             total[resource] = total.get(resource, 0.0) + count * amount
     return total
@@ -194,7 +206,8 @@ def _facts(probe: Probe | None) -> tuple[dict[str, str], float, bool]:
 
 def judge_alone(cpus: int, gpus: int, workers: Mapping[str, int]) -> Finding:
     """Without an address a stage starts a Ray of its own, with what this machine has."""
-    finding = judge_resources({"CPU": cpus, "GPU": gpus}, {}, workers)
+    # A Ray of one's own offers whatever custom resources are asked.
+    finding = judge_resources({"CPU": cpus, "GPU": gpus}, {}, workers, {})
     if finding.verdict == "bad":
         return finding
     return ok(finding.check, f"{finding.found}; no ray.address: each stage starts its own Ray here")

@@ -84,7 +84,9 @@ def _cluster_and_storage(config: Config, folder: Folder | None) -> Iterator[Find
         else:
             yield ok("ray", f"joined {cluster.address}")
             yield judge_nodes(cluster.nodes, versions_here())
-            yield judge_resources(cluster.resources, cluster.growth, workers_of(config))
+            yield judge_resources(
+                cluster.resources, cluster.growth, workers_of(config), config.ray.export_resources
+            )
             clocks |= {node.name: node.clock_ahead_s for node in cluster.nodes if not node.problem}
         if failed is not None:
             yield failed
