@@ -11,7 +11,6 @@ import numpy.typing as npt
 from cropray.config import Config
 from cropray.config.imagery import ClassMapConfig, LabelsConfig
 from cropray.grid import Grid
-from cropray.rasters import burn, read_nearest
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, InputError
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def burn_parcels(grid: Grid, parcels: GeoDataFrame, classes: Sequence[str]) -> t
     sources of labels either: what is known of it is contradictory. Raises InputError for a crop
     that is none of the classes.
     """
+    from cropray.rasters import burn
+
     unknown = sorted(set(parcels["crop"]) - set(classes))
     if unknown:
         raise InputError(
@@ -93,4 +94,6 @@ def _encoded(chosen: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[
 def _codes(chosen: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[np.int32]]) -> npt.NDArray[Any]:
     if chosen.path.startswith(_FROM_SOURCE):
         return maps[chosen.path.removeprefix(_FROM_SOURCE)]
+    from cropray.rasters import read_nearest
+
     return read_nearest(chosen.path, grid, nodata=chosen.nodata)
