@@ -24,6 +24,7 @@ from cropray.imagery.earthengine_assets import MapAsset
 from cropray.imagery.earthengine_failures import RequestError, UnavailableError
 from cropray.imagery.earthengine_http import retry_after_s
 from cropray.imagery.earthengine_pieces import S2_NAMES
+from cropray.imagery.memory import Seats
 from cropray.imagery.open import open_source
 from cropray.imagery.quota import LocalQuota
 from cropray.imagery.source import ImagerySource, MeteredSource
@@ -122,6 +123,28 @@ def test_an_answer_past_the_deadline_is_asked_for_again(server: Serving, undistu
     attempt = quota.take_unanswered()[0]
     assert "within 2 s" in attempt.error
     assert 1.9 < attempt.seconds < 10
+
+
+def test_a_seat_is_given_up_while_an_answer_is_waited_for(server: Serving, undisturbed: Composite) -> None:
+    seats = Seats(1)
+    source = EarthEngineSource(EarthEngineConfig(url=server.url, per_second=1000), seats=seats)
+    server.plan()
+    server.service.latency = 1.0
+
+    def tile(_: int) -> Composite:
+        with seats.taken():
+            return source.composite(REQUEST)
+
+    server.forget()
+    late = server.counters()["in_flight"]  # answers that no test waits for any more
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            composites = list(pool.map(tile, range(4)))
+    finally:
+        server.service.latency = 0.0
+    assert server.counters()["in_flight_max"] - late == 4
+    for composite in composites:
+        assert_equal(composite, undisturbed)
 
 
 def test_attempts_are_bounded_and_the_last_error_is_raised(server: Serving) -> None:

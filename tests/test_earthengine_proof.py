@@ -212,6 +212,20 @@ def test_pixels_do_not_depend_on_how_a_request_was_split(server: Serving) -> Non
     np.testing.assert_array_equal(split.maps["eucropmap"], whole.maps["eucropmap"])
 
 
+def test_a_request_beyond_the_limit_of_bytes_is_asked_for_in_parts(server: Serving) -> None:
+    large = replace(INSIDE, height=1200, width=1200)  # 1200 x 1200 px x 12 bands x 3 bytes: 51.8 MB
+    request = ImageRequest(large, large, (MARCH,))
+    server.forget()
+    whole = source_of(server).composite(request)
+    assert server.counters()["statuses"] == {"200": 2}
+    across = Window(580, 0, 40, 40)  # where the two meet
+    part = source_of(server).composite(replace(request, grid=large.window(across)))
+    rows, cols = across.slices
+    np.testing.assert_array_equal(whole.s2_tchw[:, :, rows, cols], part.s2_tchw)
+    np.testing.assert_array_equal(whole.s1_tchw[:, :, rows, cols], part.s1_tchw)
+    np.testing.assert_array_equal(whole.s2_valid_thw[:, rows, cols], part.s2_valid_thw)
+
+
 @pytest.mark.parametrize(
     ("project", "words"),
     [

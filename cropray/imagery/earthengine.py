@@ -8,10 +8,12 @@ put together.
 from __future__ import annotations
 
 import io
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,7 @@ from cropray.imagery.earthengine_pieces import (
     estimated,
     plan_pieces,
 )
+from cropray.imagery.memory import Seats
 from cropray.imagery.quota import Attempt, LocalQuota, RequestQuota
 from cropray.types import Composite, ImageRequest, InputError, IntArray
 
@@ -48,13 +51,20 @@ if TYPE_CHECKING:
 _LONGEST_WAIT_S = 60.0
 _ATTEMPTS_AT_FIRST = 5  # some ten seconds: whoever has just started an export is still there
 _UNPACKED_ROWS = 4
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class EarthEngineSource:
-    """An ImagerySource over the account that the settings name. Threads may share one."""
+    """An ImagerySource over the account that the settings name. Threads may share one.
 
-    def __init__(self, config: EarthEngineConfig, quota: RequestQuota | None = None) -> None:
+    With `seats` a thread that asks for a composite has one, and gives it up while it waits.
+    """
+
+    def __init__(
+        self, config: EarthEngineConfig, quota: RequestQuota | None = None, seats: Seats | None = None
+    ) -> None:
         self._config = config
+        self._seats = seats
         self._quota = quota or LocalQuota(config.in_flight, config.per_second, config.lease_s)
         self._opening = threading.Lock()
         self._opened: Session | None = None
@@ -103,13 +113,14 @@ class EarthEngineSource:
     def _composite(self, request: ImageRequest, attempts: int) -> Composite:
         assets = {name: map_asset(name, self._config.eucropmap_year) for name in request.maps}
         outlines = (_outline(request.grid), _outline(request.extent))
-        stored_tchw = np.full((len(request.periods), BANDS, *request.grid.shape), NODATA, STORED)
+        stored_tchw = np.empty((len(request.periods), BANDS, *request.grid.shape), STORED)
         coded = {name: np.zeros(request.grid.shape, CODED) for name in assets}
         pieces = deque(plan_pieces(request, self._size.most_bytes))
         while pieces:
             piece = pieces.popleft()
             try:
-                pixels = self._fetch(piece, request, outlines, assets, attempts)
+                with self._seats.given_up() if self._seats else nullcontext():
+                    pixels = self._fetch(piece, request, outlines, assets, attempts)
             except TooLargeError:
                 self._size.refuse(piece)
                 halves = piece.halves()
@@ -122,6 +133,7 @@ class EarthEngineSource:
             _unpack(pixels, stored_tchw[piece.first : piece.stop, :, rows, cols])
             for name in piece.maps:
                 coded[name][rows, cols] = pixels[name]
+            del pixels
         maps = {name: asset.decode(coded[name]) for name, asset in assets.items()}
         return _as_composite(request, stored_tchw, maps)
 
@@ -189,16 +201,17 @@ def _decoded(content: bytes, piece: Piece) -> npt.NDArray[Any]:
     """The structured array (H, W) of a response. Raises UnavailableError for any other content."""
     names = band_names(piece.stop - piece.first)
     wanted = np.dtype([(name, STORED) for name in names] + [(name, CODED) for name in piece.maps])
-    try:
-        pixels: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UnavailableError(f"the answer of {len(content)} bytes is no array: {error}") from error
     size = (piece.window.height, piece.window.width)
-    if pixels.shape != size or pixels.dtype != wanted:
-        raise UnavailableError(
-            f"the answer is {pixels.shape} of {pixels.dtype}, asked was {size} of {wanted}"
-        )
-    return pixels
+    file = io.BytesIO(content)
+    try:
+        shape, by_columns, dtype = _READ_HEADER[np.lib.format.read_magic(file)](file)
+        if shape != size or dtype != wanted or by_columns:
+            raise UnavailableError(f"the answer is {shape} of {dtype}, asked was {size} of {wanted}")
+        # Not np.load, which copies: many answers may be waiting.
+        pixels: npt.NDArray[Any] = np.frombuffer(content, wanted, math.prod(size), file.tell())
+    except (ValueError, KeyError) as error:
+        raise UnavailableError(f"the answer of {len(content)} bytes is no array: {error}") from error
+    return pixels.reshape(size)
 
 
 def _unpack(pixels: npt.NDArray[Any], out_tchw: IntArray) -> None:

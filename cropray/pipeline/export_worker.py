@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from cropray.config import Config
+from cropray.imagery.memory import Seats, return_large_blocks
 from cropray.imagery.open import open_source
 from cropray.pipeline.failures import TILE_FAILURES, told
 from cropray.pipeline.plan import Tile
@@ -14,6 +15,8 @@ from cropray.pipeline.tile import export_tile
 from cropray.rois.store import read_parcels
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
+
+_AT_WORK = 2  # tiles: more would share one interpreter, and each takes some 200 MB at 480 px a side
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,18 @@ class TileExporter:
         self, config: Config, metadata: ShardMetadata, folder: Folder, quota: ClusterQuota | None
     ) -> None:
         self._config, self._metadata, self._folder = config, metadata, folder
-        self._source = open_source(config, quota)
+        return_large_blocks()
+        self._seats = Seats(_AT_WORK)
+        self._source = open_source(config, quota, self._seats)
         self._parcels = read_parcels(folder)
 
     def do(self, tile: Tile) -> Outcome:
         started, error, patches = time.monotonic(), "", 0
         try:
-            row = export_tile(tile, self._config, self._metadata, self._parcels, self._source, self._folder)
+            with self._seats.taken():
+                row = export_tile(
+                    tile, self._config, self._metadata, self._parcels, self._source, self._folder
+                )
             patches = row.patches
         except TILE_FAILURES as failure:
             error = told(failure)
