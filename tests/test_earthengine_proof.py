@@ -216,10 +216,10 @@ def test_pixels_do_not_depend_on_how_a_request_was_split(server: Serving) -> Non
 def test_a_request_beyond_the_limit_of_bytes_is_asked_for_in_parts_and_never_refused(
     server: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    large = replace(INSIDE, height=70, width=60)
+    large = replace(INSIDE, height=130, width=40)
     request = ImageRequest(large, large, (MARCH, JUNE), maps=("eucropmap",))
     whole = source_of(server).composite(request)
-    most = 100_000  # in the place of 48 MiB, which both count alike; these are 310,800 bytes
+    most = 100_000  # in the place of 48 MiB, which both count alike; these are 384,800 bytes
     monkeypatch.setattr(earthengine, "LearntSize", lambda: LearntSize(most))
     with serve(limits=Limits(response_bytes=most, per_second=10_000)) as narrow:
         split = source_of(narrow).composite(request)
