@@ -71,7 +71,7 @@ def test_what_is_done_is_not_counted_again(tmp_path: Path) -> None:
     plan = plan_export(run, source)
     done = {tile.tile_id for tile in plan_tiles(first[0], run.config.grid, run.config.patch)}
     assert plan.done == done
-    assert {tile.tile_id for _, tile in plan.left} == {tile.tile_id for _, tile in plan.tiles} - done
+    assert {tile.tile_id for tile in plan.left} == {tile.tile_id for tile in plan.tiles} - done
 
 
 def test_regions_come_first(tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ def export(run: Run) -> Summary:
     if plan.left:
         failures, untried = _export_left(plan, source, run)
         refuse_failures("export", failures, len(plan.tiles), untried)
-    rows = read_rows(run.folder, [tile.tile_id for _, tile in plan.tiles], plan.metadata.recipe)
+    rows = read_rows(run.folder, [tile.tile_id for tile in plan.tiles], plan.metadata.recipe)
     write_ledger(run.folder, rows)
-    periods_by_roi = {tile.roi.roi_id: request_of(tile, run.config).periods for _, tile in plan.tiles}
+    periods_by_roi = {tile.roi.roi_id: request_of(tile, run.config).periods for tile in plan.tiles}
     summary = summarise(rows, periods_by_roi)
     for warning in summary["warnings"]:
         say(f"export: warning: {warning}")
@@ -58,7 +58,7 @@ def export(run: Run) -> Summary:
 
 def _export_left(plan: ExportPlan, source: ImagerySource, run: Run) -> tuple[dict[str, str], int]:
     """Export the tiles that are left on Ray: the errors by tile, and how many were not tried."""
-    config, tiles = run.config, [tile for _, tile in plan.left]
+    config, tiles = run.config, plan.left
     with ray_session(config.ray):
         workers = workers_of(config, len(tiles))
         threads = threads_of(config, workers)

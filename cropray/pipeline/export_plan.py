@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """All tiles of a run by their number in the plan of their ROI, and which have a part already."""
+    """All tiles of a run, and which have a part already."""
 
     metadata: ShardMetadata
     parcels: GeoDataFrame
-    tiles: tuple[tuple[int, Tile], ...]
+    tiles: tuple[Tile, ...]
     done: frozenset[str]
 
     @property
-    def left(self) -> list[tuple[int, Tile]]:
-        return [(number, tile) for number, tile in self.tiles if tile.tile_id not in self.done]
+    def left(self) -> list[Tile]:
+        return [tile for tile in self.tiles if tile.tile_id not in self.done]
 
 
 def plan_export(run: Run, source: ImagerySource) -> ExportPlan:
@@ -44,12 +44,8 @@ def plan_export(run: Run, source: ImagerySource) -> ExportPlan:
     metadata = shard_metadata(config, source)
     rois, parcels = read_rois(folder), read_parcels(folder)
     audit_grids(rois, [extent_of(roi, config.grid, config.patch) for roi in rois])
-    tiles = tuple(
-        (number, tile)
-        for roi in rois
-        for number, tile in enumerate(plan_tiles(roi, config.grid, config.patch))
-    )
-    by_id = {tile.tile_id: tile for _, tile in tiles}
+    tiles = tuple(tile for roi in rois for tile in plan_tiles(roi, config.grid, config.patch))
+    by_id = {tile.tile_id: tile for tile in tiles}
     rows = read_rows(folder, list(by_id), metadata.recipe)
     done = frozenset(row.tile_id for row in rows if row.inputs == inputs_of(by_id[row.tile_id], parcels))
     return ExportPlan(metadata, parcels, tiles, done)
@@ -64,11 +60,11 @@ def dry_run(run: Run) -> Summary:
     run.begin("export")
     source = open_source(run.config)
     plan = plan_export(run, source)
-    left = [tile for _, tile in plan.left]
+    left = plan.left
     sample_bytes = sum(spec.nbytes for spec in plan.metadata.tensors.values())
     patches = sum(len(tile.patches) for tile in left)
     summary: Summary = {
-        "rois": len({tile.roi.roi_id for _, tile in plan.tiles}),
+        "rois": len({tile.roi.roi_id for tile in plan.tiles}),
         "tiles": len(plan.tiles),
         "tiles_done": len(plan.done),
         "tiles_left": len(left),

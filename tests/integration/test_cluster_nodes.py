@@ -40,7 +40,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = new_run(tmp_path_factory.mktemp("undisturbed"))
     source = open_source(run.config)
     plan = plan_export(run, source)
-    for _, tile in plan.tiles:
+    for tile in plan.tiles:
         export_tile(tile, run.config, plan.metadata, plan.parcels, source, run.folder)
     export(run)  # finds all parts
     return run
