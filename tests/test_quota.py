@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.imagery.quota import Attempt, Limiter, LocalQuota, Outcome
+from cropray.pipeline.quota import requests_note
 
 DONE = Attempt("a tile", "done", 1.0, nbytes=1000)
 TOO_MANY = Attempt("a tile", "rate_limited", 1.0, error="429")
@@ -183,3 +185,13 @@ def test_requests_without_an_answer_are_told_once() -> None:
         quota.release(quota.acquire(), attempt)
     assert quota.take_unanswered() == [TOO_MANY]
     assert quota.take_unanswered() == []
+
+
+def test_a_person_is_told_the_state_of_the_requests() -> None:
+    status = LocalQuota(in_flight=8, per_second=1000, lease_s=100).status()
+    assert requests_note(status) == ["0.0 MB/s", "0 of 8 in flight", "0 x 429"]
+    slow = replace(status, rate_limited=3, bytes_per_s=2.5e6, in_flight=2, restricted=True, paused_s=30.2)
+    assert ", ".join(requests_note(slow)) == (
+        "2.5 MB/s, 2 of 8 in flight (the project is in restricted mode), 3 x 429, "
+        "waiting 30 s as the service asks"
+    )

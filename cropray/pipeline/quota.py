@@ -103,10 +103,12 @@ class QuotaWatch:
 def requests_note(status: QuotaStatus) -> list[str]:
     """The state of the requests in a few words."""
     restricted = " (the project is in restricted mode)" if status.restricted else ""
+    paused = [f"waiting {status.paused_s:.0f} s as the service asks"] if status.paused_s >= 1 else []
     return [
         f"{status.bytes_per_s / 1e6:.1f} MB/s",
         f"{status.in_flight} of {status.allowed} in flight{restricted}",
         f"{status.rate_limited} x 429",
+        *paused,
     ]
 
 
