@@ -101,7 +101,7 @@ def server_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        reason = str(error).replace("\n", " ")
+        reason = shown(str(error).replace("\n", " "))
         remedy = next((said for sign, said in _REMEDIES if sign in reason), _REMEDY)
         raise InputError(
             f"the MLflow server {shown(uri)} (tracking.uri) failed: {reason[:_SHOWN]}; {remedy}"
@@ -109,8 +109,8 @@ def server_errors(uri: str) -> Iterator[None]:
 
 
 def shown(uri: str) -> str:
-    """A URI without the password that may stand in it."""
-    return re.sub(r"//[^@/]*@", "//…@", uri)
+    """A URI, or a text with one, without the password that may stand in it."""
+    return re.sub(r"//[^@/\s]*@", "//…@", uri)
 
 
 @contextmanager

@@ -1,0 +1,198 @@
+"""The registry on a real MLflow server, by its URI, and behind a door that wants a name."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cropray.models.checkpoint import load_checkpoint, save_checkpoint
+from cropray.models.predictor import Predictor
+from cropray.overrides import updated
+from cropray.run import Run
+from cropray.shards.reader import ShardReader
+from cropray.shards.store import shard_uris
+from cropray.tracking.registry import register_checkpoint, resolve_model
+from cropray.tracking.versions import find, list_versions
+from cropray.training.evaluate import evaluate
+from cropray.training.promotion import promote
+from cropray.types import InputError
+from tests.lands import ready_run, small_checkpoint
+from tests.mlflow_server import Door, door, mlflow_server
+
+pytestmark = pytest.mark.integration
+
+NAME, PASSWORD, TOKEN = "analyst", "sesame", "t0ken"
+BASIC = "Basic " + base64.b64encode(f"{NAME}:{PASSWORD}".encode()).decode()
+# None of these is among the requirements of a registered model.
+_NOT_THERE = ("ray", "rasterio", "geopandas", "ee", "typer", "rich", "pyproj", "jdatetime", "pystac")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def run(server: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Version 1 is champion, measured and promoted through the server."""
+    run = at(ready_run(str(tmp_path_factory.mktemp("run"))), server)
+    register_checkpoint(run)
+    evaluate(run)
+    promote(run)
+    return run
+
+
+@pytest.fixture
+def before(run: Run) -> Iterator[Door]:
+    with door(run.config.tracking.uri, {BASIC, f"Bearer {TOKEN}"}) as there:
+        yield there
+
+
+def at(run: Run, uri: str) -> Run:
+    return Run(run.folder, updated(run.config, {"tracking.uri": uri, "evaluate.baselines": False}))
+
+
+def test_a_model_goes_to_the_server_and_comes_back(run: Run) -> None:
+    assert not run.folder.exists("mlflow/mlflow.db")
+    found = load_checkpoint(resolve_model("models:/cropray@champion", run))
+    assert found.describe() == small_checkpoint((0.5, 0.5)).describe()
+    version = find(run, "models:/cropray@champion")
+    assert version.aliases == ("candidate", "champion")
+    assert version.evaluation["score"] == "macro_f1"
+    assert version.card == Path(download(run, "README.md")).read_text()
+    assert (
+        json.loads(Path(download(run, "stac-item.json")).read_text())["properties"]["mlm:name"] == "cropray"
+    )
+
+
+def download(run: Run, name: str) -> str:
+    from mlflow.artifacts import download_artifacts
+
+    from cropray.tracking.runs import open_client
+
+    client = open_client(run.config.tracking.uri)
+    source = client.get_model_version_download_uri("cropray", "1")
+    return download_artifacts(f"{source}/{name}", tracking_uri=run.config.tracking.uri)
+
+
+def test_the_champion_predicts_where_only_its_requirements_are(run: Run, tmp_path: Path) -> None:
+    uri = shard_uris(run.folder, "test")[0]
+    script = f"""
+import sys
+for name in {_NOT_THERE!r}: sys.modules[name] = None
+import json, mlflow, numpy as np, pyarrow.parquet as pq
+from pathlib import Path
+model = mlflow.pyfunc.load_model("models:/cropray@champion")
+import cropray
+assert "pyfunc" in cropray.__file__ or "code" in Path(cropray.__file__).parts, cropray.__file__
+table = pq.read_table(sys.argv[1], columns=["s1", "s2"])
+columns = {{name: table[name].to_numpy(zero_copy_only=False) for name in ("s1", "s2")}}
+of_rows = model.predict(columns, params={{"metadata": table.schema.metadata[b"cropray"].decode()}})
+example = model.input_example
+of_example = model.predict(example)
+np.savez(sys.argv[2], rows=of_rows, example=of_example, **{{f"in_{{k}}": v for k, v in example.items()}})
+dark = np.where(example["s2"] > 0, example["s2"] // 200, example["s2"])
+for wrong in ({{"s1": example["s2"], "s2": example["s1"]}}, {{**example, "s2": example["s2"] / 10000}},
+              {{**example, "s2": example["s2"][:, :, 1:]}}, {{**example, "s2": dark}},
+              {{"s1": example["s1"]}}):
+    try: model.predict(wrong)
+    except Exception as error: print(str(error).replace(chr(10), " ")[-300:])
+"""
+    out = tmp_path / "out.npz"
+    done = subprocess.run(
+        [sys.executable, "-c", script, uri, str(out)],
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_TRACKING_URI": run.config.tracking.uri, "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    got = np.load(out)
+    reader = ShardReader([uri], batch_size=8, shuffle=False)
+    batch = reader.take(np.arange(len(reader.table)))
+    predictor = Predictor(small_checkpoint((0.5, 0.5)))
+    expected = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw)
+    np.testing.assert_allclose(got["rows"], expected, atol=1e-6)
+    np.testing.assert_allclose(got["example"], predictor.probabilities(got["in_s1"], got["in_s2"]), atol=1e-6)
+    told = done.stdout.splitlines()
+    for said, wanted in zip(
+        told,
+        (
+            "does not match expected shape (-1, 2, 2, -1, -1)",
+            "dtype of input float64 does not match expected dtype int16",
+            "does not match expected shape (-1, 10, 2, -1, -1)",
+            "s2 lies within",
+            "missing inputs ['s2']",
+        ),
+        strict=True,
+    ):
+        assert wanted in said
+
+
+def test_name_and_password_of_the_environment_open_the_door(
+    run: Run, before: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", NAME)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    inside = at(run, before.uri)
+    assert [version.uri for version in list_versions(inside)] == ["models:/cropray/1"]
+    save_checkpoint(small_checkpoint((0.4, 0.4)), run.folder.child("models/other"))
+    assert register_checkpoint(inside, "run:models/other")["registered"] == "models:/cropray/2"
+    assert load_checkpoint(resolve_model("models:/cropray/2", inside)).thresholds == (0.4, 0.4)
+    told = promote(inside, "models:/cropray/2", force="to see who did it")
+    assert told["by"] == NAME
+    promote(inside, "models:/cropray/1", force="as before")
+    assert before.seen == {BASIC}  # runs, registry and files alike
+
+
+def test_a_token_opens_it_too(run: Run, before: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    assert find(at(run, before.uri), "models:/cropray@champion").number == "1"
+    assert before.seen == {f"Bearer {TOKEN}"}
+
+
+def test_who_is_not_known_is_told_which_variables_to_set(run: Run, before: Door) -> None:
+    for act in (list_versions, register_checkpoint, promote):
+        with pytest.raises(
+            InputError, match=r"failed: .*401.*MLFLOW_TRACKING_USERNAME.*MLFLOW_TRACKING_TOKEN"
+        ):
+            act(at(run, before.uri))
+
+
+def test_who_may_only_read_can_use_models_and_change_none(
+    run: Run, before: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    before.read_only = True
+    reader = at(run, before.uri)
+    assert load_checkpoint(resolve_model("models:/cropray@champion", reader)).classes == ("maize", "pea")
+    save_checkpoint(small_checkpoint((0.3, 0.3)), run.folder.child("models/third"))
+    for act in (
+        lambda: register_checkpoint(reader, "run:models/third"),
+        lambda: promote(reader, "models:/cropray/2", force="no matter what"),
+    ):
+        with pytest.raises(InputError, match=r"failed: .*[Pp]ermission.*of a user who may do this"):
+            act()
+    assert find(run, "models:/cropray@champion").number == "1"
+
+
+def test_a_password_in_the_uri_is_not_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError) as told:
+        list_versions(at(run, "http://analyst:secret@127.0.0.1:9"))
+    assert "secret" not in str(told.value)
+
+
+def test_a_run_elsewhere_gets_its_own_copy(run: Run, tmp_path: Path) -> None:
+    elsewhere = at(ready_run(str(tmp_path)), run.config.tracking.uri)
+    folder = resolve_model("models:/cropray@champion", elsewhere)
+    assert folder.uri == str(tmp_path / "models/registry/cropray/1")
+    assert load_checkpoint(folder).thresholds == (0.5, 0.5)
