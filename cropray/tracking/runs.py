@@ -65,13 +65,27 @@ class Tracker:
             self.client.log_batch(self.run_id, params=new[start : start + _BATCH])
         self._known.update(param.key for param in new)
 
-    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def metrics(self, metrics: Mapping[str, float], step: int, *, when_s: float | None = None) -> None:
+        """Record metrics of a step, at a time (seconds since 1970) or now."""
         from mlflow.entities import Metric
 
-        now_ms = int(time.time() * 1000)
+        now_ms = int(1000 * (time.time() if when_s is None else when_s))
         values = [Metric(metric_name(key), float(value), now_ms, step) for key, value in metrics.items()]
         for start in range(0, len(values), _BATCH):
             self.client.log_batch(self.run_id, metrics=values[start : start + _BATCH])
+
+    def steps_of(self, metric: str) -> set[int]:
+        """The steps of which a metric is recorded."""
+        history = self.client.get_metric_history(self.run_id, metric)
+        return {entry.step for entry in history}
+
+    def artifact_bytes(self, name: str, data: bytes) -> None:
+        """Put a file beside the run; its name may have folders."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            self.client.log_artifacts(self.run_id, folder)
 
     def artifact(self, path: Path | str) -> None:
         """Copy a local file beside the run."""
