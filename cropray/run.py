@@ -13,6 +13,7 @@ import yaml
 
 from cropray.config import Config
 from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.training import OPERATIONAL
 from cropray.progress import say
 from cropray.storage import Folder
 from cropray.types import InputError
@@ -36,9 +37,11 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "predict": ("predict",),
 }
 # Settings in these that change no result, or that stand among the inputs by what they name.
-_FREE = {"predict.batch_size", "predict.model", "evaluate.model"} | {
-    f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"
-}
+_FREE = (
+    {"predict.batch_size", "predict.model", "evaluate.model"}
+    | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
+    | {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OPERATIONAL}
+)
 _BEFORE: dict[str, tuple[str, ...]] = {
     "rois": (),
     "export": ("rois",),

@@ -23,7 +23,10 @@ WAY = (
 )
 # What the drivers share, wherever they stand: how to join Ray, and the record that export leaves.
 SHARED = {"cropray.pipeline.cluster", "cropray.pipeline.ledger"}
-TRAINING_STEP = {"cropray.training.step", "cropray.training.augment"}
+TRAINING_STEP = {
+    f"cropray.training.{name}"
+    for name in ("step", "augment", "batch_norm", "ema", "outcomes", "precision", "recipe", "state", "store")
+}
 
 
 def modules() -> dict[str, Path]:

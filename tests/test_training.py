@@ -14,7 +14,8 @@ from cropray.shards.reader import ShardReader
 from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.training.augment import apply_symmetries, draw_symmetries
-from cropray.training.step import Recipe, Trainer, initial_network, rate_factor
+from cropray.training.recipe import Recipe, rate_factor
+from cropray.training.step import Trainer, initial_network
 from cropray.training.validate import KnownPixels, pixel_stride, score, validate, validate_epoch
 from cropray.types import BACKGROUND, UNLABELLED
 from tests.training_data import CLASSES, MONTHS, SIZE, write_split
@@ -48,12 +49,14 @@ def make_trainer(steps: int, recipe: Recipe = RECIPE) -> Trainer:
     return Trainer(network, FixedNormalisation(), recipe, steps, torch.device("cpu"))
 
 
-def silent(_steps: int, _loss: torch.Tensor) -> None:
-    pass
-
-
 def run(trainer: Trainer, data: ShardReader, epochs: range) -> list[float]:
-    return [trainer.train_epoch(data.epoch(epoch), epoch, silent)["train_loss"] for epoch in epochs]
+    """Train; the mean loss of the steps of each epoch."""
+    losses = []
+    for epoch in epochs:
+        trainer.train_mode()
+        steps = [trainer.step(batch, epoch, index) for index, batch in enumerate(data.epoch(epoch))]
+        losses.append(float(np.mean([result.loss for results in steps for result in results])))
+    return losses
 
 
 def same_weights(one: Trainer, two: Trainer) -> bool:
@@ -107,7 +110,9 @@ def test_training_learns_what_the_bands_say(shards: Folder) -> None:
     network = initial_network(replace(SPEC, width=8), recipe.seed)
     trainer = Trainer(network, FixedNormalisation(), recipe, len(data), torch.device("cpu"))
     losses = run(trainer, data, range(12))
-    figures, thresholds = validate_epoch(trainer, reader(shards, "val"), CLASSES)
+    found = validate_epoch(trainer, reader(shards, "val"), CLASSES)
+    assert found is not None
+    figures, thresholds = found
     assert losses[-1] < 0.6 * losses[0]
     assert figures["val_mean_average_precision"] > 0.5  # chance: 0.17
     assert len(thresholds) == len(CLASSES)
@@ -205,10 +210,36 @@ def test_patches_that_are_not_square_are_not_turned() -> None:
 def test_validation_sees_every_known_pixel_once_and_no_other(shards: Folder) -> None:
     data = reader(shards, "val")
     labels = np.concatenate([batch.label_bhw.ravel() for batch in data.epoch(0)])
-    pixels, loss = validate(make_trainer(1), data.epoch(0), stride=1)
+    pixels, terms = validate(make_trainer(1), data.epoch(0), stride=1)
     np.testing.assert_array_equal(pixels.label_n, labels[labels != UNLABELLED])
     assert pixels.scores_nk.shape == (len(pixels.label_n), len(CLASSES))
-    assert np.isfinite(loss)
+    assert int(terms.known) == len(pixels.label_n)
+
+
+def test_the_figures_of_a_validation_are_those_of_its_pixels(shards: Folder) -> None:
+    trainer, data = make_trainer(1), reader(shards, "val")
+    found = validate_epoch(trainer, data, CLASSES)
+    assert found is not None
+    pixels, _ = validate(trainer, data.epoch(0), stride=1)
+    for k, name in enumerate(CLASSES):
+        p = np.clip(pixels.scores_nk[:, k].astype(np.float64), 1e-12, 1 - 1e-12)
+        expected = -np.mean(np.where(pixels.label_n == k, np.log(p), np.log1p(-p)))
+        assert found[0]["val_class_loss"][name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_pixels_that_are_looked_at_are_the_same_in_any_batches(shards: Folder) -> None:
+    trainer = make_trainer(1)
+    for stride in (3, 7):
+        pixels = [
+            validate(
+                trainer,
+                ShardReader(shard_uris(shards, "val"), batch_size=size, shuffle=False).epoch(0),
+                stride,
+            )[0]
+            for size in (2, 9)
+        ]
+        np.testing.assert_array_equal(pixels[0].label_n, pixels[1].label_n)
+        np.testing.assert_allclose(pixels[0].scores_nk, pixels[1].scores_nk, rtol=1e-5)
 
 
 def test_scores_are_told_apart_in_full_precision(shards: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

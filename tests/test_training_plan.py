@@ -12,8 +12,8 @@ from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.heads import starting_weights
 from cropray.run import Run
 from cropray.storage import Folder
-from cropray.training.driver import best_entry
-from cropray.training.plan import TrainingPlan, make_plan, training_inputs
+from cropray.training.history import best_entry
+from cropray.training.plan import Data, TrainingPlan, make_plan, training_inputs
 from cropray.training.step import initial_network
 from cropray.training.validate import SCORE
 from cropray.types import InputError
@@ -192,7 +192,7 @@ def test_crops_are_balanced_in_training_alone(tmp_path: Path) -> None:
         write_split(folder, split, 4 if split == "val" else 22)  # 8 of maize, 7 of each of the others
     plan = make_plan(make_run(folder, balance=1.0), "pretrain")
     for data, expected in ((plan.train, 22), (plan.val, 4)):
-        reader = data.reader(1, seed=0, rank=0, world_size=1, shuffle=True)
+        reader = data.reader(1, seed=0)
         read = np.concatenate([reader.order(epoch) for epoch in range(30)])
         assert len(read) == 30 * expected
         crops = np.array([CLASSES.index(crop) for crop in reader.table["crop"].to_pylist()])
@@ -208,11 +208,38 @@ def test_samples_with_too_few_labels_are_left_out(folder: Folder) -> None:
 
 
 def test_a_batch_must_be_shared_out_evenly(folder: Folder) -> None:
-    with pytest.raises(InputError, match=r"multiple of pretrain\.workers = 3"):
+    with pytest.raises(InputError, match=r"multiple of pretrain\.workers × pretrain\.accumulate = 3 × 1"):
         make_plan(make_run(folder, workers=3), "pretrain")
     plan = make_plan(make_run(folder, workers=2), "pretrain")
-    assert plan.batch_size == 2
+    assert (plan.batch_size, plan.workers) == (4, (2, 2))
     assert plan.steps == make_plan(make_run(folder), "pretrain").steps
+    with pytest.raises(InputError, match=r"pretrain\.workers × pretrain\.accumulate = 1 × 3"):
+        make_plan(make_run(folder, accumulate=3), "pretrain")
+    with pytest.raises(InputError, match=r"= 3 × 1"):
+        make_plan(make_run(folder, workers=[1, 4]), "pretrain")
+    assert make_plan(make_run(folder, workers=[1, 2]), "pretrain").workers == (1, 2)
+
+
+def test_batch_norm_is_frozen_only_where_there_are_statistics(folder: Folder, first: Folder) -> None:
+    with pytest.raises(InputError, match=r"batch_norm is frozen, .* set pretrain\.init"):
+        make_plan(make_run(folder, batch_norm="frozen"), "pretrain")
+    assert plan_from(folder, first, batch_norm="frozen").recipe.batch_norm == "frozen"
+
+
+def test_settings_of_the_machines_make_no_other_training(folder: Folder) -> None:
+    plan = make_plan(make_run(folder), "pretrain")
+    free = {"workers": [1, 2], "threads": 3, "processes": 1, "store_every_s": 5.0, "max_failures": 9}
+    assert make_plan(make_run(folder, **free), "pretrain").identity == plan.identity
+    for bound in ({"ema": 0.9}, {"accumulate": 2}, {"balance": 0.5}, {"precision": "bfloat16"}):
+        assert make_plan(make_run(folder, **bound), "pretrain").identity != plan.identity
+
+
+def test_every_sample_of_val_is_on_one_rank(folder: Folder) -> None:
+    val = make_plan(make_run(folder), "pretrain").val
+    parts = [val.part(4, rank, 4) for rank in range(4)]
+    names = [name for part in parts if part is not None for name in part.table["sample_id"].to_pylist()]
+    assert sorted(names) == sorted(f"val-{i}" for i in range(6))
+    assert Data([], 0.0).part(4, 0, 1) is None
 
 
 def test_shards_are_needed(tmp_path: Path) -> None:

@@ -1,49 +1,50 @@
 """A training is taken up only where it was begun: on the same data, with the same settings."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import ray.train
 
-from cropray.models.checkpoint import Checkpoint, save_checkpoint
-from cropray.models.dual_unet3d import NetworkSpec
-from cropray.models.normalisation import FixedNormalisation
 from cropray.storage import Folder
-from cropray.training.driver_worker import _resume
+from cropray.training.driver_worker import _found
+from cropray.training.plan import TrainingPlan, make_plan
+from cropray.training.store import Kept, StateWriter
 from cropray.types import InputError
-
-SPEC = NetworkSpec(n_classes=2, width=2, months=2)
-
-
-def checkpoint(fingerprint: str, lr: float) -> Checkpoint:
-    return Checkpoint(
-        classes=("maize", "pea"),
-        network=SPEC,
-        normalisation=FixedNormalisation(),
-        window={"anchor": "harvest", "months": 2, "lead_months": 1, "as_of": None},
-        s1_quantity="gamma0",
-        weights=SPEC.build().state_dict(),
-        recipe={"stage": "finetune", "lr": lr},
-        data_fingerprint=fingerprint,
-    )
+from tests.training_data import make_run, write_split
 
 
-@pytest.mark.parametrize(
-    "wanted", [checkpoint("other", 0.1), checkpoint("data", 0.2)], ids=["data", "settings"]
-)
-def test_a_training_of_other_data_or_settings_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: Checkpoint
-) -> None:
-    save_checkpoint(checkpoint("data", 0.1), Folder(str(tmp_path)))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    folder = Folder(str(tmp_path_factory.mktemp("run")))
+    write_split(folder, "train", 8)
+    return folder
 
-    @contextmanager
-    def as_directory() -> Iterator[str]:
-        yield str(tmp_path)
 
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: SimpleNamespace(as_directory=as_directory))
+def planned(folder: Folder, **settings: Any) -> TrainingPlan:
+    return make_plan(make_run(folder, **settings), "finetune")
+
+
+def leave_state(plan: TrainingPlan) -> None:
+    writer = StateWriter(plan.states)
+    writer.put(Kept("epoch-0001-step-0000001", dict(plan.identity), {}), None, None)
+    writer.wait()
+
+
+def test_a_training_of_other_data_or_settings_is_refused(folder: Folder, tmp_path: Path) -> None:
+    leave_state(planned(folder))
+    kept, damaged = _found(planned(folder, workers=2, threads=2), 0)
+    assert kept is not None
+    assert (kept.name, damaged) == ("epoch-0001-step-0000001", [])
     with pytest.raises(InputError, match=r"checkpoints/finetune .* other data or"):
-        _resume(SimpleNamespace(), replace(wanted, weights={}))
+        _found(planned(folder, lr=0.5), 0)
+    other = Folder(str(tmp_path))
+    write_split(other, "train", 8, seed=1)
+    (tmp_path / "checkpoints").symlink_to(folder.local("checkpoints"))
+    with pytest.raises(InputError, match=r"checkpoints/finetune .* other data or"):
+        _found(planned(other), 0)
+
+
+def test_a_training_without_a_state_begins(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    write_split(folder, "train", 8)
+    assert _found(planned(folder), 0) == (None, [])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from cropray.config.recipes import RECIPES, RecipeName, Stage
 from cropray.config.section import Section
@@ -53,10 +53,48 @@ class TrainConfig(Section):
         pattern="^[A-Za-z0-9_-]+$",
         description="name under which the head of init stays beside the new one; None: it does not",
     )
-    workers: int = Field(1, ge=1)
-    threads: int = Field(0, ge=0, description="torch threads a worker; 0: its share of the CPUs")
+    accumulate: int = Field(1, ge=1, description="parts of a worker's share of a step, gone through in turn")
+    clip_norm: float | None = Field(None, gt=0, description="highest norm of the gradients; None: any")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay a step of the weights' moving average, which is kept then"
+    )
+    batch_norm: Literal["local", "sync", "frozen"] = Field(
+        "local",
+        description="over a worker's samples, over all workers' (GPUs), or by the statistics of init",
+    )
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the device gains by it; tf32: of GPUs"
+    )
+    max_nonfinite: int = Field(10, ge=0, description="steps without finite loss and gradients; more end it")
     store_every: int = Field(1, ge=1, description="epochs between validations and checkpoints")
-    max_failures: int = Field(2, ge=0)
+    store_every_s: float = Field(600, gt=0, description="seconds between states within an epoch")
+    workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (
+        Field(1, description="how many, or [fewest, most]: as many as there is room for")
+    )
+    threads: int = Field(0, ge=0, description="torch threads a worker; 0: its share of the CPUs")
+    processes: int = Field(0, ge=0, description="of a worker, that read local shards; 0: threads read them")
+    compile: bool = Field(
+        default=False, description="torch.compile: minutes at the start, faster steps on a GPU"
+    )
+    max_failures: int = Field(2, ge=0, description="deaths of workers or nodes after which it ends")
+
+    @property
+    def fewest(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _workers_are_a_range(self) -> TrainConfig:
+        if self.fewest > self.most:
+            raise ValueError(f"workers: fewest ({self.fewest}) is more than most ({self.most})")
+        return self
+
+
+OPERATIONAL = ("workers", "threads", "processes", "compile", "store_every_s", "max_nonfinite", "max_failures")
+"""Settings of a training that may change while it goes on: it stays the same one, but for rounding."""
 
 
 def filled_by_recipe(stage: Stage) -> WrapValidator:

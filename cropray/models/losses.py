@@ -55,6 +55,10 @@ class LossTerms:
         mine, theirs = vars(self), vars(other)
         return LossTerms(**{name: mine[name] + theirs[name] for name in mine})
 
+    def exact(self) -> LossTerms:
+        """On the CPU and in float64, in which the terms of many batches add up without a loss."""
+        return LossTerms(**{name: x.detach().cpu().double() for name, x in vars(self).items()})
+
 
 def loss_terms(logits_bkhw: Tensor, label_bhw: Tensor, crop_b: Tensor, recipe: LossRecipe) -> LossTerms:
     """The terms of a batch, in float32 whatever the logits are.

@@ -8,29 +8,36 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.pipeline.cluster import ray_session
-from cropray.progress import progress, say
+from cropray.progress import say
 from cropray.run import Run, Summary
+from cropray.storage import Folder
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
+from cropray.training.driver_desk import open_desk
+from cropray.training.driver_follow import Follower, Tell
+from cropray.training.history import History, best_entry
+from cropray.training.lock import held
 from cropray.training.plan import TrainingPlan, make_plan, training_inputs
+from cropray.training.store import STANDING, name_of
 from cropray.training.validate import SCORE
 from cropray.types import InputError
 
 if TYPE_CHECKING:
-    from ray.util.queue import Queue
-
-    from cropray.training.driver_worker import History, Note
+    from cropray.training.driver_worker import Outcome
 
 Stage = Literal["pretrain", "finetune"]
 
-_POLL_S = 0.2
 # How often Ray's controller looks at the workers. Its own 2 s would cost up to as much at the start
 # and after every epoch.
 _CONTROLLER_POLL_S = "0.2"
+_RAYS_OWN = "ray"  # in the folder of states
+
+T = TypeVar("T")
 
 
 def pretrain(run: Run) -> Summary:
@@ -49,8 +56,8 @@ def train(run: Run, stage: Stage) -> Summary:
     The epoch with the highest mean average precision over classes is kept, the last one where the
     validation split has no known pixel. Writes `models/<stage>/` (checkpoint.json,
     weights.safetensors, history.json: one object an epoch). A training that was interrupted goes on
-    from its last epoch; one whose shards or starting checkpoint have changed, from its first. Raises
-    InputError for shards or a starting checkpoint that do not fit.
+    from its last state; one whose shards or starting checkpoint have changed, from its start. Raises
+    InputError for shards or a starting checkpoint that do not fit, and where another process is at it.
     """
     run.begin(stage)
     inputs = training_inputs(run, stage)
@@ -60,8 +67,9 @@ def train(run: Run, stage: Stage) -> Summary:
         return summary
     start = time.monotonic()
     plan = make_plan(run, stage)
-    with ray_session(run.config.ray):
-        _check_workers(run, stage)
+    lock = held(run.folder.child("stages"), f"{stage}.lock", f"{stage} of {run.folder}")
+    with lock, ray_session(run.config.ray):
+        check_workers(run, stage)
         if run.changed(stage, inputs):
             _forget(run, stage)
         run.claim(stage, inputs)
@@ -83,126 +91,34 @@ def train(run: Run, stage: Stage) -> Summary:
     return summary
 
 
-def _forget(run: Run, stage: Stage) -> None:
-    """Take away what a training on other inputs would be taken up from; its model stays registered."""
-    run.folder.delete_folder(f"checkpoints/{stage}")
-    if run.folder.exists(f"mlflow/{stage}.json"):
-        run.folder.delete(f"mlflow/{stage}.json")
-
-
-def best_entry(history: History) -> dict[str, Any]:
-    """The entry of the epoch to keep: of equal or unknown scores the last."""
-    return max(history, key=lambda entry: (_score(entry), entry["epoch"]))
-
-
-def _score(entry: dict[str, Any]) -> float:
-    value = entry.get(SCORE)
-    return -1.0 if value is None else float(value)
-
-
-def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan) -> tuple[History, str, str]:
-    from ray.util.queue import Queue
-
-    notes = Queue(actor_options={"num_cpus": 0})
-    training = _in_thread(lambda: _fit(run, stage, plan, notes))
-    # The workers start while MLflow is imported.
-    with tracked(run, stage) as tracker:
-        tracker.params({"train_samples": plan.samples, "parameters": plan.parameters})
-        history = _follow(training, notes, tracker, stage, plan)
-        notes.shutdown()
-        folder = run.folder.child(f"models/{stage}")
-        epoch = best_entry(history)["epoch"]
-        checkpoint = load_checkpoint(run.folder.child(f"checkpoints/{stage}/epoch-{epoch:04d}"))
-        folder.write_text("history.json", json.dumps(history, indent=1) + "\n")
-        save_checkpoint(checkpoint, folder)
-        version = register(run, stage, folder, tracker)
-    return history, tracker.run_id, version
-
-
-def _check_workers(run: Run, stage: Stage) -> None:
-    import ray
-
-    workers, cpus = getattr(run.config, stage).workers, ray.cluster_resources().get("CPU", 0)
-    if cpus < workers:
-        raise InputError(
-            f"{stage}.workers is {workers}, but Ray has {cpus:g} CPUs: "
-            "set fewer workers, or give Ray more CPUs (ray.num_cpus)"
-        )
-
-
-def _fit(run: Run, stage: Stage, plan: TrainingPlan, notes: Queue) -> History:
-    """Run Ray Train to its end; it takes up what lies under `checkpoints/<stage>`."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from cropray.training.driver_worker import train_worker
-
-    settings = getattr(run.config, stage)
-    folder = run.folder.child("checkpoints")
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"plan": plan, "notes": notes},
-        scaling_config=ScalingConfig(
-            num_workers=settings.workers, use_gpu=ray.cluster_resources().get("GPU", 0) >= settings.workers
-        ),
-        run_config=RunConfig(
-            name=stage,
-            storage_path=folder.path(),
-            storage_filesystem=folder.filesystem,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            # The best epoch and the last are kept.
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    history: History = trainer.fit().return_value
-    return history
-
-
-def _follow(
-    training: Future[History], notes: Queue, tracker: Tracker, stage: Stage, plan: TrainingPlan
+def train_in(
+    run: Run, stage: Stage, plan: TrainingPlan, place: Folder, tracker: Tracker, tell: Tell | None = None
 ) -> History:
-    """Show and record what the workers say until they are done. Raises InputError that they met."""
-    done = 0
-    with progress(stage, plan.steps) as bar:
-        while True:
-            last = training.done()  # asked before the notes are read, so that none is missed
-            for note in _read(notes):
-                if note.problem:
-                    raise InputError(note.problem)
-                bar.advance(
-                    note.steps - done, f"epoch {note.epoch}/{plan.recipe.epochs} loss {note.loss:.4f}"
-                )
-                done = note.steps
-                if note.entry is not None:
-                    tracker.metrics(_flat(note.entry), step=note.epoch)
-            if last:
-                return training.result()
-            time.sleep(_POLL_S)
+    """Train with the states in the folder `place`; the history of all epochs.
+
+    After every epoch `tell` is called with the history so far. Raises what `Follower.to_the_end` does.
+    """
+    return _begun(run, stage, replace(plan, states=place))(tracker, tell)
 
 
-def _read(notes: Queue) -> list[Note]:
-    found: list[Note] = notes.get_nowait_batch(notes.qsize())
-    return found
+def publish_best(place: Folder, epoch: int, target: Folder) -> None:
+    """Make the checkpoint of an epoch, among the states in `place`, a model of its own.
+
+    Its `history.json` goes as far as that epoch.
+    """
+    state = place.child(name_of(epoch))
+    checkpoint, standing = load_checkpoint(state), json.loads(state.read_text(STANDING))
+    target.write_text("history.json", json.dumps(standing["history"], indent=1) + "\n")
+    save_checkpoint(checkpoint, target)
 
 
-def _flat(entry: dict[str, Any]) -> dict[str, float]:
-    """The figures of an epoch by name, those of a class as `<figure>/<class>`."""
-    flat = {name: value for name, value in entry.items() if isinstance(value, int | float)}
-    for crop, figures in entry.get("val_classes", {}).items():
-        flat |= {f"val_{name}/{crop}": value for name, value in (figures or {}).items()}
-    return flat
-
-
-def _in_thread(work: Callable[[], History]) -> Future[History]:
+def in_thread(work: Callable[[], T]) -> Future[T]:
     """Run `work` beside the main thread, which stays free for the user's interrupt.
 
     Ray Train would else take over the handling of SIGINT, and keep it. The thread does not keep
     the process alive.
     """
-    future: Future[History] = Future()
+    future: Future[T] = Future()
 
     def target() -> None:
         try:
@@ -212,3 +128,82 @@ def _in_thread(work: Callable[[], History]) -> Future[History]:
 
     threading.Thread(target=target, name="ray-train", daemon=True).start()
     return future
+
+
+def check_workers(run: Run, stage: Stage) -> None:
+    """Raises InputError where a Ray of this process, which does not grow, has no room for the workers."""
+    import ray
+
+    fewest, cpus = getattr(run.config, stage).fewest, ray.cluster_resources().get("CPU", 0)
+    if cpus < fewest and not (run.config.ray.address or os.environ.get("RAY_ADDRESS")):
+        raise InputError(
+            f"{stage}.workers is {fewest}, but Ray has {cpus:g} CPUs: "
+            "set fewer workers, or give Ray more CPUs (ray.num_cpus)"
+        )
+
+
+def _forget(run: Run, stage: Stage) -> None:
+    """Take away what a training on other inputs would be taken up from; its model stays registered."""
+    run.folder.delete_folder(f"checkpoints/{stage}")
+    if run.folder.exists(f"mlflow/{stage}.json"):
+        run.folder.delete(f"mlflow/{stage}.json")
+
+
+def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan) -> tuple[History, str, str]:
+    training = _begun(run, stage, plan)
+    # The workers start while MLflow is imported.
+    with tracked(run, stage) as tracker:
+        about = {"train_samples": plan.samples, "parameters": plan.parameters}
+        tracker.params(about | {"data_fingerprint": plan.checkpoint.data_fingerprint})
+        history = training(tracker, None)
+        model = run.folder.child(f"models/{stage}")
+        publish_best(plan.states, best_entry(history)["epoch"], model)
+        model.write_text("history.json", json.dumps(history, indent=1) + "\n")
+        _picture(run, stage, plan, history, tracker)
+        version = register(run, stage, model, tracker)
+    return history, tracker.run_id, version
+
+
+def _begun(run: Run, stage: Stage, plan: TrainingPlan) -> Callable[[Tracker, Tell | None], History]:
+    """Begin a training; what follows it to its end."""
+    desk = open_desk()
+    training = in_thread(lambda: _fit(run, stage, plan, desk))
+    return lambda tracker, tell: Follower(stage, plan, desk, training, tracker, tell).to_the_end()
+
+
+def _fit(run: Run, stage: Stage, plan: TrainingPlan, desk: Any) -> Outcome:
+    """Run Ray Train to its end. It starts workers anew when they die; what they know, they have kept."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
+    import ray
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from cropray.training.driver_worker import train_worker
+
+    fewest, most = plan.workers
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"plan": plan, "desk": desk},
+        scaling_config=ScalingConfig(
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu=ray.cluster_resources().get("GPU", 0) >= fewest,
+        ),
+        run_config=RunConfig(
+            name=_RAYS_OWN,
+            storage_path=plan.states.path(),
+            storage_filesystem=plan.states.filesystem,
+            failure_config=FailureConfig(max_failures=getattr(run.config, stage).max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    outcome: Outcome = trainer.fit().return_value
+    return outcome
+
+
+def _picture(run: Run, stage: Stage, plan: TrainingPlan, history: History, tracker: Tracker) -> None:
+    from cropray.training.pictures import training_pictures
+
+    checkpoint = load_checkpoint(run.folder.child(f"models/{stage}"))
+    val = plan.val.part(1, 0, 1)
+    for name, picture in training_pictures(checkpoint, history, val, f"{stage} of {run.folder}").items():
+        tracker.artifact_bytes(name, picture)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from cropray.config.training import TrainConfig
+from cropray.config.training import OPERATIONAL, TrainConfig
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, weights_checksum
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.heads import keep_heads
@@ -23,7 +24,7 @@ from cropray.shards.schema import ShardMetadata
 from cropray.shards.store import fingerprint, refuse_missing, shard_uris
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
-from cropray.training.step import Recipe
+from cropray.training.recipe import Precision, Recipe
 from cropray.types import BoolArray, InputError
 
 
@@ -34,18 +35,31 @@ class Data:
     uris: Sequence[str]
     min_labelled_fraction: float
     balance: float | None = None
+    processes: int = 0
 
-    def reader(self, batch_size: int, *, seed: int, rank: int, world_size: int, shuffle: bool) -> ShardReader:
+    def reader(self, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> ShardReader:
+        """For training: shuffled, the same number of batches for every rank."""
         return ShardReader(
             self.uris,
             batch_size=batch_size,
             seed=seed,
             rank=rank,
             world_size=world_size,
-            shuffle=shuffle,
             keep=self._labelled,
             weigh=None if self.balance is None else partial(balanced_weights, crop_power=self.balance),
+            processes=self.processes,
         )
+
+    def part(self, batch_size: int, rank: int, world_size: int) -> ShardReader | None:
+        """For validation: every sample once, on one rank, in the order of the files; None without shards."""
+        if not self.uris:
+            return None
+
+        def mine(table: pa.Table) -> BoolArray:
+            rows: BoolArray = np.arange(len(table)) % world_size == rank
+            return self._labelled(table) & rows
+
+        return ShardReader(self.uris, batch_size=batch_size, shuffle=False, keep=mine)
 
     def _labelled(self, table: pa.Table) -> BoolArray:
         return np.asarray(table["labelled_fraction"].to_numpy() > self.min_labelled_fraction, np.bool_)
@@ -56,24 +70,36 @@ class TrainingPlan:
     """All that a worker needs to know.
 
     `checkpoint` is the one to be made, without weights, and without thresholds that are to be chosen
-    on val. `init` is the checkpoint to
-    start from; its head is kept only where the classes are the same. `batch_size` is that of one
-    worker, `steps` those of all epochs; validation and checkpoint come every `store_every` epochs and
-    after the last.
+    on val. `init` is the checkpoint to start from; its head is kept only where the classes are the
+    same. `precision` is None where it is to be chosen, `workers` are fewest and most, `batch_size` is
+    that of all workers, `steps` are those of all epochs. Validation and checkpoint come every
+    `store_every` epochs and after the last, and states within an epoch every `store_every_s` seconds;
+    all are kept in the folder `states`.
     """
 
     train: Data
     val: Data
     recipe: Recipe
+    precision: Precision | None
+    compiled: bool
+    workers: tuple[int, int]
     batch_size: int
     threads: int
     store_every: int
+    store_every_s: float
+    states: Folder
     checkpoint: Checkpoint
     init: Folder | None
     keep_head: bool
     samples: int
     steps: int
     parameters: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it this training and not another: states of another one are not taken up."""
+        settings = {k: v for k, v in self.checkpoint.recipe.items() if k not in OPERATIONAL}
+        return {"recipe": settings, "data_fingerprint": self.checkpoint.data_fingerprint}
 
 
 def training_inputs(run: Run, stage: str) -> Inputs:
@@ -92,19 +118,20 @@ def training_inputs(run: Run, stage: str) -> Inputs:
 def make_plan(run: Run, stage: str) -> TrainingPlan:
     """Raises InputError where shards, settings and the starting checkpoint do not fit together."""
     settings: TrainConfig = getattr(run.config, stage)
-    if settings.batch_size % settings.workers:
-        raise InputError(
-            f"{stage}.batch_size is {settings.batch_size} samples a step of all workers together; it "
-            f"must be a multiple of {stage}.workers = {settings.workers}"
-        )
+    _check_shares(settings, stage)
     if not shard_uris(run.folder, "train"):
         raise InputError(
             f"{run.folder} has no shards of the split train: nothing to train on; give it more ROIs, or a "
             "greater share of them (rois.split)"
         )
-    train = Data(shard_uris(run.folder, "train"), settings.min_labelled_fraction, settings.balance)
-    per_worker = settings.batch_size // settings.workers
-    reader = train.reader(per_worker, seed=run.config.seed, rank=0, world_size=settings.workers, shuffle=True)
+    train = Data(
+        shard_uris(run.folder, "train"),
+        settings.min_labelled_fraction,
+        settings.balance,
+        settings.processes,
+    )
+    most = settings.most
+    reader = train.reader(settings.batch_size // most, seed=run.config.seed, world_size=most)
     if not len(reader.table):
         raise InputError(
             f"no sample of {run.folder}/shards/train has more than {settings.min_labelled_fraction:.0%} "
@@ -118,9 +145,14 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         train=train,
         val=Data(shard_uris(run.folder, "val"), 0.0),
         recipe=_recipe(settings, run.config.seed, new_head=not keep_head),
-        batch_size=per_worker,
+        precision=None if settings.precision == "auto" else settings.precision,
+        compiled=settings.compile,
+        workers=(settings.fewest, settings.most),
+        batch_size=settings.batch_size,
         threads=settings.threads,
         store_every=settings.store_every,
+        store_every_s=settings.store_every_s,
+        states=run.folder.child(f"checkpoints/{stage}"),
         checkpoint=checkpoint,
         init=init,
         keep_head=keep_head,
@@ -128,6 +160,22 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         steps=settings.epochs * len(reader),
         parameters=sum(p.numel() for p in checkpoint.network.build_empty().parameters()),
     )
+
+
+def _check_shares(settings: TrainConfig, stage: str) -> None:
+    """Raises InputError where a step cannot be shared out evenly, or batch norm has no statistics."""
+    for workers in range(settings.fewest, settings.most + 1):
+        if settings.batch_size % (workers * settings.accumulate):
+            raise InputError(
+                f"{stage}.batch_size is {settings.batch_size} samples a step of all workers together; it "
+                f"must be a multiple of {stage}.workers × {stage}.accumulate = "
+                f"{workers} × {settings.accumulate}"
+            )
+    if settings.batch_norm == "frozen" and not settings.init:
+        raise InputError(
+            f"{stage}.batch_norm is frozen, but there are no statistics to keep: set {stage}.init, or "
+            f"{stage}.batch_norm to local"
+        )
 
 
 def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folder | None, bool]:
@@ -210,6 +258,11 @@ def _recipe(settings: TrainConfig, seed: int, *, new_head: bool) -> Recipe:
         schedule=settings.schedule,
         warmup_fraction=settings.warmup_fraction,
         augment=settings.augment,
+        accumulate=settings.accumulate,
+        clip_norm=settings.clip_norm,
+        ema=settings.ema,
+        batch_norm=settings.batch_norm,
+        max_nonfinite=settings.max_nonfinite,
         seed=seed,
     )
 

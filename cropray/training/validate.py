@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch.distributed as dist
+import xxhash
 from sklearn.metrics import average_precision_score, f1_score
 
 from cropray.models.decision import choose_thresholds
-from cropray.models.losses import total
+from cropray.models.losses import LossTerms, total
 from cropray.shards.reader import ShardReader
 from cropray.training.step import Trainer
 from cropray.types import UNLABELLED, Batch, ByteArray, FloatArray
@@ -42,23 +42,41 @@ def pixel_stride(n_samples: int, size: int) -> int:
     return -(-n_samples * size * size // MAX_PIXELS) | 1
 
 
-def validate(trainer: Trainer, batches: Iterable[Batch], stride: int) -> tuple[KnownPixels, float]:
-    """Known pixels among every `stride`-th one, of all ranks, and the loss over all pixels."""
-    scores: list[FloatArray] = []
-    labels: list[ByteArray] = []
+def validate(trainer: Trainer, batches: Iterable[Batch], stride: int) -> tuple[KnownPixels, LossTerms]:
+    """Known pixels among every `stride`-th one of each sample, and the loss over all pixels, of all ranks.
+
+    Which pixels are looked at follows from a sample's id: batches and ranks make no difference.
+    """
+    scores = [np.empty((0, trainer.n_classes), np.float32)]
+    labels = [np.empty(0, np.uint8)]
     terms = trainer.no_terms()
     for batch in batches:
         logits, part = trainer.logits(batch)
-        terms = terms + part
-        label = batch.label_bhw.reshape(-1)[::stride]
+        terms = terms + part.exact()
+        places = _places(batch, stride)
+        label = batch.label_bhw.reshape(-1)[places]
         known = label != UNLABELLED
         # In float32, as a prediction is: bfloat16 holds no number between 0.996 and 1.
-        spread_nk = logits.movedim(1, -1).flatten(0, 2)[::stride].float().sigmoid().cpu().numpy()
+        spread_nk = logits.movedim(1, -1).flatten(0, 2)[places].float().sigmoid().cpu().numpy()
         scores.append(spread_nk[known])
         labels.append(label[known])
-    pixels = KnownPixels(np.concatenate(scores), np.concatenate(labels))
-    loss = total(trainer.over_ranks(terms), trainer.recipe.loss).item()
-    return _gathered(pixels) if trainer.world_size > 1 else pixels, loss
+    mine = KnownPixels(np.concatenate(scores), np.concatenate(labels)), terms
+    pixels, parts = zip(*trainer.of_all_ranks(mine), strict=True)
+    together = KnownPixels(
+        np.concatenate([part.scores_nk for part in pixels]), np.concatenate([part.label_n for part in pixels])
+    )
+    return together, sum(parts, trainer.no_terms())
+
+
+def _places(batch: Batch, stride: int) -> slice | npt.NDArray[np.int64]:
+    """Where to look in the flat pixels of a batch."""
+    if stride == 1:
+        return slice(None)
+    size = batch.label_bhw[0].size
+    starts = [xxhash.xxh3_64_intdigest(name.encode()) % stride for name in batch.rows["sample_id"]]
+    return np.concatenate(
+        [np.arange(i * size + start, (i + 1) * size, stride) for i, start in enumerate(starts)]
+    )
 
 
 def score(pixels: KnownPixels, classes: Sequence[str]) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
@@ -90,19 +108,26 @@ def score(pixels: KnownPixels, classes: Sequence[str]) -> tuple[dict[str, Any], 
 
 def validate_epoch(
     trainer: Trainer, reader: ShardReader, classes: Sequence[str]
-) -> tuple[dict[str, Any], tuple[float, ...]]:
-    """The figures of one pass over the validation split, and the thresholds by class."""
+) -> tuple[dict[str, Any], tuple[float, ...]] | None:
+    """The figures of one pass over the validation split, and the thresholds by class.
+
+    Each rank's `reader` has its own samples. None where no rank has any.
+    """
     start = time.perf_counter()
-    pixels, loss = validate(trainer, reader.epoch(0), pixel_stride(len(reader.table), reader.metadata.size))
+    samples = sum(trainer.of_all_ranks(len(reader.table)))
+    if not samples:
+        return None
+    pixels, terms = validate(trainer, reader.epoch(0), pixel_stride(samples, reader.metadata.size))
     figures, thresholds = score(pixels, classes)
+    losses = {
+        "val_loss": total(terms, trainer.recipe.loss).item(),
+        "val_class_loss": class_losses(terms, classes),
+    }
     seconds = time.perf_counter() - start
-    return {"val_loss": loss, **figures, "val_seconds": seconds}, tuple(float(t) for t in thresholds)
+    return {**losses, **figures, "val_seconds": seconds}, tuple(float(t) for t in thresholds)
 
 
-def _gathered(pixels: KnownPixels) -> KnownPixels:
-    parts: list[KnownPixels | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, pixels)
-    there = [part for part in parts if part is not None]
-    return KnownPixels(
-        np.concatenate([part.scores_nk for part in there]), np.concatenate([part.label_n for part in there])
-    )
+def class_losses(terms: LossTerms, classes: Sequence[str]) -> dict[str, float]:
+    """Binary cross-entropy of each class, over the known pixels."""
+    values = (terms.class_sums / terms.known.clamp(min=1)).tolist()
+    return dict(zip(classes, values, strict=True))

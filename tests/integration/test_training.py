@@ -1,9 +1,7 @@
 """Training on a real, local Ray: interrupted by the death of a worker, and with several workers."""
 
-import errno
 import json
 import os
-import queue
 import signal
 import threading
 import time
@@ -14,9 +12,9 @@ import safetensors.numpy
 
 from cropray.run import Run, Summary
 from cropray.storage import Folder
-from cropray.training import driver_worker
 from cropray.training.driver import finetune, pretrain, train
 from cropray.types import InputError
+from tests.test_training_loop import TIMED
 from tests.training_data import make_run, write_split
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -48,9 +46,9 @@ def training_workers() -> list[int]:
     return [pid for pid, title in titles.items() if "RayTrainWorker" in title and is_ours(pid)]
 
 
-def kill_a_worker_after(epoch_folder: Path, killed: list[int]) -> None:
+def kill_a_worker_after(state: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 120
-    while not epoch_folder.exists() and time.monotonic() < deadline:
+    while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     for worker in training_workers():
         killed.append(worker)
@@ -64,8 +62,7 @@ def weights(run: Run, stage: str) -> dict[str, bytes]:
 
 def history(run: Run, stage: str) -> list[dict[str, float]]:
     entries = json.loads(run.folder.read_text(f"models/{stage}/history.json"))
-    timed = ("train_seconds", "val_seconds", "samples_per_second")
-    return [{name: value for name, value in entry.items() if name not in timed} for entry in entries]
+    return [{name: value for name, value in entry.items() if name not in TIMED} for entry in entries]
 
 
 def test_a_training_whose_worker_is_killed_ends_as_if_undisturbed(tmp_path: Path) -> None:
@@ -75,7 +72,7 @@ def test_a_training_whose_worker_is_killed_ends_as_if_undisturbed(tmp_path: Path
     assert summary == pretrain(undisturbed)  # the record, not another training
 
     disturbed, killed = prepared(tmp_path / "b", epochs=12), list[int]()
-    first_epoch = tmp_path / "b" / "checkpoints" / "pretrain" / "epoch-0001"
+    first_epoch = tmp_path / "b" / "checkpoints" / "pretrain" / "epoch-0001" / "whole.json"
     killer = threading.Thread(target=kill_a_worker_after, args=(first_epoch, killed))
     killer.start()
     pretrain(disturbed)
@@ -118,14 +115,3 @@ def test_a_damaged_shard_ends_the_training_with_its_name(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"train/00000\.parquet"):
         train(run, "pretrain")
     assert run.summary("pretrain") is None
-
-
-def test_a_full_disk_in_a_worker_reaches_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(plan: object, notes: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "/run/epoch-0001")
-
-    notes: queue.Queue[driver_worker.Note] = queue.Queue()
-    monkeypatch.setattr(driver_worker, "_train", full)
-    with pytest.raises(OSError, match="No space left"):
-        driver_worker.train_worker({"plan": None, "notes": notes})
-    assert notes.get_nowait().problem.startswith("/run/epoch-0001: No space left on device (")

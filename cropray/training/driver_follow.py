@@ -1,0 +1,152 @@
+"""What the driver does while the workers train: shows how far they are, keeps the record, passes on ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cropray.progress import Progress, progress, say
+from cropray.tracking.outbox import Outbox
+from cropray.tracking.runs import Tracker
+from cropray.training.driver_desk import Note
+from cropray.training.history import History
+from cropray.training.plan import TrainingPlan
+from cropray.types import InputError
+
+if TYPE_CHECKING:
+    from cropray.training.driver_worker import Outcome
+
+_POLL_S = 0.2
+_WAITING_SAID_S = 15.0
+_PATIENCE_S = 120.0  # for the workers to write their state, when the training is to be left
+
+Tell = Callable[[History], None]
+
+
+@dataclass
+class Follower:
+    """Follows one training of `label` until it is done."""
+
+    label: str
+    plan: TrainingPlan
+    desk: Any
+    training: Future[Outcome]
+    tracker: Tracker
+    tell: Tell | None = None
+    history: History = field(default_factory=list)
+    _steps: int = 0
+    _begun: bool = False
+    _recorded: set[int] = field(default_factory=set)
+
+    def to_the_end(self) -> History:
+        """The history of all epochs.
+
+        Raises InputError that the workers met, and KeyboardInterrupt where the training is to be left:
+        then its state has been kept, unless a second interrupt came before.
+        """
+        self._recorded = self.tracker.steps_of("train_loss")
+        with Outbox(self.tracker) as outbox, progress(self.label, self.plan.steps) as bar:
+            try:
+                self._until_done(bar, outbox, None)
+            except KeyboardInterrupt:
+                self._leave(bar, outbox)
+                raise
+        outcome = self.training.result()
+        if not outcome.finished:  # asked to by another process than this one
+            raise KeyboardInterrupt
+        return outcome.history
+
+    def _until_done(self, bar: Progress, outbox: Outbox, patience_s: float | None) -> None:
+        start = said = time.monotonic()
+        while True:
+            last = self.training.done()  # asked before the notes are read, so that none is missed
+            for note in self._heard():
+                self._take(note, bar, outbox)
+            if last:
+                return
+            now = time.monotonic()
+            if patience_s is not None and now - start > patience_s:
+                say(f"{self.label}: the workers did not answer within {patience_s:.0f} s")
+                return
+            if not self._begun and now - said > _WAITING_SAID_S:
+                said = now
+                say(f"{self.label}: {_waits_for(self.plan)}")
+            time.sleep(_POLL_S)
+
+    def _heard(self) -> list[Note]:
+        import ray
+
+        notes: list[Note] = ray.get(self.desk.heard.remote())
+        return notes
+
+    def _take(self, note: Note, bar: Progress, outbox: Outbox) -> None:
+        if note.problem:
+            self.desk.ask_to_leave.remote()  # the next attempt would meet the same
+            raise InputError(note.problem)
+        self._begun = True
+        for line in note.said.splitlines():
+            say(f"{self.label}: {line}")
+        bar.advance(note.steps - self._steps, _shown(note, self.plan.recipe.epochs))
+        self._steps = note.steps
+        for entry in note.entries:
+            if entry["epoch"] not in self._recorded:
+                self._recorded.add(entry["epoch"])
+                outbox.metrics(flat_entry(entry), entry["epoch"], entry["time"])
+        if note.entries:
+            first = note.entries[0]["epoch"]
+            self.history = [e for e in self.history if e["epoch"] < first] + list(note.entries)
+            if self.tell is not None:
+                self.tell(self.history)
+
+    def _leave(self, bar: Progress, outbox: Outbox) -> None:
+        self.desk.ask_to_leave.remote()
+        if self._begun:
+            say(f"{self.label}: keeps its state and leaves; a second interrupt leaves at once")
+            self._until_done(bar, outbox, _PATIENCE_S)
+
+
+def flat_entry(entry: dict[str, Any]) -> dict[str, float]:
+    """The figures of an epoch by name, as they are recorded: those of a class as `<figure>/<class>`."""
+    system = ("cpus_busy", "memory_mib", "gpu_memory_mib")
+    flat = {
+        f"system/{name}" if name in system else name: value
+        for name, value in entry.items()
+        if isinstance(value, int | float) and name not in ("epoch", "time")
+    }
+    for split in ("train", "val"):
+        for crop, loss in entry.get(f"{split}_class_loss", {}).items():
+            flat[f"{split}_loss/{crop}"] = loss
+    for crop, figures in entry.get("val_classes", {}).items():
+        flat |= {f"val_{name}/{crop}": value for name, value in (figures or {}).items()}
+    return flat
+
+
+def _shown(note: Note, epochs: int) -> str:
+    parts = [f"epoch {note.epoch}/{epochs}", f"loss {note.loss:.4f}"]
+    if note.samples_per_second:
+        parts += [f"{note.samples_per_second:,.0f} samples/s", f"{note.waiting:.0%} waiting for data"]
+    if note.skipped:
+        parts.append(f"{note.skipped} steps skipped (not finite)")
+    return ", ".join(parts)
+
+
+def _waits_for(plan: TrainingPlan) -> str:
+    """Why no worker has begun yet."""
+    import ray
+    from ray.util import placement_group_table
+
+    if not any(group["state"] == "PENDING" for group in placement_group_table().values()):
+        return "its workers are starting"
+    fewest, most = plan.workers
+    wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    total, free = ray.cluster_resources(), ray.available_resources()
+    there = [
+        f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s are free"
+        for kind in ("CPU", "GPU")
+        if kind in total
+    ]
+    room = f"room for its workers ({wanted}, each with a CPU or GPU of its own)"
+    return f"waits for {room}; in Ray {', '.join(there)}"

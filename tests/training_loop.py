@@ -1,0 +1,151 @@
+"""A training by its loop alone, without Ray: for tests, in this process or as one of several ranks.
+
+As a program: python -m tests.training_loop FOLDER RANK WORLD_SIZE OUT
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.distributed as dist
+
+from cropray.models.checkpoint import Checkpoint
+from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.losses import LossRecipe
+from cropray.models.normalisation import FixedNormalisation
+from cropray.shards.order import EpochState
+from cropray.shards.store import shard_uris
+from cropray.storage import Folder
+from cropray.training.loop import Ask, Loop, Standing, Tally, resume
+from cropray.training.plan import Data
+from cropray.training.recipe import Recipe
+from cropray.training.step import StepResult, Trainer, initial_network
+from cropray.training.store import StateWriter, newest
+from cropray.types import Batch
+from tests.training_data import CLASSES, METADATA, MONTHS
+
+SPEC = NetworkSpec(len(CLASSES), width=4, months=MONTHS)
+RECIPE = Recipe(epochs=3, lr=0.01, head_lr=0.02, loss=LossRecipe("own_crop"), ema=0.9, clip_norm=1.0, seed=3)
+BATCH = 4  # samples of all ranks
+LEFT_AT = 8  # a step of the second epoch
+CHECKPOINT = Checkpoint(
+    classes=CLASSES,
+    network=SPEC,
+    normalisation=FixedNormalisation(),
+    window=METADATA.window,
+    s1_quantity="gamma0",
+    weights={},
+)
+
+
+@dataclass
+class Script:
+    """A watch that asks at certain steps (counted from 1, over all epochs) and notes what happens."""
+
+    store_at: tuple[int, ...] = ()
+    leave_at: int = 0
+    asked: int = 0
+    samples: list[int] = field(default_factory=list)
+
+    def asks(self) -> int:
+        self.asked += 1
+        ask = Ask.STORE if self.asked in self.store_at else Ask(0)
+        return int(ask | (Ask.LEAVE if self.asked == self.leave_at else 0))
+
+    def look(self) -> bool:
+        return False
+
+    def stored(self) -> None: ...
+
+    def step_done(self, _standing: Standing, result: StepResult) -> None:
+        self.samples.append(result.samples)
+
+    def epoch_done(self, _standing: Standing) -> None: ...
+
+
+def make_loop(shards: Folder, states: Folder, watch: Script, recipe: Recipe = RECIPE) -> Loop:
+    """From the newest state that is whole, or from the start."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed + rank)
+    train = Data(shard_uris(shards, "train"), 0.0).reader(
+        BATCH // world_size, seed=recipe.seed, rank=rank, world_size=world_size
+    )
+    trainer = Trainer(
+        initial_network(SPEC, recipe.seed), FixedNormalisation(), recipe, len(train), torch.device("cpu")
+    )
+    kept, _ = newest(states)
+    return Loop(
+        trainer=trainer,
+        train=train,
+        val=Data(shard_uris(shards, "val"), 0.0).part(BATCH, rank, world_size),
+        batch_size=BATCH // world_size,
+        store_every=1,
+        checkpoint=CHECKPOINT,
+        standing=Standing(EpochState(0), Tally(trainer.no_terms()))
+        if kept is None
+        else resume(kept, trainer),
+        watch=watch,
+        writer=StateWriter(states) if rank == 0 else None,
+        about={},
+    )
+
+
+def halves(folder: str, rank: int, out: str) -> None:
+    """Steps on the batches of one rank, each rank with its half of them."""
+    trainer = trainer_for_halves()
+    results = []
+    for index, batch in enumerate(whole_batches(Folder(folder))):
+        middle = len(batch) // 2 + 1  # the ranks' shares are not alike
+        part = slice(middle) if rank == 0 else slice(middle, None)
+        mine = replace(
+            batch,
+            s1_bcthw=batch.s1_bcthw[part],
+            s2_bcthw=batch.s2_bcthw[part],
+            label_bhw=batch.label_bhw[part],
+            crop_b=batch.crop_b[part],
+            rows={name: values[part] for name, values in batch.rows.items()},
+        )
+        results += trainer.step(mine, 0, index)
+    if rank == 0:
+        torch.save([[result.samples, result.loss, result.gradient_norm] for result in results], out)
+
+
+def trainer_for_halves() -> Trainer:
+    recipe = replace(RECIPE, batch_norm="frozen")
+    network = initial_network(SPEC, recipe.seed)
+    trainer = Trainer(network, FixedNormalisation(), recipe, 6, torch.device("cpu"), new_head=False)
+    trainer.train_mode()
+    return trainer
+
+
+def whole_batches(shards: Folder) -> list[Batch]:
+    return list(Data(shard_uris(shards, "train"), 0.0).reader(BATCH, seed=RECIPE.seed).epoch(0))
+
+
+def main(folder: str, rank: str, world_size: str, out: str) -> None:
+    """A whole training, another that is left in its second epoch, and that one taken up.
+
+    `left` keeps the states as they were left.
+    """
+    dist.init_process_group(
+        "gloo", init_method=f"file://{out}/meeting", rank=int(rank), world_size=int(world_size)
+    )
+    halves(folder, int(rank), f"{out}/halves.pt")
+    for name, leave_at in (("whole", 0), ("interrupted", LEFT_AT), ("interrupted", 0)):
+        states = f"{out}/{name}"
+        watch = Script(leave_at=leave_at)
+        loop = make_loop(Folder(folder), Folder(states), watch)
+        assert loop.run() is not bool(leave_at)
+        end = {**loop.trainer.state(), "random": torch.rand(3), "history": loop.standing.history}
+        torch.save(end, f"{out}/{name}-{rank}.pt")
+        dist.barrier()
+        if leave_at and rank == "0":
+            shutil.copytree(states, f"{out}/left")
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
