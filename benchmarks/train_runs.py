@@ -1,0 +1,112 @@
+"""What `train.py` times: trainings of a given size, in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from train_data import MONTHS, N_CLASSES, SIZE
+
+from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.losses import LossRecipe
+from cropray.models.normalisation import FixedNormalisation
+from cropray.training.step import Recipe, Trainer, initial_network
+from cropray.types import Batch
+
+RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one turn is."""
+
+    batch: int
+    steps: int
+    stem: int | None = None
+
+
+SIZES: dict[str, dict[int, Size]] = {
+    # Width 8 is the demonstration's, 64 the published one.
+    "cpu": {8: Size(4, 24, stem=16), 16: Size(8, 8), 64: Size(4, 2)},
+    "cuda": {8: Size(128, 40, stem=16), 16: Size(128, 40), 64: Size(128, 20)},
+}
+
+
+def spec(width: int, size: Size) -> NetworkSpec:
+    return NetworkSpec(N_CLASSES, width, MONTHS, stem=size.stem, validity=FixedNormalisation.validity)
+
+
+def trainer(width: int, size: Size, device: torch.device) -> Trainer:
+    recipe = Recipe(
+        epochs=1,
+        lr=RATE,
+        head_lr=RATE,
+        loss=LossRecipe(),
+        weight_decay=0.01,  # AdamW's own default
+        schedule="constant",
+        warmup_fraction=0.0,
+        augment=False,
+    )
+    return Trainer(initial_network(spec(width, size), 0), FixedNormalisation(), recipe, size.steps, device)
+
+
+def resident(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
+    """The same batches on the device."""
+
+    def moved(values: npt.NDArray[Any]) -> Any:
+        return values if device.type == "cpu" else torch.from_numpy(values).to(device)
+
+    return [
+        replace(
+            batch,
+            s1_bcthw=moved(batch.s1_bcthw),
+            s2_bcthw=moved(batch.s2_bcthw),
+            label_bhw=moved(batch.label_bhw),
+            crop_b=moved(batch.crop_b),
+        )
+        for batch in batches
+    ]
+
+
+def trained(run: Trainer, batches: Iterable[Batch]) -> list[float]:
+    """The loss of each step of an epoch."""
+    losses: list[Tensor] = []
+    run.train_epoch(batches, 0, lambda _step, loss: losses.append(loss))
+    return torch.stack(losses).tolist()
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turns(
+    runs: dict[str, Callable[[], object]], samples: int, repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Median samples a second of each, after one turn that does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            rate = samples / seconds(run, device)
+            if turn:
+                taken[name].append(rate)
+    return {name: statistics.median(rates) for name, rates in taken.items()}
+
+
+def gflop_trained(width: int, size: Size) -> float:
+    """Of one sample: three times the forward pass."""
+    network = spec(width, size).build_empty()
+    s1, s2, valid = (torch.empty(1, n, MONTHS, SIZE, SIZE, device="meta") for n in (2, 10, 2))
+    with FlopCounterMode(display=False) as counter:
+        network(s1, s2, valid)
+    return 3e-9 * float(counter.get_total_flops())
