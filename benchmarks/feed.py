@@ -10,13 +10,21 @@ two it is what a user of two cores sees. Both give the same batches of float ten
 same patches of the simulated world, out of the page cache. In training on a GPU, batches travel as stored
 integers and are normalised on the device, hence the lines "stored". Two limits stand below: a read of a
 shard's bytes into memory, and a copy of them in memory.
+
+Memory: one long epoch (5 GB of tensors: the shard many times) in a process of its own, and in those that it
+starts; what is counted is memory of their own and memory that they share, each time it is mapped, but not
+pages of mapped files, which the system takes back when it wants them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +56,7 @@ from cropray.types import UNLABELLED, ImageRequest, Patch, Roi
 BATCH, ROW_GROUP, SIZE = 16, 32, 64
 TARGET = 50.0
 CODECS, PROCESSES, EPOCHS = ("lz4", "none"), (1, 2), 10
+EPOCH_SAMPLES = 8416
 CONFIG = Config(
     classes=("crop",), labels=LabelsConfig(parcels=False), patch=PatchConfig(max_overlap=0, tile_patches=8)
 )
@@ -72,7 +81,7 @@ def make_data(count: int, folder: Folder, tiffs: Path) -> None:
             _write_tiffs(patch, tile, tiffs / f"{len(rows):05d}")
             rows.append(encode_patch(patch, roi, tile.extent, periods))
     groups = [to_table(rows[i : i + ROW_GROUP], metadata) for i in range(0, count, ROW_GROUP)]
-    for codec in ("none", "lz4"):
+    for codec in ("none", "lz4", "compact"):
         write_shard(folder, shard_name(codec, 0), metadata, groups, codec=codec)
 
 
@@ -179,6 +188,53 @@ def measure(count: int, repeats: int, folder: Path) -> dict[str, float]:
     return {name: statistics.median(rates) for name, rates in taken.items()}
 
 
+def memory(uris: list[str], processes: int, *, normalised: bool) -> dict[str, float]:
+    """Peak MB of the reading process, and of the largest of those that it starts, over a long epoch.
+
+    `…_early` is that of its first tenth: the same, unless memory grows with what was read.
+    """
+    code = f"import feed; feed.read_and_tell({uris!r}, {processes}, normalised={normalised})"
+    place = {"cwd": Path(__file__).parent, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, **place)
+    peaks: dict[str, float] = json.loads(done.stdout)
+    return peaks
+
+
+def measure_memory(run: Folder) -> dict[str, dict[str, float]]:
+    """Peaks by what was read: with threads, and with two processes, which make the batches then."""
+    return {
+        f"{'normalised' if normalised else 'stored'}, {codec}, "
+        f"{f'{processes} processes' if processes else 'threads'}": memory(
+            shard_uris(run, codec), processes, normalised=normalised
+        )
+        for codec, processes, normalised in product(("lz4", "compact"), (0, 2), (False, True))
+    }
+
+
+def read_and_tell(uris: list[str], processes: int, *, normalised: bool) -> None:
+    torch.set_num_threads(1)
+    samples = len(ShardReader(uris, batch_size=BATCH).table)
+    several = uris * math.ceil(EPOCH_SAMPLES / samples)
+    normalise = SeedNormalisation() if normalised else None
+    reader = ShardReader(several, batch_size=BATCH, processes=processes, normalise=normalise)
+    peaks = {"reader": 0.0, "worker": 0.0}
+    early = dict(peaks)
+    for step, _ in enumerate(reader.epoch(0)):
+        if step % 8 == 0:
+            workers = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            peaks["reader"] = max(peaks["reader"], own_mb(str(os.getpid())))
+            peaks["worker"] = max([peaks["worker"], *map(own_mb, workers)])
+        if step == len(reader) // 10:
+            early = dict(peaks)
+    print(json.dumps(peaks | {f"{name}_early": value for name, value in early.items()}))
+
+
+def own_mb(pid: str) -> float:
+    """Memory of a process that is no page of a mapped file."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(status.split(f"{kind}:")[1].split()[0]) for kind in ("RssAnon", "RssShmem")) * 1024 / 1e6
+
+
 def line(codec: str, processes: int, *, normalised: bool) -> str:
     form = "normalised" if normalised else "stored"
     return f"{form}, {codec}, {processes} process{'es' if processes > 1 else ''}"
@@ -193,10 +249,15 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rates = measure(args.samples, args.repeats, Path(folder))
+        peaks = measure_memory(Folder(folder))
     ratios = {name: value / rates["GeoTIFFs"] for name, value in rates.items()}
     if args.json:
         setup = {"samples": args.samples, "batch": BATCH, "torch_threads": 1}
-        print(json.dumps({**setup, "samples_per_s": rates, "ratio": ratios, "target": TARGET}))
+        print(
+            json.dumps(
+                {**setup, "samples_per_s": rates, "ratio": ratios, "target": TARGET, "memory_mb": peaks}
+            )
+        )
         return
     print(
         f"{args.samples} samples of {SIZE} x {SIZE} px, 6 months, 12 bands; median of {args.repeats} runs\n"
@@ -205,6 +266,11 @@ def main() -> None:
     for name, value in rates.items():
         print(f"{name:34}{value:10.0f}{ratios[name]:8.1f}")
     print(f"\ntarget: normalised, at least {TARGET:.0f} times GeoTIFFs")
+    print(f"\npeak MB over {EPOCH_SAMPLES} samples (over the first tenth of them)\n")
+    print(f"{'':34}{'reader':>14}{'worker':>14}")
+    for name, peak in peaks.items():
+        columns = (f"{peak[who]:.0f} ({peak[f'{who}_early']:.0f})" for who in ("reader", "worker"))
+        print(f"{name:34}" + "".join(f"{column:>14}" for column in columns))
 
 
 if __name__ == "__main__":

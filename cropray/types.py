@@ -6,6 +6,7 @@ B samples. A mask's True always means valid. Importing this module needs numpy a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
@@ -164,7 +165,7 @@ class Batch:
     label_bhw: ByteArray
     truth_bhw: ByteArray | None
     crop_b: npt.NDArray[np.int64]  # class index of the ROI's own crop, -1 for none
-    rows: dict[str, list[Any]]  # scalar columns by name, one value a sample
+    rows: Mapping[str, list[Any]]  # scalar columns by name, one value a sample
     valid_b2thw: IntArray | None = None  # of normalised batches: 1 where s2 (channel 0), s1 (1) is valid
 
     def __len__(self) -> int:

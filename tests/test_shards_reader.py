@@ -1,3 +1,4 @@
+import pickle
 import threading
 import tracemalloc
 from dataclasses import replace
@@ -190,6 +191,7 @@ def test_memory_is_that_of_a_few_batches_however_long_the_epoch(tmp_path: Path, 
     uris = write_samples(Folder(str(tmp_path)), range(COUNT), codec=codec)
     reader = ShardReader(uris * 40, batch_size=2)
     tensors = sum(spec.nbytes for spec in METADATA.tensors.values()) * COUNT * 40
+    reader.take([0])  # imports what decodes
     before, most = pa.total_allocated_bytes(), 0
     tracemalloc.start()
     for batch in reader.epoch(0):
@@ -213,3 +215,14 @@ def test_a_shard_that_vanishes_during_an_epoch_is_named(tmp_path: Path, processe
     for batch in seen:
         for i, sample_id in enumerate(batch.rows["sample_id"]):
             np.testing.assert_array_equal(batch.s2_bcthw[i], make_patch(number(sample_id)).s2_cthw)
+
+
+def test_the_columns_of_a_batch_are_those_of_its_rows(uris: list[str]) -> None:
+    reader = ShardReader(uris, batch_size=5)
+    batch = reader.take([7, 2, 2])
+    expected = reader.table.take([7, 2, 2]).to_pydict()
+    assert batch.rows == expected
+    assert pickle.loads(pickle.dumps(batch.rows)) == expected
+    assert set(batch.rows) == set(reader.table.column_names)
+    with pytest.raises(KeyError):
+        batch.rows["s2"]

@@ -20,6 +20,7 @@ from cropray.shards.buffers import Buffers
 from cropray.shards.cache import RangeCache
 from cropray.shards.file import RowGroup, ShardFile
 from cropray.shards.order import EpochOrder, Positions, Stretch, Weights, draw_counts
+from cropray.shards.rows import Rows
 from cropray.shards.workers import Ticket, Workers
 from cropray.types import Batch, BoolArray, InputError
 
@@ -201,7 +202,7 @@ class ShardReader:
             label_bhw=arrays["label"],
             truth_bhw=arrays.get("truth"),
             crop_b=self._crop_of[rows],
-            rows=self.table.take(rows).to_pydict(),
+            rows=Rows(self.table, rows),
             valid_b2thw=arrays.get("valid"),
         )
 
