@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -22,7 +23,7 @@ from cropray.overrides import updated
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.packaging import save_model_folder
-from cropray.tracking.registry import register, resolve_model
+from cropray.tracking.registry import register, register_checkpoint, resolve_model
 from cropray.tracking.runs import open_client, tracked, tracking_uri
 from cropray.types import InputError
 from tests.lands import beside_others
@@ -279,6 +280,50 @@ print(json.dumps({"package": cropray.__file__, "ray": "ray" in sys.modules}))
     assert not told["ray"]
     expected = Predictor(small_checkpoint()).probabilities(batch["s1"], batch["s2"])
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+def test_a_run_that_was_moved_is_told_so(run: Run, registered: str, tmp_path: Path) -> None:
+    copy = Run(Folder(str(tmp_path / "copy")), run.config)
+    shutil.copytree(run.folder.local(), copy.folder.local())
+    with (
+        pytest.raises(InputError, match=r"copied or moved.*absolute paths.*cropray register --run"),
+        tracked(copy, "compact"),
+    ):
+        pass
+    assert resolve_model("", copy).uri == f"{copy.folder}/models/finetune"  # needs no registry
+    location = open_client(tracking_uri(copy)).get_model_version_download_uri("cropray", registered)
+    hidden = Path(location.removeprefix("file://"))
+    hidden.rename(hidden.with_name("elsewhere"))
+    try:
+        with pytest.raises(InputError, match=r"files of models:/cropray/1 are not where .* says.*moved"):
+            resolve_model(f"models:/cropray/{registered}", copy)
+    finally:
+        hidden.with_name("elsewhere").rename(hidden)
+
+
+def test_a_registry_that_may_only_be_read_is_read_and_not_written(
+    run: Run, registered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow makes a folder of the name `file:`
+    database = run.folder.local("mlflow/mlflow.db")
+    tracking = TrackingConfig(uri=f"sqlite:///file:{database}?mode=ro&uri=true")
+    reader = Run(Folder(str(tmp_path / "run")), Config(classes=CLASSES, tracking=tracking))
+    assert load_checkpoint(resolve_model(f"models:/cropray/{registered}", reader)).classes == CLASSES
+    save_checkpoint(small_checkpoint(seed=9), reader.folder.child("models/finetune"))
+    with pytest.raises(InputError, match="may be read and not written: get the permission"):
+        register_checkpoint(reader)
+
+
+def test_what_a_model_lists_need_not_be_installed_to_read_its_checkpoint(run: Run, registered: str) -> None:
+    location = open_client(tracking_uri(run)).get_model_version_download_uri("cropray", registered)
+    listed = Path(location.removeprefix("file://"), "requirements.txt")
+    before = listed.read_text()
+    listed.write_text(before.replace("torch==", "torch==99."))
+    try:
+        found = load_checkpoint(resolve_model(f"models:/cropray/{registered}", run))
+    finally:
+        listed.write_text(before)
+    assert found.describe() == small_checkpoint().describe()
 
 
 def test_a_pretrained_model_has_a_name_of_its_own(run: Run, registered: str) -> None:

@@ -221,14 +221,13 @@ def _from_registry(reference: str, run: Run) -> Folder:
         found = find_version(reference, client, uri)
         target = run.folder.child(f"models/registry/{found.name}/{found.version}")
         source = client.get_model_version_download_uri(found.name, found.version)
-        try:
-            local = download_artifacts(f"{source}/artifacts/checkpoint", dst_path=scratch, tracking_uri=uri)
-        except OSError as error:
+        if source.startswith("file:") and not Folder(source).exists():
             raise InputError(
                 f"the files of {reference} are not where the registry {shown(uri)} says, in {source}: they "
                 "were deleted, or the folder was moved (MLflow keeps absolute paths). Put it back, link it "
                 "there, or name the checkpoint folder instead of the reference"
-            ) from error
+            )
+        local = download_artifacts(f"{source}/artifacts/checkpoint", dst_path=scratch, tracking_uri=uri)
         for path in sorted(Path(local).iterdir()):
             target.publish(path, path.name)
     return target
