@@ -114,12 +114,12 @@ def test_a_disk_that_is_small_or_nearly_full(free: float, total: float, verdict:
 
 
 def test_a_working_directory_over_the_limit_names_its_largest_files() -> None:
-    limit = 512 * 2**20
+    limit = 100 * 2**20
     assert judge_working_dir({"cropray/run.py": 9_000, "jobs/rois.py": 200}, limit).verdict == "ok"
-    assert judge_working_dir({"cropray/run.py": 9_000, "a.nc": 200_000_000}, limit).verdict == "warning"
+    assert judge_working_dir({"cropray/run.py": 9_000, "a.nc": 90_000_000}, limit).verdict == "warning"
     over = judge_working_dir({"jobs/rois.py": 200, "big.bin": 600_000_000, "mid.bin": 7_000_000}, limit)
     assert over.verdict == "bad"
-    assert over.found == "a job from here sends 3 files, 607.0 MB; Ray takes 512 MiB"
+    assert over.found == "a job from here sends 3 files, 607.0 MB; `ray job submit` takes 100 MiB"
     assert over.remedy.endswith(
         ".rayignore, or keep them elsewhere; the largest: big.bin (600 MB), mid.bin (7 MB)"
     )

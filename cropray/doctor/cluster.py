@@ -121,7 +121,7 @@ def growth(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def workers_of(config: Config) -> dict[str, int]:
-    return {stage: int(getattr(config, stage).workers) for stage in TRAININGS}
+    return {stage: getattr(config, stage).fewest for stage in TRAININGS}
 
 
 def versions_here() -> dict[str, str]:

@@ -18,7 +18,7 @@ OLDEST_PYTHON = (3, 11)
 MEMORY_BAD, MEMORY_LOW = 2e9, 6e9
 DISK_BAD, DISK_LOW = 1e9, 10e9
 SHARED_MEMORY_LOW = 1e9  # a container's usual 64 MB; Ray then keeps its objects on the disk
-WORKING_DIR_LOW = 100e6
+WORKING_DIR_LOW = 50e6
 
 _SHARED = Path("/dev", "shm")
 
@@ -98,7 +98,7 @@ def judge_disk(free: float, total: float, place: str) -> Finding:
 
 
 def judge_working_dir(files: Mapping[str, int], limit: int) -> Finding:
-    """`files` are bytes by path of what `ray job submit --working-dir .` would send; `limit` is Ray's."""
+    """`files` are bytes by path of what a job would send; `limit` is that of `ray job submit`, zipped."""
     total = sum(files.values())
     found = f"a job from here sends {len(files)} files, {total / 1e6:.1f} MB"
     largest = ", ".join(
@@ -112,7 +112,7 @@ def judge_working_dir(files: Mapping[str, int], limit: int) -> Finding:
     if not files:
         return bad("working directory", found, ".rayignore excludes everything; a line .* excludes . itself")
     if total >= limit:
-        return bad("working directory", f"{found}; Ray takes {limit / 2**20:.0f} MiB", remedy)
+        return bad("working directory", f"{found}; `ray job submit` takes {limit / 2**20:.0f} MiB", remedy)
     if total >= WORKING_DIR_LOW:
         return warning("working directory", found, remedy)
     return ok("working directory", found)
@@ -131,7 +131,7 @@ def working_dir(folder: Path) -> Finding:
     """Read as Ray reads it: by .gitignore, .rayignore and what it leaves out by itself."""
     if not (folder / "jobs").is_dir():
         return ok("working directory", f"{folder} is no checkout: jobs are submitted from one")
-    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_env_default_excludes
     from ray._private.runtime_env import packaging
 
     files: dict[str, int] = {}
@@ -143,7 +143,7 @@ def working_dir(folder: Path) -> Finding:
     quiet = logging.getLogger(__name__)
     excluded = packaging._get_excludes(folder, get_runtime_env_default_excludes())
     packaging._dir_travel(folder, [excluded], note, include_gitignore=True, logger=quiet)
-    return judge_working_dir(files, packaging.GCS_STORAGE_MAX_SIZE)
+    return judge_working_dir(files, DASHBOARD_CLIENT_MAX_SIZE)
 
 
 def _packages() -> Finding:
