@@ -1,6 +1,6 @@
 """A training by its loop alone, without Ray: for tests, in this process or as one of several ranks.
 
-As a program: python -m tests.training_loop FOLDER RANK WORLD_SIZE OUT
+As a program: python -m tests.training_loop FOLDER RANK WORLD_SIZE OUT [BESIDE]
 """
 
 import shutil
@@ -12,11 +12,13 @@ import torch.distributed as dist
 
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.heads import add_head
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import FixedNormalisation
 from cropray.shards.order import EpochState
 from cropray.shards.store import shard_uris
 from cropray.storage import Folder
+from cropray.training.companions import Companion
 from cropray.training.loop import Ask, Loop, Standing, Tally, resume
 from cropray.training.plan import Data
 from cropray.training.recipe import Recipe
@@ -29,6 +31,7 @@ SPEC = NetworkSpec(len(CLASSES), width=4, months=MONTHS)
 RECIPE = Recipe(epochs=3, lr=0.01, head_lr=0.02, loss=LossRecipe("own_crop"), ema=0.9, clip_norm=1.0, seed=3)
 BATCH = 4  # samples of all ranks
 LEFT_AT = 8  # a step of the second epoch
+HEAD, WEIGHT = "europe", 0.4  # of a label set that is learnt beside
 CHECKPOINT = Checkpoint(
     classes=CLASSES,
     network=SPEC,
@@ -64,16 +67,30 @@ class Script:
     def epoch_done(self, _standing: Standing) -> None: ...
 
 
-def make_loop(shards: Folder, states: Folder, watch: Script, recipe: Recipe = RECIPE) -> Loop:
-    """From the newest state that is whole, or from the start."""
+def make_loop(
+    shards: Folder, states: Folder, watch: Script, recipe: Recipe = RECIPE, beside: Folder | None = None
+) -> Loop:
+    """From the newest state that is whole, or from the start; perhaps with shards to learn beside."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed + rank)
     train = Data(shard_uris(shards, "train"), 0.0).reader(
         BATCH // world_size, seed=recipe.seed, rank=rank, world_size=world_size
     )
+    checkpoint, companions = CHECKPOINT, []
+    if beside is not None:
+        checkpoint = add_head(CHECKPOINT, HEAD, CLASSES)
+        reader = Data(shard_uris(beside, "train"), 0.0).reader(
+            BATCH // world_size, seed=recipe.seed, rank=rank, world_size=world_size
+        )
+        companions = [Companion(HEAD, reader, WEIGHT)]
     trainer = Trainer(
-        initial_network(SPEC, recipe.seed), FixedNormalisation(), recipe, len(train), torch.device("cpu")
+        initial_network(checkpoint.network, recipe.seed),
+        FixedNormalisation(),
+        recipe,
+        len(train),
+        torch.device("cpu"),
+        also=[companion.head for companion in companions],
     )
     kept, _ = newest(states)
     return Loop(
@@ -82,13 +99,14 @@ def make_loop(shards: Folder, states: Folder, watch: Script, recipe: Recipe = RE
         val=Data(shard_uris(shards, "val"), 0.0).part(BATCH, rank, world_size),
         batch_size=BATCH // world_size,
         store_every=1,
-        checkpoint=CHECKPOINT,
+        checkpoint=checkpoint,
         standing=Standing(EpochState(0), Tally(trainer.no_terms()))
         if kept is None
         else resume(kept, trainer),
         watch=watch,
         writer=StateWriter(states) if rank == 0 else None,
         about={},
+        companions=companions,
     )
 
 
@@ -124,10 +142,10 @@ def whole_batches(shards: Folder) -> list[Batch]:
     return list(Data(shard_uris(shards, "train"), 0.0).reader(BATCH, seed=RECIPE.seed).epoch(0))
 
 
-def main(folder: str, rank: str, world_size: str, out: str) -> None:
+def main(folder: str, rank: str, world_size: str, out: str, beside: str = "") -> None:
     """A whole training, another that is left in its second epoch, and that one taken up.
 
-    `left` keeps the states as they were left.
+    `left` keeps the states as they were left. With `beside`, its shards are learnt beside.
     """
     dist.init_process_group(
         "gloo", init_method=f"file://{out}/meeting", rank=int(rank), world_size=int(world_size)
@@ -136,7 +154,8 @@ def main(folder: str, rank: str, world_size: str, out: str) -> None:
     for name, leave_at in (("whole", 0), ("interrupted", LEFT_AT), ("interrupted", 0)):
         states = f"{out}/{name}"
         watch = Script(leave_at=leave_at)
-        loop = make_loop(Folder(folder), Folder(states), watch)
+        other = Folder(beside) if beside else None
+        loop = make_loop(Folder(folder), Folder(states), watch, beside=other)
         assert loop.run() is not bool(leave_at)
         end = {**loop.trainer.state(), "random": torch.rand(3), "history": loop.standing.history}
         torch.save(end, f"{out}/{name}-{rank}.pt")

@@ -9,6 +9,8 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_v
 from cropray.config.recipes import RECIPES, RecipeName, Stage
 from cropray.config.section import Section
 
+_HEAD = "^[A-Za-z0-9_-]+$"
+
 
 class ModelConfig(Section):
     """The dual 3-D U-Net; width 64 is the published network."""
@@ -16,6 +18,17 @@ class ModelConfig(Section):
     width: int = Field(64, ge=2, multiple_of=2)
     stem: int | None = Field(None, ge=1, description="channels that all months become; None: width / 2")
     normalisation: Literal["fixed", "seed"] = "fixed"
+
+
+class AlsoConfig(Section):
+    """A further label set on the same body: the shards of another run, into a head of its own.
+
+    `weight` is how many steps it takes for each step of the training's own labels.
+    """
+
+    run: str = Field(min_length=1, description="run folder; run:PATH from the run folder of the training")
+    head: str = Field(pattern=_HEAD)
+    weight: float = Field(0.3, gt=0, le=10)
 
 
 class TrainConfig(Section):
@@ -50,9 +63,10 @@ class TrainConfig(Section):
     init: str = Field("", description="checkpoint folder or models:/ URI whose body to start from")
     keep_heads: str | None = Field(
         None,
-        pattern="^[A-Za-z0-9_-]+$",
+        pattern=_HEAD,
         description="name under which the head of init stays beside the new one; None: it does not",
     )
+    also: tuple[AlsoConfig, ...] = Field((), description="further label sets to learn beside")
     accumulate: int = Field(1, ge=1, description="parts of a worker's share of a step, gone through in turn")
     clip_norm: float | None = Field(None, gt=0, description="highest norm of the gradients; None: any")
     ema: float | None = Field(

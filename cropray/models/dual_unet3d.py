@@ -250,9 +250,8 @@ class DualUNet3D(nn.Module):
         logits_bkhw: Tensor = (self.final_conv if head == MAIN else self.heads[head])(features_bchw)
         return logits_bkhw
 
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Those of the main head."""
-        return list(self.final_conv.parameters())
+    def head_parameters(self, head: str = MAIN) -> list[nn.Parameter]:
+        return list((self.final_conv if head == MAIN else self.heads[head]).parameters())
 
     def body_parameters(self) -> list[nn.Parameter]:
         """Those that all heads share."""

@@ -60,6 +60,28 @@ def keep_heads(wanted: Checkpoint, first: Checkpoint, name: str) -> Checkpoint:
     return replace(wanted, heads=kept, network=replace(wanted.network, heads=specs))
 
 
+def add_head(checkpoint: Checkpoint, name: str, classes: tuple[str, ...]) -> Checkpoint:
+    """`checkpoint`, to be trained, with a head of these classes beside its own.
+
+    One of this name and classes that is kept there already goes on, with thresholds to be chosen
+    anew. Raises InputError for the name of a head of other classes.
+    """
+    there = class_lists(checkpoint).get(name)
+    if there not in (None, classes) or name == MAIN:
+        raise InputError(
+            f"there is a head {name!r} already, for {', '.join(there or ())}: give that for "
+            f"{', '.join(classes)} another name"
+        )
+    specs = checkpoint.network.heads
+    if there is None:
+        specs = (*specs, HeadSpec(name, len(classes)))
+    return replace(
+        checkpoint,
+        heads={**checkpoint.heads, name: FurtherHead(classes)},
+        network=replace(checkpoint.network, heads=specs),
+    )
+
+
 def starting_weights(first: Checkpoint, wanted: Checkpoint) -> dict[str, Tensor]:
     """Weights of `first` for a network `wanted`: the body's, and those of every head of wanted's
     that is of the same classes and kind as one of first's, whatever their names.

@@ -18,6 +18,7 @@ from cropray.models.checkpoint import load_checkpoint
 from cropray.models.heads import starting_weights
 from cropray.shards.order import EpochState
 from cropray.storage import explained, is_lasting
+from cropray.training.companions import Companion
 from cropray.training.driver_desk import Note
 from cropray.training.history import History
 from cropray.training.loop import Ask, Loop, Standing, Tally, resume
@@ -76,12 +77,12 @@ def _train(plan: TrainingPlan, desk: Any) -> Outcome:
     trainer = _trainer(plan, device, precision)
     standing = Standing(EpochState(0), Tally(trainer.no_terms())) if kept is None else resume(kept, trainer)
     writer = StateWriter(plan.states) if rank == 0 else None
-    batch_size = plan.batch_size // world_size
+    batch_size, seed = plan.batch_size // world_size, plan.recipe.seed
     watch = _Watch(plan, desk, trainer, writer)
     watch.begun(standing, _beginning(trainer, kept, damaged))
     loop = Loop(
         trainer=trainer,
-        train=plan.train.reader(batch_size, seed=plan.recipe.seed, rank=rank, world_size=world_size),
+        train=plan.train.reader(batch_size, seed=seed, rank=rank, world_size=world_size),
         val=plan.val.part(batch_size, rank, world_size),
         batch_size=batch_size,
         store_every=plan.store_every,
@@ -90,6 +91,14 @@ def _train(plan: TrainingPlan, desk: Any) -> Outcome:
         watch=watch,
         writer=writer,
         about={**plan.identity, "precision": precision},
+        companions=[
+            Companion(
+                also.head,
+                also.data.reader(batch_size, seed=seed, rank=rank, world_size=world_size),
+                also.weight,
+            )
+            for also in plan.also
+        ],
     )
     finished = loop.run()
     return Outcome(loop.standing.history, finished)
@@ -218,6 +227,7 @@ def _trainer(plan: TrainingPlan, device: torch.device, precision: Precision) -> 
         precision=precision,
         new_head=not plan.keep_head,
         compiled=plan.compiled,
+        also=[also.head for also in plan.also],
     )
 
 

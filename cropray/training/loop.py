@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from typing import Any, Protocol
@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import torch
 
 from cropray.models.checkpoint import Checkpoint
+from cropray.models.dual_unet3d import MAIN
 from cropray.models.losses import LossTerms, total
 from cropray.shards.order import EpochState, Stretch
 from cropray.shards.reader import ShardReader
+from cropray.training.companions import Companion
 from cropray.training.history import History, best_entry
 from cropray.training.resources import Resources
 from cropray.training.step import StepResult, Trainer
@@ -49,7 +51,10 @@ class Watch(Protocol):
 
 @dataclass
 class Tally:
-    """What an epoch has come to so far, over all ranks."""
+    """What an epoch has come to so far, over all ranks.
+
+    `terms` and `steps` are those of the main head; `also` has the summed loss and the steps of others.
+    """
 
     terms: LossTerms
     steps: int = 0
@@ -57,14 +62,18 @@ class Tally:
     skipped: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    also: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, result: StepResult) -> None:
-        self.steps += 1
+        self.steps += result.head == MAIN
         self.samples += result.samples
-        if result.finite:
+        if not result.finite:
+            self.skipped += 1
+        elif result.head == MAIN:
             self.terms = self.terms + result.terms
         else:
-            self.skipped += 1
+            loss, steps = self.also.get(result.head, (0.0, 0))
+            self.also[result.head] = (loss + result.loss, steps + 1)
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "terms": {name: x.tolist() for name, x in vars(self.terms).items()}}
@@ -96,7 +105,7 @@ class Loop:
     """One rank of a training. `val` has this rank's part of the validation split.
 
     `checkpoint` is the one to be made, without weights; `writer` is there on rank 0. `about` goes
-    with every state, for whoever takes it up.
+    with every state, for whoever takes it up. `companions` are label sets that are learnt beside.
     """
 
     trainer: Trainer
@@ -109,6 +118,7 @@ class Loop:
     watch: Watch
     writer: StateWriter | None
     about: dict[str, Any]
+    companions: Sequence[Companion] = ()
 
     def run(self) -> bool:
         """Train to the last epoch; False where it was asked to leave before. All is written then."""
@@ -133,13 +143,25 @@ class Loop:
         trainer.train_mode()
         batches = self._timed(self.train.epoch(epoch, start, before.read))
         for number, batch in enumerate(batches, 1):
-            results = trainer.step(batch, epoch, first + number - 1, self.watch.asks())
+            index = first + number - 1
+            results = self._beside(epoch, index)
+            results += trainer.step(batch, epoch, index, self.watch.asks())
             standing.epoch = before.after(trainer.world_size, self.batch_size, start + number)
             if not self._take(results):
                 return False
         stays = self._take(trainer.settle())
         standing.tally.seconds += resources.seconds
         return stays
+
+    def _beside(self, epoch: int, index: int) -> list[StepResult]:
+        """The steps of the companions that come before a step."""
+        step = epoch * self.trainer.steps_per_epoch + index
+        return [
+            result
+            for companion in self.companions
+            for batch in self._timed(companion.before(step))
+            for result in self.trainer.step(batch, epoch, index, head=companion.head)
+        ]
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Counts the seconds that the training waits for its batches."""
@@ -168,7 +190,8 @@ class Loop:
         asked = 0
         for result in results:
             self.standing.tally.add(result)
-            self.watch.step_done(self.standing, result)
+            if result.head == MAIN:
+                self.watch.step_done(self.standing, result)
             asked |= result.asked
         if self.writer is not None:
             self.writer.check()
@@ -197,6 +220,7 @@ class Loop:
             "epoch": number,
             "time": time.time(),
             "train_loss": total(tally.terms, trainer.recipe.loss).item(),
+            **{f"train_loss_{head}": loss / steps for head, (loss, steps) in tally.also.items()},
             "train_class_loss": class_losses(tally.terms, self.checkpoint.classes),
             "lr": lr,
             "head_lr": head_lr,

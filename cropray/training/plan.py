@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from cropray.config.training import OPERATIONAL, TrainConfig
-from cropray.models.checkpoint import Checkpoint, load_checkpoint, weights_checksum
+from cropray.config.training import OPERATIONAL, AlsoConfig, TrainConfig
+from cropray.models.checkpoint import Checkpoint, check_inputs, load_checkpoint, weights_checksum
 from cropray.models.dual_unet3d import NetworkSpec
-from cropray.models.heads import keep_heads
+from cropray.models.heads import add_head, keep_heads
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import NORMALISATIONS
 from cropray.run import Inputs, Run
@@ -66,6 +66,15 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A further label set: `weight` steps into a head of its own for each step of the training's own."""
+
+    head: str
+    data: Data
+    weight: float
+
+
+@dataclass(frozen=True)
 class TrainingPlan:
     """All that a worker needs to know.
 
@@ -78,6 +87,7 @@ class TrainingPlan:
     """
 
     train: Data
+    also: tuple[Beside, ...]
     val: Data
     recipe: Recipe
     precision: Precision | None
@@ -110,6 +120,8 @@ def training_inputs(run: Run, stage: str) -> Inputs:
     settings: TrainConfig = getattr(run.config, stage)
     refuse_missing(run.folder, (run.summary("compact") or {}).get("shards", {}))
     inputs = {"shards": fingerprint(shard_uris(run.folder, "train") + shard_uris(run.folder, "val"))}
+    for also in settings.also:
+        inputs[f"the shards of {also.head}"] = fingerprint(shard_uris(run.place(also.run), "train"))
     if settings.init:
         inputs["the checkpoint to start from"] = weights_checksum(resolve_model(settings.init, run))
     return inputs
@@ -141,8 +153,14 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
     checkpoint = replace(
         checkpoint, data_fingerprint=_fingerprint(reader.table), periods=_periods(reader.table)
     )
+    beside = []
+    for also in settings.also:
+        data = Data(shard_uris(run.place(also.run), "train"), 0.0)
+        checkpoint = _with_label_set(checkpoint, also, data, run)
+        beside.append(Beside(also.head, data, also.weight))
     return TrainingPlan(
         train=train,
+        also=tuple(beside),
         val=Data(shard_uris(run.folder, "val"), 0.0),
         recipe=_recipe(settings, run.config.seed, new_head=not keep_head),
         precision=None if settings.precision == "auto" else settings.precision,
@@ -220,6 +238,34 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
     if settings.keep_heads is not None:
         checkpoint = keep_heads(checkpoint, first, settings.keep_heads)
     return checkpoint, init, same
+
+
+def _with_label_set(checkpoint: Checkpoint, also: AlsoConfig, data: Data, run: Run) -> Checkpoint:
+    """The checkpoint to be made, with a head for a further label set.
+
+    Raises InputError where its shards are missing or of other months, bands or backscatter.
+    """
+    where = f"{run.place(also.run)} (also: {also.head})"
+    if not data.uris:
+        raise InputError(f"{where} has no shards of the split train to learn beside: run compact there")
+    reader = data.reader(1, seed=0)
+    found = reader.metadata
+    if not len(reader.table):
+        raise InputError(f"{where} has no sample with a labelled pixel to learn beside")
+    if found.months != checkpoint.months:
+        raise InputError(f"{where} has windows of {found.months} months, this run of {checkpoint.months}")
+    check_inputs(
+        checkpoint,
+        s2_bands=found.s2_bands,
+        s1_bands=found.s1_bands,
+        s1_quantity=found.s1_quantity,
+        where=where,
+    )
+    together = f"{checkpoint.data_fingerprint} {also.head} {_fingerprint(reader.table)}"
+    return replace(
+        add_head(checkpoint, also.head, found.classes),
+        data_fingerprint=xxhash.xxh3_64_hexdigest(together.encode()),
+    )
 
 
 def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:

@@ -7,7 +7,7 @@ the bit on a CPU). Ranks are those of `torch.distributed` where it is initialise
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cropray.models.dual_unet3d import DualUNet3D, NetworkSpec
+from cropray.models.dual_unet3d import MAIN, DualUNet3D, NetworkSpec
 from cropray.models.losses import LossTerms, loss_counts, loss_terms, total
 from cropray.models.normalisation import Normalisation
 from cropray.training.augment import apply_symmetries, draw_symmetries
@@ -63,6 +63,7 @@ class StepResult:
     A step that is not `finite` was not taken. `asked` is what rank 0 wanted all to do.
     """
 
+    head: str
     loss: float
     terms: LossTerms
     samples: int
@@ -74,7 +75,8 @@ class StepResult:
 class Trainer:
     """A network in training on one device.
 
-    `new_head` says that its head comes without statistics of batch norm. Raises InputError for a batch
+    `new_head` says that its head comes without statistics of batch norm. `also` names the heads beside
+    the main one that learn too; others stay as they are. Raises InputError for a batch
     norm that the ranks cannot have.
     """
 
@@ -89,20 +91,22 @@ class Trainer:
         precision: Precision = "float32",
         new_head: bool = True,
         compiled: bool = False,
+        also: Sequence[str] = (),
     ) -> None:
         self.normalisation, self.recipe, self.device = normalisation, recipe, device
         self.steps_per_epoch, self.precision, self._new_head = steps_per_epoch, precision, new_head
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
         network = prepared(network.to(device), recipe.batch_norm, self.world_size, device)
-        network.heads.requires_grad_(requires_grad=False)  # heads beside the main one learn nothing here
+        for name, head in network.heads.items():
+            head.requires_grad_(requires_grad=name in also)
         self.network = network
         self._statistics = Statistics(network)
         self._average = None if recipe.ema is None else MovingAverage(network, recipe.ema)
-        self._module, self._part = _wrapped(network, several=several, compiled=compiled)
+        self._module, self._part = _wrapped(network, several=several, compiled=compiled, heads=1 + len(also))
         self._parameters = [p for p in network.parameters() if p.requires_grad]
-        self._optimizer = _optimizer(network, recipe)
-        self._outcomes: Outcomes[Batch] = Outcomes(device)
+        self._optimizer = _optimizer(network, recipe, also)
+        self._outcomes: Outcomes[tuple[Batch, str]] = Outcomes(device)
         self.skipped, self.suspects = 0, list[str]()
         apply_to_device(precision, device)
 
@@ -137,31 +141,32 @@ class Trainer:
             s1, s2, label = apply_symmetries((s1, s2, label), symmetries)
         return s1, s2, label, crop
 
-    def step(self, batch: Batch, epoch: int, index: int, ask: int = 0) -> list[StepResult]:
-        """Step `index` of an epoch (both 0-based) with this rank's part of its samples.
+    def step(self, batch: Batch, epoch: int, index: int, ask: int = 0, head: str = MAIN) -> list[StepResult]:
+        """Step `index` of an epoch (both 0-based) of a head, with this rank's part of its samples.
 
         All ranks learn what rank 0 `ask`s for. Returns the results that are known by now: on a CPU
         this step's, on a GPU an earlier one's. Raises InputError after too many steps that came to
         no finite numbers.
         """
-        self._outcomes.put(self.step_on(self.inputs(batch, epoch), epoch, index, ask), batch)
+        outcome = self.step_on(self.inputs(batch, epoch), epoch, index, ask, head)
+        self._outcomes.put(outcome, (batch, head))
         return self._results(self._outcomes.due())
 
     def settle(self) -> list[StepResult]:
         """The results of all steps that are still to come. To be called before state is kept."""
         return self._results(self._outcomes.rest())
 
-    def step_on(self, inputs: Inputs, epoch: int, index: int, ask: int = 0) -> Tensor:
+    def step_on(self, inputs: Inputs, epoch: int, index: int, ask: int = 0, head: str = MAIN) -> Tensor:
         """As `step`, on inputs that are on the device; what it came to, as `_result` reads it."""
         _, _, label, crop = inputs
         before = torch.empty(5, device=self.device)  # the denominators of all ranks' pixels, first
-        before[:3] = loss_counts(label, crop, self.n_classes, self.recipe.loss)
+        before[:3] = loss_counts(label, crop, _n_classes(self.network, head), self.recipe.loss)
         before[3], before[4] = len(label), ask if self.rank == 0 else 0
         if self.world_size > 1:
             dist.all_reduce(before)
         self._statistics.keep()
         self._optimizer.zero_grad()
-        after = self._backward(inputs, before[:3])
+        after = self._backward(inputs, before[:3], head)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.recipe.clip_norm is not None:
@@ -179,12 +184,12 @@ class Trainer:
         return torch.cat((before, norm[None], after))
 
     @torch.inference_mode()
-    def logits(self, batch: Batch) -> tuple[Tensor, LossTerms]:
+    def logits(self, batch: Batch, head: str = MAIN) -> tuple[Tensor, LossTerms]:
         """Logits (B, K, H, W) of a batch by the published network in evaluation mode, and their terms."""
         self.published.eval()
         arrays = (batch.s1_bcthw, batch.s2_bcthw, batch.label_bhw, batch.crop_b)
         s1, s2, label, crop = (torch.as_tensor(x).to(self.device, non_blocking=True) for x in arrays)
-        logits = self._forward(self.published, s1, s2)
+        logits = self._forward(self.published, s1, s2, head)
         return logits, loss_terms(logits, label, crop, self.recipe.loss)
 
     def state(self) -> dict[str, Any]:
@@ -210,7 +215,8 @@ class Trainer:
 
     @property
     def n_classes(self) -> int:
-        return int(self.network.head_parameters()[-1].shape[0])  # its last bias
+        """Those of the main head."""
+        return _n_classes(self.network, MAIN)
 
     def no_terms(self) -> LossTerms:
         """The terms of nothing, to add others to: on the CPU, in float64."""
@@ -225,15 +231,15 @@ class Trainer:
         dist.all_gather_object(found, mine)
         return [value for value in found if value is not None]
 
-    def _backward(self, inputs: Inputs, counts: Tensor) -> Tensor:
+    def _backward(self, inputs: Inputs, counts: Tensor, head: str) -> Tensor:
         """Gradients of the loss over all ranks' samples; its sums over these."""
         parts = list(zip(*(x.tensor_split(_parts(x, self.recipe.accumulate)) for x in inputs), strict=True))
-        so_far = torch.zeros(4 + self.n_classes, device=self.device)
+        so_far = torch.zeros(4 + _n_classes(self.network, head), device=self.device)
         waiting = None
         for number, (s1, s2, label, crop) in enumerate(parts, 1):
             last = number == len(parts)
             with nullcontext() if last or self._part is None else self._part.no_sync():
-                terms = loss_terms(self._forward(self._module, s1, s2), label, crop, self.recipe.loss)
+                terms = loss_terms(self._forward(self._module, s1, s2, head), label, crop, self.recipe.loss)
                 so_far += torch.cat((terms.sums.detach(), terms.known[None], terms.class_sums))
                 if last and self.world_size > 1:  # under way beside the last gradients
                     waiting = dist.all_reduce(so_far, async_op=True)
@@ -243,11 +249,11 @@ class Trainer:
             waiting.wait()
         return so_far
 
-    def _forward(self, module: nn.Module, s1_int16: Tensor, s2_int16: Tensor) -> Tensor:
+    def _forward(self, module: nn.Module, s1_int16: Tensor, s2_int16: Tensor, head: str) -> Tensor:
         inputs = self.normalisation.apply(s1_int16, s2_int16)
         # bfloat16 has the range of float32, so nothing is scaled.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits: Tensor = module(*inputs)
+            logits: Tensor = module(*inputs, head)
         return logits
 
     def _set_rates(self, step: int) -> None:
@@ -256,26 +262,26 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = group["highest_lr"] * factor
 
-    def _results(self, outcomes: Iterator[tuple[Tensor, Batch]]) -> list[StepResult]:
+    def _results(self, outcomes: Iterator[tuple[Tensor, tuple[Batch, str]]]) -> list[StepResult]:
         results = []
-        for outcome, batch in outcomes:
-            result = self._result(outcome.double())
+        for outcome, (batch, head) in outcomes:
+            result = self._result(outcome.double(), head)
             if not result.finite:
-                self._note_skipped(batch)
+                self._note_skipped(batch, head)
             results.append(result)
         return results
 
-    def _result(self, outcome: Tensor) -> StepResult:
+    def _result(self, outcome: Tensor, head: str) -> StepResult:
         counts, samples, asked, norm = outcome[:3], outcome[3], outcome[4], outcome[5]
         terms = LossTerms(outcome[6:9], counts, outcome[10:], outcome[9])
         finite = bool(outcome.isfinite().all())
         loss = total(terms, self.recipe.loss).item()
-        return StepResult(loss, terms, int(samples), float(norm), finite, int(asked))
+        return StepResult(head, loss, terms, int(samples), float(norm), finite, int(asked))
 
-    def _note_skipped(self, batch: Batch) -> None:
+    def _note_skipped(self, batch: Batch, head: str) -> None:
         """Count a step that was not taken, and find out by which samples. All ranks call this alike."""
         self.skipped += 1
-        named = [name for names in self.of_all_ranks(self._not_finite(batch)) for name in names]
+        named = [name for names in self.of_all_ranks(self._not_finite(batch, head)) for name in names]
         self.suspects += [name for name in named if name not in self.suspects]
         if self.skipped > self.recipe.max_nonfinite:
             raise InputError(
@@ -283,7 +289,7 @@ class Trainer:
                 f"{self.recipe.max_nonfinite}); {_blamed(self.suspects)}"
             )
 
-    def _not_finite(self, batch: Batch) -> list[str]:
+    def _not_finite(self, batch: Batch, head: str) -> list[str]:
         """Ids of the samples whose loss is not finite, each gone through by itself."""
         names = []
         for i, name in enumerate(batch.rows["sample_id"]):
@@ -294,34 +300,40 @@ class Trainer:
                 label_bhw=batch.label_bhw[i : i + 1],
                 crop_b=batch.crop_b[i : i + 1],
             )
-            if not self.logits(one)[1].sums.isfinite().all():
+            if not self.logits(one, head)[1].sums.isfinite().all():
                 names.append(str(name))
         self.train_mode()
         return names
 
 
 def _wrapped(
-    network: DualUNet3D, *, several: bool, compiled: bool
+    network: DualUNet3D, *, several: bool, compiled: bool, heads: int
 ) -> tuple[Any, DistributedDataParallel | None]:
     """What is called in a step, and the part of it that gathers the ranks' gradients."""
     # No step depends on running statistics: none is sent before the epoch's end (`agree`).
     names = signature(DistributedDataParallel).parameters
     apart: dict[str, Any] = {
-        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
+        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False,
+        "find_unused_parameters": heads > 1,  # a step of one head leaves the others without gradients
     }
     part = DistributedDataParallel(network, gradient_as_bucket_view=True, **apart) if several else None
     module = network if part is None else part
     return (torch.compile(module) if compiled else module), part
 
 
-def _optimizer(network: DualUNet3D, recipe: Recipe) -> Any:
+def _optimizer(network: DualUNet3D, recipe: Recipe, also: Sequence[str]) -> Any:
+    heads = [p for head in (MAIN, *also) for p in network.head_parameters(head)]
     groups = [
         {"params": network.body_parameters(), "lr": recipe.lr, "highest_lr": recipe.lr},
-        {"params": network.head_parameters(), "lr": recipe.head_lr, "highest_lr": recipe.head_lr},
+        {"params": heads, "lr": recipe.head_lr, "highest_lr": recipe.head_lr},
     ]
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     # Fused: one pass over each parameter; on a CPU a quarter of the time (8 ms of 30 for 3.9 million).
     return kind(groups, weight_decay=recipe.weight_decay, fused=True)
+
+
+def _n_classes(network: DualUNet3D, head: str) -> int:
+    return int(network.head_parameters(head)[-1].shape[0])  # its last bias
 
 
 def _blamed(samples: list[str]) -> str:
