@@ -4,8 +4,8 @@
 pretraining are not, and are those of its fine-tuning. With it goes `model.normalisation: seed`.
 
 `modern` takes decoupled weight decay (Loshchilov and Hutter 2019), a warm-up and half a cosine
-(Loshchilov and Hutter 2017), symmetries of the square, rare crops shown more often, and of unlabelled
-pixels only weak negatives of their region's own crop.
+(Loshchilov and Hutter 2017), symmetries of the square, a moving average of the weights, rare crops
+shown more often, and of unlabelled pixels only weak negatives of their region's own crop.
 `benchmarks/recipes.py` compares them.
 """
 
@@ -32,6 +32,7 @@ _MODERN = {
     "schedule": "cosine",
     "warmup_fraction": 0.05,
     "augment": True,
+    "ema": 0.99,
 }
 RECIPES: dict[RecipeName, dict[Stage, dict[str, Any]]] = {
     "seed": {
