@@ -60,6 +60,8 @@ def test_rows_of_shards_are_the_arrays_of_which_they_were_made(
     s1, s2 = stored_inputs(checkpoint, columns, description)
     np.testing.assert_array_equal(s1, arrays()["s1"])
     np.testing.assert_array_equal(s2, arrays()["s2"])
+    assert s1.flags.writeable  # torch warns of others
+    assert s2.flags.writeable
 
 
 def test_rows_without_their_metadata_are_plain_or_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

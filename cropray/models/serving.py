@@ -128,7 +128,8 @@ def _decoded(
     shape = (bands, months, side, side)
     if encoding == "residuals":
         return np.stack([residuals.decode(row, shape) for row in rows])
-    return np.frombuffer(b"".join(rows), _STORED).reshape(len(rows), *shape)
+    # Of a bytearray, for torch warns of memory that may not be written.
+    return np.frombuffer(bytearray().join(rows), _STORED).reshape(len(rows), *shape)
 
 
 def _check_scale(name: str, stored: IntArray, bands: Sequence[Band]) -> None:
