@@ -58,7 +58,7 @@ def beside(width: int, size: Size, repeats: int, device: torch.device) -> Figure
     ours = trainer(width, size, device)
     plain = PlainLoop(PlainNetwork(N_CLASSES, width, MONTHS, size.stem), N_CLASSES, RATE, device)
     plain.network.load_state_dict(ours.network.state_dict())
-    check_same(ours, plain, batches[:3], stored[:3])
+    check_same(ours, plain, batches[:3], stored[:3], exact=size.precision == "float32")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     rates = in_turns(
@@ -82,13 +82,12 @@ def as_tensors(batch: Batch) -> StoredBatch:
 
 
 def check_same(
-    ours: Trainer, plain: PlainLoop, batches: Sequence[Batch], stored: Sequence[StoredBatch]
+    ours: Trainer, plain: PlainLoop, batches: Sequence[Batch], stored: Sequence[StoredBatch], *, exact: bool
 ) -> None:
     """Raises AssertionError unless logits, and the losses of the first steps, are the same to rounding.
 
-    In float32 the logits differ by its rounding; in bfloat16 by that.
+    That is the rounding of float32 where `exact`, else of bfloat16.
     """
-    exact = plain.device.type == "cpu"
     plain.network.eval()
     with torch.no_grad():
         theirs = plain.logits(*stored[0][:2])
@@ -231,6 +230,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=TARGETS, default=["beside", "workers", "feed"])
     parser.add_argument("--widths", type=int, nargs="+", choices=sorted(SIZES["cpu"]), default=[8, 16, 64])
     parser.add_argument("--batch", type=int, help="samples a step, instead of each width's own")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], help="ours; else the device's own")
+    parser.add_argument("--compiled", action="store_true", help="ours by torch.compile")
     parser.add_argument("--processes", type=int, default=0, help="of the reader; 0: threads")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="only where the time goes, by operation")
@@ -239,6 +240,10 @@ def main() -> None:
     sizes = {width: SIZES[arguments.device][width] for width in arguments.widths}
     if arguments.batch:
         sizes = {width: replace(size, batch=arguments.batch) for width, size in sizes.items()}
+    if arguments.precision:
+        sizes = {width: replace(size, precision=arguments.precision) for width, size in sizes.items()}
+    if arguments.compiled:
+        sizes = {width: replace(size, compiled=True) for width, size in sizes.items()}
     torch.backends.cudnn.benchmark = True  # for both sides: shapes are always the same
     if arguments.profile:
         for width, size in sizes.items():

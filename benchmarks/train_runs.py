@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from train_data import MONTHS, N_CLASSES, SIZE
 
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import FixedNormalisation
-from cropray.training.step import Recipe, Trainer, initial_network
+from cropray.training.recipe import Precision, Recipe
+from cropray.training.step import Trainer, initial_network
 from cropray.types import Batch
 
 RATE = 1e-3
@@ -30,12 +30,18 @@ class Size:
     batch: int
     steps: int
     stem: int | None = None
+    precision: Precision = "float32"
+    compiled: bool = False
 
 
 SIZES: dict[str, dict[int, Size]] = {
     # Width 8 is the demonstration's, 64 the published one.
     "cpu": {8: Size(4, 24, stem=16), 16: Size(8, 8), 64: Size(4, 2)},
-    "cuda": {8: Size(128, 40, stem=16), 16: Size(128, 40), 64: Size(128, 20)},
+    "cuda": {
+        8: Size(128, 40, 16, "bfloat16"),
+        16: Size(128, 40, None, "bfloat16"),
+        64: Size(128, 20, None, "bfloat16"),
+    },
 }
 
 
@@ -54,7 +60,15 @@ def trainer(width: int, size: Size, device: torch.device) -> Trainer:
         warmup_fraction=0.0,
         augment=False,
     )
-    return Trainer(initial_network(spec(width, size), 0), FixedNormalisation(), recipe, size.steps, device)
+    return Trainer(
+        initial_network(spec(width, size), 0),
+        FixedNormalisation(),
+        recipe,
+        size.steps,
+        device,
+        precision=size.precision,
+        compiled=size.compiled,
+    )
 
 
 def resident(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
@@ -77,9 +91,9 @@ def resident(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
 
 def trained(run: Trainer, batches: Iterable[Batch]) -> list[float]:
     """The loss of each step of an epoch."""
-    losses: list[Tensor] = []
-    run.train_epoch(batches, 0, lambda _step, loss: losses.append(loss))
-    return torch.stack(losses).tolist()
+    run.train_mode()
+    results = [result for index, batch in enumerate(batches) for result in run.step(batch, 0, index)]
+    return [result.loss for result in [*results, *run.settle()]]
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
