@@ -1,6 +1,6 @@
 """Export from Earth Engine beside the published system's way of asking for it.
 
-    python benchmarks/export.py [--rois 8 32] [--latency 0.2] [--json]
+    python benchmarks/export.py [--rois 8 32] [--seed-rois 4] [--latency 0.2] [--json]
 
 Both use the real client over HTTP against `tests.earthengine_server`, in a process of its own, which
 adds a latency to every request and answers at most 40 at a time. Regions are squares of 128 px, six
@@ -61,7 +61,7 @@ from cropray.types import Period, Roi
 
 ROOT = Path(__file__).parents[1]
 SIZE_M, HARVEST = 1280.0, date(2022, 8, 1)
-SEED_ROIS, IN_FLIGHT = 4, 20
+IN_FLIGHT = 20
 PROCESSES, OTHER_PROCESSES = 2, (1, 4)
 PASSES = ("evaluated", "replayed")
 TARGETS = {"wall": 20.0, "requests": 35.0}
@@ -232,18 +232,18 @@ def measured(server: Server, exporter: Any, rois: list[Roi], config: Config, fol
     }
 
 
-def measure(counts: list[int], latency: float, folder: Path) -> dict[str, dict[str, Any]]:
+def measure(counts: list[int], seed_count: int, latency: float, folder: Path) -> dict[str, dict[str, Any]]:
     """Figures by what was run: each first evaluated by the server, then replayed."""
     results = {}
     with serving(latency) as server:
         config = config_for(server.url)
-        seed_rois = make_rois(SEED_ROIS, 0)
+        seed_rois = make_rois(seed_count, 0)
         ee.Initialize(AnonymousCredentials(), project="any", url=server.url)
         for pass_ in PASSES:
             name = f"seed-style, {pass_}"
             results[name] = measured(server, seed_style, seed_rois, config, folder / name)
         ee.Reset()
-        first, chosen = SEED_ROIS, seed_rois
+        first, chosen = seed_count, seed_rois
         for count in counts:
             chosen = make_rois(count, first)
             for pass_ in PASSES:
@@ -285,11 +285,12 @@ def each_more(results: dict[str, dict[str, Any]], counts: list[int], pass_: str)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rois", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--seed-rois", type=int, default=4, help="of the seed-style exporter: 20 s each")
     parser.add_argument("--latency", type=float, default=0.2, help="seconds added to each request")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = with_ratios(measure(args.rois, args.latency, Path(folder)))
+        results = with_ratios(measure(args.rois, args.seed_rois, args.latency, Path(folder)))
     more = {pass_: each_more(results, args.rois, pass_) for pass_ in PASSES} if len(args.rois) > 1 else {}
     if args.json:
         figures = {"latency_s": args.latency, "runs": results, "each_more": more, "targets": TARGETS}
