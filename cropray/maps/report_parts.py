@@ -88,7 +88,7 @@ def sweeps(run: Run) -> list[Section]:
             {
                 "name": name,
                 **sweep,
-                "keys": sorted(trials[0]["values"]),
+                "searched": sorted(trials[0]["values"]),
                 "shown": trials[:_TRIALS],
                 "picture": _uri(root.read_bytes(f"{name}/{PICTURE}")),
             }
