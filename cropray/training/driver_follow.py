@@ -125,7 +125,9 @@ def flat_entry(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def _shown(note: Note, epochs: int) -> str:
-    parts = [f"epoch {note.epoch}/{epochs}", f"loss {note.loss:.4f}"]
+    parts = [f"epoch {note.epoch}/{epochs}"]
+    if note.loss:
+        parts.append(f"loss {note.loss:.4f}")
     if note.samples_per_second:
         parts += [f"{note.samples_per_second:,.0f} samples/s", f"{note.waiting:.0%} waiting for data"]
     if note.skipped:

@@ -54,11 +54,13 @@ def train_worker(config: dict[str, Any]) -> Outcome:
         return _train(plan, desk)
     except InputError as error:
         ray.get(desk.tell.remote(Note(problem=str(error))))
-        raise
+        if _ranks() > 1:  # that the others do not wait for this one
+            raise
     except OSError as error:
         if is_lasting(error):
             ray.get(desk.tell.remote(Note(problem=explained(error))))
         raise
+    return Outcome([], finished=False)
 
 
 def _train(plan: TrainingPlan, desk: Any) -> Outcome:
@@ -126,9 +128,13 @@ def _found(plan: TrainingPlan, rank: int) -> tuple[Kept | None, list[str]]:
 def _agreed(value: T) -> T:
     """What rank 0 has."""
     values = [value]
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if _ranks() > 1:
         dist.broadcast_object_list(values, 0)
     return values[0]
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _beginning(trainer: Trainer, kept: Kept | None, damaged: list[str]) -> str:
@@ -156,6 +162,7 @@ class _Watch:
         self._leaving.set()
 
     def begun(self, standing: Standing, said: str) -> None:
+        self._noted_at = (standing.tally.samples, standing.tally.waited, time.perf_counter())
         self._tell(self._note(standing, said=said, entries=tuple(standing.history)))
 
     def asks(self) -> int:

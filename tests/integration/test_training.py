@@ -110,8 +110,29 @@ def test_a_damaged_shard_ends_the_training_with_its_name(tmp_path: Path) -> None
     run = prepared(tmp_path / "a")
     shard = tmp_path / "a" / "shards" / "train" / "00000.parquet"
     data = bytearray(shard.read_bytes())
-    data[1000] ^= 1  # in the first tensor
+    data[len(data) // 2] ^= 1  # in a tensor
     shard.write_bytes(bytes(data))
     with pytest.raises(InputError, match=r"train/00000\.parquet"):
         train(run, "pretrain")
     assert run.summary("pretrain") is None
+
+
+def test_a_shard_that_vanishes_ends_the_training_with_its_name(tmp_path: Path) -> None:
+    run = prepared(tmp_path / "a", epochs=400, store_every=400, store_every_s=0.2)
+    shard = tmp_path / "a" / "shards" / "train" / "00001.parquet"
+    states = tmp_path / "a" / "checkpoints" / "pretrain"
+
+    def lose_it() -> None:
+        deadline = time.monotonic() + 120
+        while not list(states.glob("*/whole.json")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        shard.unlink()
+        for worker in training_workers():  # which holds the file open: the next one cannot
+            os.kill(worker, signal.SIGKILL)
+
+    loser = threading.Thread(target=lose_it)
+    loser.start()
+    with pytest.raises(InputError, match=r"train/00001\.parquet"):
+        pretrain(run)
+    loser.join()
+    assert list(states.glob("*/whole.json"))

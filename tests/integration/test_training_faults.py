@@ -1,0 +1,175 @@
+"""Trainings that are killed, told to leave, or deprived of what they need; as commands of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cropray.run import Run
+from cropray.training.store import newest
+from tests.braked_training import BRAKE
+from tests.full_disk import run_on_small_disk
+from tests.integration.test_training import history, prepared, weights
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {"epochs": 40, "store_every": 40, "store_every_s": 0.2, "precision": "float32"}
+
+
+def command(run: Run) -> subprocess.Popen[str]:
+    """`cropray pretrain` of a run, in a process group of its own; slow while `brake` is there."""
+    config = run.folder.local("given.yaml")
+    config.write_text(run.config.to_yaml())
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tests.braked_training", "pretrain"),
+            *("--config", str(config), "--run", run.folder.uri),
+        ],
+        cwd=ROOT,
+        env={**os.environ, BRAKE: str(run.folder.local("brake"))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 150
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state_beyond(run: Run, before: str) -> Callable[[], bool]:
+    folder = run.folder.child("checkpoints/pretrain")
+    return lambda: any(
+        name.endswith("/whole.json") and name.split("/")[0] > before for name in folder.names()
+    )
+
+
+def test_a_driver_that_is_told_to_leave_and_then_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    run = prepared(tmp_path / "a", **SETTINGS)
+    brake = tmp_path / "a" / "brake"
+    brake.touch()
+    first = command(run)
+    wait_for(state_beyond(run, ""), first)
+
+    second = command(run)  # on the same run
+    _, said = second.communicate(timeout=150)
+    assert second.returncode == 2
+    assert f"pretrain of {run.folder} is under way already, by process {first.pid} on " in said
+
+    first.send_signal(signal.SIGTERM)
+    _, said = first.communicate(timeout=150)
+    assert first.returncode == 130
+    assert "pretrain: keeps its state and leaves" in said
+    assert "the same command goes on" in said
+    left, damaged = newest(run.folder.child("checkpoints/pretrain"))
+    assert left is not None
+    assert damaged == []
+
+    third = command(run)
+    wait_for(state_beyond(run, left.name), third)
+    os.killpg(third.pid, signal.SIGKILL)  # the driver, its Ray and the workers, at once
+    _, said = third.communicate()
+    assert f"goes on from {left.name}" in said
+
+    brake.unlink()
+    last = command(run)
+    shown, said = last.communicate(timeout=280)
+    assert last.returncode == 0, said
+    assert json.loads(shown)["epochs"] == 40
+    assert "goes on from epoch-" in said
+
+    whole = prepared(tmp_path / "b", **SETTINGS)
+    done = command(whole)
+    _, said = done.communicate(timeout=280)
+    assert done.returncode == 0, said
+    assert weights(run, "pretrain") == weights(whole, "pretrain")
+    assert history(run, "pretrain") == history(whole, "pretrain")
+
+
+_FULL = """
+import json, subprocess, sys
+from pathlib import Path
+from cropray.overrides import updated
+from cropray.training.store import newest
+from tests.integration.test_training import prepared
+
+# A state is 1 MB: two of them fit beside the shards, a third does not.
+folder, elsewhere = Path(sys.argv[1]), Path(sys.argv[1]).parent
+run = prepared(folder / "run", epochs=4000, store_every=4000, store_every_s=0.1, precision="float32", ema=0.9)
+config = elsewhere / "given.yaml"
+config.write_text(updated(run.config, {"model.width": 2}).to_yaml())
+command = [sys.executable, "-m", "cropray", "pretrain", "--config", str(config), "--run", run.folder.uri]
+command += ["--set", f"tracking.uri=sqlite:///{elsewhere}/mlflow.db"]
+done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+kept, damaged = newest(run.folder.child("checkpoints/pretrain"))
+print(json.dumps({"code": done.returncode, "said": done.stderr, "kept": kept.name if kept else ""}))
+"""
+
+
+def test_a_disk_that_fills_up_ends_the_training_with_a_message_and_keeps_the_state_before(
+    tmp_path: Path,
+) -> None:
+    found = json.loads(run_on_small_disk(tmp_path / "small", _FULL).splitlines()[-1])
+    assert found["code"] == 2, found["said"]
+    assert "No space left on device" in found["said"]
+    assert "make room there, and run the same command again" in found["said"]
+    assert found["kept"].startswith("epoch-")
+
+
+_NODES = """
+import os, sys, threading, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+brake = folder / "brake"
+os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5", "CROPRAY_TEST_BRAKE": str(brake)}
+import ray
+from ray.cluster_utils import Cluster
+from cropray.training.driver import pretrain
+from tests.braked_training import brake_plans
+from tests.integration.test_training import prepared
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+other = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+settings = {"epochs": 40, "store_every": 40, "store_every_s": 0.2, "precision": "float32"}
+run = prepared(folder, workers=[1, 2], **settings)
+brake.touch()
+brake_plans()
+
+def lose_a_node():
+    while not list((folder / "checkpoints" / "pretrain").glob("*/whole.json")):
+        time.sleep(0.05)
+    cluster.remove_node(other, allow_graceful=False)
+    brake.unlink()
+
+threading.Thread(target=lose_a_node, daemon=True).start()
+summary = pretrain(run)
+assert summary["epochs"] == 40, summary
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.timeout(400)
+def test_a_training_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _NODES, str(tmp_path / "run")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=380,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pretrain: 2 workers on cpu" in done.stderr
+    assert "pretrain: 1 worker on cpu, float32; goes on from epoch-" in done.stderr
