@@ -49,6 +49,7 @@ _TO_A_MODEL = (
         "cropray.training.driver:finetune",
         "Train on partly annotated parcels, from a trained body.",
     ),
+    ("tune", "cropray.training.driver_tune:tune", "Search settings of a training; judged on val."),
     ("evaluate", "cropray.training.evaluate:evaluate", "Measure the model on whole held-out regions."),
 )
 _FROM_A_MAP = (

@@ -33,12 +33,13 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "compact": ("shards",),
     "pretrain": ("model", "pretrain"),
     "finetune": ("model", "finetune"),
+    "tune": ("model", "pretrain", "finetune", "tune"),
     "evaluate": ("evaluate",),
     "predict": ("predict",),
 }
 # Settings in these that change no result, or that stand among the inputs by what they name.
 _FREE = (
-    {"predict.batch_size", "predict.model", "evaluate.model"}
+    {"predict.batch_size", "predict.model", "evaluate.model", "tune.evaluate"}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
     | {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OPERATIONAL}
 )
@@ -48,13 +49,17 @@ _BEFORE: dict[str, tuple[str, ...]] = {
     "compact": ("rois", "export"),
     "pretrain": ("rois", "export", "compact"),
     "finetune": ("rois", "export", "compact"),
+    "tune": ("rois", "export", "compact"),
     "evaluate": ("rois", "export", "compact"),
     "predict": (),
 }
 
 
 _FROM_RUN = "run:"
-_REMEDY = {"predict": "give this map another name: --set predict.name=…"}
+_REMEDY = {
+    "predict": "give this map another name: --set predict.name=…",
+    "tune": "give this sweep another name: --set tune.name=…",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Run:
     """A run folder with its configuration.
 
     Layout: config.yaml, stages/, world/, rois/, parts/, events/, ledger.parquet, shards/<split>/,
-    checkpoints/<stage>/, models/<stage>/, mlflow/, evaluation/, maps/<name>/, report.html.
+    checkpoints/<stage>/, models/<stage>/, tune/<name>/, mlflow/, evaluation/, maps/<name>/, report.html.
     """
 
     folder: Folder
@@ -128,10 +133,12 @@ class Run:
         return {section: data[section] for section in _SECTIONS[stage]}
 
     def _place(self, stage: str) -> str:
-        """Where the record of a stage is: a run has many maps, each with its own."""
-        return (
-            f"maps/{self.config.predict.name}/summary.json" if stage == "predict" else f"stages/{stage}.json"
-        )
+        """Where the record of a stage is: a run has many maps and sweeps, each with its own."""
+        named = {
+            "predict": f"maps/{self.config.predict.name}/summary.json",
+            "tune": f"tune/{self.config.tune.name}/summary.json",
+        }
+        return named.get(stage, f"stages/{stage}.json")
 
     def _record(self, stage: str) -> dict[str, Any] | None:
         name = self._place(stage)

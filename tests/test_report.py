@@ -7,6 +7,7 @@ import pytest
 
 from cropray.config import Config
 from cropray.figures.charts import EVALUATION
+from cropray.figures.sweep import Axis, sweep_picture
 from cropray.maps.report import REPORT, report
 from cropray.maps.report_parts import evaluation
 from cropray.run import Run
@@ -110,7 +111,7 @@ def test_a_run_that_has_only_begun_has_a_page(
     run = Run(Folder(str(tmp_path_factory.mktemp("begun"))), Config(classes=("maize", "pea")))
     run.finish("rois", ROIS)
     assert report(run)["stages"] == ["rois"]
-    assert "report: 4/4" in capsys.readouterr().err
+    assert "report: 5/5" in capsys.readouterr().err
     page = page_of(run)
     assert "#accuracy" not in page.references
     assert "61 parcels" in page.text
@@ -153,3 +154,22 @@ def test_a_difference_counts_only_where_its_interval_excludes_none(
     finished.folder.write_text(EVALUATION, original)
     assert section is not None
     assert verdict in section["verdicts"][0]
+
+
+def test_a_sweep_is_told_by_its_best_trials(finished: Run) -> None:
+    trials = [
+        {"id": str(i), "values": {"finetune.lr": 10.0**-i}, "score": 0.7 - 0.1 * i, "epochs": 3 - i}
+        | {"best_epoch": 1, "stopped": i > 0, "problem": ""}
+        for i in range(2)
+    ]
+    folder = finished.folder.child("tune/rates")
+    folder.write_text("sweep.json", json.dumps({"stage": "finetune", "trials": trials}))
+    folder.write_bytes("sweep.png", sweep_picture([Axis("finetune.lr", True, ())], [], "score"))
+    report(finished)
+    text = page_of(finished).text
+    assert "rates: 2 trials of finetune" in text
+    assert "0.700 1 3 at its last epoch 0.600 0.1 2 early" in text
+    assert "sweeps" in page_of(finished).ids
+    finished.folder.delete_folder("tune")
+    report(finished)
+    assert "sweeps" not in page_of(finished).ids

@@ -19,6 +19,7 @@ from cropray.config.imagery import (
 from cropray.config.regions import GridConfig, RoisConfig, WindowConfig
 from cropray.config.section import Section
 from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, filled_by_recipe
+from cropray.config.tune import TuneConfig
 from cropray.types import BACKGROUND
 
 CHAMPION = "champion"
@@ -70,7 +71,7 @@ class RayConfig(Section):
     address: str = ""
     num_cpus: int | None = Field(None, ge=1)
     concurrency: int = Field(2, ge=1, description="processes of export and prediction")
-    max_failures: int = Field(20, ge=1, description="failed tiles after which export stops")
+    max_failures: int = Field(20, ge=1, description="failed tiles after which export or predict stops")
     export_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 
     @field_validator("export_resources")
@@ -104,6 +105,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     pretrain: Annotated[TrainConfig, filled_by_recipe("pretrain")] = TrainConfig()
     finetune: Annotated[TrainConfig, filled_by_recipe("finetune")] = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     predict: PredictConfig = PredictConfig()
     tracking: TrackingConfig = TrackingConfig()

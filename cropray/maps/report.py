@@ -20,6 +20,7 @@ REPORT = "report.html"
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
     "data": report_parts.data,
     "curves": report_parts.curves,
+    "sweeps": report_parts.sweeps,
     "evaluation": report_parts.evaluation,
     "maps": report_parts.maps,
 }

@@ -12,6 +12,7 @@ import numpy as np
 from cropray.figures.charts import EVALUATION, validity_chart
 from cropray.figures.palette import class_colours
 from cropray.figures.pictures import curves_picture
+from cropray.figures.sweep import PICTURE, SWEEP
 from cropray.pipeline.ledger import LEDGER, read_ledger
 from cropray.rois.windows import periods_for
 from cropray.run import Run
@@ -25,6 +26,7 @@ _FACTS = (
     "rois", "parcels", "tiles", "patches", "samples", "parameters", "epochs", "best_epoch", "registered",
     "blocks", "pixels",
 )  # fmt: skip
+_TRIALS = 20  # of a sweep that are in its table
 _MAPS = 6  # pictures of maps in the page: the rest is listed
 _PALE = "#dddddd"
 
@@ -71,6 +73,26 @@ def curves(run: Run) -> list[Section]:
         history = json.loads(folder.read_text("history.json"))
         rows = [{key: row[key] for key in _CURVES if key in row} for row in history]
         found.append({"name": name, "epochs": len(history), "picture": _uri(curves_picture(rows))})
+    return found
+
+
+def sweeps(run: Run) -> list[Section]:
+    """The trials of each sweep that came to its end."""
+    root = run.folder.child("tune")
+    found = []
+    for path in root.names(f"/{SWEEP}"):
+        name = path.split("/", 1)[0]
+        sweep = json.loads(root.read_text(path))
+        trials = sweep["trials"]
+        found.append(
+            {
+                "name": name,
+                **sweep,
+                "searched": sorted(trials[0]["values"]),
+                "shown": trials[:_TRIALS],
+                "picture": _uri(root.read_bytes(f"{name}/{PICTURE}")),
+            }
+        )
     return found
 
 

@@ -35,11 +35,11 @@ _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")  # s3://, source:, and GDAL's NETCDF:
 
 
 @contextmanager
-def ray_session(config: RayConfig) -> Iterator[None]:
+def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
     """Use the Ray that is there (a job's, or `ray.address`), else a local one ended with the block.
 
     Nested use joins the outer session. Never attaches to another user's Ray on the same host by
-    chance: without an address a new local one is started.
+    chance: without an address a new local one is started, with Ray's `dashboard` where a stage needs it.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -57,7 +57,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
                 address="local",
                 num_cpus=config.num_cpus,
                 resources={name: each * config.concurrency for name, each in config.export_resources.items()},
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 log_to_driver=False,
                 logging_level="ERROR",
             )

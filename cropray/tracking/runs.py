@@ -44,6 +44,7 @@ _REMEDIES = (
         "its database may be read and not written: get the permission, or set tracking.uri to another",
     ),
 )
+_PARENT = "mlflow.parentRunId"  # by which MLflow shows runs below another
 _NOT_IN_NAMES = re.compile(r"[^\w.\- :/]")
 
 
@@ -93,18 +94,28 @@ class Tracker:
 
 
 @contextmanager
-def tracked(run: Run, stage: str) -> Iterator[Tracker]:
+def tracked(run: Run, stage: str, *, parent: str = "") -> Iterator[Tracker]:
     """The MLflow run of a stage, with the resolved configuration as parameters and as a file.
 
     Its id is kept in the run folder (`mlflow/<stage>.json`): a stage that resumes goes on in the
     same run. The run ends as FINISHED, FAILED where an exception left the block, or KILLED where
-    it was interrupted. Raises InputError where no tracking server can be used, and where it fails
-    on the way (of its database on a full disk, for one).
+    it was interrupted. With the id of a `parent` it is nested in that run. Raises InputError where no
+    tracking server can be used, and where it fails on the way (of its database on a full disk, for one).
     """
     uri = tracking_uri(run)
     client = open_client(uri)
-    with server_errors(uri), _recorded(run, stage, uri, client) as tracker:
+    with server_errors(uri), _recorded(run, stage, parent, uri, client) as tracker:
         yield tracker
+
+
+def end_children(tracker: Tracker) -> None:
+    """End the runs nested in this one that are still said to be running: whatever they were of is gone."""
+    client, run_id = tracker.client, tracker.run_id
+    experiment = client.get_run(run_id).info.experiment_id
+    of_this = f"tags.`{_PARENT}` = '{run_id}' and attributes.status = 'RUNNING'"
+    while found := client.search_runs([experiment], of_this):
+        for child in found:
+            client.set_terminated(child.info.run_id, "KILLED")
 
 
 @contextmanager
@@ -128,8 +139,8 @@ def shown(uri: str) -> str:
 
 
 @contextmanager
-def _recorded(run: Run, stage: str, uri: str, client: MlflowClient) -> Iterator[Tracker]:
-    run_id = _resumed(run, stage, uri, client) or _created(run, stage, uri, client)
+def _recorded(run: Run, stage: str, parent: str, uri: str, client: MlflowClient) -> Iterator[Tracker]:
+    run_id = _resumed(run, stage, uri, client) or _created(run, stage, parent, uri, client)
     tracker = Tracker(client, run_id, set(client.get_run(run_id).data.params))
     tracker.params(flat(run.config.model_dump(mode="json")))
     with tempfile.TemporaryDirectory() as folder:
@@ -207,10 +218,12 @@ def _resumed(run: Run, stage: str, uri: str, client: MlflowClient) -> str | None
     return record["run_id"]
 
 
-def _created(run: Run, stage: str, uri: str, client: MlflowClient) -> str:
+def _created(run: Run, stage: str, parent: str, uri: str, client: MlflowClient) -> str:
     experiment_id = _experiment(run, client)
     label = run.folder.uri.rstrip("/").rsplit("/", 1)[-1]
     tags = {"cropray.stage": stage, "cropray.run": run.folder.uri}
+    if parent:
+        tags[_PARENT] = parent
     info = client.create_run(experiment_id, tags=tags, run_name=f"{label}/{stage}").info
     record = {"uri": uri, "run_id": info.run_id}
     run.folder.write_text(f"mlflow/{stage}.json", json.dumps(record, indent=1) + "\n")

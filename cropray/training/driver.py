@@ -92,13 +92,13 @@ def train(run: Run, stage: Stage) -> Summary:
 
 
 def train_in(
-    run: Run, stage: Stage, plan: TrainingPlan, place: Folder, tracker: Tracker, tell: Tell | None = None
+    run: Run, stage: Stage, plan: TrainingPlan, place: Folder, tracker: Tracker, tell: Tell, cpus: float
 ) -> History:
-    """Train with the states in the folder `place`; the history of all epochs.
+    """Train with the states in the folder `place` and `cpus` a worker; the history of all epochs.
 
     After every epoch `tell` is called with the history so far. Raises what `Follower.to_the_end` does.
     """
-    return _begun(run, stage, replace(plan, states=place))(tracker, tell)
+    return _begun(run, stage, replace(plan, states=place), cpus)(tracker, tell)
 
 
 def publish_best(place: Folder, epoch: int, target: Folder) -> None:
@@ -150,7 +150,7 @@ def _forget(run: Run, stage: Stage) -> None:
 
 
 def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan) -> tuple[History, str, str]:
-    training = _begun(run, stage, plan)
+    training = _begun(run, stage, plan, cpus=1)
     # The workers start while MLflow is imported.
     with tracked(run, stage) as tracker:
         about = {"train_samples": plan.samples, "parameters": plan.parameters}
@@ -164,14 +164,16 @@ def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan) -> tuple[His
     return history, tracker.run_id, version
 
 
-def _begun(run: Run, stage: Stage, plan: TrainingPlan) -> Callable[[Tracker, Tell | None], History]:
+def _begun(
+    run: Run, stage: Stage, plan: TrainingPlan, cpus: float
+) -> Callable[[Tracker, Tell | None], History]:
     """Begin a training; what follows it to its end."""
     desk = open_desk()
-    training = in_thread(lambda: _fit(run, stage, plan, desk))
+    training = in_thread(lambda: _fit(run, stage, plan, desk, cpus))
     return lambda tracker, tell: Follower(stage, plan, desk, training, tracker, tell).to_the_end()
 
 
-def _fit(run: Run, stage: Stage, plan: TrainingPlan, desk: Any) -> Outcome:
+def _fit(run: Run, stage: Stage, plan: TrainingPlan, desk: Any, cpus: float) -> Outcome:
     """Run Ray Train to its end. It starts workers anew when they die; what they know, they have kept."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
     import ray
@@ -186,7 +188,8 @@ def _fit(run: Run, stage: Stage, plan: TrainingPlan, desk: Any) -> Outcome:
         train_loop_config={"plan": plan, "desk": desk},
         scaling_config=ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
-            use_gpu=ray.cluster_resources().get("GPU", 0) >= fewest,
+            use_gpu=(gpu := ray.cluster_resources().get("GPU", 0) >= fewest),
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
             name=_RAYS_OWN,
