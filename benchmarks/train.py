@@ -7,7 +7,8 @@ beside   one run beside the loop of `train_peer.py` on the same device and threa
          start with (logits compared), the same batches, the same losses of the first steps (compared). The
          two take turns. On a GPU, batches lie there already; the share of its bfloat16 peak counts forward
          three times (multiplications and additions, convolutions alone).
-workers  two processes on a core each, joined by gloo, beside one of them alone on its core, in turns.
+workers  two processes on a core each, joined by gloo, beside one of them alone on its core, in turns; and
+         both at a time as if alone ("two apart"): what the machine itself loses when both cores work.
 feed     batches from Parquet by the reader of shards, as integers that are normalised on the device,
          beside the same batches that lie there already, in turns.
 ray      the driver of `cropray pretrain` on a small simulated run: time to the first step after Ray's own
@@ -27,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -154,15 +156,14 @@ def _worker(rank: int, core: int, width: int, size: Size, repeats: int, result: 
     alone = trainer(width, size, device)  # before there is a group: it knows of no other rank
     dist.init_process_group("gloo", init_method=f"file://{result}.join", rank=rank, world_size=2)
     together = trainer(width, size, device)
-    taken: dict[str, list[float]] = {"one": [], "two": []}
+    samples = size.batch * size.steps
+    taken: dict[str, list[float]] = {"one": [], "two": [], "two apart": []}
     for turn in range(repeats + 1):
-        dist.barrier()
-        one = seconds(lambda: trained(alone, batches), device) if rank == 0 else 0.0
-        dist.barrier()
-        two = seconds(lambda: trained(together, batches), device)
-        if rank == 0 and turn:
-            taken["one"].append(size.batch * size.steps / one)
-            taken["two"].append(2 * size.batch * size.steps / two)
+        for name, run, ranks in (("one", alone, 1), ("two", together, 2), ("two apart", alone, 2)):
+            dist.barrier()
+            taken_s = seconds(partial(trained, run, batches), device) if rank < ranks else 0.0
+            if rank == 0 and turn:
+                taken[name].append(ranks * samples / taken_s)
     if rank == 0:
         result.write_text(json.dumps({name: statistics.median(rates) for name, rates in taken.items()}))
     dist.destroy_process_group()
