@@ -223,16 +223,18 @@ def test_a_processor_without_instructions_for_bfloat16_keeps_to_float32(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "expected"), [((1.0, 0.5), "bfloat16"), ((1.0, 0.9), "float32"), ((0.1, 0.01), "float32")]
+    ("width", "seconds", "expected"),
+    [(64, (1.0, 0.5), "bfloat16"), (64, (1.0, 0.9), "float32"), (8, (1.0, 0.5), "float32")],
 )
 def test_bfloat16_is_chosen_where_it_is_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], expected: str
+    monkeypatch: pytest.MonkeyPatch, width: int, seconds: tuple[float, float], expected: str
 ) -> None:
     times = dict(zip((torch.float32, torch.bfloat16), seconds, strict=True))
     monkeypatch.setattr("cropray.training.precision.has_bfloat16", lambda _flags: True)
     monkeypatch.setattr("cropray.training.precision._step_s", lambda _network, kind: times[kind])
-    assert chosen(None, SPEC, CPU) == expected
-    assert chosen("float32", SPEC, CPU) == "float32"
+    spec = replace(SPEC, width=width)
+    assert chosen(None, spec, CPU) == expected
+    assert chosen("float32", spec, CPU) == "float32"
 
 
 def test_tf32_is_refused_where_there_is_no_gpu() -> None:

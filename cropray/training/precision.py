@@ -14,9 +14,9 @@ from cropray.training.recipe import Precision
 from cropray.types import InputError
 
 _SIDE = 4 * SIDE_MULTIPLE
-# What bfloat16 must be worth on a CPU to be chosen: so many times as fast as float32, where that takes so
-# long for a sample that most of it goes into products. (Below, times are of overheads, and chance decides.)
-_FASTER, _LONG_S = 1.5, 0.2
+# What bfloat16 must be worth on a CPU to be chosen: so many times as fast as float32. Narrower networks are
+# not timed: little of their time goes into products, and chance would decide.
+_FASTER, _WIDTH = 1.5, 32
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -48,14 +48,16 @@ def has_bfloat16(cpuinfo: str) -> bool:
 
 
 def _cpu_gains(spec: NetworkSpec) -> bool:
-    if not _CPUINFO.exists() or not has_bfloat16(_CPUINFO.read_text()):
+    if spec.width < _WIDTH or not _CPUINFO.exists() or not has_bfloat16(_CPUINFO.read_text()):
         return False
-    network = spec.build()
-    _step_s(network, torch.float32)  # the first of all is slower
-    full = _step_s(network, torch.float32)
-    if full < _LONG_S:
-        return False
-    half = min(_step_s(network, torch.bfloat16) for _ in range(2))
+    network, threads = spec.build(), torch.get_num_threads()
+    torch.set_num_threads(1)  # several spend time on waiting for each other where others want the cores too
+    try:
+        _step_s(network, torch.float32)  # the first of all is slower
+        full = _step_s(network, torch.float32)
+        half = min(_step_s(network, torch.bfloat16) for _ in range(2))
+    finally:
+        torch.set_num_threads(threads)
     return full > _FASTER * half
 
 
