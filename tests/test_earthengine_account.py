@@ -234,7 +234,9 @@ def test_a_key_is_let_in_by_its_token(server: Serving, key_text: str, tmp_path: 
     EarthEngineSource(EarthEngineConfig(url=server.url, service_account_key=key)).preflight(REQUEST)
 
 
-@pytest.mark.parametrize(("ahead_s", "said"), [(5400.0, "1:(30:0|29:5). behind"), (-9000.0, "2:(30:0|29:5). ahead")])
+@pytest.mark.parametrize(
+    ("ahead_s", "said"), [(5400.0, "1:(30:0|29:5). behind"), (-9000.0, "2:(30:0|29:5). ahead")]
+)
 def test_a_machine_whose_clock_is_off_is_told_so(
     server: Serving, key_text: str, tmp_path: Path, ahead_s: float, said: str
 ) -> None:
