@@ -87,8 +87,8 @@ def test_an_export_outlives_a_node_and_keeps_to_those_that_offer_its_resource(
     assert parts_of(run) == wanted
     assert json.loads(result) == run.summary("export") == undisturbed.summary("export")
     exporters = nodes.actors("TileExporter")
-    assert sorted(actor["NumRestarts"] for actor in exporters) == [0, 1]
-    assert nodes_of(exporters) == nodes.offering_ee
+    # The process that was lost begins anew only where a job of its own, or another, is left for it.
+    assert nodes_of([actor for actor in exporters if actor["State"] != "DEAD"]) <= nodes.offering_ee
 
 
 def nodes_of(actors: list[dict[str, Any]]) -> set[str]:
