@@ -9,7 +9,7 @@ from dataclasses import asdict
 from cropray.imagery.open import open_source
 from cropray.imagery.source import ImagerySource, MeteredSource
 from cropray.pipeline.cluster import for_workers, ray_session
-from cropray.pipeline.crew import RETRIES, Crew, Died, crew
+from cropray.pipeline.crew import Crew, Died, crew
 from cropray.pipeline.events import EventLog, event_log
 from cropray.pipeline.export_plan import ExportPlan, plan_export
 from cropray.pipeline.export_summary import summarise
@@ -61,7 +61,7 @@ def _export_left(plan: ExportPlan, source: ImagerySource, run: Run) -> tuple[dic
     config, tiles = run.config, plan.left
     with ray_session(config.ray):
         workers = workers_of(config, len(tiles))
-        threads = threads_of(config, workers)
+        threads = threads_of(config, workers, len(tiles))
         quota = cluster_quota(config, workers * threads)
         arguments = (for_workers(config), plan.metadata, run.folder, quota)
         asks = {"CPU": _CPUS_PER_WORKER, **config.ray.export_resources}
@@ -81,7 +81,7 @@ def _followed(
     left_by_roi = Counter(tile.roi.roi_id for tile in tiles)
     with progress("export", len(tiles)) as bar:
         for done, (tile, result) in enumerate(exporters.results(tiles), start=1):
-            outcome = _of_the_dead(tile, result) if isinstance(result, Died) else result
+            outcome = Outcome(tile.tile_id, 0, 0.0, result.error) if isinstance(result, Died) else result
             events.record(**asdict(outcome))
             if outcome.error:
                 failures[tile.tile_id] = outcome.error
@@ -92,7 +92,3 @@ def _followed(
             if len(failures) >= most:
                 return failures, len(tiles) - done
     return failures, 0
-
-
-def _of_the_dead(tile: Tile, died: Died) -> Outcome:
-    return Outcome(tile.tile_id, 0, 0.0, f"its process died, {1 + RETRIES} times: {died.reason}")

@@ -72,14 +72,16 @@ def workers_of(config: Config, tiles: int) -> int:
     return min(config.ray.concurrency, math.ceil(tiles / worth))
 
 
-def threads_of(config: Config, workers: int) -> int:
+def threads_of(config: Config, workers: int, tiles: int) -> int:
     """Tiles at once in each of `workers` processes: one, or enough to use a quota up by waiting.
 
-    A few more than may be in flight, for a tile also has its patches to cut and its part to write.
+    A few more than may be in flight, for a tile also has its patches to cut and its part to write; and no
+    more than are left for each of them.
     """
     if config.source.kind != "earthengine":
         return 1
-    return math.ceil(_TILES_A_REQUEST * config.source.earthengine.in_flight / workers)
+    waiting = math.ceil(_TILES_A_REQUEST * config.source.earthengine.in_flight / workers)
+    return min(waiting, math.ceil(tiles / workers))
 
 
 class QuotaWatch:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -56,6 +57,25 @@ def test_a_job_that_kills_its_process_is_given_up_and_the_others_are_done(ray_lo
     assert [square for square, _ in done.values()] == [number * number for number in done]
     assert len({process for _, process in done.values()}) > 1  # it was started anew
     assert RETRIES > 0
+
+
+def test_jobs_are_taken_as_there_is_room_and_none_when_no_more_are_given(ray_local: None) -> None:
+    taken: list[int] = []
+    finished: list[int] = []
+
+    def jobs() -> Iterator[int]:
+        for number in range(100):
+            if 7 in finished:
+                return
+            taken.append(number)
+            yield number
+
+    with crew("export", Squares, (), size=2, threads=2, asks=CPU) as squares:
+        for number, _ in squares.results(jobs()):
+            finished.append(number)
+            assert len(taken) - len(finished) < 4
+    assert sorted(finished) == taken
+    assert 8 <= len(taken) < 20
 
 
 def test_what_a_worker_raises_ends_the_crew(ray_local: None) -> None:

@@ -88,7 +88,7 @@ def test_an_export_that_fails_and_fails_stops_and_says_why(
     assert "3 x 503: The service is currently unavailable (as here-" in told
     assert "run the same command again" in told
     # Two attempts at each tile that failed, and at those that were on their way.
-    assert asked(server) <= 1 + 2 * (3 + threads_of(run.config, 1)) < 2 * tiles
+    assert asked(server) <= 1 + 2 * (3 + threads_of(run.config, 1, tiles)) < 2 * tiles
     assert not run.folder.child("parts").names()
     attempts = [event for event in events_of(run) if event.get("outcome") == "unavailable"]
     assert len(attempts) >= 6
