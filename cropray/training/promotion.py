@@ -19,8 +19,7 @@ from cropray.tracking.versions import Version, crown, find, find_champion
 from cropray.training.blocks import plan_tiles
 from cropray.training.measured import ScoredTile, check_fit, count_blocks, scope_of, scored_tiles
 from cropray.training.methods import Network
-from cropray.training.metrics import Counts
-from cropray.training.scoring import Scope, tables
+from cropray.training.scoring import tables
 from cropray.types import InputError
 
 _BATCH = 32
@@ -69,17 +68,12 @@ def compare(run: Run, candidate: tuple[str, Checkpoint], champion: tuple[str, Ch
             f"{run.folder} has no shards of the split val, on which candidate and champion are compared: "
             f"give the run in which one of them was trained (--run), {_FORCE}"
         )
-    reader = ShardReader(uris, batch_size=_BATCH, shuffle=False)
     _check_alike(candidate, champion)
+    reader = ShardReader(uris, batch_size=_BATCH, shuffle=False)
     check_fit(candidate[1], reader.metadata, candidate[0], "the split val")
-    scope = scope_of(run.config, reader.metadata)
-    counts = _counts(run, reader, scope, {"candidate": candidate[1], "champion": champion[1]})
-    if not counts["candidate"].any():
-        raise InputError(f"no pixel of {run.folder}/shards/val is known: nothing to compare on; {_FORCE}")
-    draws, seed = run.config.evaluate.bootstrap, run.config.seed
-    result = tables(scope, reader.metadata.classes, counts, draws=draws, seed=seed)
+    result = paired_scores(run, reader, {"candidate": candidate[1], "champion": champion[1]})
     return {
-        "scope": scope,
+        "scope": result["scope"],
         "score": result["score"],
         "candidate_score": result["methods"]["candidate"]["score"],
         "champion_score": result["methods"]["champion"]["score"],
@@ -87,9 +81,27 @@ def compare(run: Run, candidate: tuple[str, Checkpoint], champion: tuple[str, Ch
         "interval": result["differences"]["champion"]["interval"],
         "blocks": result["blocks"],
         "pixels": result["pixels"],
-        "draws": draws,
+        "draws": run.config.evaluate.bootstrap,
         "val_shards": fingerprint(uris),
     }
+
+
+def paired_scores(run: Run, reader: ShardReader, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
+    """Scores of models by name on the same shards, each with its own thresholds, and how far the first is
+    ahead of the others: `scoring.tables`. Raises InputError where nothing is known of the shards.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictors = {name: Predictor(checkpoint, device) for name, checkpoint in checkpoints.items()}
+    methods = {name: Network(predictor) for name, predictor in predictors.items()}
+    thresholds = {name: predictor.thresholds for name, predictor in predictors.items()}
+    plans, scope = plan_tiles(reader), scope_of(run.config, reader.metadata)
+    with progress("score", len(plans)) as bar:
+        tiles = scored_tiles(reader, plans, methods, thresholds, scope)
+        counts = count_blocks(_told(tiles, bar), reader, run.config.rois.split.buffer_m)
+    if not any(blocks.any() for blocks in counts.values()):
+        raise InputError(f"no pixel of the shards of {run.folder} is known: nothing to compare on; {_FORCE}")
+    draws, seed = run.config.evaluate.bootstrap, run.config.seed
+    return tables(scope, reader.metadata.classes, counts, draws=draws, seed=seed)
 
 
 def _evidence(run: Run, candidate: Version, champion: Version | None) -> dict[str, Any]:
@@ -137,19 +149,6 @@ def _check_alike(candidate: tuple[str, Checkpoint], champion: tuple[str, Checkpo
                 f"{candidate[0]} and the champion {champion[0]} cannot be compared on the same data: {name} "
                 f"is {_short(mine)} and {_short(theirs)}; {_FORCE}"
             )
-
-
-def _counts(
-    run: Run, reader: ShardReader, scope: Scope, checkpoints: Mapping[str, Checkpoint]
-) -> dict[str, Counts]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictors = {name: Predictor(checkpoint, device) for name, checkpoint in checkpoints.items()}
-    methods = {name: Network(predictor) for name, predictor in predictors.items()}
-    thresholds = {name: predictor.thresholds for name, predictor in predictors.items()}
-    plans = plan_tiles(reader)
-    with progress("promote", len(plans)) as bar:
-        tiles = scored_tiles(reader, plans, methods, thresholds, scope)
-        return count_blocks(_told(tiles, bar), reader, run.config.rois.split.buffer_m)
 
 
 def _told(tiles: Iterable[ScoredTile], bar: Progress) -> Iterator[ScoredTile]:

@@ -1,0 +1,160 @@
+"""What a sweep gains over the published rates of fine-tuning, 1e-5 for the body and 1e-4 for the head.
+
+    python benchmarks/tune.py [--seeds 0 1 2] [--set tune.trials=12] [--config FILE] [--work FOLDER] [--json]
+
+Every seed is another world, another split and another start of the weights. All sides start from the
+same pretrained network and train on the same shards, for the same number of epochs and steps:
+"sweep" is the best trial of `tune` as the configuration has it, "published rates" one fine-tuning with
+1e-5 and 1e-4, "configured rates" one with the rates of the configuration, which says how much of the gain
+takes no sweep. All else is as the configuration says, for all of them. A sweep trains many times: the
+epochs of all its trials are told.
+
+Each side keeps the best of its validated epochs, and its thresholds, by val; the sweep chooses its trial by
+val too. Test is read once, for all sides together. Two intervals of 95 % are told: Student's t over the
+seeds, and for each seed that of its regions drawn again, the same draws for all sides, so that
+differences are paired. With --work, finished stages are reused, and seeds may be run side by side
+(--seeds 0, --seeds 1, …) before all are asked for together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accuracy import ROOT, compared, share_shards, shown
+
+from cropray.config import Config
+from cropray.models.checkpoint import load_checkpoint
+from cropray.overrides import load_config, updated
+from cropray.pipeline.cluster import ray_session
+from cropray.pipeline.compact import compact
+from cropray.pipeline.export import export
+from cropray.rois.build import build_rois
+from cropray.run import Run
+from cropray.shards.reader import ShardReader
+from cropray.shards.store import shard_uris
+from cropray.storage import Folder
+from cropray.training.driver import finetune, pretrain
+from cropray.training.driver_tune import tune
+from cropray.training.promotion import paired_scores
+from cropray.training.validate import SCORE
+
+SWEEP = "sweep"
+PEERS: dict[str, dict[str, float]] = {
+    "published rates": {"finetune.lr": 1e-5, "finetune.head_lr": 1e-4},
+    "configured rates": {},
+}
+
+
+def measure(config: Config, seed: int, work: Path) -> dict[str, Any]:
+    """Of one seed: val and test scores by side, their intervals, and what the sweep tried."""
+    config = updated(config, {"seed": seed, "source.simulated.seed": seed, "tune.evaluate": False})
+    folder = work / f"seed-{seed}"
+    regions = Run(Folder(str(folder / "regions")), updated(config, config.demo.pretraining))
+    sites = Run(Folder(str(folder / "sites")), config)
+    with ray_session(config.ray, dashboard=True):
+        for stage in (build_rois, export, compact, pretrain):
+            stage(regions)
+        for stage in (build_rois, export, compact):
+            stage(sites)
+        init = {"finetune.init": regions.folder.child("models/pretrain").uri}
+        runs = {SWEEP: Run(Folder(str(folder / SWEEP)), updated(config, init))}
+        for name, rates in PEERS.items():
+            runs[name] = Run(Folder(str(folder / name.replace(" ", "-"))), updated(config, init | rates))
+        for run in runs.values():
+            share_shards(sites, run)
+        found = {name: (tune if name == SWEEP else finetune)(run) for name, run in runs.items()}
+    models = {name: Folder(str(summary["model"])) for name, summary in found.items()}
+    return {
+        "val": {name: float(summary[SCORE]) for name, summary in found.items()},
+        **read_test(sites, models),
+        "sweep": swept(runs[SWEEP], found[SWEEP]),
+    }
+
+
+def read_test(run: Run, models: Mapping[str, Folder]) -> dict[str, Any]:
+    """Macro-F1 on the truth of the test regions, and how far the sweep is ahead, with intervals."""
+    reader = ShardReader(shard_uris(run.folder, "test"), batch_size=32, shuffle=False)
+    result = paired_scores(run, reader, {name: load_checkpoint(model) for name, model in models.items()})
+    if result["score"] != "macro_f1":
+        raise SystemExit("the configuration has no labels.truth: nothing to score the whole land with")
+    return {
+        "test": {name: float(row["score"]) for name, row in result["methods"].items()},
+        "test_interval": {name: row["interval"] for name, row in result["methods"].items()},
+        "ahead": {name: row["score"] for name, row in result["differences"].items()},
+        "ahead_interval": {name: row["interval"] for name, row in result["differences"].items()},
+        "blocks": result["blocks"],
+    }
+
+
+def swept(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
+    table = json.loads(run.folder.read_text(f"tune/{run.config.tune.name}/sweep.json"))
+    return {
+        "trials": summary["trials"],
+        "ended_early": summary["ended_early"],
+        "epochs": sum(trial["epochs"] for trial in table["trials"]),
+        "epochs_of_one": run.config.finetune.epochs,
+        "best": summary["best_values"],
+    }
+
+
+def told(seed: int, row: Mapping[str, Any]) -> str:
+    """A seed's own intervals, its regions drawn again, and its sweep."""
+
+    def between(spread: list[float] | None, sign: str = "") -> str:
+        return f"({spread[0]:{sign}.3f} to {spread[1]:{sign}.3f})" if spread else "(no interval)"
+
+    lines = [f"seed {seed}: test macro-F1, its {row['blocks']} blocks of regions drawn again (95 %)"]
+    for name, score in row["test"].items():
+        line = f"  {name:17} {score:.3f} {between(row['test_interval'][name])}"
+        if name in row["ahead"]:
+            line += f"   sweep ahead by {row['ahead'][name]:+.3f} {between(row['ahead_interval'][name], '+')}"
+        lines.append(line)
+    sweep = row["sweep"]
+    lines.append(
+        f"  the sweep: {sweep['trials']} trials, {sweep['ended_early']} ended early, {sweep['epochs']} "
+        f"epochs in all (one training: {sweep['epochs_of_one']}); best: "
+        + ", ".join(f"{key}={_short(value)}" for key, value in sweep["best"].items())
+    )
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs/demo.yaml"))
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", help="folder to keep the runs in; else a temporary one")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.set)
+    with contextlib.ExitStack() as stack:
+        work = arguments.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="cropray-tune-"))
+        by_seed = {}
+        for seed in arguments.seeds:
+            sys.stderr.write(f"── seed {seed}\n")
+            by_seed[seed] = measure(config, seed, Path(work))
+    tables = {
+        score: compared({seed: row[part] for seed, row in by_seed.items()}, SWEEP)
+        for score, part in (("val mean AP", "val"), ("test macro-F1", "test"))
+    }
+    if arguments.json:
+        told_all = {"config": arguments.config, "set": arguments.set, "seeds": by_seed, **tables}
+        print(json.dumps(told_all))
+        return
+    parts = [shown(table, arguments.seeds, score, SWEEP) for score, table in tables.items()]
+    print("\n\n".join([*parts, *(told(seed, row) for seed, row in by_seed.items())]))
+
+
+if __name__ == "__main__":
+    main()
