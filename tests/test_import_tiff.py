@@ -27,6 +27,8 @@ from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.types import BACKGROUND, UNLABELLED, InputError
 
+pytestmark = pytest.mark.usefixtures("crew_here")
+
 SIZE, MONTHS = 16, 2
 CONFIG = Config(
     classes=("wheat", "maize"),
@@ -127,6 +129,45 @@ def test_an_import_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path,
     assert run.folder.local("parts/england-uuida-000.parquet").stat().st_mtime_ns == kept
 
 
+def swapped_files(patches: Patches) -> Origin:
+    Patches(patches.folder).fill(NAMES[::-1])  # as another folder of this name would be
+    return ORIGIN
+
+
+def other_split(_: Patches) -> Origin:
+    return Origin(ORIGIN.harvest, "val")
+
+
+def other_harvest(_: Patches) -> Origin:
+    return Origin(date(2019, 8, 1), "train")
+
+
+def one_more(patches: Patches) -> Origin:
+    Patches(patches.folder).fill([*NAMES, "uuida_r05_c00"])
+    return ORIGIN
+
+
+@pytest.mark.parametrize("change", [swapped_files, other_split, other_harvest, one_more])
+def test_other_patches_are_not_taken_for_those_that_are_there(
+    tmp_path: Path, patches: Patches, change: Callable[[Patches], Origin]
+) -> None:
+    run = make_run(tmp_path)
+    import_tiff(str(patches.folder), run, ORIGIN)
+    before = run.folder.read_bytes("parts/england-uuida-000.parquet")
+    with pytest.raises(InputError, match=r"england-uuida-000\.parquet and \d others hold other patches"):
+        import_tiff(str(patches.folder), run, change(patches))
+    assert run.folder.read_bytes("parts/england-uuida-000.parquet") == before
+
+
+def test_other_settings_are_refused_before_a_patch_is_read(tmp_path: Path, patches: Patches) -> None:
+    import_tiff(str(patches.folder), make_run(tmp_path), ORIGIN)
+    Patches(tmp_path / "france").fill(NAMES[:1])
+    other = Run(Folder(str(tmp_path / "run")), CONFIG.model_copy(update={"classes": ("wheat", "rice")}))
+    with pytest.raises(InputError, match="by other settings or from another source"):
+        import_tiff(str(tmp_path / "france"), other, ORIGIN)
+    assert not other.folder.exists("parts/france-uuida-000.parquet")
+
+
 def test_several_folders_make_one_data_set_of_several_splits(tmp_path: Path, patches: Patches) -> None:
     Patches(tmp_path / "england_valid").fill(NAMES[:3])
     run = make_run(tmp_path)
@@ -167,6 +208,14 @@ def remove_month(patches: Patches) -> None:
     shutil.rmtree(patches.folder / "s1" / "2")
 
 
+def remove_sensor(patches: Patches) -> None:
+    shutil.rmtree(patches.folder / "s2")
+
+
+def remove_all(patches: Patches) -> None:
+    shutil.rmtree(patches.folder)
+
+
 def remove_file(patches: Patches) -> None:
     (patches.folder / "s2" / "2" / f"{NAMES[3]}.tif").unlink()
 
@@ -200,7 +249,9 @@ def cut(patches: Patches) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (remove_month, r"england/s1 has the months 1; wanted 1 to 2"),
+        (remove_month, r"england/s1 has the months 1; wanted the folders 1 to 2"),
+        (remove_sensor, r"england/s2 has no month; wanted the folders 1 to 2"),
+        (remove_all, r"there is no folder .*england; wanted one that holds s1/, s2/ and crop_map/"),
         (remove_file, r"england/s2/2 lacks 1 of 8 patches, such as uuida_r01_c01\.tif"),
         (other_size, r"s2/1/uuida_r00_c01\.tif has .* \(10, 8, 8\); wanted \(10, 16, 16\)"),
         (other_bands, r"s1/2/uuida_r00_c01\.tif has .* \(3, 16, 16\); wanted \(2, 16, 16\)"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +34,8 @@ def import_tiff(directory: str, run: Run, origin: Origin) -> Summary:
 
     Codes are those of `labels.class_map.codes`, sizes and months those of the configuration. A part that
     is there is kept. Raises InputError for folders or files that are missing, of another size, of other
-    bands or not readable, and for a configuration that cannot say what the labels mean.
+    bands or not readable, for a configuration that cannot say what the labels mean, and for parts of the
+    same name that hold other patches.
     """
     source, config = Path(directory), run.config
     label = label_rule(config, origin)
@@ -44,13 +45,15 @@ def import_tiff(directory: str, run: Run, origin: Origin) -> Summary:
     parts = _parts(source.resolve().name, names)
     if run.summary("rois") not in (None, _STAGE):
         raise InputError(f"{run.folder} has regions of its own; import into a new --run folder")
-    run.finish("rois", _STAGE)
-    there = _parts_in(run)
+    there = {row.tile_id: row for row in read_rows(run.folder, _parts_in(run), metadata.recipe)}
+    inputs = {tile_id: _inputs(source, chosen, origin) for tile_id, chosen in parts.items()}
+    _refuse_others(run, source, [there[tile_id] for tile_id in parts if tile_id in there], inputs)
     missing = {tile_id: chosen for tile_id, chosen in parts.items() if tile_id not in there}
+    run.finish("rois", _STAGE)
 
     def write(tile_id: str) -> int:
         patches = [read_patch(source, name, config, label, origin) for name in missing[tile_id]]
-        _write(run, tile_id, patches, metadata, periods)
+        _write(run, tile_id, patches, metadata, periods, inputs[tile_id])
         return len(patches)
 
     with (
@@ -86,6 +89,29 @@ def _parts(prefix: str, names: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
+def _inputs(source: Path, names: Sequence[str], origin: Origin) -> str:
+    """Hash of what a part is made of, without reading all of it: its patches' names, the files of the
+    first one, and what is said of them.
+    """
+    digest = xxhash.xxh3_64(repr((origin, names)).encode())
+    for path in sorted(source.glob(f"s[12]/*/{names[0]}")):
+        digest.update(path.read_bytes())
+    digest.update((source / "crop_map" / names[0]).read_bytes())
+    return digest.hexdigest()
+
+
+def _refuse_others(run: Run, source: Path, there: Iterable[LedgerRow], inputs: Mapping[str, str]) -> None:
+    """Raises InputError where a part that is there is not what this import would make."""
+    others = [row for row in there if row.inputs != inputs[row.tile_id]]
+    if others:
+        raise InputError(
+            f"{run.folder}/{part_name(others[0].tile_id)} and {len(others) - 1} others hold other patches of "
+            f"these names (split {others[0].split}): an import of another folder {source.resolve().name!r}, "
+            "with other options, or before files changed. Rename the folder, whose name is part of the "
+            "samples' names, or delete these parts to import them anew"
+        )
+
+
 def _metadata(config: Config) -> ShardMetadata:
     """As of an export, but that the source is these files; the same for all folders of a run."""
     source = {"kind": "patch folders", "s1_quantity": "sigma0"}  # what Earth Engine's S1_GRD holds
@@ -107,6 +133,7 @@ def _write(
     patches: Sequence[PlacedPatch],
     metadata: ShardMetadata,
     periods: Sequence[Period],
+    inputs: str,
 ) -> None:
     """One part, with its row of the ledger; a sample a row group, as compaction wants them."""
     groups = [to_table([encode_patch(p.patch, p.roi, p.extent, periods)], metadata) for p in patches]
@@ -119,7 +146,7 @@ def _write(
         season=first.roi.season,
         split=first.roi.split,
         recipe=metadata.recipe,
-        inputs=checksums.hexdigest(),
+        inputs=inputs,
         patches=len(patches),
         reason="",
         nbytes=len(patches) * sum(spec.nbytes for spec in metadata.tensors.values()),

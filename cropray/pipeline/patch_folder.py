@@ -95,13 +95,15 @@ def _codes_to_label(codes_hw: npt.NDArray[Any], codes: Sequence[int], nodata: in
 
 def common_names(source: Path, months: int) -> list[str]:
     """Names of the patches, which every folder must have. Raises InputError that names what is missing."""
+    if not source.is_dir():
+        raise InputError(f"there is no folder {source}; wanted one that holds s1/, s2/ and crop_map/")
     folders = [f"{sensor}/{month}" for sensor in ("s1", "s2") for month in range(1, months + 1)]
     for sensor in ("s1", "s2"):
         there = sorted(path.name for path in (source / sensor).glob("*") if path.is_dir())
-        if sorted(there) != sorted(str(month) for month in range(1, months + 1)):
+        if there != sorted(str(month) for month in range(1, months + 1)):
             raise InputError(
-                f"{source}/{sensor} has the months {', '.join(there) or 'of none'}; wanted 1 to {months}, "
-                "from the oldest (window.months says how many)"
+                f"{source}/{sensor} has {'the months ' + ', '.join(there) if there else 'no month'}; wanted "
+                f"the folders 1 to {months}, from the oldest (window.months says how many)"
             )
     names = {
         folder: {path.relative_to(source / folder).as_posix() for path in (source / folder).rglob("*.tif")}
