@@ -10,18 +10,23 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from cropray.types import InputError
+
+T = TypeVar("T")
 
 _TO_DO = {
     errno.ENOSPC: "make room there, and run the same command again: what is finished is kept",
@@ -38,15 +43,35 @@ _TO_DO = {
 _WAITS_S = (0.5, 1.0, 2.0, 4.0)
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs")
 
+# By itself a store's client goes on asking for two minutes (S3) to a quarter of an hour (Google's, which
+# says what was wrong only then).
+_ANSWER_S = 30.0
+_RETRY_S = 10
+_GOOGLE = (
+    "wanted a bucket that there is, a network, and credentials: gcloud auth application-default login, "
+    "GOOGLE_APPLICATION_CREDENTIALS=KEY.json, or on Google's machines a service account"
+)
+_WANTED = {
+    "s3": "wanted a bucket that there is, a network, and credentials: AWS_ACCESS_KEY_ID and "
+    "AWS_SECRET_ACCESS_KEY, aws configure, or on Amazon's machines a role (and AWS_ENDPOINT_URL for the S3 "
+    "of somebody else)",
+    "gs": _GOOGLE,
+    "gcs": _GOOGLE,
+}
+_answered: set[str] = set()  # the stores that did, of this process
+
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """The Arrow file system and the path on it of a path or URI.
 
-    Raises InputError where the scheme is not known or its package is not installed.
+    Raises InputError where the scheme is not known or its package is not installed, and where a
+    store (s3, gs) does not answer or refuses when a process asks it for the first time.
     """
-    scheme = uri.split("://", 1)[0] if "://" in uri else ""
+    scheme = _scheme(uri)
     if not scheme:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    if scheme in _WANTED:
+        _first_answer(uri, scheme)
     try:
         if scheme in _ARROW_SCHEMES:
             filesystem, path = pafs.FileSystem.from_uri(uri)
@@ -59,6 +84,51 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
             f"cannot open {uri!r}: {error}; wanted a path or a URI like s3://bucket/run"
         ) from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+
+
+def _scheme(uri: str) -> str:
+    return uri.split("://", 1)[0] if "://" in uri else ""
+
+
+def _first_answer(uri: str, scheme: str) -> None:
+    """Ask a store whether there is something at `uri`, whatever it says. Raises InputError."""
+    store = uri.split("/", 3)[2]
+    if store in _answered:
+        return
+
+    briefly = f"{uri}?retry_limit_seconds={_RETRY_S}" if scheme != "s3" and "?" not in uri else uri
+
+    def ask() -> None:
+        filesystem, path = pafs.FileSystem.from_uri(briefly)
+        filesystem.get_file_info(path)
+
+    try:
+        within(_ANSWER_S, ask)
+    except OSError as error:
+        raise InputError(f"cannot open {uri}: {_reason(error)}; {_WANTED[scheme]}") from error
+    _answered.add(store)
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` gives. Raises TimeoutError where it takes longer; then it is left to itself."""
+    answer: Future[T] = Future()
+
+    def target() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:  # raised below
+            answer.set_exception(error)
+
+    threading.Thread(target=target, daemon=True).start()
+    if not wait([answer], timeout=seconds).done:
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    return answer.result()
+
+
+def _reason(error: OSError) -> str:
+    """What a store's client says, without what it says of itself around it."""
+    said = str(error).split(" error_info=")[0].rpartition("with a last message of ")[2]
+    return " ".join(said.split())[:300]
 
 
 @dataclass(frozen=True)
@@ -77,7 +147,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.filesystem, pafs.LocalFileSystem)
+        return _scheme(self.uri) in ("", "file")
 
     @cached_property
     def _resolved(self) -> tuple[pafs.FileSystem, str]:

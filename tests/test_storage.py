@@ -3,10 +3,14 @@
 import errno
 import pickle
 import re
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cropray import storage
 from cropray.storage import Folder, explained, is_lasting
 from cropray.types import InputError
 
@@ -94,3 +98,31 @@ def test_an_unknown_scheme_is_an_error() -> None:
 def test_object_storage_has_no_local_path() -> None:
     with pytest.raises(InputError, match="not on a local file system"):
         Folder("memory://x").local("a")
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Where connections are taken and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_store_that_never_answers_is_told_in_time_with_what_it_needs(
+    scheme: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_ANSWER_S", 0.5)
+    who = {"s3": "key:secret", "gs": "anonymous"}[scheme]
+    query = f"scheme=http&endpoint_override={silent}" + ("&region=eu" if scheme == "s3" else "")
+    start = time.monotonic()
+    with pytest.raises(InputError, match=rf"cannot open {scheme}://.*no answer in 0\.5 s; .*credentials"):
+        Folder(f"{scheme}://{who}@bucket/run?{query}").names()
+    assert time.monotonic() - start < 10
+
+
+def test_a_store_that_is_not_there_is_told_with_its_reason() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    uri = f"gs://anonymous@bucket/run?scheme=http&endpoint_override=127.0.0.1:{port}&retry_limit_seconds=1"
+    with pytest.raises(InputError, match=r"connect to server; wanted a bucket .*GOOGLE_APPLICATION_CRED"):
+        Folder(uri).exists()

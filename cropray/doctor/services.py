@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from cropray.config import Config
 from cropray.doctor.finding import Finding, bad, ok, warning
 from cropray.doctor.machine import existing
 from cropray.run import Run
-from cropray.storage import Folder
+from cropray.storage import Folder, within
 from cropray.types import InputError
 
 # A signed request is refused by object storage when it is 15 minutes off, a token by Google after 5.
@@ -62,7 +61,7 @@ def storage_probe(folder: Folder) -> Iterator[Probe]:
     place = Folder(str(existing(folder.local()))) if folder.is_local else folder
     name, data = f".cropray-doctor-{uuid.uuid4().hex}", os.urandom(1024)
     before = time.time()
-    _within(_ANSWER_S, lambda: place.write_bytes(name, data))
+    within(_ANSWER_S, lambda: place.write_bytes(name, data))
     after = time.time()
     try:
         written = place.filesystem.get_file_info(place.path(name)).mtime_ns
@@ -71,25 +70,6 @@ def storage_probe(folder: Folder) -> Iterator[Probe]:
         yield Probe(place, name, data, ahead)
     finally:
         place.delete(name)
-
-
-def _within(seconds: float, work: Callable[[], None]) -> None:
-    """Raises TimeoutError where `work` takes longer; it is then left to itself."""
-    failed: list[OSError] = []
-
-    def target() -> None:
-        try:
-            work()
-        except OSError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer in {seconds:g} s: are there credentials, a bucket and a connection?")
-    if failed:
-        raise failed[0]
 
 
 def judge_storage(probe: Probe, read: bytes, nodes_without: Sequence[str]) -> Finding:
