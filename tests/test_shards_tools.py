@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +124,22 @@ def test_splits_that_share_a_pixel(tmp_path: Path) -> None:
     assert verify(str(tmp_path))["samples"] == {"test": 1, "train": 1}
 
 
+def test_a_run_whose_ledger_is_gone_or_damaged(run: Run) -> None:
+    run.folder.write_text("ledger.parquet", "PAR1 and no more PAR1")
+    with pytest.raises(InputError, match=r"1 problem\n.*ledger\.parquet is damaged; delete .*export\.json"):
+        verify(str(run.folder))
+    run.folder.delete("ledger.parquet")
+    with pytest.raises(InputError, match=r"there is no ledger\.parquet in .*run export again"):
+        verify(str(run.folder))
+
+
+def test_reading_the_ledger_leaves_no_thread_that_could_abort_the_process_at_its_end(run: Run) -> None:
+    code = "import sys; from cropray.pipeline.ledger import read_ledger; from cropray.storage import Folder;"
+    code += "print(len(read_ledger(Folder(sys.argv[1]))), 'pyarrow.dataset' in sys.modules)"
+    command = [sys.executable, "-c", code, str(run.folder)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "4 False\n"
+
+
 def test_info_comes_from_the_footers(run: Run) -> None:
     about = info(str(run.folder))
     assert about["samples"] == {"train": 6, "val": 6}
@@ -160,6 +178,23 @@ def test_a_sample_that_is_not_there(tmp_path: Path) -> None:
 
 def test_nothing_to_look_at(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there are no shards in .*; run compact"):
+        info(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("notes")
+    with pytest.raises(InputError, match=r"notes\.txt is no \.parquet file; name a run"):
+        info(str(tmp_path / "notes.txt"))
+
+
+def test_parts_are_looked_at_where_they_are_named_and_not_taken_for_shards(tmp_path: Path) -> None:
+    run = exported_run(tmp_path, [make_roi("a")])
+    with pytest.raises(InputError, match=r"has no shards yet: run compact; .*/parts is what export has made"):
+        verify(str(run.folder))
+    assert verify(f"{run.folder}/parts")["samples"] == {"train": 6}
+
+
+def test_shards_of_several_data_sets_are_not_described_as_one(tmp_path: Path) -> None:
+    write_samples(Folder(str(tmp_path / "a")), [0, 1])
+    write_samples(Folder(str(tmp_path / "b")), [2], metadata=replace(METADATA, classes=("pea", "maize")))
+    with pytest.raises(InputError, match=r"b/00000\.parquet differs from .*a/00000\.parquet in classes"):
         info(str(tmp_path))
 
 

@@ -21,11 +21,17 @@ _OPENERS = 8  # files whose footers are read at the same time: object storage an
 def find_shards(target: str) -> list[str]:
     """The shards of a run folder, of any other folder, or the one file that is named, by URI.
 
-    Raises InputError where there are none.
+    Raises InputError where there are none, and for a run that has none yet.
     """
     if target.endswith(".parquet"):
         return [target]
     folder = Folder(target)
+    if folder.filesystem.get_file_info(folder.path()).is_file:
+        raise InputError(f"{target} is no .parquet file; name a run, a folder of shards, or one shard")
+    if folder.exists("stages") and not folder.exists("shards"):
+        raise InputError(
+            f"the run {folder} has no shards yet: run compact; {folder}/parts is what export has made, if any"
+        )
     shards = folder.child("shards") if folder.exists("shards") else folder
     uris = [f"{shards.uri}/{name}" for name in shards.names(".parquet")]
     if not uris:
@@ -41,9 +47,21 @@ def open_shards(uris: Sequence[str]) -> Iterator[ShardFile]:
         yield from pool.map(ShardFile.open, uris)
 
 
+def strangers(files: Sequence[ShardFile]) -> Iterator[str]:
+    """Which shards are not of the data set of the first, in words."""
+    for file in files[1:]:
+        if names := files[0].metadata.differences(file.metadata):
+            yield f"{file.uri} differs from {files[0].uri} in {', '.join(names)}: not of one data set"
+
+
 def info(target: str) -> Summary:
-    """What a set of shards holds, from footers and scalar columns alone."""
+    """What a set of shards holds, from footers and scalar columns alone.
+
+    Raises InputError where they are not of one data set.
+    """
     files = list(open_shards(find_shards(target)))
+    for stranger in strangers(files):
+        raise InputError(f"{stranger}; name one of them, or a folder of its own")
     metadata = files[0].metadata
     table = pa.concat_tables([file.scalars for file in files])
     samples = len(table)

@@ -122,8 +122,13 @@ def refuse_missing_parts(folder: Folder, rows: Sequence[LedgerRow]) -> None:
 
 
 def read_ledger(folder: Folder) -> list[LedgerRow]:
-    """The ledger of a finished export. Raises InputError where it is gone."""
+    """The ledger of a finished export. Raises InputError where it is gone or damaged."""
     if not folder.exists(LEDGER):
         raise InputError(f"there is no {LEDGER} in {folder}; {_EXPORT_AGAIN.format(folder=folder)}")
-    table = pq.read_table(io.BytesIO(folder.read_bytes(LEDGER)))
-    return [LedgerRow(**row) for row in table.to_pylist()]
+    data = io.BytesIO(folder.read_bytes(LEDGER))
+    try:
+        # Not by pq.read_table, whose threads may hold a Python buffer when the process ends, and abort it.
+        table = pq.ParquetFile(data).read(use_threads=False)
+        return [LedgerRow(**row) for row in table.to_pylist()]
+    except (pa.ArrowException, OSError, TypeError) as error:
+        raise InputError(f"{folder}/{LEDGER} is damaged; {_EXPORT_AGAIN.format(folder=folder)}") from error

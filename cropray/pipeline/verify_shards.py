@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 
 import pyarrow as pa
 
 from cropray.config import Config
 from cropray.grid import Grid
-from cropray.pipeline.inspect_shards import find_shards
+from cropray.pipeline.inspect_shards import find_shards, strangers
 from cropray.pipeline.ledger import LEDGER, read_ledger
 from cropray.progress import progress
 from cropray.rois.splits import audit_grids
@@ -41,7 +40,7 @@ def verify(target: str) -> Summary:
             bar.advance()
     files = [file for file, _ in found if file is not None]
     problems = [problem for _, some in found for problem in some]
-    problems += _different(files)
+    problems += strangers(files)
     if files:
         table = pa.concat_tables([file.scalars for file in files])
         problems += [*_twins(table), *_leaks(table, files[0].metadata.size)]
@@ -50,7 +49,8 @@ def verify(target: str) -> Summary:
     if problems:
         more = [f"  … and {len(problems) - _MOST} more"] if len(problems) > _MOST else []
         lines = [f"  {problem}" for problem in problems[:_MOST]]
-        raise InputError(f"{target}: {len(problems)} problems\n" + "\n".join([*lines, *more]))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError(f"{target}: {count}\n" + "\n".join([*lines, *more]))
     placed = sum(bool(crs) for crs in table["crs"].to_pylist())
     return {
         "shards": len(files),
@@ -80,13 +80,6 @@ def _read(uri: str) -> tuple[ShardFile | None, list[str]]:
             except InputError as error:
                 problems.append(str(error))
     return file, problems
-
-
-def _different(files: list[ShardFile]) -> Iterator[str]:
-    for file in files[1:]:
-        one, two = asdict(files[0].metadata), asdict(file.metadata)
-        if keys := [key for key in one if one[key] != two[key]]:
-            yield f"{file.uri} differs from {files[0].uri} in {', '.join(keys)}: not of one data set"
 
 
 def _twins(table: pa.Table) -> Iterator[str]:
@@ -135,10 +128,15 @@ def _against_run(folder: Folder, files: Iterable[ShardFile], table: pa.Table) ->
             strays = set(file.scalars["split"].to_pylist()) - {split}
             if strays:
                 yield f"{file.uri} holds samples of {', '.join(sorted(strays))}"
-    if not folder.exists(LEDGER):
+    if compacted is None and not folder.exists(LEDGER):
+        return
+    try:
+        ledger = read_ledger(folder)
+    except InputError as error:
+        yield str(error)
         return
     wanted = Counter[tuple[str, str]]()
-    for row in read_ledger(folder):
+    for row in ledger:
         wanted[row.roi_id, row.split] += row.patches
     there = Counter(zip(table["roi_id"].to_pylist(), table["split"].to_pylist(), strict=True))
     for roi_id, split in sorted(wanted.keys() | there.keys()):

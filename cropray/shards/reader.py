@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from typing import cast
 
 import numpy as np
@@ -208,10 +207,9 @@ class ShardReader:
 
 
 def _same_data_set(first: ShardFile, other: ShardFile) -> None:
-    one, two = asdict(first.metadata), asdict(other.metadata)
-    different = [f"{key}: {one[key]!r} and {two[key]!r}" for key in one if one[key] != two[key]]
-    if different:
+    differences = first.metadata.differences(other.metadata)
+    if differences:
+        told = "; ".join(f"{name}: {one!r} and {two!r}" for name, (one, two) in differences.items())
         raise InputError(
-            f"{first.uri} and {other.uri} are of different data sets ({'; '.join(different)}); "
-            "give shards of one run only"
+            f"{first.uri} and {other.uri} are of different data sets ({told}); give shards of one run only"
         )

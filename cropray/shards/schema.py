@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
@@ -119,6 +119,11 @@ class ShardMetadata:
             "label": TensorSpec(plane, "|u1"),
         }
         return tensors | ({"truth": TensorSpec(plane, "|u1")} if self.has_truth else {})
+
+    def differences(self, other: ShardMetadata) -> dict[str, tuple[Any, Any]]:
+        """What differs, as (of this, of the other) by name; nothing between shards of one data set."""
+        one, two = asdict(self), asdict(other)
+        return {name: (one[name], two[name]) for name in one if one[name] != two[name]}
 
     @property
     def schema(self) -> pa.Schema:
