@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from cropray.figures import pictures
-from cropray.figures.palette import class_colours, colour_table
+from cropray.figures.palette import UNSEEN, class_colours, colour_table
 from cropray.grid import Window
 from cropray.maps.cartography import map_picture
 from cropray.maps.tiles import (
     NODATA,
 )
 from cropray.rasters import create_tiled
-from cropray.types import BACKGROUND
+from cropray.types import BACKGROUND, UNLABELLED
 from tests.maps_world import CLASSES, GRID
 
 
@@ -54,6 +54,24 @@ def test_pictures_show_classes_in_their_colours() -> None:
     alone = pixels(pictures.comparison_picture(0 * classes, 0 * classes, ("a", "b")))
     assert share(alone, red) > 0.3
     assert max(share(alone, blue), share(alone, grey)) < 0.001  # smooth edges of the letters apart
+
+
+def test_a_sample_shows_what_was_not_seen_apart_from_what_is_white_and_from_what_has_no_label() -> None:
+    rng = np.random.default_rng(0)
+    s2, s1 = (rng.integers(300, 3000, (bands, 2, 32, 32)).astype(np.int16) for bands in (10, 2))
+    label = np.zeros((32, 32), np.uint8)
+
+    def shares(s2: np.ndarray, s1: np.ndarray, label: np.ndarray) -> tuple[float, float]:
+        image = pixels(pictures.sample_picture(s2, s1, label, ("a", "b"), ["March", "April"]))
+        return share(image, UNSEEN), share(image, class_colours(2)[0])
+
+    unseen, labelled = shares(s2, s1, label)
+    assert unseen < 0.001 < labelled
+    s2[:, 1] = -32768  # April of Sentinel-2: one panel of four, each as large as that of the label
+    assert shares(s2, s1, label)[0] == pytest.approx(labelled, rel=0.1)
+    s1[:, 0] = -32768
+    assert shares(s2, s1, label)[0] == pytest.approx(2 * labelled, rel=0.1)
+    assert shares(s2, s1, label + UNLABELLED)[1] < 0.001
 
 
 def test_curves_take_a_history_with_gaps() -> None:

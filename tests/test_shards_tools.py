@@ -12,7 +12,6 @@ import pytest
 from matplotlib.image import imread
 
 from cropray.cli import main
-from cropray.figures.pictures import sample_picture
 from cropray.pipeline.compact import compact
 from cropray.pipeline.inspect_shards import info, show
 from cropray.pipeline.ledger import read_ledger, write_ledger
@@ -157,17 +156,6 @@ def test_a_picture_shows_every_month_and_the_label(tmp_path: Path) -> None:
     picture = imread(io.BytesIO(show(str(tmp_path), "maize-1-00004")))
     assert picture.shape[1] > picture.shape[0] > 200
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 200
-
-
-def test_months_without_a_view_are_white() -> None:
-    patch = make_patch(0)
-    nothing = np.full_like(patch.s2_cthw, -32768)
-    seen, unseen = (
-        imread(io.BytesIO(sample_picture(s2, patch.s1_cthw, patch.label_hw, ("maize", "pea"), ["a", "b"])))
-        for s2 in (patch.s2_cthw, nothing)
-    )
-    upper = np.s_[: seen.shape[0] // 2]
-    assert seen[upper].mean() < unseen[upper].mean()
 
 
 def test_a_sample_that_is_not_there(tmp_path: Path) -> None:

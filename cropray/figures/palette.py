@@ -18,7 +18,8 @@ _RAINBOW = (
     "E8601C DC050C 72190E D9CCE3 BA8DB4 994F88 437DBF 6195CF F7CB45 F4A736 E65518 A5170E 42150A"
 )
 _BACKGROUND: Rgb = (221, 221, 221)  # Tol's pale grey
-_UNKNOWN: Rgb = (255, 255, 255)  # without a label, or in a map nodata
+UNKNOWN: Rgb = (255, 255, 255)  # without a label, or in a map nodata
+UNSEEN: Rgb = (255, 170, 187)  # Tol's light pink: no land, cloud or snow has this colour
 
 
 def class_colours(n_classes: int) -> list[Rgb]:
@@ -29,7 +30,7 @@ def class_colours(n_classes: int) -> list[Rgb]:
 
 def colour_table(n_classes: int) -> dict[int, Rgb]:
     """Colours of all values of a class map."""
-    return dict(enumerate(class_colours(n_classes))) | {BACKGROUND: _BACKGROUND, UNLABELLED: _UNKNOWN}
+    return dict(enumerate(class_colours(n_classes))) | {BACKGROUND: _BACKGROUND, UNLABELLED: UNKNOWN}
 
 
 def colourised(class_hw: ByteArray, n_classes: int) -> ByteArray:

@@ -15,10 +15,11 @@ from matplotlib.patches import Patch as Swatch
 from matplotlib.ticker import MaxNLocator
 
 from cropray.bands import NODATA, S2_NAMES
-from cropray.figures.palette import class_colours, colour_table, colourised
-from cropray.types import BACKGROUND, ByteArray, IntArray
+from cropray.figures.palette import UNKNOWN, UNSEEN, Rgb, class_colours, colour_table, colourised
+from cropray.types import BACKGROUND, UNLABELLED, ByteArray, IntArray
 
 _DPI = 110
+_FRAME = "0.5"  # grey: white images have an edge too
 _RGB = [S2_NAMES.index(name) for name in ("B04", "B03", "B02")]
 
 
@@ -69,23 +70,27 @@ def sample_picture(
     """One sample: true colour above and VV below by month, then its label, and its truth if given.
 
     All months share one stretch, from the 2nd to the 98th percentile of the valid pixels, so that
-    they can be compared; pixels without a view are white.
+    they can be compared; pixels without a view are pink, for white may be a cloud or snow.
     """
-    rgb_thwc, vv_thw = np.moveaxis(s2_cthw[_RGB], 0, -1), s1_cthw[0]
+    rgb_thwc, vv_thwc = np.moveaxis(s2_cthw[_RGB], 0, -1), s1_cthw[0, ..., None].repeat(3, axis=-1)
     figure = Figure(figsize=(1.6 * (len(months) + 1) + 1.6, 3.9), layout="constrained")
     grid = figure.subplots(2, len(months) + 1)
-    colours = _stretched(rgb_thwc, (rgb_thwc != NODATA).all(axis=-1))
-    backscatter = _stretched(vv_thw[..., None], vv_thw != NODATA)
-    for axes, image, month in zip(grid[0], colours, months, strict=False):
-        _image(axes, image, month)
-    for axes, image in zip(grid[1], backscatter, strict=False):
-        _image(axes, image.repeat(3, axis=-1), "VV")
+    unseen = False
+    for row, values_thwc, names in ((grid[0], rgb_thwc, months), (grid[1], vv_thwc, ["VV"] * len(months))):
+        valid_thw = (values_thwc != NODATA).all(axis=-1)
+        images_thwc = _stretched(values_thwc, valid_thw)
+        images_thwc[~valid_thw] = np.array(UNSEEN) / 255
+        unseen |= not valid_thw.all()
+        for axes, image, name in zip(row[:-1], images_thwc, names, strict=True):
+            _image(axes, image, name)
     _image(grid[0, -1], colourised(label_hw, len(classes)), "label")
     grid[1, -1].set_axis_off()
     if truth_hw is not None:
         _image(grid[1, -1], colourised(truth_hw, len(classes)), "truth")
     figure.suptitle(title, fontsize="medium")
-    class_legend(figure, classes, np.union1d(label_hw, label_hw if truth_hw is None else truth_hw))
+    present = np.union1d(label_hw, label_hw if truth_hw is None else truth_hw)
+    others = {"unlabelled": UNKNOWN} if UNLABELLED in present else {}
+    class_legend(figure, classes, present, others | ({"no clear view": UNSEEN} if unseen else {}))
     return png(figure)
 
 
@@ -127,14 +132,16 @@ def curves_picture(history: Sequence[Mapping[str, Any]], title: str = "") -> byt
     return png(figure)
 
 
-def class_legend(figure: Figure, classes: Sequence[str], present: npt.NDArray[Any]) -> None:
-    """A legend to the right of the values that are in the picture, in the order of the classes."""
+def class_legend(
+    figure: Figure, classes: Sequence[str], present: npt.NDArray[Any], others: Mapping[str, Rgb] | None = None
+) -> None:
+    """A legend to the right: the values in the picture, in the order of the classes, then `others`."""
     table = colour_table(len(classes))
     names = dict(enumerate(classes)) | {BACKGROUND: "none of the classes"}
+    colours = {name: table[value] for value, name in names.items() if value in present} | dict(others or {})
     swatches = [
-        Swatch(color=np.array(table[value]) / 255, label=name)
-        for value, name in names.items()
-        if value in present
+        Swatch(facecolor=np.array(rgb) / 255, edgecolor=_FRAME, linewidth=0.5, label=name)
+        for name, rgb in colours.items()
     ]
     if swatches:
         figure.legend(handles=swatches, loc="outside right upper", frameon=False, fontsize="small")
@@ -150,5 +157,6 @@ def png(figure: Figure) -> bytes:
 
 def _image(axes: Axes, image: npt.NDArray[Any], title: str) -> None:
     axes.imshow(image, interpolation="nearest")
-    axes.set_axis_off()
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(edgecolor=_FRAME, linewidth=0.5)
     axes.set_title(title, fontsize="medium")
