@@ -31,6 +31,7 @@ _WORKERS_READ = (
     "source.stac.s1.items",
     "source.stac.s2.items",
 )
+_TELLS = "cropray.pipeline.cluster.keep_address"
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")  # s3://, source:, and GDAL's NETCDF:; but no drive letter
 
 
@@ -39,7 +40,8 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
     """Use the Ray that is there (a job's, or `ray.address`), else a local one ended with the block.
 
     Nested use joins the outer session. Never attaches to another user's Ray on the same host by
-    chance: without an address a new local one is started, with Ray's `dashboard` where a stage needs it.
+    chance: without an address a new local one is started, with Ray's `dashboard` where a stage needs it,
+    which its processes then find beside other Rays of this machine.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -58,6 +60,7 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
                 num_cpus=config.num_cpus,
                 resources={name: each * config.concurrency for name, each in config.export_resources.items()},
                 include_dashboard=dashboard,
+                runtime_env={"worker_process_setup_hook": _TELLS} if dashboard else None,
                 log_to_driver=False,
                 logging_level="ERROR",
             )
@@ -68,6 +71,13 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
                 yield
         finally:
             ray.shutdown()
+
+
+def keep_address() -> None:
+    """In a process of Ray's: name its own Ray to what would else look for one, and fail to find several."""
+    import ray
+
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
 def for_workers(config: Config) -> Config:

@@ -202,20 +202,23 @@ def _trial(values: dict[str, Any], *, folder: str, config: Config, parent: str) 
     identity = ray_tune.get_context().get_trial_id()
     place = _folder(run).child(f"trials/{identity}")
     plan = make_plan(run, settings.stage)
+    epochs = plan.recipe.epochs
     told: list[int] = []
 
-    def tell(history: History) -> None:
+    def tell(history: History, upto: int = epochs - 1) -> None:
         """Keep the record first: Tune may end the trial by its answer."""
-        trial = _judged(identity, values, history, plan.recipe.epochs)
+        trial = _judged(identity, values, history, epochs)
         place.write_text(_TRIAL, json.dumps(asdict(trial)) + "\n")
         for entry in history:
-            if SCORE in entry and entry["epoch"] not in told:
+            if SCORE in entry and entry["epoch"] <= upto and entry["epoch"] not in told:
                 told.append(entry["epoch"])
                 score = entry[SCORE]
                 ray_tune.report({SCORE: _UNKNOWN if score is None else score, "epoch": entry["epoch"]})
 
     with tracked(run, f"tune/{settings.name}/{identity}", parent=parent) as tracker:
-        tell(train_in(run, settings.stage, plan, place, tracker, tell, settings.cpus))
+        # The last epoch is told when the training is over: were the trial ended while its workers leave,
+        # their room would stay taken.
+        tell(train_in(run, settings.stage, plan, place, tracker, tell, settings.cpus), epochs)
 
 
 def _judged(identity: str, values: dict[str, Any], history: History, epochs: int) -> Trial:

@@ -28,7 +28,7 @@ def prepared(path: Path) -> tuple[Run, list[str]]:
         write_split(folder, split, samples)
     sweep = {"space": SPACE, "trials": TRIALS, "scheduler": "none", "evaluate": False}
     run = make_run(folder, epochs=EPOCHS)
-    config = updated(run.config, {"tune": sweep, "ray.num_cpus": 2})
+    config = updated(run.config, {"tune": sweep, "ray.num_cpus": 1})  # room that a trial loses ends it
     (path / "config.yaml").write_text(config.to_yaml())
     command = [sys.executable, "-m", "cropray", "tune", "--config", str(path / "config.yaml")]
     return Run(folder, config), [*command, "--run", str(path / "run")]
