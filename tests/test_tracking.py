@@ -4,11 +4,15 @@ import ast
 import json
 import os
 import shutil
+import socket
+import sqlite3
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -22,9 +26,11 @@ from cropray.models.predictor import Predictor
 from cropray.overrides import updated
 from cropray.run import Run
 from cropray.storage import Folder
+from cropray.tracking import runs
 from cropray.tracking.packaging import save_model_folder
 from cropray.tracking.registry import register, register_checkpoint, resolve_model
 from cropray.tracking.runs import open_client, tracked, tracking_uri
+from cropray.tracking.versions import list_versions
 from cropray.types import InputError
 from tests.lands import beside_others
 
@@ -156,8 +162,17 @@ def test_a_remote_run_folder_needs_a_server() -> None:
 def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = Config(tracking=TrackingConfig(uri="http://127.0.0.1:9"))
-    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*tracking\.uri"):
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*tracking\.uri.*is it up"):
         resolve_model("models:/cropray@candidate", Run(Folder(str(tmp_path)), config))
+
+
+def test_a_server_that_never_answers_is_told_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        waiting = Run(Folder(str(tmp_path)), updated(Config(), {"tracking.uri": uri}))
+        with pytest.raises(InputError, match=rf"{uri} .*no answer in 0\.3 s: is it up"):
+            list_versions(waiting)
 
 
 def test_an_empty_reference_is_the_runs_own_last_model(tmp_path: Path) -> None:
@@ -227,8 +242,6 @@ def test_a_registered_model_names_every_package_that_it_imports(run: Run, regist
 
 
 def test_the_registered_model_predicts_as_the_checkpoint(run: Run, registered: str) -> None:
-    import mlflow
-
     before = mlflow.get_tracking_uri()
     client = open_client(tracking_uri(run))
     location = client.get_model_version_download_uri("cropray", registered)
@@ -282,23 +295,69 @@ print(json.dumps({"package": cropray.__file__, "ray": "ray" in sys.modules}))
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
 
 
-def test_a_run_that_was_moved_is_told_so(run: Run, registered: str, tmp_path: Path) -> None:
+def test_a_run_that_was_moved_takes_its_registry_along(run: Run, registered: str, tmp_path: Path) -> None:
+    with tracked(run, "compact") as before:
+        before.artifact_bytes("notes/a.txt", b"a")
     copy = Run(Folder(str(tmp_path / "copy")), run.config)
     shutil.copytree(run.folder.local(), copy.folder.local())
-    with (
-        pytest.raises(InputError, match=r"copied or moved.*absolute paths.*cropray register --run"),
-        tracked(copy, "compact"),
-    ):
-        pass
-    assert resolve_model("", copy).uri == f"{copy.folder}/models/finetune"  # needs no registry
-    location = open_client(tracking_uri(copy)).get_model_version_download_uri("cropray", registered)
+    hidden = run.folder.local("mlflow").rename(tmp_path / "hidden")
+    try:
+        folder = resolve_model(f"models:/cropray/{registered}", copy)
+        assert load_checkpoint(folder).describe() == small_checkpoint().describe()
+        with tracked(copy, "export") as new:
+            new.artifact_bytes("b.txt", b"b")
+        assert list(copy.folder.local("mlflow/artifacts").rglob("b.txt"))
+        client = open_client(tracking_uri(copy))
+        loaded = mlflow.pyfunc.load_model(
+            client.get_model_version_download_uri("cropray", registered), suppress_warnings=True
+        )
+        assert loaded.metadata.signature.inputs.input_names() == ["s1", "s2"]
+        with sqlite3.connect(copy.folder.local("mlflow/mlflow.db")) as database:
+            held = "".join(database.iterdump())
+        assert f"{copy.folder}/mlflow/artifacts" in held
+        assert f"{run.folder}/mlflow/artifacts" not in held  # no column was forgotten
+    finally:
+        hidden.rename(run.folder.local("mlflow"))
+    with tracked(copy, "compact") as resumed:
+        assert resumed.run_id == before.run_id
+    with tracked(run, "compact") as again:  # the one that was copied stays as it is
+        assert sorted(path.path for path in again.client.list_artifacts(again.run_id, "notes")) == [
+            "notes/a.txt"
+        ]
+
+
+def test_files_that_a_registry_no_longer_has_are_told_by_their_place(run: Run, registered: str) -> None:
+    location = open_client(tracking_uri(run)).get_model_version_download_uri("cropray", registered)
     hidden = Path(location.removeprefix("file://"))
     hidden.rename(hidden.with_name("elsewhere"))
     try:
         with pytest.raises(InputError, match=r"files of models:/cropray/1 are not where .* says.*moved"):
-            resolve_model(f"models:/cropray/{registered}", copy)
+            resolve_model(f"models:/cropray/{registered}", run)
     finally:
         hidden.with_name("elsewhere").rename(hidden)
+
+
+def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
+    damaged = Run(Folder(str(tmp_path)), Config())
+    damaged.folder.write_text("mlflow/mlflow.db", "nothing of the kind" * 100)
+    with (
+        pytest.raises(InputError, match=r"mlflow\.db.* not a database; .*cropray register"),
+        tracked(damaged, "x"),
+    ):
+        pass
+
+
+def test_a_database_whose_making_was_interrupted_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = Run(Folder(str(tmp_path)), Config())
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "search_experiments", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt), tracked(fresh, "compact"):
+            pass
+    assert fresh.folder.names() == []
+    with tracked(fresh, "compact"):
+        assert fresh.folder.exists("mlflow/mlflow.db")
 
 
 def test_a_registry_that_may_only_be_read_is_read_and_not_written(

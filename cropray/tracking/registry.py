@@ -16,7 +16,7 @@ from cropray.storage import Folder
 from cropray.tracking import lineage as origin
 from cropray.tracking.card import description, model_card
 from cropray.tracking.packaging import save_model_folder
-from cropray.tracking.runs import Tracker, open_client, server_errors, shown, tracked, tracking_uri
+from cropray.tracking.runs import Tracker, client_of, server_errors, shown, tracked, tracking_uri
 from cropray.tracking.stac_mlm import mlm_item
 from cropray.types import InputError
 
@@ -215,8 +215,7 @@ def _registered(
 def _from_registry(reference: str, run: Run) -> Folder:
     from mlflow.artifacts import download_artifacts
 
-    uri = tracking_uri(run)
-    client = open_client(uri)
+    uri, client = tracking_uri(run), client_of(run)
     with server_errors(uri), tempfile.TemporaryDirectory() as scratch:
         found = find_version(reference, client, uri)
         target = run.folder.child(f"models/registry/{found.name}/{found.version}")
@@ -224,8 +223,8 @@ def _from_registry(reference: str, run: Run) -> Folder:
         if source.startswith("file:") and not Folder(source).exists():
             raise InputError(
                 f"the files of {reference} are not where the registry {shown(uri)} says, in {source}: they "
-                "were deleted, or the folder was moved (MLflow keeps absolute paths). Put it back, link it "
-                "there, or name the checkpoint folder instead of the reference"
+                "were deleted or moved (MLflow keeps absolute paths). Put them back, link them there, or "
+                "name the checkpoint folder instead of the reference"
             )
         local = download_artifacts(f"{source}/artifacts/checkpoint", dst_path=scratch, tracking_uri=uri)
         for path in sorted(Path(local).iterdir()):

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropray.run import Run, flat
+from cropray.storage import within
+from cropray.tracking.database import files_beside, follow, make_whole, sqlite_file
 from cropray.types import InputError
 
 if TYPE_CHECKING:
@@ -26,14 +28,20 @@ if TYPE_CHECKING:
 # Limits of MLflow's REST API for one log-batch request and one value.
 _BATCH = 100
 _MAX_VALUE = 6000
+_ANSWER_S = 30.0  # by itself MLflow's client waits two minutes, four times
 _SHOWN = 300  # characters of an error of MLflow's, which goes on with SQL
 _REMEDY = "mend it or make room, and run the same command again: what is finished is kept"
 _LOG_IN = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may "
     "do this"
 )
+_REACH = (
+    "is it up, and may this machine reach it? Correct tracking.uri, or leave it out: then MLflow's database "
+    "is a file in the run folder"
+)
 # What an error of MLflow's says, for it has no class of its own for each, and what helps.
 _REMEDIES = (
+    ("Max retries exceeded", _REACH),
     ("error code 401", _LOG_IN),
     ("Unauthorized", _LOG_IN),
     ("error code 403", _LOG_IN),
@@ -102,9 +110,8 @@ def tracked(run: Run, stage: str, *, parent: str = "") -> Iterator[Tracker]:
     it was interrupted. With the id of a `parent` it is nested in that run. Raises InputError where no
     tracking server can be used, and where it fails on the way (of its database on a full disk, for one).
     """
-    uri = tracking_uri(run)
-    client = open_client(uri)
-    with server_errors(uri), _recorded(run, stage, parent, uri, client) as tracker:
+    uri, client = tracking_uri(run), client_of(run)
+    with server_errors(uri), _recorded(run, stage, parent, client) as tracker:
         yield tracker
 
 
@@ -139,8 +146,8 @@ def shown(uri: str) -> str:
 
 
 @contextmanager
-def _recorded(run: Run, stage: str, parent: str, uri: str, client: MlflowClient) -> Iterator[Tracker]:
-    run_id = _resumed(run, stage, uri, client) or _created(run, stage, parent, uri, client)
+def _recorded(run: Run, stage: str, parent: str, client: MlflowClient) -> Iterator[Tracker]:
+    run_id = _resumed(run, stage, client) or _created(run, stage, parent, client)
     tracker = Tracker(client, run_id, set(client.get_run(run_id).data.params))
     tracker.params(flat(run.config.model_dump(mode="json")))
     with tempfile.TemporaryDirectory() as folder:
@@ -171,9 +178,9 @@ def tracking_uri(run: Run) -> str:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """A client of a tracking server and its registry; the folder of a SQLite file is made.
+    """A client of a tracking server and its registry; a SQLite file that is not there is made.
 
-    Raises InputError where the server does not answer.
+    Raises InputError where the server does not answer in time.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Standard output belongs to the results of the stages.
@@ -185,23 +192,36 @@ def open_client(uri: str) -> MlflowClient:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it logs as errors it raises too
-    database = _sqlite_file(uri)
-    if database is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    database = sqlite_file(uri)
     with server_errors(uri):
-        client.search_experiments(max_results=1)
+        if database is not None:
+            make_whole(database)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        try:
+            within(_ANSWER_S, lambda: client.search_experiments(max_results=1))
+        except TimeoutError as error:
+            raise InputError(
+                f"the MLflow server {shown(uri)} (tracking.uri) gives {error}: {_REACH}"
+            ) from error
     return client
 
 
-def open_existing(run: Run) -> MlflowClient | None:
-    """As `open_client`; None where the run has no tracking server and no database of its own yet."""
+def client_of(run: Run) -> MlflowClient:
+    """As `open_client`, of the server of a run; its own database follows a run folder that was moved."""
     uri = tracking_uri(run)
-    database = _sqlite_file(uri)
-    return None if database is not None and not database.exists() else open_client(uri)
+    database = None if run.config.tracking.uri else sqlite_file(uri)
+    if database is not None:
+        follow(database)
+    return open_client(uri)
 
 
-def _resumed(run: Run, stage: str, uri: str, client: MlflowClient) -> str | None:
+def open_existing(run: Run) -> MlflowClient | None:
+    """As `client_of`; None where the run has no tracking server and no database of its own yet."""
+    database = sqlite_file(tracking_uri(run))
+    return None if database is not None and not database.exists() else client_of(run)
+
+
+def _resumed(run: Run, stage: str, client: MlflowClient) -> str | None:
     """The id of the stage's earlier run on this server, set to running again."""
     from mlflow.exceptions import MlflowException
 
@@ -209,7 +229,7 @@ def _resumed(run: Run, stage: str, uri: str, client: MlflowClient) -> str | None
     if not run.folder.exists(name):
         return None
     record: dict[str, str] = json.loads(run.folder.read_text(name))
-    if record["uri"] != uri:
+    if record["uri"] != run.config.tracking.uri:
         return None
     try:
         client.update_run(record["run_id"], status="RUNNING")
@@ -218,14 +238,14 @@ def _resumed(run: Run, stage: str, uri: str, client: MlflowClient) -> str | None
     return record["run_id"]
 
 
-def _created(run: Run, stage: str, parent: str, uri: str, client: MlflowClient) -> str:
+def _created(run: Run, stage: str, parent: str, client: MlflowClient) -> str:
     experiment_id = _experiment(run, client)
     label = run.folder.uri.rstrip("/").rsplit("/", 1)[-1]
     tags = {"cropray.stage": stage, "cropray.run": run.folder.uri}
     if parent:
         tags[_PARENT] = parent
     info = client.create_run(experiment_id, tags=tags, run_name=f"{label}/{stage}").info
-    record = {"uri": uri, "run_id": info.run_id}
+    record = {"uri": run.config.tracking.uri, "run_id": info.run_id}
     run.folder.write_text(f"mlflow/{stage}.json", json.dumps(record, indent=1) + "\n")
     return str(info.run_id)
 
@@ -234,31 +254,13 @@ def _experiment(run: Run, client: MlflowClient) -> str:
     """The id of the configured experiment, made where it is not there."""
     name = run.config.tracking.experiment
     found = client.get_experiment_by_name(name)
-    # A server knows where its artifacts go; beside a database file they lie beside it.
-    database = _sqlite_file(tracking_uri(run))
-    beside = None if database is None else (database.parent / "artifacts").absolute().as_uri()
     if found is not None:
-        if not run.config.tracking.uri and found.artifact_location != beside:
-            raise _moved(run, found.artifact_location)
         return str(found.experiment_id)
+    database = sqlite_file(tracking_uri(run))
+    beside = None if database is None else files_beside(database)
     return str(client.create_experiment(name, artifact_location=beside))
-
-
-def _moved(run: Run, location: str) -> InputError:
-    return InputError(
-        f"{run.folder} was copied or moved: MLflow's database in it ({run.folder}/mlflow) says that its "
-        f"files lie in {location}, since it keeps absolute paths. Put the folder back (or a link to it) "
-        "where it was; or delete its folder mlflow (models/, shards/ and maps/ do not need it) and register "
-        f"its model anew: cropray register --run {run.folder}"
-    )
 
 
 def metric_name(key: str) -> str:
     """As MLflow accepts it: classes and regions have names that a user chose, commas and all."""
     return _NOT_IN_NAMES.sub("_", key)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    """The database file of a URI; None where it is another kind, or has options of SQLite (`file:…`)."""
-    path = uri.removeprefix("sqlite:///")
-    return None if path == uri or path.startswith("file:") else Path(path)
