@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -321,6 +322,31 @@ def test_faults_reach_the_client_as_its_own_errors(
 def test_an_array_can_come_a_row_short(server: Serving) -> None:
     server.plan(Fault("shape"))
     assert pixels_of(ee.Image(1), GRID).shape == (GRID.height - 1, GRID.width)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ('{"faults": [{"kind": "504"}]}', "no fault of kind '504'; wanted one of 429, 403_rate"),
+        ('{"faults": [{"kind": "503", "often": 1}]}', "'often'"),
+        ('{"faults": 3}', "wanted a list of faults"),
+        ('{"fault": []}', "'fault'"),
+        ("503", "no plan of faults"),
+        ("none", "no plan of faults"),
+    ],
+)
+def test_a_plan_that_means_nothing_is_refused_and_the_last_one_holds(
+    server: Serving, plan: str, words: str
+) -> None:
+    def send(text: str) -> None:
+        urllib.request.urlopen(f"{server.url}/-/faults", text.encode()).close()
+
+    send('{"faults": [{"kind": "503"}], "seed": 4}')
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        send(plan)
+    assert words in json.loads(refusal.value.read())["error"]["message"]
+    with pytest.raises(ee.EEException, match="unavailable"):
+        pixels_of(ee.Image(1), GRID)
 
 
 def test_the_same_requests_meet_the_same_faults(server: Serving) -> None:

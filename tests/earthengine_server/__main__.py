@@ -45,7 +45,10 @@ def main() -> None:
         Catalogue(args.seed, args.without), limits=limits, latency=args.latency, replay=args.replay
     )
     if args.faults:
-        service.plan = plan_of(json.loads(args.faults.read_text()))
+        try:
+            service.plan = plan_of(json.loads(args.faults.read_text()))
+        except (OSError, ValueError) as error:
+            parser.error(f"--faults {args.faults}: {error}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Server(service, args.port) as server:
         sys.stdout.write(f"listening on {server.url}\n")

@@ -6,10 +6,9 @@ The same request sent for the n-th time meets the same fault in every run, whate
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import xxhash
 
@@ -78,6 +77,14 @@ class FaultPlan:
         return None
 
 
-def plan_of(rows: Iterable[dict[str, object]], seed: int = 0) -> FaultPlan:
-    """The plan of JSON rows. Raises TypeError for a key that a fault has not."""
-    return FaultPlan(tuple(Fault(**row) for row in rows), seed)  # type: ignore[arg-type]  # of JSON
+def plan_of(faults: Any, seed: int = 0) -> FaultPlan:
+    """The plan of a list of faults out of JSON. Raises ValueError for anything else."""
+    try:
+        plan = FaultPlan(tuple(Fault(**fault) for fault in faults), seed)
+    except TypeError as error:
+        raise ValueError(f"wanted a list of faults with the keys of Fault: {error}") from error
+    kinds = get_args(Kind)
+    for fault in plan.faults:
+        if fault.kind not in kinds:
+            raise ValueError(f"there is no fault of kind {fault.kind!r}; wanted one of {', '.join(kinds)}")
+    return plan

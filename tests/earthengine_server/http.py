@@ -52,9 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         service = self.server.service
         match path:
             case "/-/faults":
-                wanted = json.loads(body)
-                service.plan = plan_of(wanted.get("faults", []), wanted.get("seed", 0))
-                self._send(_json({}))
+                self._send(self._planned(body))
             case "/-/forget":
                 service.forget()
                 self._send(_json({}))
@@ -63,6 +61,14 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(Answer(status, json.dumps(content).encode()))
             case _:
                 self._send(self._guarded(path, body))
+
+    def _planned(self, body: bytes) -> Answer:
+        """Take over a plan of faults, `{"faults": […], "seed": 0}`."""
+        try:
+            self.server.service.plan = plan_of(**json.loads(body))
+        except (ValueError, TypeError) as error:
+            return refused(ServiceError(f"This is no plan of faults: {error}"))
+        return _json({})
 
     def _guarded(self, path: str, body: bytes) -> Answer:
         """An endpoint of a project."""
