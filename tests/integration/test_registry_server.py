@@ -123,17 +123,22 @@ for wrong in ({{"s1": example["s2"], "s2": example["s1"]}}, {{**example, "s2": e
     np.testing.assert_allclose(got["rows"], expected, atol=1e-6)
     np.testing.assert_allclose(got["example"], predictor.probabilities(got["in_s1"], got["in_s2"]), atol=1e-6)
     told = done.stdout.splitlines()
-    for said, wanted in zip(
+    # MLflow's own check comes before the model's. It ends with both inputs by name as they are wanted, and
+    # with what was given instead.
+    by_name = "'s1': Tensor('int16', (-1, 2, 2, -1, -1)), 's2': Tensor('int16', (-1, 10, 2, -1, -1))"
+    for said, named, wanted in zip(
         told,
+        (by_name, by_name, by_name, "s2", "s2"),
         (
-            "does not match expected shape (-1, 2, 2, -1, -1)",
+            "input (1, 10, 2, 16, 16) does not match expected shape (-1, 2, 2, -1, -1)",
             "dtype of input float64 does not match expected dtype int16",
-            "does not match expected shape (-1, 10, 2, -1, -1)",
+            "input (1, 10, 1, 16, 16) does not match expected shape (-1, 10, 2, -1, -1)",
             "s2 lies within",
             "missing inputs ['s2']",
         ),
         strict=True,
     ):
+        assert named in said.replace(" (required)", "")
         assert wanted in said
 
 
