@@ -1,5 +1,6 @@
 """A Ray of its own on this machine, started as a person would (`ray start --head`) and ended by its pids."""
 
+import json
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ import requests
 RAY = Path(sys.executable).with_name("ray")
 _START_S = 90
 _END_S = 20
+_STOP_S = 60  # until a job that is stopped is killed: it has the time that it takes
+_HEAD_TYPE = "ray.head.default"  # so Ray's fake provider of nodes calls it
 _FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -55,9 +58,10 @@ class RayHead:
             timeout=120,
         )
 
-    def start(self, package: str, *entrypoint: str) -> str:
-        """A job in a working directory that was sent before; its id."""
-        body = {"entrypoint": " ".join(entrypoint), "runtime_env": {"working_dir": package}}
+    def start(self, package: str, *entrypoint: str, **variables: str) -> str:
+        """A job in a working directory that was sent before, with environment variables; its id."""
+        environment = {"working_dir": package, "env_vars": variables}
+        body = {"entrypoint": " ".join(entrypoint), "runtime_env": environment}
         return str(self._ask("post", "/api/jobs/", json=body)["submission_id"])
 
     def stop(self, job: str) -> None:
@@ -89,8 +93,14 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(*options: str, cpus: int = 2) -> Iterator[RayHead]:
-    """A head with a token, on free ports, with its files in a short folder of its own."""
+def ray_head(
+    *options: str, cpus: int = 2, adds: Mapping[str, float] | None = None, at_most: int = 1
+) -> Iterator[RayHead]:
+    """A head with a token, on free ports, with its files in a short folder of its own.
+
+    With `adds` it is the head of a cluster to which Ray's autoscaler adds nodes with these resources where
+    they are asked for, by processes on this machine.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets have short names
     token = secrets.token_hex(32)
     (folder / "token").write_text(token)
@@ -101,8 +111,15 @@ def ray_head(*options: str, cpus: int = 2) -> Iterator[RayHead]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S),
         "OMP_NUM_THREADS": "1",
     }
+    if adds is not None:
+        cluster = folder / "cluster.json"  # JSON is YAML
+        cluster.write_text(json.dumps(_growing(cpus, adds, at_most, f"127.0.0.1:{gcs}")))
+        options = (*options, f"--autoscaling-config={cluster}")
+        environment |= {"RAY_FAKE_CLUSTER": "1", "RAY_NODE_TYPE_NAME": _HEAD_TYPE}
+        environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     command = [str(RAY), "start", "--head", "--block", f"--num-cpus={cpus}", f"--temp-dir={folder / 'ray'}"]
     command += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     command += [f"--ray-client-server-port={client}", f"--object-store-memory={256 * 2**20}", *options]
@@ -117,6 +134,31 @@ def ray_head(*options: str, cpus: int = 2) -> Iterator[RayHead]:
     finally:
         _end(head)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _growing(cpus: int, adds: Mapping[str, float], at_most: int, gcs: str) -> dict[str, Any]:
+    """What `ray up` would leave on a head, with Ray's provider of nodes that are processes here."""
+    head = {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}
+    added = {"resources": dict(adds), "node_config": {}, "min_workers": 0, "max_workers": at_most}
+    lists = ("setup", "head_setup", "worker_setup", "initialization")
+    return {
+        "cluster_name": "grows",
+        "max_workers": at_most,
+        "idle_timeout_minutes": 1,
+        "upscaling_speed": 1.0,
+        "provider": {"type": "fake_multinode", "gcs_address": gcs, "disable_node_updaters": True},
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "cluster_synced_files": [],
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "head_node_type": _HEAD_TYPE,
+        "available_node_types": {_HEAD_TYPE: head, "added": added},
+        **{f"{name}_commands": [] for name in lists},
+        **{f"{name}_start_ray_commands": [] for name in ("head", "worker")},
+    }
 
 
 def _wait_for(running: RayHead, head: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -1,12 +1,15 @@
 """What Ray workers, which run in another directory, are given."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
-from cropray.config import Config
+from cropray.config import Config, RayConfig
 from cropray.overrides import updated
-from cropray.pipeline.cluster import for_workers
+from cropray.pipeline import cluster
+from cropray.pipeline.cluster import for_workers, growth
 
 
 def maps(class_map: str, truth: str) -> Config:
@@ -48,3 +51,42 @@ def test_what_exports_ask_for_is_no_resource_of_rays_own() -> None:
     }
     with pytest.raises(ValueError, match=r"GPU is Ray's own; wanted custom resources"):
         Config.model_validate({"ray": {"export_resources": {"GPU": 1}}})
+
+
+def test_a_cluster_grows_by_its_workers_within_both_bounds() -> None:
+    types = {
+        "head": {"resources": {"CPU": 4}, "max_workers": 0},
+        "export": {"resources": {"CPU": 8, "ee": 10}, "max_workers": 50},
+        "train": {"resources": {"CPU": 12, "GPU": 1}, "max_workers": 2},
+    }
+    config = {"max_workers": 10, "head_node_type": "head", "available_node_types": types}
+    assert growth(config) == {"CPU": 108.0, "ee": 100.0, "GPU": 2.0}
+    assert growth({}) == {}
+
+
+NODE = {"Alive": True, "Labels": {"ray.io/node-id": "f00"}}
+ADDED = {"Alive": True, "Labels": {"ray.io/node-id": "f00", "ray.io/node-group": "train"}}
+
+
+@pytest.mark.parametrize(
+    ("address", "node", "bounds", "most"),
+    [
+        ("", ADDED, {}, {"CPU": 4.0}),  # a Ray of one's own, which some node happens to hold
+        ("auto", NODE, {}, {"CPU": 4.0}),
+        ("auto", ADDED, {}, None),
+        ("auto", ADDED, {"CPU": 50.0, "GPU": 2.0}, {"CPU": 50.0, "GPU": 2.0}),
+        ("auto", NODE, {"CPU": 2.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 2.0}),
+    ],
+)
+def test_what_ray_can_come_to_have_is_known_where_its_nodes_are(
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    node: dict[str, Any],
+    bounds: dict[str, float],
+    most: dict[str, float] | None,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(cluster, "growth_here", lambda: bounds)
+    assert cluster.reach(RayConfig(address=address)) == most

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cropray.doctor.cluster import growth, judge_resources
+from cropray.config.training import TrainConfig
+from cropray.doctor.cluster import judge_resources
 from cropray.overrides import load_config
+from cropray.pipeline.cluster import growth
 from tests.conftest import ROOT
 
 CLUSTER = ROOT / "cluster.yaml"
@@ -64,8 +66,14 @@ def test_exports_have_nodes_of_their_own_and_trainings_a_gpu_each(cluster: dict[
     assert [name for name, node in types.items() if "GPU" in node["resources"]] == ["train"]
     assert growth(cluster) == {"CPU": 2 + 8 * 8 + 4 * 12, "ee": 32, "GPU": 4}
     now = {"CPU": 2.0}
-    assert judge_resources(now, growth(cluster), {"pretrain": 4}, {"ee": 1.0}).verdict == "warning"
-    assert judge_resources(now, growth(cluster), {"pretrain": 5}, {}).verdict == "bad"
+
+    def verdict(export: dict[str, float], **settings: Any) -> str:
+        return judge_resources(now, growth(cluster), {"pretrain": TrainConfig(**settings)}, export).verdict
+
+    assert verdict({"ee": 1.0}, workers=4) == "warning"
+    assert verdict({}, workers=5) == "bad"
+    assert verdict({}, workers=4, gpus=1) == "ok"
+    assert verdict({}, workers=5, gpus=1) == "bad"
 
 
 def test_the_project_is_installed_by_its_constraints_and_the_token_goes_along(

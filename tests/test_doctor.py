@@ -10,10 +10,10 @@ import pytest
 from cropray.cli import main
 from cropray.config import Config
 from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.training import TrainConfig
 from cropray.doctor.account import Account, account_of, ask_earth_engine, judge_earth_engine
 from cropray.doctor.cluster import (
     NodeFacts,
-    growth,
     judge_alone,
     judge_nodes,
     judge_reach,
@@ -44,7 +44,7 @@ from cropray.overrides import updated
 from cropray.storage import Folder
 from cropray.types import InputError
 
-WORKERS = {"pretrain": 4, "finetune": 1}
+TRAININGS = {"pretrain": TrainConfig(workers=4), "finetune": TrainConfig()}
 VERSIONS = {"Python": "3.11.9", "ray": "2.60.0", "cropray": "0.1.0"}
 
 
@@ -152,33 +152,32 @@ def test_the_working_directory_is_read_as_ray_packs_it(tmp_path: Path) -> None:
 def test_the_resources_against_the_workers(
     have: Mapping[str, float], more: Mapping[str, float], verdict: str, words: str
 ) -> None:
-    finding = judge_resources(have, more, WORKERS, {})
+    finding = judge_resources(have, more, TRAININGS, {})
     assert finding.verdict == verdict
     assert words in f"{finding.found} {finding.remedy}"
 
 
+def test_gpus_that_trainings_ask_for_are_there_or_can_be_added() -> None:
+    asked = {"pretrain": TrainConfig(workers=2, gpus=1)}
+    assert judge_resources({"CPU": 8.0}, {"CPU": 48.0, "GPU": 2.0}, asked, {}).verdict == "ok"
+    finding = judge_resources({"CPU": 8.0}, {}, asked, {})
+    assert finding.verdict == "bad"
+    assert "pretrain.workers = 2 × pretrain.gpus = 1 are 2" in finding.found
+    none = {"pretrain": TrainConfig(workers=4, gpus=0)}
+    assert judge_resources({"CPU": 8.0, "GPU": 2.0}, {}, none, {}).verdict == "ok"
+
+
 def test_a_resource_of_exports_that_no_node_offers_is_bad() -> None:
-    finding = judge_resources({"CPU": 8.0}, {}, WORKERS, {"ee": 1.0})
+    finding = judge_resources({"CPU": 8.0}, {}, TRAININGS, {"ee": 1.0})
     assert finding.verdict == "bad"
     assert "asks for ee 1, and no node offers it" in finding.found
-    assert judge_resources({"CPU": 8.0, "ee": 4.0}, {}, WORKERS, {"ee": 1.0}).verdict == "ok"
-    assert judge_resources({"CPU": 8.0}, {"CPU": 8.0, "ee": 4.0}, WORKERS, {"ee": 1.0}).verdict == "ok"
+    assert judge_resources({"CPU": 8.0, "ee": 4.0}, {}, TRAININGS, {"ee": 1.0}).verdict == "ok"
+    assert judge_resources({"CPU": 8.0}, {"CPU": 8.0, "ee": 4.0}, TRAININGS, {"ee": 1.0}).verdict == "ok"
 
 
 def test_without_an_address_it_is_what_this_machine_has() -> None:
-    assert judge_alone(4, 0, WORKERS).found.endswith("each stage starts its own Ray here")
-    assert judge_alone(2, 0, WORKERS).verdict == "bad"
-
-
-def test_a_cluster_grows_by_its_workers_within_both_bounds() -> None:
-    types = {
-        "head": {"resources": {"CPU": 4}, "max_workers": 0},
-        "export": {"resources": {"CPU": 8, "ee": 10}, "max_workers": 50},
-        "train": {"resources": {"CPU": 12, "GPU": 1}, "max_workers": 2},
-    }
-    config = {"max_workers": 10, "head_node_type": "head", "available_node_types": types}
-    assert growth(config) == {"CPU": 108.0, "ee": 100.0, "GPU": 2.0}
-    assert growth({}) == {}
+    assert judge_alone(4, 0, TRAININGS).found.endswith("each stage starts its own Ray here")
+    assert judge_alone(2, 0, TRAININGS).verdict == "bad"
 
 
 def test_nodes_of_another_kind_are_named() -> None:

@@ -21,6 +21,7 @@ from cropray.training.driver_follow import Follower, flat_entry
 from cropray.training.driver_worker import Outcome, _Watch
 from cropray.training.loop import Ask
 from cropray.training.plan import TrainingPlan, make_plan
+from cropray.training.room import Asked
 from cropray.types import InputError
 from tests.training_data import make_run, write_split
 
@@ -160,7 +161,8 @@ def follower(folder: Folder, desk: Remote, record: Record, outcome: Outcome) -> 
     training: Future[Outcome] = Future()
     training.set_result(outcome)
     tracker: Any = record
-    return Follower("pretrain", planned(folder), desk, training, tracker)
+    asked = Asked((1, 1), {"CPU": 1}, grows=False)
+    return Follower("pretrain", planned(folder), asked, desk, training, tracker)
 
 
 def test_what_the_record_lacks_of_earlier_epochs_is_sent_when_a_training_is_taken_up(

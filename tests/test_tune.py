@@ -12,7 +12,7 @@ from cropray.config.tune import Dimension, TuneConfig
 from cropray.figures.sweep import Axis, sweep_picture
 from cropray.overrides import load_config, updated
 from cropray.training.driver_tune import _searcher, domains
-from cropray.training.space import check_room, check_space, trials_of
+from cropray.training.space import check_space, trials_of
 from cropray.types import InputError
 
 SPACE = {
@@ -70,15 +70,6 @@ def test_a_dimension_is_one_range_or_one_list(dimension: dict[str, Any], said: s
 def test_a_space_can_be_given_on_the_command_line() -> None:
     given = load_config(None, ["tune.space={finetune.lr: {loguniform: [1.0e-5, 1.0e-2]}}"])
     assert given.tune.space["finetune.lr"].extremes == (1e-5, 1e-2)
-
-
-def test_trials_that_cannot_find_room_are_refused_with_the_arithmetic() -> None:
-    settings = TuneConfig(concurrent=2, cpus=0.9)
-    check_room(settings, workers=1, cpus=2)
-    with pytest.raises(
-        InputError, match=r"2 trials .* × finetune.workers = 2 × .*0.9 are 3.6 CPUs, but Ray has 2"
-    ):
-        check_room(settings, workers=2, cpus=2)
 
 
 def test_a_grid_has_every_combination() -> None:

@@ -85,6 +85,12 @@ class TrainConfig(Section):
     workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (
         Field(1, description="how many, or [fewest, most]: as many as there is room for")
     )
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of a worker, asked for and waited for; None: one where Ray has enough now, else none",
+    )
     threads: int = Field(0, ge=0, description="torch threads a worker; 0: its share of the CPUs")
     processes: int = Field(0, ge=0, description="of a worker, that read local shards; 0: threads read them")
     compile: bool = Field(
@@ -106,8 +112,20 @@ class TrainConfig(Section):
             raise ValueError(f"workers: fewest ({self.fewest}) is more than most ({self.most})")
         return self
 
+    @model_validator(mode="after")
+    def _a_share_of_a_gpu_is_for_one(self) -> TrainConfig:
+        if self.gpus and self.gpus < 1 and self.most > 1:
+            raise ValueError(
+                f"gpus {self.gpus:g} is a share, and workers {self.most}: several workers of one training "
+                "cannot use the same GPU (NCCL); wanted gpus 1, or one worker"
+            )
+        return self
 
-OPERATIONAL = ("workers", "threads", "processes", "compile", "store_every_s", "max_nonfinite", "max_failures")
+
+OPERATIONAL = (
+    *("workers", "gpus", "threads", "processes", "compile"),
+    *("store_every_s", "max_nonfinite", "max_failures"),
+)
 """Settings of a training that may change while it goes on: it stays the same one, but for rounding."""
 
 

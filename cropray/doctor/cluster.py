@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from cropray import __version__
 from cropray.config import Config, RayConfig
+from cropray.config.training import TrainConfig
 from cropray.doctor.finding import Finding, bad, ok, warning
 from cropray.doctor.services import Probe, clock_ahead
+from cropray.pipeline.cluster import address_of, growth_here, ray_session
 
 Resources = Mapping[str, float]
 
 TRAININGS = ("pretrain", "finetune")
-# Where `ray up` leaves cluster.yaml on the head: the bounds within which the cluster grows.
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 _ANSWER_S = 60.0
 
 
@@ -69,10 +65,10 @@ def judge_nodes(nodes: Sequence[NodeFacts], versions: Mapping[str, str]) -> Find
 
 
 def judge_resources(
-    have: Resources, most: Resources, workers: Mapping[str, int], export: Resources
+    have: Resources, most: Resources, trainings: Mapping[str, TrainConfig], export: Resources
 ) -> Finding:
-    """Against what trainings ask for, one CPU and, where there are any, one GPU a worker; and against
-    the custom resources of a process of an export.
+    """Against what trainings ask for, one CPU and their `gpus` a worker (unset: one where there are
+    enough); and against the custom resources of a process of an export.
 
     `most` is what a cluster that adds nodes by itself can have in all; empty for one that does not.
     """
@@ -87,41 +83,37 @@ def judge_resources(
                 f"{found}; ray.export_resources asks for {name} {each:g}, and no node offers it",
                 f"ray start --resources '{{\"{name}\": 4}}' on the nodes that shall export",
             )
-    for stage, count in workers.items():
+    for stage, settings in trainings.items():
+        count, gpus = settings.fewest, settings.gpus
         if most["CPU"] < count:
             return bad(
                 "resources",
                 f"{found}; {stage}.workers is {count}",
                 f"set {stage}.workers to {most['CPU']:g} or fewer, or give Ray {count} CPUs",
             )
-        if 0 < most["GPU"] < count:
+        if gpus is not None and most["GPU"] < count * gpus:
+            return bad(
+                "resources",
+                f"{found}; {stage}.workers = {count} × {stage}.gpus = {gpus:g} are {count * gpus:g}",
+                f"set {stage}.gpus to 0, or give the cluster {count * gpus:g} GPUs",
+            )
+        if gpus is None and 0 < most["GPU"] < count:
             return bad(
                 "resources",
                 f"{found}; {stage}.workers is {count}, so that not every worker gets a GPU",
                 f"set {stage}.workers to {most['GPU']:g}, or give the cluster {count} GPUs",
             )
-        if have.get("GPU", 0) < count <= most["GPU"]:
+        if gpus is None and have.get("GPU", 0) < count <= most["GPU"]:
             return warning(
                 "resources",
                 f"{found}; {stage}.workers is {count}, and their GPUs are not there yet",
-                "ask for them before the training (docs/cluster.md): it takes GPUs that are there, else CPUs",
+                f"set {stage}.gpus to 1, which asks for them; unset, it takes GPUs that are there, else CPUs",
             )
-    return ok("resources", f"{found}; the settings ask for {_asked(workers)}")
+    return ok("resources", f"{found}; the settings ask for {_asked(trainings)}")
 
 
-def growth(config: Mapping[str, Any]) -> dict[str, float]:
-    """What a cluster configuration has when all its nodes are there, the head among them, at most."""
-    limit = config.get("max_workers", 0)
-    total: dict[str, float] = {}
-    for name, node in config.get("available_node_types", {}).items():
-        count = 1 if name == config["head_node_type"] else min(node.get("max_workers", limit), limit)
-        for resource, amount in node.get("resources", {}).items():
-            total[resource] = total.get(resource, 0.0) + count * amount
-    return total
-
-
-def workers_of(config: Config) -> dict[str, int]:
-    return {stage: getattr(config, stage).fewest for stage in TRAININGS}
+def trainings_of(config: Config) -> dict[str, TrainConfig]:
+    return {stage: getattr(config, stage) for stage in TRAININGS}
 
 
 def versions_here() -> dict[str, str]:
@@ -129,11 +121,6 @@ def versions_here() -> dict[str, str]:
 
     # Ray asks for the same Python up to the third number.
     return {"Python": platform.python_version(), "ray": ray.__version__, "cropray": __version__}
-
-
-def address_of(config: RayConfig) -> str:
-    """Where stages would find Ray; empty where they would start their own."""
-    return config.address or os.environ.get("RAY_ADDRESS", "")
 
 
 def judge_reach(address: str, error: Exception) -> Finding:
@@ -149,15 +136,13 @@ def look(config: RayConfig, probe: Probe | None) -> Cluster | Finding:
     import ray
     from ray.exceptions import RayError
 
-    from cropray.pipeline.cluster import ray_session
-
     address = address_of(config)
     try:
         _knock(address)
         with ray_session(config):
             nodes = [node for node in ray.nodes() if node["Alive"]]
             facts = [_ask(node, probe) for node in nodes]
-            return Cluster(address, ray.cluster_resources(), _growth_here(), facts)
+            return Cluster(address, ray.cluster_resources(), growth_here(), facts)
     except (OSError, RuntimeError, RayError) as error:
         return judge_reach(address, error)
 
@@ -170,11 +155,6 @@ def _knock(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:
             raise ConnectionError(f"nothing answers there ({error})") from error
-
-
-def _growth_here() -> dict[str, float]:
-    file = BOOTSTRAP.expanduser()
-    return growth(yaml.safe_load(file.read_text())) if file.is_file() else {}
 
 
 def _ask(node: Mapping[str, Any], probe: Probe | None) -> NodeFacts:
@@ -204,14 +184,14 @@ def _facts(probe: Probe | None) -> tuple[dict[str, str], float, bool]:
     return versions_here(), time.time(), read
 
 
-def judge_alone(cpus: int, gpus: int, workers: Mapping[str, int]) -> Finding:
+def judge_alone(cpus: int, gpus: int, trainings: Mapping[str, TrainConfig]) -> Finding:
     """Without an address a stage starts a Ray of its own, with what this machine has."""
     # A Ray of one's own offers whatever custom resources are asked.
-    finding = judge_resources({"CPU": cpus, "GPU": gpus}, {}, workers, {})
+    finding = judge_resources({"CPU": cpus, "GPU": gpus}, {}, trainings, {})
     if finding.verdict == "bad":
         return finding
     return ok(finding.check, f"{finding.found}; no ray.address: each stage starts its own Ray here")
 
 
-def _asked(workers: Mapping[str, int]) -> str:
-    return ", ".join(f"{stage}.workers {count}" for stage, count in workers.items())
+def _asked(trainings: Mapping[str, TrainConfig]) -> str:
+    return ", ".join(f"{stage}.workers {settings.fewest}" for stage, settings in trainings.items())

@@ -11,13 +11,12 @@ from cropray.config import Config
 from cropray.doctor.account import account_of, ask_earth_engine, judge_earth_engine
 from cropray.doctor.cluster import (
     Cluster,
-    address_of,
     judge_alone,
     judge_nodes,
     judge_resources,
     look,
+    trainings_of,
     versions_here,
-    workers_of,
 )
 from cropray.doctor.finding import Finding, ok
 from cropray.doctor.machine import examine_machine, gpus_here, working_dir
@@ -29,6 +28,7 @@ from cropray.doctor.services import (
     storage_probe,
     tracking,
 )
+from cropray.pipeline.cluster import address_of
 from cropray.storage import Folder
 from cropray.types import InputError
 
@@ -78,14 +78,14 @@ def _cluster_and_storage(config: Config, folder: Folder | None) -> Iterator[Find
                 failed = storage_failed(folder, error)
         cluster = look(config.ray, probe) if address_of(config.ray) else None
         if cluster is None:
-            yield judge_alone(os.cpu_count() or 1, gpus_here(), workers_of(config))
+            yield judge_alone(os.cpu_count() or 1, gpus_here(), trainings_of(config))
         elif isinstance(cluster, Finding):
             yield cluster
         else:
             yield ok("ray", f"joined {cluster.address}")
             yield judge_nodes(cluster.nodes, versions_here())
             yield judge_resources(
-                cluster.resources, cluster.growth, workers_of(config), config.ray.export_resources
+                cluster.resources, cluster.growth, trainings_of(config), config.ray.export_resources
             )
             clocks |= {node.name: node.clock_ahead_s for node in cluster.nodes if not node.problem}
         if failed is not None:

@@ -6,9 +6,12 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cropray.config import Config, RayConfig
 from cropray.overrides import updated
@@ -31,6 +34,9 @@ _WORKERS_READ = (
     "source.stac.s1.items",
     "source.stac.s2.items",
 )
+# Where `ray up` leaves cluster.yaml on the head: the bounds within which the cluster grows.
+_BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+_GROUP = "ray.io/node-group"  # Ray's label of nodes that `ray up` or KubeRay made; others have none
 _TELLS = "cropray.pipeline.cluster.keep_address"
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")  # s3://, source:, and GDAL's NETCDF:; but no drive letter
 
@@ -50,7 +56,7 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    address = address_of(config)
     with _native_messages_silenced():
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -71,6 +77,43 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
                 yield
         finally:
             ray.shutdown()
+
+
+def address_of(config: RayConfig) -> str:
+    """Where stages would find Ray; empty where they would start their own."""
+    return config.address or os.environ.get("RAY_ADDRESS", "")
+
+
+def growth(config: Mapping[str, Any]) -> dict[str, float]:
+    """What a cluster configuration has when all its nodes are there, the head among them, at most."""
+    limit = config.get("max_workers", 0)
+    total: dict[str, float] = {}
+    for name, node in config.get("available_node_types", {}).items():
+        count = 1 if name == config["head_node_type"] else min(node.get("max_workers", limit), limit)
+        for resource, amount in node.get("resources", {}).items():
+            total[resource] = total.get(resource, 0.0) + count * amount
+    return total
+
+
+def growth_here() -> dict[str, float]:
+    """`growth` of the cluster whose head this machine is; empty where it is of none."""
+    file = _BOOTSTRAP.expanduser()
+    return growth(yaml.safe_load(file.read_text())) if file.is_file() else {}
+
+
+def reach(config: RayConfig) -> dict[str, float] | None:
+    """What Ray has, or can come to have where nodes are added by need; None where nobody can tell how much.
+
+    A Ray of one's own, and one made by `ray start` on each node, has what it has.
+    """
+    import ray
+
+    have: dict[str, float] = ray.cluster_resources()
+    if not address_of(config):
+        return have
+    if most := growth_here():
+        return {name: max(have.get(name, 0), most.get(name, 0)) for name in {*have, *most}}
+    return None if any(_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"]) else have
 
 
 def keep_address() -> None:

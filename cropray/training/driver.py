@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
-from cropray.pipeline.cluster import ray_session
+from cropray.pipeline.cluster import ray_session, reach
 from cropray.progress import say
 from cropray.run import Run, Summary
 from cropray.storage import Folder
@@ -23,6 +23,7 @@ from cropray.training.driver_follow import Follower, Tell
 from cropray.training.history import History, best_entry
 from cropray.training.lock import held
 from cropray.training.plan import TrainingPlan, make_plan, training_inputs
+from cropray.training.room import Asked, check_workers, each_worker
 from cropray.training.store import STANDING, name_of
 from cropray.training.validate import SCORE
 from cropray.types import InputError
@@ -69,11 +70,12 @@ def train(run: Run, stage: Stage) -> Summary:
     plan = make_plan(run, stage)
     lock = held(run.folder.child("stages"), f"{stage}.lock", f"{stage} of {run.folder}")
     with lock, ray_session(run.config.ray):
-        check_workers(run, stage)
+        asked = _asked(run, stage)
+        check_workers(stage, asked, reach(run.config.ray))
         if run.changed(stage, inputs):
             _forget(run, stage)
         run.claim(stage, inputs)
-        history, tracker_id, version = _train_and_register(run, stage, plan)
+        history, tracker_id, version = _train_and_register(run, stage, plan, asked)
     best = best_entry(history)
     summary = {
         "model": run.folder.child(f"models/{stage}").uri,
@@ -98,7 +100,8 @@ def train_in(
 
     After every epoch `tell` is called with the history so far. Raises what `Follower.to_the_end` does.
     """
-    return _begun(run, stage, replace(plan, states=place), cpus)(tracker, tell)
+    plan = replace(plan, states=place)
+    return _begun(run, stage, plan, _asked(run, stage, cpus))(tracker, tell)
 
 
 def publish_best(place: Folder, epoch: int, target: Folder) -> None:
@@ -130,18 +133,6 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def check_workers(run: Run, stage: Stage) -> None:
-    """Raises InputError where a Ray of this process, which does not grow, has no room for the workers."""
-    import ray
-
-    fewest, cpus = getattr(run.config, stage).fewest, ray.cluster_resources().get("CPU", 0)
-    if cpus < fewest and not (run.config.ray.address or os.environ.get("RAY_ADDRESS")):
-        raise InputError(
-            f"{stage}.workers is {fewest}, but Ray has {cpus:g} CPUs: "
-            "set fewer workers, or give Ray more CPUs (ray.num_cpus)"
-        )
-
-
 def _forget(run: Run, stage: Stage) -> None:
     """Take away what a training on other inputs would be taken up from; its model stays registered."""
     run.folder.delete_folder(f"checkpoints/{stage}")
@@ -149,8 +140,17 @@ def _forget(run: Run, stage: Stage) -> None:
         run.folder.delete(f"mlflow/{stage}.json")
 
 
-def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan) -> tuple[History, str, str]:
-    training = _begun(run, stage, plan, cpus=1)
+def _asked(run: Run, stage: Stage, cpus: float = 1) -> Asked:
+    """What a training asks of the Ray that is there."""
+    import ray
+
+    settings, have = getattr(run.config, stage), ray.cluster_resources()
+    each = each_worker(settings, have, cpus)
+    return Asked((settings.fewest, settings.most), each, grows=reach(run.config.ray) != have)
+
+
+def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked) -> tuple[History, str, str]:
+    training = _begun(run, stage, plan, asked)
     # The workers start while MLflow is imported.
     with tracked(run, stage) as tracker:
         about = {"train_samples": plan.samples, "parameters": plan.parameters}
@@ -165,31 +165,33 @@ def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan) -> tuple[His
 
 
 def _begun(
-    run: Run, stage: Stage, plan: TrainingPlan, cpus: float
+    run: Run, stage: Stage, plan: TrainingPlan, asked: Asked
 ) -> Callable[[Tracker, Tell | None], History]:
     """Begin a training; what follows it to its end."""
     desk = open_desk()
-    training = in_thread(lambda: _fit(run, stage, plan, desk, cpus))
-    return lambda tracker, tell: Follower(stage, plan, desk, training, tracker, tell).to_the_end()
+    training = in_thread(lambda: _fit(run, stage, plan, asked, desk))
+    return lambda tracker, tell: Follower(stage, plan, asked, desk, training, tracker, tell).to_the_end()
 
 
-def _fit(run: Run, stage: Stage, plan: TrainingPlan, desk: Any, cpus: float) -> Outcome:
-    """Run Ray Train to its end. It starts workers anew when they die; what they know, they have kept."""
+def _fit(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked, desk: Any) -> Outcome:
+    """Run Ray Train to its end. It starts workers anew when they die; what they know, they have kept.
+
+    Raises InputError where workers have GPUs that PyTorch cannot use.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
-    import ray
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from cropray.training.driver_worker import train_worker
 
-    fewest, most = plan.workers
+    fewest, most = asked.workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"plan": plan, "desk": desk},
         scaling_config=ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
-            use_gpu=(gpu := ray.cluster_resources().get("GPU", 0) >= fewest),
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpu else {})},
+            use_gpu="GPU" in asked.each,
+            resources_per_worker=dict(asked.each),
         ),
         run_config=RunConfig(
             name=_RAYS_OWN,
@@ -199,7 +201,16 @@ def _fit(run: Run, stage: Stage, plan: TrainingPlan, desk: Any, cpus: float) -> 
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    outcome: Outcome = trainer.fit().return_value
+    try:
+        outcome: Outcome = trainer.fit().return_value
+    except ControllerError as error:
+        if "NCCL" not in str(error):
+            raise
+        raise InputError(
+            f"{stage}: its workers have GPUs by Ray, but PyTorch there cannot use them "
+            f"({str(error).strip().splitlines()[-1]}): look with nvidia-smi and `cropray doctor` on these "
+            f"nodes, install PyTorch for CUDA there, or set {stage}.gpus to 0"
+        ) from error
     return outcome
 
 

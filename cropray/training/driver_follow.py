@@ -14,6 +14,7 @@ from cropray.tracking.runs import Tracker
 from cropray.training.driver_desk import Note
 from cropray.training.history import History
 from cropray.training.plan import TrainingPlan
+from cropray.training.room import Asked, placed, waiting
 from cropray.types import InputError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Follower:
 
     label: str
     plan: TrainingPlan
+    asked: Asked
     desk: Any
     training: Future[Outcome]
     tracker: Tracker
@@ -73,7 +75,7 @@ class Follower:
                 return
             if not self._begun and now - said > _WAITING_SAID_S:
                 said = now
-                say(f"{self.label}: {_waits_for(self.plan)}")
+                say(f"{self.label}: {_waits_for(self.asked)}")
             time.sleep(_POLL_S)
 
     def _heard(self) -> list[Note]:
@@ -109,18 +111,32 @@ class Follower:
 
 
 def flat_entry(entry: dict[str, Any]) -> dict[str, float]:
-    """The figures of an epoch by name, as they are recorded: those of a class as `<figure>/<class>`."""
+    """The figures of an epoch by name, as they are recorded.
+
+    Those of a class are `<figure>/<class>`, those of a head beside the main one `<figure>_<head>` and
+    `<figure>_<head>/<class>`.
+    """
     system = ("cpus_busy", "memory_mib", "gpu_memory_mib")
     flat = {
         f"system/{name}" if name in system else name: value
         for name, value in entry.items()
         if isinstance(value, int | float) and name not in ("epoch", "time")
     }
-    for split in ("train", "val"):
-        for crop, loss in entry.get(f"{split}_class_loss", {}).items():
-            flat[f"{split}_loss/{crop}"] = loss
+    for crop, loss in entry.get("train_class_loss", {}).items():
+        flat[f"train_loss/{crop}"] = loss
+    flat |= _of_classes(entry, "")
+    for head, figures in entry.get("val_heads", {}).items():
+        numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        flat |= {f"{name}_{head}": value for name, value in numbers.items()}
+        flat |= _of_classes(figures, f"_{head}")
+    return flat
+
+
+def _of_classes(entry: dict[str, Any], head: str) -> dict[str, float]:
+    """The validation's figures of classes by name."""
+    flat = {f"val_loss{head}/{crop}": loss for crop, loss in entry.get("val_class_loss", {}).items()}
     for crop, figures in entry.get("val_classes", {}).items():
-        flat |= {f"val_{name}/{crop}": value for name, value in (figures or {}).items()}
+        flat |= {f"val_{name}{head}/{crop}": value for name, value in (figures or {}).items()}
     return flat
 
 
@@ -135,20 +151,11 @@ def _shown(note: Note, epochs: int) -> str:
     return ", ".join(parts)
 
 
-def _waits_for(plan: TrainingPlan) -> str:
+def _waits_for(asked: Asked) -> str:
     """Why no worker has begun yet."""
     import ray
     from ray.util import placement_group_table
 
-    if not any(group["state"] == "PENDING" for group in placement_group_table().values()):
+    if placed(placement_group_table().values(), asked):
         return "its workers are starting"
-    fewest, most = plan.workers
-    wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    total, free = ray.cluster_resources(), ray.available_resources()
-    there = [
-        f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s are free"
-        for kind in ("CPU", "GPU")
-        if kind in total
-    ]
-    room = f"room for its workers ({wanted}, each with a CPU or GPU of its own)"
-    return f"waits for {room}; in Ray {', '.join(there)}"
+    return waiting(asked, ray.cluster_resources(), ray.available_resources())

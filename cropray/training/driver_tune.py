@@ -13,7 +13,7 @@ from cropray.config import Config
 from cropray.config.tune import Dimension, TuneConfig
 from cropray.figures.sweep import PICTURE, SWEEP, Axis, sweep_picture
 from cropray.overrides import updated
-from cropray.pipeline.cluster import for_workers, ray_session
+from cropray.pipeline.cluster import for_workers, ray_session, reach
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
@@ -24,7 +24,8 @@ from cropray.training.evaluate import evaluate
 from cropray.training.history import History, best_entry
 from cropray.training.lock import held
 from cropray.training.plan import make_plan, training_inputs
-from cropray.training.space import check_room, check_space, trials_of
+from cropray.training.room import check_trials
+from cropray.training.space import check_space, trials_of
 from cropray.training.validate import SCORE
 from cropray.types import InputError
 
@@ -81,9 +82,11 @@ def tune(run: Run) -> Summary:
 
 
 def _swept(run: Run, inputs: Inputs) -> Summary:
+    import ray
+
     settings, start = run.config.tune, time.monotonic()
     with ray_session(run.config.ray, dashboard=True):  # Tune cannot take back what a trial held without it
-        _check_room(run)
+        check_trials(run.config, ray.cluster_resources(), reach(run.config.ray))
         if run.changed("tune", inputs):
             _forget(run)
         run.claim("tune", inputs)
@@ -119,14 +122,6 @@ def _forget(run: Run) -> None:
 
 def _folder(run: Run) -> Folder:
     return run.folder.child(f"tune/{run.config.tune.name}")
-
-
-def _check_room(run: Run) -> None:
-    import ray
-
-    settings = run.config.tune
-    workers = getattr(run.config, settings.stage).workers
-    check_room(settings, workers, ray.cluster_resources().get("CPU", 0))
 
 
 def _search(run: Run, parent: str) -> None:

@@ -47,14 +47,3 @@ def trials_of(tune: TuneConfig) -> int:
     if tune.search != "grid":
         return tune.trials
     return math.prod(len(dimension.choice or ()) for dimension in tune.space.values())
-
-
-def check_room(tune: TuneConfig, workers: int, cpus: float) -> None:
-    """Raises InputError, with the arithmetic, where trials at a time ask for more CPUs than there are."""
-    wanted = tune.concurrent * workers * tune.cpus
-    if wanted > cpus:
-        raise InputError(
-            f"tune.concurrent = {tune.concurrent} trials at a time × {tune.stage}.workers = {workers} × "
-            f"tune.cpus = {tune.cpus:g} are {wanted:g} CPUs, but Ray has {cpus:g}: no trial could start; "
-            "make one of them smaller, or give Ray more CPUs (ray.num_cpus)"
-        )

@@ -3,12 +3,15 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from cropray.storage import Folder
+from tests.braked_training import BRAKE
 from tests.conftest import ROOT
+from tests.integration.test_training import prepared
 from tests.ray_head import RayHead, ray_head
 
 SETTINGS = (
@@ -27,7 +30,7 @@ print("in a task:", ray.get(ray.remote(lambda: __import__("cropray").__file__).r
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[RayHead]:
-    with ray_head() as running:
+    with ray_head(adds={"CPU": 1, "GPU": 1}) as running:
         yield running
 
 
@@ -43,6 +46,12 @@ def package(head: RayHead, run: Folder) -> str:
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert '"rois": ' in submitted.stdout
     return str(head.jobs()[-1]["runtime_env"]["working_dir"])
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def test_the_package_of_the_working_directory_reaches_driver_and_tasks(head: RayHead, package: str) -> None:
@@ -92,9 +101,7 @@ def test_the_doctor_sees_the_nodes_and_a_cluster_without_the_cpus_asked_for(
 def test_a_stopped_export_goes_on_where_it_was_and_says_so(head: RayHead, run: Folder, package: str) -> None:
     command = ("python", "jobs/export.py", *SETTINGS, "--run", str(run))
     job = head.start(package, *command)
-    deadline = time.monotonic() + 60
-    while len(run.child("parts").names()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: len(run.child("parts").names()) >= 2)
     head.stop(job)
     assert head.finished(job)["status"] == "STOPPED"
     assert "interrupted; the same command goes on from what is finished" in head.logs(job)
@@ -120,3 +127,55 @@ def test_a_stopped_export_goes_on_where_it_was_and_says_so(head: RayHead, run: F
     assert not set("\r\x1b") & set(said)
     assert json.loads("\n".join(lines[lines.index("{") :]))["tiles"] == tiles
     assert all(line.startswith("export: ") for line in lines[first : lines.index("{")]), said
+
+
+def test_a_stopped_training_keeps_its_state_and_the_same_submission_goes_on_from_it(
+    head: RayHead, tmp_path: Path, package: str
+) -> None:
+    given = prepared(tmp_path / "run", epochs=30, store_every=30, store_every_s=1.0, precision="float32")
+    (tmp_path / "given.yaml").write_text(given.config.to_yaml())
+    brake, states = tmp_path / "brake", tmp_path / "run" / "checkpoints" / "pretrain"
+    brake.touch()
+    command = ("python", "-m", "tests.braked_training", "pretrain", "--config", str(tmp_path / "given.yaml"))
+
+    def submitted() -> str:
+        here = {BRAKE: str(brake), "PYTHONPATH": str(ROOT)}  # tests are not sent
+        return head.start(package, *command, "--run", str(tmp_path / "run"), **here)
+
+    job = submitted()
+    wait_for(lambda: bool(list(states.glob("*/whole.json"))))
+    head.stop(job)
+    assert head.finished(job)["status"] == "STOPPED"
+    said = head.logs(job)
+    assert "pretrain: keeps its state and leaves" in said
+    assert "interrupted; the same command goes on from what is finished" in said
+    left = max(path.parent.name for path in states.glob("*/whole.json"))
+
+    brake.unlink()
+    job = submitted()
+    assert head.finished(job)["status"] == "SUCCEEDED", head.logs(job)
+    said = head.logs(job)
+    assert f"pretrain: 1 worker on cpu, float32; goes on from {left}" in said
+    assert re.search(r"^pretrain: \d+/120.*epoch \d+/30, loss \d", said, re.MULTILINE), said
+    assert not set("\r\x1b") & set(said)
+
+
+def test_a_training_waits_for_the_gpus_that_it_asks_for_and_says_so(
+    head: RayHead, tmp_path: Path, package: str
+) -> None:
+    given = prepared(tmp_path / "run", gpus=1, workers=2)
+    (tmp_path / "given.yaml").write_text(given.config.to_yaml())
+    command = ("--config", str(tmp_path / "given.yaml"), "--run", str(tmp_path / "run"))
+    asked = head.start(package, "python", "jobs/pretrain.py", *command)  # the cluster adds one node only
+    wait_for(lambda: "waits for room" in head.logs(asked))
+    head.stop(asked)
+    ended, said = head.finished(asked), head.logs(asked)
+    assert ended["status"] == "STOPPED", said
+    assert "pretrain: waits for room for its workers (2, each with 1 CPU and 1 GPU); free in Ray: " in said
+    assert " GPUs; nodes are added where the cluster may have more" in said
+
+    asked = head.start(package, "python", "jobs/pretrain.py", *command, "--set", "pretrain.workers=1")
+    ended, said = head.finished(asked), head.logs(asked)
+    # The added node says that it has a GPU, which PyTorch does not find.
+    assert ended["driver_exit_code"] == 2, said
+    assert "its workers have GPUs by Ray, but PyTorch there cannot use them" in said

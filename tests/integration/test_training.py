@@ -82,6 +82,13 @@ def test_a_training_whose_worker_is_killed_ends_as_if_undisturbed(tmp_path: Path
     assert history(disturbed, "pretrain") == history(undisturbed, "pretrain")
 
 
+def test_gpus_that_are_not_there_are_refused_at_once(tmp_path: Path) -> None:
+    run = prepared(tmp_path, gpus=1)
+    with pytest.raises(InputError, match=r"pretrain.workers = 1 × 1 GPUs each are 1 GPUs, but Ray has 0"):
+        pretrain(run)
+    assert not run.folder.exists("checkpoints")
+
+
 def test_two_workers_fine_tune_from_a_body(tmp_path: Path) -> None:
     first = prepared(tmp_path / "a", epochs=1)
     pretrain(first)
