@@ -92,7 +92,8 @@ def resident(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
 def trained(run: Trainer, batches: Iterable[Batch]) -> list[float]:
     """The loss of each step of an epoch."""
     run.train_mode()
-    results = [result for index, batch in enumerate(batches) for result in run.step(batch, 0, index)]
+    sent = enumerate(run.ahead(batches))
+    results = [result for i, (batch, there) in sent for result in run.step(batch, 0, i, sent=there)]
     return [result.loss for result in [*results, *run.settle()]]
 
 

@@ -25,7 +25,10 @@ WAY = (
 SHARED = {"cropray.pipeline.cluster", "cropray.pipeline.ledger"}
 TRAINING_STEP = {
     f"cropray.training.{name}"
-    for name in ("step", "augment", "batch_norm", "ema", "outcomes", "precision", "recipe", "state", "store")
+    for name in (
+        *("step", "augment", "batch_norm", "ema", "optimizer", "outcomes"),
+        *("precision", "recipe", "state", "store", "transfer"),
+    )
 }
 
 

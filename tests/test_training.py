@@ -246,7 +246,7 @@ def test_scores_are_told_apart_in_full_precision(shards: Folder, monkeypatch: py
     trainer, batch = make_trainer(1), next(reader(shards, "val").epoch(0))
     logits, terms = trainer.logits(batch)
     steep = (6 + 4 * logits).bfloat16()  # as a GPU gives them, most of them beyond a sigmoid of 0.996
-    monkeypatch.setattr(trainer, "logits", lambda _batch: (steep, terms))
+    monkeypatch.setattr(trainer, "logits", lambda _batch, _head: (steep, terms))
     pixels, _ = validate(trainer, [batch], stride=1)
     known = torch.from_numpy(batch.label_bhw != UNLABELLED)
     expected = torch.special.expit(steep.double()).movedim(1, -1)[known]

@@ -12,14 +12,17 @@ import torch
 
 from cropray.models.checkpoint import FurtherHead, load_checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import MAIN, HeadSpec
-from cropray.models.heads import class_lists
+from cropray.models.heads import class_lists, with_head
 from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
 from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.training.companions import Companion
+from cropray.training.driver_follow import flat_entry
+from cropray.training.history import best_entry
 from cropray.training.plan import Data, make_plan, training_inputs
 from cropray.training.step import Trainer, initial_network
+from cropray.training.validate import SCORE, validate_epoch
 from cropray.types import Batch, InputError
 from tests.training_data import CLASSES, make_run, write_split
 from tests.training_loop import HEAD, RECIPE, SPEC, Script, make_loop
@@ -121,7 +124,49 @@ def test_both_heads_learn_and_the_record_tells_of_both(
     stored = load_checkpoint(Folder(str(tmp_path / "epoch-0008")))
     assert class_lists(stored) == {MAIN: CLASSES, HEAD: CLASSES}
     assert stored.thresholds is not None
-    assert stored.heads[HEAD].thresholds is None
+    assert stored.heads[HEAD].thresholds is None  # it has no validation split
+    assert "val_heads" not in loop.standing.history[-1]
+
+
+def test_a_head_beside_is_validated_on_its_own_split_and_the_main_one_chooses_the_epoch(
+    folders: tuple[Folder, Folder], tmp_path: Path
+) -> None:
+    own = folders[0]
+    beside, alone = (Folder(str(tmp_path / name)) for name in ("beside", "alone"))
+    write_split(beside, "train", 12, seed=1)
+    write_split(beside, "val", 6, seed=2)
+    write_split(alone, "train", 24)
+    write_split(alone, "val", 6, seed=2)  # that of the other one
+    recipe = replace(RECIPE, epochs=2)
+    loop = make_loop(own, Folder(str(tmp_path / "states")), Script(), recipe, beside)
+    assert loop.run()
+    entry = loop.standing.history[-1]
+    stored = load_checkpoint(Folder(str(tmp_path / "states" / "epoch-0002")))
+    figures = entry["val_heads"][HEAD]
+    assert stored.heads[HEAD].thresholds == pytest.approx(
+        [figures["val_classes"][crop]["threshold"] for crop in CLASSES]
+    )
+    assert stored.thresholds == pytest.approx([entry["val_classes"][crop]["threshold"] for crop in CLASSES])
+    assert figures[SCORE] != entry[SCORE]
+
+    # Independently: that head as the only one of a network, validated on that split.
+    chosen = with_head(stored, HEAD, "")
+    judge = Trainer(chosen.build(), FixedNormalisation(), RECIPE, STEPS, CPU, new_head=False)
+    val = Data(shard_uris(alone, "val"), 0.0).part(4, 0, 1)
+    assert val is not None
+    again, thresholds = validate_epoch(judge, val, CLASSES) or ({}, ())
+    for name in (SCORE, "val_loss", "val_mean_f1", "val_known_pixels"):
+        assert figures[name] == pytest.approx(again[name], rel=1e-5)
+    assert thresholds == pytest.approx(stored.heads[HEAD].thresholds)
+
+    recorded = flat_entry(entry)
+    assert recorded[f"{SCORE}_{HEAD}"] == figures[SCORE]
+    assert recorded[f"val_f1_{HEAD}/maize"] == figures["val_classes"]["maize"]["f1"]
+    assert recorded["val_f1/maize"] == entry["val_classes"]["maize"]["f1"]
+    lower, higher = (
+        {"epoch": n, SCORE: x, "val_heads": {HEAD: {SCORE: 1 - x}}} for n, x in ((1, 0.2), (2, 0.9))
+    )
+    assert best_entry([lower, higher]) == higher
 
 
 @pytest.mark.parametrize("leave_at", [1, 3, STEPS, STEPS + 2])

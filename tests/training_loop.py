@@ -83,7 +83,8 @@ def make_loop(
         reader = Data(shard_uris(beside, "train"), 0.0).reader(
             BATCH // world_size, seed=recipe.seed, rank=rank, world_size=world_size
         )
-        companions = [Companion(HEAD, reader, WEIGHT)]
+        val = Data(shard_uris(beside, "val"), 0.0).part(BATCH, rank, world_size)
+        companions = [Companion(HEAD, reader, WEIGHT, val)]
     trainer = Trainer(
         initial_network(checkpoint.network, recipe.seed),
         FixedNormalisation(),

@@ -14,13 +14,15 @@ from cropray.types import Batch
 class Companion:
     """The batches of one of them, `weight` of them for each step of the training's own.
 
-    Which batch comes when follows from the number of the step alone, so all ranks take a step for
-    the same head, and a training that is taken up goes on where it was.
+    `val` has this rank's part of its validation split, None where there is none. Which batch comes when
+    follows from the number of the step alone, so all ranks take a step for the same head, and a training
+    that is taken up goes on where it was.
     """
 
     head: str
     reader: ShardReader
     weight: float
+    val: ShardReader | None = None
     _next: int = field(default=0, init=False)
     _batches: Iterator[Batch] = field(default_factory=lambda: iter(()), init=False)
 

@@ -98,6 +98,7 @@ def _train(plan: TrainingPlan, desk: Any) -> Outcome:
                 also.head,
                 also.data.reader(batch_size, seed=seed, rank=rank, world_size=world_size),
                 also.weight,
+                also.val.part(batch_size, rank, world_size),
             )
             for also in plan.also
         ],

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -21,7 +22,8 @@ from cropray.training.resources import Resources
 from cropray.training.step import StepResult, Trainer
 from cropray.training.store import Kept, StateWriter, name_of
 from cropray.training.validate import class_losses, validate_epoch
-from cropray.types import Batch
+
+T = TypeVar("T")
 
 
 class Ask(IntFlag):
@@ -141,11 +143,11 @@ class Loop:
         before, start = _continued(standing.epoch, trainer.world_size, self.batch_size)
         epoch, first = standing.epoch.epoch, standing.tally.steps
         trainer.train_mode()
-        batches = self._timed(self.train.epoch(epoch, start, before.read))
-        for number, batch in enumerate(batches, 1):
+        batches = self._timed(trainer.ahead(self.train.epoch(epoch, start, before.read)))
+        for number, (batch, sent) in enumerate(batches, 1):
             index = first + number - 1
             results = self._beside(epoch, index)
-            results += trainer.step(batch, epoch, index, self.watch.asks())
+            results += trainer.step(batch, epoch, index, self.watch.asks(), sent=sent)
             standing.epoch = before.after(trainer.world_size, self.batch_size, start + number)
             if not self._take(results):
                 return False
@@ -163,7 +165,7 @@ class Loop:
             for result in self.trainer.step(batch, epoch, index, head=companion.head)
         ]
 
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Counts the seconds that the training waits for its batches."""
         while True:
             start = time.perf_counter()
@@ -201,17 +203,33 @@ class Loop:
         self.trainer.agree()
         number = self.standing.epoch.epoch + 1
         stored = number % self.store_every == 0 or number == self.trainer.recipe.epochs
-        entry, thresholds = self._entry(number), None
-        if stored and self.val is not None:
-            found = validate_epoch(self.trainer, self.val, self.checkpoint.classes)
-            if found is not None:
-                figures, thresholds = found
-                entry |= figures
+        entry, checkpoint = self._entry(number), self.checkpoint
+        if stored:
+            figures, checkpoint = self._validated()
+            entry |= figures
         history = [*self.standing.history, entry]
         self.standing = Standing(EpochState(number), Tally(self.trainer.no_terms()), history)
         if stored:
-            self._store(replace(self.checkpoint, thresholds=self.checkpoint.thresholds or thresholds))
+            self._store(checkpoint)
         self.watch.epoch_done(self.standing)
+
+    def _validated(self) -> tuple[dict[str, Any], Checkpoint]:
+        """Figures of all heads that have a validation split, and the checkpoint with their thresholds.
+
+        Those of heads beside the main one are in `val_heads`, by head.
+        """
+        figures: dict[str, Any] = {}
+        thresholds, heads = self.checkpoint.thresholds, dict(self.checkpoint.heads)
+        validated = partial(validate_epoch, self.trainer)
+        if self.val is not None and (found := validated(self.val, self.checkpoint.classes)):
+            figures, chosen = found
+            thresholds = thresholds or chosen
+        for companion in self.companions:
+            name, head = companion.head, heads[companion.head]
+            if companion.val is not None and (found := validated(companion.val, head.classes, name)):
+                figures.setdefault("val_heads", {})[name], chosen = found
+                heads[name] = replace(head, thresholds=chosen)
+        return figures, replace(self.checkpoint, thresholds=thresholds, heads=heads)
 
     def _entry(self, number: int) -> dict[str, Any]:
         tally, trainer = self.standing.tally, self.trainer

@@ -67,10 +67,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Beside:
-    """A further label set: `weight` steps into a head of its own for each step of the training's own."""
+    """A further label set: `weight` steps into a head of its own for each step of the training's own.
+
+    The head is validated on `val`, where there is any; which epoch is the best is not its to say.
+    """
 
     head: str
     data: Data
+    val: Data
     weight: float
 
 
@@ -121,7 +125,10 @@ def training_inputs(run: Run, stage: str) -> Inputs:
     refuse_missing(run.folder, (run.summary("compact") or {}).get("shards", {}))
     inputs = {"shards": fingerprint(shard_uris(run.folder, "train") + shard_uris(run.folder, "val"))}
     for also in settings.also:
-        inputs[f"the shards of {also.head}"] = fingerprint(shard_uris(run.place(also.run), "train"))
+        place = run.place(also.run)
+        inputs[f"the shards of {also.head}"] = fingerprint(
+            shard_uris(place, "train") + shard_uris(place, "val")
+        )
     if settings.init:
         inputs["the checkpoint to start from"] = weights_checksum(resolve_model(settings.init, run))
     return inputs
@@ -155,9 +162,9 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
     )
     beside = []
     for also in settings.also:
-        data = Data(shard_uris(run.place(also.run), "train"), 0.0)
+        data, val = (Data(shard_uris(run.place(also.run), split), 0.0) for split in ("train", "val"))
         checkpoint = _with_label_set(checkpoint, also, data, run)
-        beside.append(Beside(also.head, data, also.weight))
+        beside.append(Beside(also.head, data, val, also.weight))
     return TrainingPlan(
         train=train,
         also=tuple(beside),

@@ -17,6 +17,7 @@ import xxhash
 from sklearn.metrics import average_precision_score, f1_score
 
 from cropray.models.decision import choose_thresholds
+from cropray.models.dual_unet3d import MAIN
 from cropray.models.losses import LossTerms, total
 from cropray.shards.reader import ShardReader
 from cropray.training.step import Trainer
@@ -42,16 +43,18 @@ def pixel_stride(n_samples: int, size: int) -> int:
     return -(-n_samples * size * size // MAX_PIXELS) | 1
 
 
-def validate(trainer: Trainer, batches: Iterable[Batch], stride: int) -> tuple[KnownPixels, LossTerms]:
+def validate(
+    trainer: Trainer, batches: Iterable[Batch], stride: int, head: str = MAIN
+) -> tuple[KnownPixels, LossTerms]:
     """Known pixels among every `stride`-th one of each sample, and the loss over all pixels, of all ranks.
 
     Which pixels are looked at follows from a sample's id: batches and ranks make no difference.
     """
-    scores = [np.empty((0, trainer.n_classes), np.float32)]
+    scores = [np.empty((0, trainer.n_classes(head)), np.float32)]
     labels = [np.empty(0, np.uint8)]
-    terms = trainer.no_terms()
+    terms = trainer.no_terms(head)
     for batch in batches:
-        logits, part = trainer.logits(batch)
+        logits, part = trainer.logits(batch, head)
         terms = terms + part.exact()
         places = _places(batch, stride)
         label = batch.label_bhw.reshape(-1)[places]
@@ -65,7 +68,7 @@ def validate(trainer: Trainer, batches: Iterable[Batch], stride: int) -> tuple[K
     together = KnownPixels(
         np.concatenate([part.scores_nk for part in pixels]), np.concatenate([part.label_n for part in pixels])
     )
-    return together, sum(parts, trainer.no_terms())
+    return together, sum(parts, trainer.no_terms(head))
 
 
 def _places(batch: Batch, stride: int) -> slice | npt.NDArray[np.int64]:
@@ -107,9 +110,9 @@ def score(pixels: KnownPixels, classes: Sequence[str]) -> tuple[dict[str, Any], 
 
 
 def validate_epoch(
-    trainer: Trainer, reader: ShardReader, classes: Sequence[str]
+    trainer: Trainer, reader: ShardReader, classes: Sequence[str], head: str = MAIN
 ) -> tuple[dict[str, Any], tuple[float, ...]] | None:
-    """The figures of one pass over the validation split, and the thresholds by class.
+    """The figures of one pass over the validation split of a head, and the thresholds by class.
 
     Each rank's `reader` has its own samples. None where no rank has any.
     """
@@ -117,7 +120,7 @@ def validate_epoch(
     samples = sum(trainer.of_all_ranks(len(reader.table)))
     if not samples:
         return None
-    pixels, terms = validate(trainer, reader.epoch(0), pixel_stride(samples, reader.metadata.size))
+    pixels, terms = validate(trainer, reader.epoch(0), pixel_stride(samples, reader.metadata.size), head)
     figures, thresholds = score(pixels, classes)
     losses = {
         "val_loss": total(terms, trainer.recipe.loss).item(),

@@ -1,0 +1,131 @@
+"""Batches on their way to the device: in order, one ahead; on a GPU that only notes what is asked of it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cropray.training.transfer import Transfer, one_ahead
+
+CPU = torch.device("cpu")
+
+
+def until(what: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return what()
+
+
+def test_one_item_is_prepared_ahead_and_no_more() -> None:
+    prepared: list[int] = []
+    items = one_ahead(range(5), lambda i: prepared.append(i) or 10 * i)  # type: ignore[func-returns-value]
+    assert prepared == []
+    for number in range(5):
+        assert next(items) == 10 * number
+        assert until(lambda upto=number: prepared == list(range(min(upto + 2, 5))))  # type: ignore[misc]
+        time.sleep(0.02)
+        assert len(prepared) == min(number + 2, 5)
+    assert list(items) == []
+
+
+def test_what_goes_wrong_ahead_is_raised_when_its_turn_has_come() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        raise OSError("gone")
+
+    taken = one_ahead(items(), lambda i: i)
+    assert [next(taken), next(taken)] == [1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(taken)
+
+
+def test_an_epoch_that_is_left_leaves_no_thread_behind() -> None:
+    import threading
+
+    taken: Any = one_ahead(range(100), lambda i: i + 1)
+    assert next(taken) == 1
+    taken.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("transfer")]
+
+
+def test_on_a_cpu_nothing_is_copied_and_nothing_is_read_ahead() -> None:
+    read: list[int] = []
+
+    def batches() -> Iterator[np.ndarray]:
+        for i in range(3):
+            read.append(i)
+            yield np.full(4, i)
+
+    transfer = Transfer(CPU)
+    for number, (batch, sent) in enumerate(transfer.ahead(batches(), lambda x: [x])):
+        assert read == list(range(number + 1))
+        (tensor,) = transfer.receive(sent)
+        assert tensor.data_ptr() == batch.ctypes.data
+
+
+class Gpu:
+    """Stands in for `torch.cuda` and for tensors: notes what is asked for, in order."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self._on = "steps"
+        self.steps = self.stream_of("steps")
+
+    def stream_of(self, name: str) -> Any:
+        return SimpleNamespace(
+            name=name,
+            record_event=lambda: self.notes.append(f"{name}: event") or "event",  # type: ignore[func-returns-value]
+            wait_event=lambda event: self.notes.append(f"{name}: waits for {event}"),
+        )
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self._on = self._on, stream.name
+        yield
+        self._on = before
+
+    def tensor(self, array: str) -> Any:
+        def copied(_device: object, *, non_blocking: bool) -> Any:
+            self.notes.append(f"{self._on}: copies {array}, {'' if non_blocking else 'not '}by itself")
+            return SimpleNamespace(
+                record_stream=lambda stream: self.notes.append(f"{array} belongs to {stream.name}"),
+                is_cuda=True,
+            )
+
+        def pinned() -> Any:
+            self.notes.append(f"pins {array}")
+            return SimpleNamespace(to=copied)
+
+        return SimpleNamespace(is_cuda=False, pin_memory=pinned)
+
+
+def test_a_gpu_copies_beside_its_steps_which_wait_for_their_own_batch_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = Gpu()
+    monkeypatch.setattr(torch, "as_tensor", gpu.tensor)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _device: gpu.stream_of("beside"))
+    monkeypatch.setattr(torch.cuda, "stream", gpu.stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: gpu.steps)
+    transfer = Transfer(torch.device("cuda"))
+    sent = transfer.send(["s1", "s2"])
+    assert gpu.notes == [
+        *("pins s1", "beside: copies s1, by itself", "pins s2", "beside: copies s2, by itself"),
+        "beside: event",
+    ]
+    gpu.notes.clear()
+    assert len(transfer.receive(sent)) == 2
+    assert gpu.notes == ["steps: waits for event", "s1 belongs to steps", "s2 belongs to steps"]
+    gpu.notes.clear()
+    batches = list(transfer.ahead(["a", "b"], lambda name: [name]))
+    assert [batch for batch, _ in batches] == ["a", "b"]
+    assert [note for note in gpu.notes if "copies" in note] == [
+        "beside: copies a, by itself",
+        "beside: copies b, by itself",
+    ]
