@@ -9,9 +9,10 @@ four times: compression has it easier there than at 10 m. So the last column cou
 not compress at all. The peer keeps a sample as 13 uncompressed GeoTIFFs (1.41 MB without their headers).
 
 Compaction: parts made of samples of the simulated world (each with other noise, so that nothing
-compresses better than its like does), compacted in a process of its own whose peak memory is read. A
-fifth of the data is compacted first, since memory that grows with them would show. The limit is a copy of the
-files of the parts.
+compresses better than its like does), compacted by a driver of its own on a Ray that has started, and by the
+processes there that write shards: the peak memory of the driver and of all writers together is read. A fifth
+of the data is compacted first, since memory that grows with them would show. The limit is a copy of the files
+of the parts.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -41,6 +44,7 @@ from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.grid import Grid
 from cropray.imagery.simulated import SimulatedSource
+from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.compact import compact
 from cropray.pipeline.ledger import TILE_KEY, LedgerRow, part_name, write_ledger
 from cropray.pipeline.plan import plan_tiles
@@ -209,7 +213,7 @@ def _write_part(
 
 
 def measure_compaction(gigabytes: float, codec: str) -> dict[str, float]:
-    """MB of tensors a second, and the peak memory of the process."""
+    """MB of tensors a second, and the peak memory of the processes."""
     with tempfile.TemporaryDirectory() as folder:
         settings = CONFIG.model_copy(update={"shards": CONFIG.shards.model_copy(update={"codec": codec})})
         run = Run(Folder(folder), settings)
@@ -228,8 +232,7 @@ def measure_compaction(gigabytes: float, codec: str) -> dict[str, float]:
         "stored_mb": stored / 1e6,
         "mb_per_s": tensor_mb / result["seconds"],
         "copy_mb_per_s": tensor_mb / limit,
-        "peak_mb": result["peak_mb"],
-        "before_mb": result["before_mb"],
+        **{name: value for name, value in result.items() if name != "seconds"},
     }
 
 
@@ -247,16 +250,49 @@ def copy_seconds(parts: Path) -> float:
 
 def compact_here(folder: str, codec: str) -> None:
     settings = CONFIG.model_copy(update={"shards": CONFIG.shards.model_copy(update={"codec": codec})})
-    before = peak_mb()
-    start = time.perf_counter()
-    compact(Run(Folder(folder), settings))
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "before_mb": before}))
+    run = Run(Folder(folder), settings)
+    with ray_session(settings.ray), watched_writers() as peaks:
+        before = peak_mb()
+        start = time.perf_counter()
+        compact(run)
+        seconds = time.perf_counter() - start
+    memory = {"before_mb": before, "driver_mb": peak_mb(), "writers_mb": sum(peaks.values())}
+    print(json.dumps({"seconds": seconds, **memory, "writers": len(peaks)}))
 
 
-def peak_mb() -> float:
-    """Most memory that this process had (of `getrusage`, a child's includes what its parent had)."""
-    status = Path("/proc/self/status").read_text()
+@contextmanager
+def watched_writers() -> Iterator[dict[int, float]]:
+    """Most memory (MB) of each process below this one that writes shards, looked up ten times a second."""
+    peaks: dict[int, float] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            for process in descendants(os.getpid()):
+                with suppress(OSError):  # it has ended meanwhile
+                    if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::ShardWriter"):
+                        peaks[process] = peak_mb(process)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()
+
+
+def descendants(pid: int) -> Iterator[int]:
+    with suppress(OSError):  # it has ended meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                yield child
+                yield from descendants(child)
+
+
+def peak_mb(process: int | str = "self") -> float:
+    """Most memory that a process had (of `getrusage`, a child's includes what its parent had)."""
+    status = Path(f"/proc/{process}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
@@ -289,12 +325,13 @@ def main() -> None:
             print(f"{codec:10}" + "".join(f"{shares[name]:20.3f}" for name in names) + f"{target:>10}")
     else:
         print(f"no real scenes at {site_data}: --data names the folder that holds worldcereal/")
-    print(f"\ncompaction to {args.codec}, peak memory before and after")
-    print(f"{'samples':>10}{'tensors MB':>12}{'MB/s':>8}{'copy':>8}{'before':>8}{'after':>8}")
+    print(f"\ncompaction to {args.codec}; peak memory in MB: the driver's before and after, all writers'")
+    print(f"{'samples':>10}{'tensors MB':>12}{'MB/s':>8}{'copy':>8}{'before':>8}{'driver':>8}{'writers':>14}")
     for c in compactions:
         print(f"{c['samples']:10.0f}{c['tensors_mb']:12.0f}{c['mb_per_s']:8.0f}", end="")
         print(f"{c['copy_mb_per_s']:8.0f}", end="")
-        print(f"{c['before_mb']:8.0f}{c['peak_mb']:8.0f}")
+        print(f"{c['before_mb']:8.0f}{c['driver_mb']:8.0f}", end="")
+        print(f"{c['writers']:6.0f} x {c['writers_mb'] / c['writers']:5.0f}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture
+def crew_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compaction and prediction work in this process, without Ray."""
+    from tests.crew_here import use_crew_here
+
+    use_crew_here(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data; tests that need it are skipped, with the reason, where it is absent."""

@@ -17,8 +17,9 @@ from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.types import InputError
 from tests.export_inputs import PlainSource, export_here, exported_run, make_roi
-from tests.full_disk import run_on_small_disk
 from tests.samples import make_patch, write_samples
+
+pytestmark = pytest.mark.usefixtures("crew_here")
 
 ROIS = [make_roi("a"), make_roi("b"), make_roi("c", "val")]  # six patches each
 
@@ -176,40 +177,6 @@ def test_an_export_without_a_single_sample_is_said(tmp_path: Path) -> None:
     write_ledger(Folder(str(tmp_path)), [])
     with pytest.raises(InputError, match="has no samples to compact: every tile is empty"):
         compact(run)
-
-
-FILL = """
-import sys
-from pathlib import Path
-from cropray.pipeline.compact import compact
-from cropray.types import InputError
-from tests.export_inputs import exported_run, make_roi
-from tests.test_compact import ROIS
-
-run = exported_run(Path(sys.argv[1]) / "run", ROIS, **{"shards.shard_samples": 2})
-filler = Path(sys.argv[1]) / "filler"
-try:
-    with filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-except OSError:
-    with filler.open("r+b") as file:
-        file.truncate(filler.stat().st_size - 100_000)  # room for some shards
-try:
-    compact(run)
-except InputError as error:
-    print(error)
-there = run.folder.child("shards").names()
-assert 0 < len(there) < 9, there
-assert not list(Path(sys.argv[1]).rglob(".tmp-*"))
-filler.unlink()
-assert compact(run)["shards"] == {"train": 6, "val": 3}
-"""
-
-
-def test_a_compaction_that_filled_the_disk_goes_on_once_there_is_room(tmp_path: Path) -> None:
-    said = run_on_small_disk(tmp_path / "disk", FILL)
-    assert f"no space is left for {tmp_path}/disk/run/shards/" in said
 
 
 def test_two_compactions_at_the_same_time_make_one_sound_set(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class RayConfig(Section):
 
     address: str = ""
     num_cpus: int | None = Field(None, ge=1)
-    concurrency: int = Field(2, ge=1, description="processes of export and prediction")
+    concurrency: int = Field(2, ge=1, description="processes of export, compaction and prediction")
     max_failures: int = Field(20, ge=1, description="failed tiles after which export or predict stops")
     export_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
 

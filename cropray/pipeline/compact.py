@@ -2,9 +2,8 @@
 
 Each shard is put together on its own from single samples of many parts, so memory is bounded by a row
 group a thread (two where they are encoded anew) and a KB or two of what is known of each sample, and a
-stopped run goes on with the shards that are missing. It moves bytes and computes checksums, which release
-the interpreter's lock: threads of one process keep a disk or a network busy, and starting Ray would take
-longer than most compactions.
+stopped run goes on with the shards that are missing. This process reads the parts' footers and plans;
+processes on Ray write the shards, each sent what it takes and no more.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
 import xxhash
 
-from cropray.config.imagery import ShardsConfig
+from cropray.pipeline.cluster import ray_session
+from cropray.pipeline.compact_worker import Shard, ShardWriter
+from cropray.pipeline.crew import Died, crew
 from cropray.pipeline.ledger import LedgerRow, fingerprint, part_name, read_ledger, refuse_missing_parts
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
-from cropray.shards.buffers import Buffers
-from cropray.shards.columns import assemble
 from cropray.shards.file import ShardFile
+from cropray.shards.picked import Picked
 from cropray.shards.store import shard_name
-from cropray.shards.writer import write_shard
 from cropray.storage import Folder
 from cropray.types import InputError
 
-_THREADS = 4
+_READERS = 8  # footers read at the same time: object storage answers slowly
+_WRITERS = 2  # shards at once in a process: one computes while the other waits for bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +59,26 @@ def compact(run: Run) -> Summary:
     if finished is not None and finished["shards"] == _by_split(there):
         say(f"compact: reused {sum(finished['samples'].values())} samples")
         return finished
-    folder, shards = run.folder, run.config.shards
+    folder = run.folder
     full = [row for row in ledger if row.patches]
     if not full:
         raise InputError(f"{folder} has no samples to compact: every tile is empty (see ledger.parquet)")
     refuse_missing_parts(folder, full)
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_READERS) as pool:
         opened = list(pool.map(lambda row: _open_part(folder, row), full))
         _refuse_different(opened)
         samples = [sample for part in opened for sample in _samples(part)]
         _refuse_twins(samples)
-        plan = plan_shards(samples, run.config.seed, shards.shard_samples)
+        plan = plan_shards(samples, run.config.seed, run.config.shards.shard_samples)
         _clear(run, plan, inputs)
         run.claim("compact", inputs)
-        parts = {part.uri: part for part in opened}
-        with progress("compact", len(plan)) as bar:
-            for _ in pool.map(lambda name: _write(folder, name, plan[name], parts, shards), plan):
-                bar.advance()
+        done = set(_shards_in(folder))
+        list(pool.map(lambda name: _refuse_other(folder, name, plan[name]), done))
+    if done:
+        say(f"compact: {len(done)} of {len(plan)} shards were finished before")
+    missing = {name: plan[name] for name in plan if name not in done}
+    if missing:
+        _write(missing, {part.uri: part for part in opened}, run)
     summary = {
         "samples": dict(sorted(Counter(sample.split for sample in samples).items())),
         "shards": _by_split(plan),
@@ -165,29 +167,36 @@ def _clear(run: Run, plan: dict[str, list[Sample]], inputs: Inputs) -> None:
         )
 
 
-def _write(
-    folder: Folder,
-    name: str,
-    samples: Sequence[Sample],
-    parts: Mapping[str, ShardFile],
-    shards: ShardsConfig,
-) -> None:
-    if folder.exists(name):
-        there = ShardFile.open(f"{folder.uri}/{name}").scalars
-        wanted = [(sample.sample_id, sample.xxh3) for sample in samples]
-        if list(zip(there["sample_id"].to_pylist(), there["xxh3"].to_pylist(), strict=True)) == wanted:
-            return
+def _refuse_other(folder: Folder, name: str, samples: Sequence[Sample]) -> None:
+    there = ShardFile.open(f"{folder.uri}/{name}").scalars
+    wanted = [(sample.sample_id, sample.xxh3) for sample in samples]
+    if list(zip(there["sample_id"].to_pylist(), there["xxh3"].to_pylist(), strict=True)) != wanted:
         raise InputError(f"{folder}/{name} holds other samples; delete {folder}/shards and run compact again")
-    chosen = [(parts[sample.uri], sample.group) for sample in samples]
-    metadata = chosen[0][0].metadata
-    write_shard(folder, name, metadata, _groups(chosen, shards.row_group_samples), codec=shards.codec)
 
 
-def _groups(chosen: Sequence[tuple[ShardFile, int]], size: int) -> Iterator[pa.Table]:
-    """Row groups of `size` samples, each the one sample of a row group of its part, verified."""
-    buffers = Buffers()
-    for first in range(0, len(chosen), size):
-        rows = chosen[first : first + size]
-        scalars = pa.concat_tables([part.scalars.slice(group, 1) for part, group in rows])
-        tensors = (part.load_row_group(group).read(0) for part, group in rows)
-        yield assemble(scalars, tensors, rows[0][0].metadata, buffers.empty)
+def _write(plan: Mapping[str, Sequence[Sample]], parts: Mapping[str, ShardFile], run: Run) -> None:
+    """Write shards on Ray. Raises InputError where one could not be written; others are kept."""
+    config, errors = run.config, list[str]()
+
+    def shards() -> Iterator[Shard]:
+        for name, samples in plan.items():
+            if errors:
+                return  # those at work are waited for: killed, they would leave half a file on a full disk
+            yield Shard(name, Picked.of([(parts[sample.uri], sample.group) for sample in samples]))
+
+    size = min(config.ray.concurrency, len(plan))
+    threads = min(_WRITERS, math.ceil(len(plan) / size))
+    arguments, asks = (run.folder, config.shards), {"CPU": 1.0}
+    with (
+        ray_session(config.ray),
+        crew("compact", ShardWriter, arguments, size=size, threads=threads, asks=asks) as writers,
+        progress("compact", len(plan)) as bar,
+    ):
+        for shard, outcome in writers.results(shards()):
+            if isinstance(outcome, Died):
+                errors.append(f"{run.folder}/{shard.name}: {outcome.error}; run compact again")
+            elif outcome.error:
+                errors.append(outcome.error)
+            bar.advance()
+    if errors:
+        raise InputError(errors[0])

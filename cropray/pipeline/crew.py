@@ -96,7 +96,7 @@ class Crew(Generic[Job, Result]):
                     if attempts.deaths <= RETRIES:
                         again.append(attempts)
                         continue
-                else:
+                elif actor in self._actors:  # else it was lost after this job
                     self._room.append(actor)
                 yield attempts.job, result
 

@@ -1,4 +1,4 @@
-"""A model over an area of any size: tiles fanned out on Ray Data, then streamed into one map.
+"""A model over an area of any size: tiles fanned out over Ray, then streamed into one map.
 
 Every finished tile is published as a part, so a prediction that was stopped goes on where it was.
 Layout of maps/<name>/: map.tif, probabilities.tif, areas.json, areas.csv, picture.png, item.json and
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import shapely
@@ -21,45 +22,24 @@ from cropray.grid import Window
 from cropray.imagery.open import open_source
 from cropray.imagery.source import ImagerySource, MeteredSource
 from cropray.maps.conditions import check_source, given_as_of, prediction_settings, season_warning
-from cropray.maps.mosaic import decode_tile, encode_tile
+from cropray.maps.mosaic import decode_tile
 from cropray.maps.plan import MapPlan, plan_maps
 from cropray.maps.publish import MapIdentity, publish_map
-from cropray.maps.tiles import PredictionSettings, TileResult, predict_tile
+from cropray.maps.tiles import PredictionSettings, TileResult
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.heads import with_head
 from cropray.models.predictor import Predictor
-from cropray.pipeline.cluster import for_workers, quiet_ray_data, ray_session
-from cropray.pipeline.events import event_log
-from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
-from cropray.pipeline.quota import ClusterQuota, QuotaWatch, cluster_quota
+from cropray.pipeline.cluster import for_workers, ray_session
+from cropray.pipeline.crew import Crew, crew
+from cropray.pipeline.events import EventLog, event_log
+from cropray.pipeline.failures import refuse_failures
+from cropray.pipeline.predict_worker import MapTile, Outcome, TilePredictor
+from cropray.pipeline.quota import QuotaWatch, cluster_quota
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 from cropray.types import ImageRequest
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """A window of one map, and the name of its part."""
-
-    plan: MapPlan
-    window: Window
-
-    @property
-    def part(self) -> str:
-        return f"{self.plan.name or 'map'}/{self.window.row:07d}-{self.window.col:07d}.npz"
-
-    def request(self, settings: PredictionSettings) -> ImageRequest:
-        """What it takes at least: `predict_tile` asks for whole patches."""
-        return ImageRequest(
-            grid=self.plan.grid.window(self.window),
-            extent=self.plan.grid,
-            periods=settings.periods,
-            recipe=settings.recipe,
-            not_after=settings.as_of,
-            name=self.part,
-        )
 
 
 def predict(run: Run) -> Summary:
@@ -89,8 +69,9 @@ def predict(run: Run) -> Summary:
         say(f"predict: warning: {warning}")
     key = _hash([__version__, inputs, config.predict.tile_size, config.predict.probabilities])
     parts = output.child(f"parts/{key}")
-    tiles = [_Tile(plan, window) for plan in plans for window in plan.grid.blocks(config.predict.tile_size)]
-    _predict_tiles(tiles, run, checkpoint_folder, settings, source, parts)
+    size = config.predict.tile_size
+    tiles = [MapTile(plan.name, window) for plan in plans for window in plan.grid.blocks(size)]
+    _predict_tiles(tiles, plans, run, checkpoint_folder, settings, source, parts)
     if run.changed("predict", inputs):
         _clear(output)
     identity = MapIdentity(
@@ -114,7 +95,8 @@ def predict(run: Run) -> Summary:
 
 
 def _predict_tiles(
-    tiles: Sequence[_Tile],
+    tiles: Sequence[MapTile],
+    plans: Sequence[MapPlan],
     run: Run,
     checkpoint: Folder,
     settings: PredictionSettings,
@@ -129,74 +111,67 @@ def _predict_tiles(
         say(f"predict: reused {len(tiles) - len(missing)} of {len(tiles)} tiles")
     if not missing:
         return
-    if isinstance(source, MeteredSource):
-        source.preflight(missing[0].request(settings))
-    failures: dict[str, str] = {}
-    with ray_session(config.ray), event_log(run.folder, "predict") as events:
-        import ray
-
-        quiet_ray_data()
+    with ray_session(config.ray):
         workers = min(config.ray.concurrency, len(missing))
-        gpus = ray.cluster_resources().get("GPU", 0)
-        watch = QuotaWatch(cluster_quota(config, workers), events, len(missing))
-        # One tile a block: each outcome comes back as soon as its tile is done.
-        outcomes = ray.data.range(len(missing), override_num_blocks=len(missing)).map(
-            _TileWorker,
-            fn_constructor_args=(missing, for_workers(config), checkpoint, settings, parts, watch.quota),
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=1,
-            num_gpus=min(1.0, gpus / workers),
-        )
-        with progress("predict", len(missing)) as bar:
-            for tried, outcome in enumerate(outcomes.iter_rows(), start=1):
-                events.record(**outcome)
-                if outcome["error"]:
-                    failures[outcome["part"]] = outcome["error"]
-                bar.advance(note=watch.note(tried, [f"{len(failures)} failed"] if failures else []))
-                if len(failures) >= config.ray.max_failures:
-                    break
-    refuse_failures("predict", failures, len(missing), len(missing) - tried)
+        quota = cluster_quota(config, workers)
+        arguments = (for_workers(config), plans, checkpoint, settings, parts, quota)
+        # One tile at a time: a process uses its CPU, or its share of a GPU, up.
+        with crew(
+            "predict", TilePredictor, arguments, size=workers, threads=1, asks=_asks(workers)
+        ) as predictors:
+            if isinstance(source, MeteredSource):  # while the processes start
+                source.preflight(_request(missing[0], plans, settings))
+            with event_log(run.folder, "predict") as events:
+                watch = QuotaWatch(quota, events, len(missing))
+                failures, untried = _followed(predictors, missing, watch, events, config.ray.max_failures)
+    refuse_failures("predict", failures, len(missing), untried)
 
 
-class _TileWorker:
-    """Predicts the tile of a row's number and publishes its part; an error becomes a row."""
+def _asks(workers: int) -> dict[str, float]:
+    """A CPU each, and of the GPUs that are there an equal share that lets all `workers` run."""
+    import ray
 
-    def __init__(
-        self,
-        tiles: Sequence[_Tile],
-        config: Config,
-        checkpoint: Folder,
-        settings: PredictionSettings,
-        parts: Folder,
-        quota: ClusterQuota | None,
-    ) -> None:
-        import torch
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return {"CPU": 1.0} | ({"GPU": 1 / math.ceil(workers / gpus)} if gpus else {})
 
-        self._tiles, self._settings, self._parts = tiles, settings, parts
-        self._source = open_source(config, quota)
-        model = with_head(load_checkpoint(checkpoint), config.predict.head, str(checkpoint))
-        self._predictor = Predictor(model, "cuda" if torch.cuda.is_available() else "cpu")
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        tile = self._tiles[row["id"]]
-        try:
-            result = predict_tile(
-                tile.window,
-                tile.plan.wanted(tile.window),
-                tile.plan.grid,
-                self._source,
-                self._predictor,
-                self._settings,
-            )
-            self._parts.write_bytes(tile.part, encode_tile(result))
-        except TILE_FAILURES as failure:
-            return {"part": tile.part, "error": told(failure)}
-        return {"part": tile.part, "error": ""}
+def _request(tile: MapTile, plans: Sequence[MapPlan], settings: PredictionSettings) -> ImageRequest:
+    """What a tile takes at least: `predict_tile` asks for whole patches."""
+    (extent,) = (plan.grid for plan in plans if plan.name == tile.map_name)
+    return ImageRequest(
+        grid=extent.window(tile.window),
+        extent=extent,
+        periods=settings.periods,
+        recipe=settings.recipe,
+        not_after=settings.as_of,
+        name=tile.part,
+    )
+
+
+def _followed(
+    predictors: Crew[MapTile, Outcome],
+    tiles: Sequence[MapTile],
+    watch: QuotaWatch,
+    events: EventLog,
+    most: int,
+) -> tuple[dict[str, str], int]:
+    """Show and log what becomes of tiles until `most` have failed: errors by tile, how many are untried."""
+    failures: dict[str, str] = {}
+    with progress("predict", len(tiles)) as bar:
+        for done, (tile, result) in enumerate(predictors.results(tiles), start=1):
+            outcome = Outcome(tile.part, result.error)
+            events.record(**asdict(outcome))
+            if outcome.error:
+                failures[outcome.part] = outcome.error
+            bar.advance(note=watch.note(done, [f"{len(failures)} failed"] if failures else []))
+            if len(failures) >= most:
+                return failures, len(tiles) - done
+    return failures, 0
 
 
 def _publish_maps(
     plans: Sequence[MapPlan],
-    tiles: Sequence[_Tile],
+    tiles: Sequence[MapTile],
     parts: Folder,
     output: Folder,
     identity: MapIdentity,
@@ -205,7 +180,7 @@ def _publish_maps(
     made = []
     with progress("map", len(plans)) as bar:
         for plan in plans:
-            part_of = {tile.window: tile.part for tile in tiles if tile.plan is plan}
+            part_of = {tile.window: tile.part for tile in tiles if tile.map_name == plan.name}
 
             def read(window: Window, part_of: Mapping[Window, str] = part_of) -> TileResult:
                 return decode_tile(parts.read_bytes(part_of[window]))

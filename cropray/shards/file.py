@@ -30,7 +30,7 @@ _STORE = re.compile(r"AWS Error|HTTP status|curlCode|google::cloud")
 
 @dataclass(frozen=True, eq=False)
 class ShardFile:
-    """A shard whose footer and scalar columns were read and found sound.
+    """A shard whose footer and scalar columns were read and found sound, or some rows of one.
 
     A local file stays mapped (not open) from the first row group on: mapping costs half of a read.
     Row groups of a remote one are kept in `cache`, if there is one.
@@ -44,6 +44,7 @@ class ShardFile:
     columns: tuple[Column, ...]  # of the tensors
     ranges_gc2: npt.NDArray[np.int64]  # first byte and number of bytes, by row group and column
     cache: RangeCache | None = None
+    first_row: int = 0  # of these in the file
 
     @classmethod
     def open(cls, uri: str, cache: RangeCache | None = None) -> ShardFile:
@@ -73,9 +74,11 @@ class ShardFile:
         with _explained(self.uri):
             return self._row_group(group, self._fetch)
 
-    def load_row_group(self, group: int) -> RowGroup:
-        """As `row_group`, for one that is wanted once: nothing of the file stays mapped, open or cached."""
-        filesystem, path = resolve(self.uri)
+    def load_row_group(self, group: int, filesystem: pafs.FileSystem, path: str) -> RowGroup:
+        """As `row_group`, for one that is wanted once: nothing of the file stays mapped, open or cached.
+
+        Its file system and path are given, for one that is opened anew connects anew.
+        """
         with _explained(self.uri), filesystem.open_input_file(path) as source:
 
             def fetch(start: int, size: int) -> pa.Buffer:
@@ -132,7 +135,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The tensors of the rows of a file from `first_row` on, decoded sample by sample."""
+    """The tensors of the rows of `file` from `first_row` on, decoded sample by sample."""
 
     file: ShardFile
     first_row: int
@@ -143,13 +146,14 @@ class RowGroup:
 
         Their checksum is verified. Raises InputError that names the file, the row and the sample.
         """
-        file, row_of_file = self.file, self.first_row + row
+        file, at = self.file, self.first_row + row
+        row_of_file = file.first_row + at
         with _explained(f"{file.uri}, row {row_of_file}"):
             tensors = {
                 name: spec.decode(self.pages[name].value(row)) for name, spec in file.metadata.tensors.items()
             }
-        if checksum(tensors.values()) != file.checksums[row_of_file]:
-            raise _damaged_sample(file.uri, row_of_file, file.scalars["sample_id"][row_of_file].as_py())
+        if checksum(tensors.values()) != file.checksums[at]:
+            raise _damaged_sample(file.uri, row_of_file, file.scalars["sample_id"][at].as_py())
         return tensors
 
 

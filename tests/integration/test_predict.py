@@ -19,7 +19,9 @@ from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
 from cropray.overrides import updated
 from cropray.pipeline import predict as predict_module
+from cropray.pipeline import predict_worker
 from cropray.pipeline.predict import predict
+from cropray.pipeline.predict_worker import MapTile, Outcome, TilePredictor
 from cropray.rois.store import write_rois
 from cropray.run import Run, Summary
 from cropray.storage import Folder
@@ -30,11 +32,10 @@ CLASSES = ("wheat", "maize", "pea")
 AREA = "4.33,50.44,4.345,50.448"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def random_model(path: Path, classes: tuple[str, ...] = CLASSES) -> str:
     """Random weights and thresholds near the scores, so that several classes occur."""
-    folder = Folder(str(tmp_path_factory.mktemp("model")))
-    spec = NetworkSpec(n_classes=3, width=4, months=3)
+    folder = Folder(str(path))
+    spec = NetworkSpec(n_classes=len(classes), width=4, months=3)
     torch.manual_seed(0)
     network = spec.build()
     with torch.no_grad():
@@ -42,17 +43,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
         network.final_conv.weight -= network.final_conv.weight.mean(dim=1, keepdim=True)
     save_checkpoint(
         Checkpoint(
-            classes=CLASSES,
+            classes=classes,
             network=spec,
             normalisation=FixedNormalisation(),
             window={"anchor": "as_of", "months": 3, "lead_months": 1, "as_of": "2022-06-10"},
             s1_quantity="gamma0",
             weights=network.state_dict(),
-            thresholds=(0.5, 0.5, 0.5),
+            thresholds=(0.5,) * len(classes),
         ),
         folder,
     )
     return folder.uri
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return random_model(tmp_path_factory.mktemp("model"))
 
 
 def run_in(folder: Path, trained: str, **settings: Any) -> Run:
@@ -72,6 +78,7 @@ def finished(ray_local: None, tmp_path_factory: pytest.TempPathFactory, model: s
     return run, predict(run)
 
 
+@pytest.mark.usefixtures("crew_here")
 def test_a_bounding_box_becomes_a_map_that_does_not_depend_on_its_tiles(
     finished: tuple[Run, Summary], tmp_path: Path, model: str
 ) -> None:
@@ -100,6 +107,7 @@ def test_a_finished_map_is_reused_and_not_replaced_by_another(
         predict(other)
 
 
+@pytest.mark.usefixtures("crew_here")
 def test_a_head_beside_others_draws_the_map_that_it_does_alone(
     finished: tuple[Run, Summary], tmp_path: Path, model: str
 ) -> None:
@@ -137,8 +145,9 @@ def test_a_stopped_prediction_goes_on_with_the_tiles_it_has(
     assert np.array_equal(classes_of(run), classes_of(finished[0]))
 
 
+@pytest.mark.usefixtures("crew_here")
 def test_a_map_of_another_model_is_drawn_anew(
-    ray_local: None, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_in(tmp_path / "run", model, area="4.33,50.44,4.335,50.443")
     predict(run)
@@ -151,25 +160,37 @@ def test_a_map_of_another_model_is_drawn_anew(
     assert (classes_of(run) != before).any()
 
 
-def test_a_tile_that_its_source_fails_becomes_a_row(
+def test_a_tile_that_its_source_fails_becomes_an_outcome(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken:
         def composite(self, _request: ImageRequest) -> Composite:
             raise RuntimeError("the service hung up")
 
-    monkeypatch.setattr(predict_module, "open_source", lambda *_: Broken())
+    monkeypatch.setattr(predict_worker, "open_source", lambda *_: Broken())
     run = run_in(tmp_path, model)
     checkpoint = Folder(model)
     settings = prediction_settings(load_checkpoint(checkpoint), run.config)
     (plan,) = plan_maps(AREA, run.config, run.folder)
-    tile = predict_module._Tile(plan, next(iter(plan.grid.blocks(64))))
-    work = predict_module._TileWorker([tile], run.config, checkpoint, settings, run.folder, None)
-    assert work({"id": 0}) == {"part": tile.part, "error": "RuntimeError('the service hung up')"}
+    tile = MapTile(plan.name, next(iter(plan.grid.blocks(64))))
+    predictor = TilePredictor(run.config, [plan], checkpoint, settings, run.folder, None)
+    assert predictor.do(tile) == Outcome(tile.part, "RuntimeError('the service hung up')")
     assert run.folder.names() == []
 
 
-def test_rois_of_a_split_become_a_map_each(ray_local: None, tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "workers", "share"), [(0, 2, None), (1, 1, 1), (1, 4, 0.25), (2, 3, 0.5), (4, 2, 1)]
+)
+def test_all_processes_find_room_on_the_gpus_there_are(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int, share: float | None
+) -> None:
+    there = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    assert predict_module._asks(workers).get("GPU") == share
+
+
+@pytest.mark.usefixtures("crew_here")
+def test_rois_of_a_split_become_a_map_each(tmp_path: Path, model: str) -> None:
     run = run_in(tmp_path, model, area="rois:test", probabilities=False)
     places = {"one": (4.33, "test"), "two": (4.36, "test"), "again": (4.33, "test"), "other": (4.4, "train")}
     write_rois(
