@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -137,14 +136,6 @@ def for_workers(config: Config) -> Config:
 
 def _absolute(path: str) -> str:
     return path if _SCHEME.match(path) else str(Path(path).expanduser().absolute())
-
-
-def quiet_ray_data() -> None:
-    """Leave out Ray Data's own progress and plans: the stages report their progress themselves."""
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 @contextmanager
