@@ -78,6 +78,13 @@ def test_no_other_address_is_taken_for_a_loopback(url: str) -> None:
     assert not EarthEngineConfig(url=url).is_loopback
 
 
+def test_an_address_may_end_in_a_slash_and_no_other_text_is_one() -> None:
+    assert EarthEngineConfig(url="http://127.0.0.1:8080/").url == "http://127.0.0.1:8080"
+    for text in ("127.0.0.1:8080", "http://", "http://127.0.0.1:8080/v1", "ftp://127.0.0.1"):
+        with pytest.raises(ValueError, match=f"'{text}' is no address; wanted one like"):
+            EarthEngineConfig(url=text)
+
+
 def test_the_project_is_that_of_the_settings_then_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "cloud")
     assert project_of(EarthEngineConfig()) == "cloud"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -27,7 +28,7 @@ class EarthEngineConfig(Section):
     project: str = ""
     service_account_key: str = ""
     endpoint: Literal["standard", "high_volume"] = "standard"
-    url: str = Field("", pattern=r"^(https?://[^/]+)?$")
+    url: str = ""
     in_flight: int = Field(20, ge=1, le=1000)
     per_second: float = Field(50.0, gt=0)
     deadline_s: float = Field(360.0, gt=0)
@@ -45,6 +46,15 @@ class EarthEngineConfig(Section):
     @property
     def is_loopback(self) -> bool:
         return urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+
+    @field_validator("url")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^/\s]+/?", value):
+            raise ValueError(
+                f"{value!r} is no address; wanted one like http://127.0.0.1:8080, without a path"
+            )
+        return value.rstrip("/")
 
     @field_validator("service_account_key", mode="before")
     @classmethod
