@@ -144,7 +144,12 @@ class Run:
         name = self._place(stage)
         if not self.folder.exists(name):
             return None
-        record: dict[str, Any] = json.loads(self.folder.read_text(name))
+        try:
+            record: dict[str, Any] = json.loads(self.folder.read_text(name))
+        except ValueError as error:
+            raise InputError(
+                f"{self.folder}/{name} is damaged ({error}); delete it and run {stage} again"
+            ) from error
         return record
 
     def _write(self, stage: str, summary: Summary | None, inputs: Inputs) -> None:

@@ -59,6 +59,14 @@ def test_a_reference_from_the_run_folder_moves_with_it(folder: str, reference: s
     assert Run(Folder(folder), load_config(None, ())).place(reference).uri == place
 
 
+def test_a_damaged_record_is_named_with_what_to_do(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    run.finish("rois", {})
+    run.folder.write_text("stages/rois.json", run.folder.read_text("stages/rois.json")[:-5])
+    with pytest.raises(InputError, match=r"stages/rois\.json is damaged .*; delete it and run rois again"):
+        run.begin("export")
+
+
 def test_every_map_has_a_record_of_its_own(tmp_path: Path) -> None:
     for name in ("june", "july"):
         open_run(tmp_path, f"predict.name={name}").finish("predict", {"map": name})
