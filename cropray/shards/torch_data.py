@@ -3,7 +3,8 @@
     loader = DataLoader(ShardBatches(uris, batch_size=16), batch_size=None, num_workers=4)
     loader = DataLoader(ShardSamples(uris), batch_size=16, shuffle=True)
 
-The first reads in the order of the files, each worker its own share; the second any sample at any time.
+The first reads whole row groups in an order of its own, each worker its share; the second any sample at
+any time.
 Samples are dicts of tensors as they are stored, with their `sample_id`.
 """
 
@@ -51,7 +52,8 @@ class ShardSamples(Dataset[Sample]):
 class ShardBatches(IterableDataset[Sample]):
     """Batches of an epoch, shared out between ranks and the workers of their DataLoaders.
 
-    The arguments are those of `ShardReader`. `set_epoch` chooses the next order.
+    The arguments are those of `ShardReader`. `set_epoch` chooses the next order; the workers of a DataLoader
+    with `persistent_workers` do not hear of it.
     """
 
     def __init__(
