@@ -94,14 +94,22 @@ def train(run: Run, stage: Stage) -> Summary:
 
 
 def train_in(
-    run: Run, stage: Stage, plan: TrainingPlan, place: Folder, tracker: Tracker, tell: Tell, cpus: float
+    run: Run,
+    stage: Stage,
+    plan: TrainingPlan,
+    place: Folder,
+    tracker: Tracker,
+    tell: Tell,
+    desk: Any,
+    cpus: float,
 ) -> History:
     """Train with the states in the folder `place` and `cpus` a worker; the history of all epochs.
 
-    After every epoch `tell` is called with the history so far. Raises what `Follower.to_the_end` does.
+    `desk` is where the workers can be asked to leave. After every epoch `tell` is called with the
+    history so far. Raises what `Follower.to_the_end` does.
     """
     plan = replace(plan, states=place)
-    return _begun(run, stage, plan, _asked(run, stage, cpus))(tracker, tell)
+    return _begun(run, stage, plan, _asked(run, stage, cpus), desk)(tracker, tell)
 
 
 def publish_best(place: Folder, epoch: int, target: Folder) -> None:
@@ -150,7 +158,7 @@ def _asked(run: Run, stage: Stage, cpus: float = 1) -> Asked:
 
 
 def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked) -> tuple[History, str, str]:
-    training = _begun(run, stage, plan, asked)
+    training = _begun(run, stage, plan, asked, open_desk())
     # The workers start while MLflow is imported.
     with tracked(run, stage) as tracker:
         about = {"train_samples": plan.samples, "parameters": plan.parameters}
@@ -165,10 +173,9 @@ def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked
 
 
 def _begun(
-    run: Run, stage: Stage, plan: TrainingPlan, asked: Asked
+    run: Run, stage: Stage, plan: TrainingPlan, asked: Asked, desk: Any
 ) -> Callable[[Tracker, Tell | None], History]:
     """Begin a training; what follows it to its end."""
-    desk = open_desk()
     training = in_thread(lambda: _fit(run, stage, plan, asked, desk))
     return lambda tracker, tell: Follower(stage, plan, asked, desk, training, tracker, tell).to_the_end()
 

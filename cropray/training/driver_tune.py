@@ -6,10 +6,9 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cropray.config import Config
 from cropray.config.tune import Dimension, TuneConfig
 from cropray.figures.sweep import PICTURE, SWEEP, Axis, sweep_picture
 from cropray.overrides import updated
@@ -19,13 +18,13 @@ from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, end_children, tracked
-from cropray.training.driver import in_thread, publish_best, train_in
+from cropray.training.driver import in_thread, publish_best
 from cropray.training.evaluate import evaluate
-from cropray.training.history import History, best_entry
 from cropray.training.lock import held
 from cropray.training.plan import make_plan, training_inputs
 from cropray.training.room import check_trials
 from cropray.training.space import check_space, trials_of
+from cropray.training.trial import TRIAL, Trial
 from cropray.training.validate import SCORE
 from cropray.types import InputError
 
@@ -35,23 +34,8 @@ if TYPE_CHECKING:
     from ray.tune.search import Searcher
 
 
-_TRIAL = "trial.json"
 _EXPERIMENT = "ray"  # where Ray Tune keeps what it needs to go on
 _POLL_S = 0.5
-_UNKNOWN = -1.0  # below every score: what an epoch counts of which nothing is known
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a trial tried, and what it reached: the best of its validated epochs."""
-
-    id: str
-    values: dict[str, Any]
-    epochs: int  # trained
-    best_epoch: int
-    score: float | None
-    stopped: bool  # before its last epoch: it fell behind, failed, or time was up
-    problem: str = ""
 
 
 def tune(run: Run) -> Summary:
@@ -151,11 +135,14 @@ def _tuner(run: Run, parent: str) -> Tuner:
     """A new search, or the one that the folder holds, taken up."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # trials keep their own records
     from ray import tune as ray_tune
+
+    from cropray.training.driver_trial import TrialTraining
 
     settings, folder = run.config.tune, _folder(run)
     given = ray_tune.with_parameters(
-        _trial, folder=run.folder.uri, config=for_workers(run.config), parent=parent
+        TrialTraining, folder=run.folder.uri, config=for_workers(run.config), parent=parent
     )
     # The trial itself only waits: its workers take the CPUs.
     trainable = ray_tune.with_resources(given, {"cpu": 0.01})
@@ -180,60 +167,19 @@ def _tuner(run: Run, parent: str) -> Tuner:
             name=_EXPERIMENT,
             storage_path=folder.path(),
             storage_filesystem=folder.filesystem,
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their states
             verbose=0,
         ),
-    )
-
-
-def _trial(values: dict[str, Any], *, folder: str, config: Config, parent: str) -> None:
-    """One training, in the process of a trial; tells Tune of every validated epoch.
-
-    An earlier attempt of the same trial is taken up from its last state.
-    """
-    from ray import tune as ray_tune
-
-    run = Run(Folder(folder), updated(config, values))
-    settings = config.tune
-    identity = ray_tune.get_context().get_trial_id()
-    place = _folder(run).child(f"trials/{identity}")
-    plan = make_plan(run, settings.stage)
-    epochs = plan.recipe.epochs
-    told: list[int] = []
-
-    def tell(history: History, upto: int = epochs - 1) -> None:
-        """Keep the record first: Tune may end the trial by its answer."""
-        trial = _judged(identity, values, history, epochs)
-        place.write_text(_TRIAL, json.dumps(asdict(trial)) + "\n")
-        for entry in history:
-            if SCORE in entry and entry["epoch"] <= upto and entry["epoch"] not in told:
-                told.append(entry["epoch"])
-                score = entry[SCORE]
-                ray_tune.report({SCORE: _UNKNOWN if score is None else score, "epoch": entry["epoch"]})
-
-    with tracked(run, f"tune/{settings.name}/{identity}", parent=parent) as tracker:
-        # The last epoch is told when the training is over: were the trial ended while its workers leave,
-        # their room would stay taken.
-        tell(train_in(run, settings.stage, plan, place, tracker, tell, settings.cpus), epochs)
-
-
-def _judged(identity: str, values: dict[str, Any], history: History, epochs: int) -> Trial:
-    validated = [entry for entry in history if entry.get(SCORE) is not None]
-    best = best_entry(validated) if validated else None
-    return Trial(
-        identity,
-        values,
-        epochs=history[-1]["epoch"] if history else 0,
-        best_epoch=best["epoch"] if best else 0,
-        score=best[SCORE] if best else None,
-        stopped=not history or history[-1]["epoch"] < epochs,
     )
 
 
 def _trials(run: Run) -> list[Trial]:
     """What all trials have left so far, the best first."""
     folder = _folder(run).child("trials")
-    records = [json.loads(folder.read_text(name)) for name in folder.names(_TRIAL)]
-    return sorted((Trial(**record) for record in records), key=lambda t: (-(t.score or _UNKNOWN), t.id))
+    records = [json.loads(folder.read_text(name)) for name in folder.names(TRIAL)]
+    return sorted(
+        (Trial(**record) for record in records), key=lambda t: (t.score is None, -(t.score or 0), t.id)
+    )
 
 
 def domains(settings: TuneConfig) -> dict[str, Any]:

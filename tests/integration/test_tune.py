@@ -90,3 +90,26 @@ def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_finished(tmp_
     again = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     assert "reused" in again.stderr
     assert json.loads(again.stdout) == summary
+
+
+def test_a_trial_that_is_ended_gives_back_its_room(ray_local: None, tmp_path: Path) -> None:
+    import ray
+    from ray.tune import with_parameters
+
+    from cropray.training.driver_trial import TrialTraining
+
+    run, _ = prepared(tmp_path)
+    endless = updated(run.config, {"finetune.epochs": 10_000, "finetune.schedule": "constant"})
+    given = with_parameters(TrialTraining, folder=run.folder.uri, config=endless, parent="")
+    trial = ray.remote(num_cpus=0)(given).remote({"finetune.lr": 1e-3})
+    told = ray.get(trial.step.remote())
+    assert told["epoch"] == 1
+    assert not told["done"]
+    assert ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]
+    ray.get(trial.stop.remote())  # as Tune ends one that falls behind
+    # While the process is there: nothing is left to what would tidy up after it.
+    deadline = time.monotonic() + 10  # Ray counts a little behind
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert next(iter(records(run).values()))["stopped"]
