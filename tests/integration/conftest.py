@@ -31,9 +31,11 @@ class Nodes:
 
         # Else it takes a quarter of a minute until a lost node is noticed.
         noticed = {"health_check_period_ms": 300, "health_check_failure_threshold": 3}
-        head = {"include_dashboard": False, "dashboard_agent_listen_port": 0, "_system_config": noticed}
+        # Without a dashboard Ray still wants its port: any, beside another Ray's.
+        ports = {"dashboard_port": None, "dashboard_agent_listen_port": 0}
+        head = {"include_dashboard": False, **ports, "_system_config": noticed}
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **head})
-        self._exporting = [self._cluster.add_node(num_cpus=1, resources={"ee": 2}) for _ in range(2)]
+        self._offering: list[Any] = []
 
     @property
     def address(self) -> str:
@@ -42,28 +44,31 @@ class Nodes:
     @property
     def offering_ee(self) -> set[str]:
         """The ids of the nodes that do, and are alive."""
-        return {node.node_id for node in self._exporting}
+        return {node.node_id for node in self._offering}
+
+    def make_whole(self) -> None:
+        """Add the nodes that offer `ee`, or what is missing of them."""
+        while len(self._offering) < 2:
+            self._offering.append(self._cluster.add_node(num_cpus=1, resources={"ee": 2}))
 
     def kill_one(self) -> str:
         """Kill all processes of a node that offers `ee`; its id."""
-        node = self._exporting.pop()
+        node = self._offering.pop()
         self._cluster.remove_node(node, allow_graceful=False)
         return str(node.node_id)
 
-    def actors(self, class_name: str) -> list[dict[str, Any]]:
-        """What Ray knows of all actors of a class, those that have ended among them."""
+    def nodes_of(self, class_name: str, *, alive: bool) -> set[str]:
+        """Where actors of a class are, or where they ended; not those that never found a place."""
         table = self._cluster.global_state.actor_table(None).values()
-        return [actor for actor in table if actor["ActorClassName"] == class_name]
+        found = {
+            actor["Address"]["NodeID"]
+            for actor in table
+            if actor["ActorClassName"] == class_name and (actor["State"] == "ALIVE") == alive
+        }
+        return {node for node in found if node.strip("f")}
 
     def end(self) -> None:
         self._cluster.shutdown()
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    nodes = Nodes()
-    yield nodes
-    nodes.end()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
