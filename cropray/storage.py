@@ -93,6 +93,8 @@ def _scheme(uri: str) -> str:
 def _first_answer(uri: str, scheme: str) -> None:
     """Ask a store whether there is something at `uri`, whatever it says. Raises InputError."""
     store = uri.split("/", 3)[2]
+    if not store:
+        raise InputError(f"{uri!r} names no bucket: wanted a URI like {scheme}://bucket/run")
     if store in _answered:
         return
 

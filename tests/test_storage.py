@@ -126,3 +126,9 @@ def test_a_store_that_is_not_there_is_told_with_its_reason() -> None:
     uri = f"gs://anonymous@bucket/run?scheme=http&endpoint_override=127.0.0.1:{port}&retry_limit_seconds=1"
     with pytest.raises(InputError, match=r"connect to server; wanted a bucket .*GOOGLE_APPLICATION_CRED"):
         Folder(uri).exists()
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///run", "gs://"])
+def test_a_store_without_a_bucket_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match=f"{uri}' names no bucket: wanted a URI like"):
+        Folder(uri).exists("x")

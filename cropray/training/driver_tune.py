@@ -22,7 +22,7 @@ from cropray.training.driver import in_thread, publish_best
 from cropray.training.evaluate import evaluate
 from cropray.training.lock import held
 from cropray.training.plan import make_plan, training_inputs
-from cropray.training.room import check_trials
+from cropray.training.room import TRIAL_CPUS, check_trials
 from cropray.training.space import check_space, trials_of
 from cropray.training.trial import TRIAL, Trial
 from cropray.training.validate import SCORE
@@ -144,8 +144,7 @@ def _tuner(run: Run, parent: str) -> Tuner:
     given = ray_tune.with_parameters(
         TrialTraining, folder=run.folder.uri, config=for_workers(run.config), parent=parent
     )
-    # The trial itself only waits: its workers take the CPUs.
-    trainable = ray_tune.with_resources(given, {"cpu": 0.01})
+    trainable = ray_tune.with_resources(given, {"cpu": TRIAL_CPUS})
     place = {"path": f"{folder.path()}/{_EXPERIMENT}", "storage_filesystem": folder.filesystem}
     if ray_tune.Tuner.can_restore(**place):
         return ray_tune.Tuner.restore(
