@@ -59,8 +59,12 @@ class RayHead:
         )
 
     def start(self, package: str, *entrypoint: str, **variables: str) -> str:
-        """A job in a working directory that was sent before, with environment variables; its id."""
-        environment = {"working_dir": package, "env_vars": variables}
+        """A job in a working directory that was sent before, with environment variables; its id.
+
+        Without a package it is none of Ray's: nodes that are added on this machine share these, and take
+        them from each other.
+        """
+        environment = {"env_vars": variables, **({"working_dir": package} if package else {})}
         body = {"entrypoint": " ".join(entrypoint), "runtime_env": environment}
         return str(self._ask("post", "/api/jobs/", json=body)["submission_id"])
 

@@ -150,6 +150,7 @@ def test_a_stopped_training_keeps_its_state_and_the_same_submission_goes_on_from
     assert "pretrain: keeps its state and leaves" in said
     assert "interrupted; the same command goes on from what is finished" in said
     left = max(path.parent.name for path in states.glob("*/whole.json"))
+    record = (tmp_path / "run" / "mlflow" / "pretrain.json").read_text()  # which of MLflow's runs it is
 
     brake.unlink()
     job = submitted()
@@ -158,15 +159,17 @@ def test_a_stopped_training_keeps_its_state_and_the_same_submission_goes_on_from
     assert f"pretrain: 1 worker on cpu, float32; goes on from {left}" in said
     assert re.search(r"^pretrain: \d+/120.*epoch \d+/30, loss \d", said, re.MULTILINE), said
     assert not set("\r\x1b") & set(said)
+    assert (tmp_path / "run" / "mlflow" / "pretrain.json").read_text() == record
 
 
-def test_a_training_waits_for_the_gpus_that_it_asks_for_and_says_so(
-    head: RayHead, tmp_path: Path, package: str
-) -> None:
+def test_a_training_waits_for_the_gpus_that_it_asks_for_and_says_so(head: RayHead, tmp_path: Path) -> None:
     given = prepared(tmp_path / "run", gpus=1, workers=2)
     (tmp_path / "given.yaml").write_text(given.config.to_yaml())
-    command = ("--config", str(tmp_path / "given.yaml"), "--run", str(tmp_path / "run"))
-    asked = head.start(package, "python", "jobs/pretrain.py", *command)  # the cluster adds one node only
+    command = (
+        *("python", str(ROOT / "jobs/pretrain.py")),
+        *("--config", str(tmp_path / "given.yaml"), "--run", str(tmp_path / "run")),
+    )
+    asked = head.start("", *command)  # the cluster adds one node only
     wait_for(lambda: "waits for room" in head.logs(asked))
     head.stop(asked)
     ended, said = head.finished(asked), head.logs(asked)
@@ -174,7 +177,7 @@ def test_a_training_waits_for_the_gpus_that_it_asks_for_and_says_so(
     assert "pretrain: waits for room for its workers (2, each with 1 CPU and 1 GPU); free in Ray: " in said
     assert " GPUs; nodes are added where the cluster may have more" in said
 
-    asked = head.start(package, "python", "jobs/pretrain.py", *command, "--set", "pretrain.workers=1")
+    asked = head.start("", *command, "--set", "pretrain.workers=1")
     ended, said = head.finished(asked), head.logs(asked)
     # The added node says that it has a GPU, which PyTorch does not find.
     assert ended["driver_exit_code"] == 2, said
