@@ -82,19 +82,21 @@ def nodes(started: Nodes) -> Nodes:
 
 
 class Uploads:
-    """What is uploaded to a folder of a run in the bucket; from number `free` on it waits for its release."""
+    """What is uploaded to a folder of a run in the bucket: all but the first `free` wait for release."""
 
     def __init__(self, bucket: Bucket, run: Run, folder: str, free: int = 0) -> None:
         self._folder, self._free = f"{run.folder.uri.removeprefix('s3:/')}/{folder}/", free
-        self._released = threading.Event()
-        self.seen: set[str] = set()
+        self._released, self._lock = threading.Event(), threading.Lock()
+        self.seen: list[str] = []
         bucket.fault = self._fault
 
     def _fault(self, method: str, path: str) -> float:
         name = path.split("?", maxsplit=1)[0]
         if method in ("PUT", "POST") and name.startswith(self._folder):
-            self.seen.add(name)
-            if len(self.seen) > self._free:
+            with self._lock:  # a file may take several requests
+                if name not in self.seen:
+                    self.seen.append(name)
+            if self.seen.index(name) >= self._free:
                 self._released.wait(100)
         return 0.0
 
