@@ -45,7 +45,9 @@ class Desk:
 
 
 def open_desk() -> Any:
-    """A handle of a new desk; it ends with the driver."""
+    """A handle of a new desk; it ends with the driver, and is no sooner lost: it runs on the same node."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(num_cpus=0)(Desk).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()

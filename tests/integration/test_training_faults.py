@@ -131,7 +131,7 @@ import os, sys, threading, time
 from pathlib import Path
 folder = Path(sys.argv[1])
 brake = folder / "brake"
-os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5", "CROPRAY_TEST_BRAKE": str(brake)}
+os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20", "CROPRAY_TEST_BRAKE": str(brake)}
 import ray
 from ray.cluster_utils import Cluster
 from cropray.training.driver import pretrain
