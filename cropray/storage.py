@@ -10,23 +10,19 @@ import errno
 import os
 import shutil
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from cropray.threads import within
 from cropray.types import InputError
-
-T = TypeVar("T")
 
 _TO_DO = {
     errno.ENOSPC: "make room there, and run the same command again: what is finished is kept",
@@ -109,22 +105,6 @@ def _first_answer(uri: str, scheme: str) -> None:
     except OSError as error:
         raise InputError(f"cannot open {uri}: {_reason(error)}; {_WANTED[scheme]}") from error
     _answered.add(store)
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` gives. Raises TimeoutError where it takes longer; then it is left to itself."""
-    answer: Future[T] = Future()
-
-    def target() -> None:
-        try:
-            answer.set_result(work())
-        except BaseException as error:  # raised below
-            answer.set_exception(error)
-
-    threading.Thread(target=target, daemon=True).start()
-    if not wait([answer], timeout=seconds).done:
-        raise TimeoutError(f"no answer in {seconds:g} s")
-    return answer.result()
 
 
 def _reason(error: OSError) -> str:

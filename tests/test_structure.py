@@ -17,7 +17,7 @@ BARE = {"numpy", "torch", "pyarrow", "xxhash", "safetensors", "pyproj", "fsspec"
 BARE_LEAVES = {"cropray.types", "cropray.bands", "cropray.grid", "cropray.storage"}
 # Data flows downward: a module imports from its own room and from those before it, never from one behind.
 WAY = (
-    *("types", "bands", "grid", "storage", "config", "overrides", "progress", "run"),
+    *("types", "bands", "grid", "threads", "storage", "config", "overrides", "progress", "run"),
     *("rasters", "figures", "imagery", "rois", "labels", "shards", "models", "tracking", "training"),
     *("maps", "pipeline", "doctor", "cli_options", "cli_models", "cli", "__main__"),
 )

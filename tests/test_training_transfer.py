@@ -24,11 +24,11 @@ def until(what: Callable[[], bool]) -> bool:
 
 def test_one_item_is_prepared_ahead_and_no_more() -> None:
     prepared: list[int] = []
-    items = one_ahead(range(5), lambda i: prepared.append(i) or 10 * i)  # type: ignore[func-returns-value]
+    items = one_ahead(range(5), lambda i: prepared.append(i) or 10 * i)
     assert prepared == []
     for number in range(5):
         assert next(items) == 10 * number
-        assert until(lambda upto=number: prepared == list(range(min(upto + 2, 5))))  # type: ignore[misc]
+        assert until(lambda upto=number: prepared == list(range(min(upto + 2, 5))))
         time.sleep(0.02)
         assert len(prepared) == min(number + 2, 5)
     assert list(items) == []
@@ -80,7 +80,7 @@ class Gpu:
     def stream_of(self, name: str) -> Any:
         return SimpleNamespace(
             name=name,
-            record_event=lambda: self.notes.append(f"{name}: event") or "event",  # type: ignore[func-returns-value]
+            record_event=lambda: self.notes.append(f"{name}: event") or "event",
             wait_event=lambda event: self.notes.append(f"{name}: waits for {event}"),
         )
 

@@ -15,7 +15,8 @@ from cropray.config import Config
 from cropray.doctor.finding import Finding, bad, ok, warning
 from cropray.doctor.machine import existing
 from cropray.run import Run
-from cropray.storage import Folder, within
+from cropray.storage import Folder
+from cropray.threads import within
 from cropray.types import InputError
 
 # A signed request is refused by object storage when it is 15 minutes off, a token by Google after 5.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropray.run import Run, flat
-from cropray.storage import within
+from cropray.threads import within
 from cropray.tracking.database import files_beside, follow, make_whole, sqlite_file
 from cropray.types import InputError
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.pipeline.cluster import ray_session, reach
 from cropray.progress import say
 from cropray.run import Run, Summary
 from cropray.storage import Folder
+from cropray.threads import in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
 from cropray.training.driver_desk import open_desk
@@ -37,8 +36,6 @@ Stage = Literal["pretrain", "finetune"]
 # and after every epoch.
 _CONTROLLER_POLL_S = "0.2"
 _RAYS_OWN = "ray"  # in the folder of states
-
-T = TypeVar("T")
 
 
 def pretrain(run: Run) -> Summary:
@@ -121,24 +118,6 @@ def publish_best(place: Folder, epoch: int, target: Folder) -> None:
     checkpoint, standing = load_checkpoint(state), json.loads(state.read_text(STANDING))
     target.write_text("history.json", json.dumps(standing["history"], indent=1) + "\n")
     save_checkpoint(checkpoint, target)
-
-
-def in_thread(work: Callable[[], T]) -> Future[T]:
-    """Run `work` beside the main thread, which stays free for the user's interrupt.
-
-    Ray Train would else take over the handling of SIGINT, and keep it. The thread does not keep
-    the process alive.
-    """
-    future: Future[T] = Future()
-
-    def target() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # handed over to whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=target, name="ray-train", daemon=True).start()
-    return future
 
 
 def _forget(run: Run, stage: Stage) -> None:

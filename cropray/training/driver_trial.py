@@ -14,8 +14,9 @@ from cropray.config import Config
 from cropray.overrides import updated
 from cropray.run import Run
 from cropray.storage import Folder
+from cropray.threads import in_thread
 from cropray.tracking.runs import tracked
-from cropray.training.driver import in_thread, train_in
+from cropray.training.driver import train_in
 from cropray.training.driver_desk import open_desk
 from cropray.training.history import History
 from cropray.training.plan import make_plan

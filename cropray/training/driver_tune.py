@@ -16,9 +16,10 @@ from cropray.pipeline.cluster import for_workers, ray_session, reach
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
+from cropray.threads import in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, end_children, tracked
-from cropray.training.driver import in_thread, publish_best
+from cropray.training.driver import publish_best
 from cropray.training.evaluate import evaluate
 from cropray.training.lock import held
 from cropray.training.plan import make_plan, training_inputs

@@ -72,11 +72,11 @@ def test_nothing_is_lost_of_the_record_while_the_server_is_away(
     take, until_done = Follower._take, Follower._until_done
     with mlflow_server(tmp_path) as server, wire(server) as line:
 
-        def cut_first(self, note, *rest):  # type: ignore[no-untyped-def]
+        def cut_first(self, note, *rest):
             line.cut = True  # from the first word of the workers on
             take(self, note, *rest)
 
-        def mend_last(self, *arguments):  # type: ignore[no-untyped-def]
+        def mend_last(self, *arguments):
             until_done(self, *arguments)
             line.cut = False  # when they are done
 
