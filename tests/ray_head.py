@@ -117,6 +117,8 @@ def ray_head(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S),
         "OMP_NUM_THREADS": "1",
+        # A job's `python` is the one that runs the tests, whether its environment is activated or not.
+        "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
     }
     if adds is not None:
         cluster = folder / "cluster.json"  # JSON is YAML
