@@ -9,7 +9,7 @@ import ray
 from cropray.config import Config, RayConfig
 from cropray.overrides import updated
 from cropray.pipeline import cluster
-from cropray.pipeline.cluster import for_workers, growth
+from cropray.pipeline.cluster import NoRayError, for_workers, growth, no_ray, ray_session
 
 
 def maps(class_map: str, truth: str) -> Config:
@@ -90,3 +90,33 @@ def test_what_ray_can_come_to_have_is_known_where_its_nodes_are(
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(cluster, "growth_here", lambda: bounds)
     assert cluster.reach(RayConfig(address=address)) == most
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("", "Ray does not start on this machine (The current node timed out): cropray doctor"),
+        (
+            "10.0.0.1:6379",
+            "cannot join the Ray at 10.0.0.1:6379 (The current node timed out): is the",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_come_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    def late(**_given: Any) -> None:
+        raise Exception("The current node timed out\nof late, raylet.out says more")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "_knock", lambda _: None)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(NoRayError) as refused, ray_session(RayConfig(address=address)):
+        raise AssertionError("there is no Ray")
+    assert str(refused.value).startswith(said)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_token_that_is_missing_is_told_apart() -> None:
+    refused = no_ray("10.0.0.1:6379", RuntimeError("Token authentication is enabled but no token"))
+    assert "RAY_AUTH_TOKEN_PATH" in refused.remedy

@@ -16,7 +16,6 @@ from cropray.doctor.cluster import (
     NodeFacts,
     judge_alone,
     judge_nodes,
-    judge_reach,
     judge_resources,
     look,
 )
@@ -142,7 +141,7 @@ def test_the_working_directory_is_read_as_ray_packs_it(tmp_path: Path) -> None:
     [
         ({"CPU": 8.0}, {}, "ok", "8 CPUs, 0 GPUs; the settings ask for pretrain.workers 4"),
         ({"CPU": 8.0, "GPU": 4.0}, {}, "ok", "8 CPUs, 4 GPUs"),
-        ({"CPU": 2.0}, {}, "bad", "set pretrain.workers to 2 or fewer, or give Ray 4 CPUs"),
+        ({"CPU": 2.0}, {}, "bad", "pretrain.workers = 4 × 1 CPUs each are 4 CPUs, but Ray has 2"),
         ({"CPU": 8.0, "GPU": 2.0}, {}, "bad", "not every worker gets a GPU"),
         ({"CPU": 2.0}, {"CPU": 50.0, "GPU": 4.0}, "warning", "up to 50 CPUs, 4 GPUs when asked for"),
         ({"CPU": 50.0, "GPU": 4.0}, {"CPU": 50.0, "GPU": 4.0}, "ok", "50 CPUs, 4 GPUs; the settings"),
@@ -152,7 +151,7 @@ def test_the_working_directory_is_read_as_ray_packs_it(tmp_path: Path) -> None:
 def test_the_resources_against_the_workers(
     have: Mapping[str, float], more: Mapping[str, float], verdict: str, words: str
 ) -> None:
-    finding = judge_resources(have, more, TRAININGS, {})
+    finding = judge_resources(have, {**have, **more}, TRAININGS, {})
     assert finding.verdict == verdict
     assert words in f"{finding.found} {finding.remedy}"
 
@@ -160,18 +159,27 @@ def test_the_resources_against_the_workers(
 def test_gpus_that_trainings_ask_for_are_there_or_can_be_added() -> None:
     asked = {"pretrain": TrainConfig(workers=2, gpus=1)}
     assert judge_resources({"CPU": 8.0}, {"CPU": 48.0, "GPU": 2.0}, asked, {}).verdict == "ok"
-    finding = judge_resources({"CPU": 8.0}, {}, asked, {})
+    finding = judge_resources({"CPU": 8.0}, {"CPU": 8.0}, asked, {})
     assert finding.verdict == "bad"
-    assert "pretrain.workers = 2 × pretrain.gpus = 1 are 2" in finding.found
+    assert "pretrain.workers = 2 × 1 GPUs each are 2 GPUs, but Ray has 0" in finding.found
     none = {"pretrain": TrainConfig(workers=4, gpus=0)}
-    assert judge_resources({"CPU": 8.0, "GPU": 2.0}, {}, none, {}).verdict == "ok"
+    there = {"CPU": 8.0, "GPU": 2.0}
+    assert judge_resources(there, there, none, {}).verdict == "ok"
+
+
+def test_a_cluster_that_grows_nobody_knows_how_far_is_not_called_too_small() -> None:
+    asked = {"pretrain": TrainConfig(workers=2, gpus=1)}
+    finding = judge_resources({"CPU": 2.0}, None, asked, {"ee": 1.0})
+    assert finding.verdict == "ok"
+    assert "only the cluster knows how many" in finding.found
 
 
 def test_a_resource_of_exports_that_no_node_offers_is_bad() -> None:
-    finding = judge_resources({"CPU": 8.0}, {}, TRAININGS, {"ee": 1.0})
+    finding = judge_resources({"CPU": 8.0}, {"CPU": 8.0}, TRAININGS, {"ee": 1.0})
     assert finding.verdict == "bad"
     assert "asks for ee 1, and no node offers it" in finding.found
-    assert judge_resources({"CPU": 8.0, "ee": 4.0}, {}, TRAININGS, {"ee": 1.0}).verdict == "ok"
+    offered = {"CPU": 8.0, "ee": 4.0}
+    assert judge_resources(offered, offered, TRAININGS, {"ee": 1.0}).verdict == "ok"
     assert judge_resources({"CPU": 8.0}, {"CPU": 8.0, "ee": 4.0}, TRAININGS, {"ee": 1.0}).verdict == "ok"
 
 
@@ -198,12 +206,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once() -> None:
     assert time.monotonic() - start < 15
     assert isinstance(finding, Finding)
     assert finding.verdict == "bad"
-    assert "cannot join 127.0.0.1:1: nothing answers there" in finding.found
-
-
-def test_a_token_that_is_missing_is_told_apart() -> None:
-    refused = judge_reach("10.0.0.1:6379", RuntimeError("Token authentication is enabled but no token"))
-    assert "RAY_AUTH_TOKEN_PATH" in refused.remedy
+    assert "cannot join the Ray at 127.0.0.1:1 (nothing answers there" in finding.found
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from cropray.config import Config, RayConfig
 from cropray.config.training import TrainConfig
 from cropray.doctor.finding import Finding, bad, ok, warning
 from cropray.doctor.services import Probe, clock_ahead
-from cropray.pipeline.cluster import address_of, growth_here, ray_session
+from cropray.pipeline.cluster import NoRayError, address_of, no_ray, ray_session, reach
+from cropray.training.room import Asked, each_worker, shortage
 
 Resources = Mapping[str, float]
 
@@ -35,11 +35,11 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray that answers: what it has now, what it may grow to, and its nodes."""
+    """A Ray that answers: what it has now, what it can come to have (None: nobody can tell), its nodes."""
 
     address: str
     resources: Resources
-    growth: Resources
+    reach: Resources | None
     nodes: Sequence[NodeFacts]
 
 
@@ -65,17 +65,17 @@ def judge_nodes(nodes: Sequence[NodeFacts], versions: Mapping[str, str]) -> Find
 
 
 def judge_resources(
-    have: Resources, most: Resources, trainings: Mapping[str, TrainConfig], export: Resources
+    have: Resources, most: Resources | None, trainings: Mapping[str, TrainConfig], export: Resources
 ) -> Finding:
-    """Against what trainings ask for, one CPU and their `gpus` a worker (unset: one where there are
-    enough); and against the custom resources of a process of an export.
+    """Against what trainings ask for, and against the custom resources of a process of an export.
 
-    `most` is what a cluster that adds nodes by itself can have in all; empty for one that does not.
+    `most` is what the cluster can come to have; None where nobody can tell.
     """
-    most = {name: max(have.get(name, 0), most.get(name, 0)) for name in {*have, *most, "CPU", "GPU"}}
     found = f"{have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs"
+    if most is None:
+        return ok("resources", f"{found}; nodes are added, and only the cluster knows how many")
     if any(most[name] > have.get(name, 0) for name in most):
-        found += f"; up to {most['CPU']:g} CPUs, {most['GPU']:g} GPUs when asked for"
+        found += f"; up to {most.get('CPU', 0):g} CPUs, {most.get('GPU', 0):g} GPUs when asked for"
     for name, each in export.items():
         if most.get(name, 0) < each:
             return bad(
@@ -84,32 +84,33 @@ def judge_resources(
                 f"ray start --resources '{{\"{name}\": 4}}' on the nodes that shall export",
             )
     for stage, settings in trainings.items():
-        count, gpus = settings.fewest, settings.gpus
-        if most["CPU"] < count:
-            return bad(
-                "resources",
-                f"{found}; {stage}.workers is {count}",
-                f"set {stage}.workers to {most['CPU']:g} or fewer, or give Ray {count} CPUs",
-            )
-        if gpus is not None and most["GPU"] < count * gpus:
-            return bad(
-                "resources",
-                f"{found}; {stage}.workers = {count} × {stage}.gpus = {gpus:g} are {count * gpus:g}",
-                f"set {stage}.gpus to 0, or give the cluster {count * gpus:g} GPUs",
-            )
-        if gpus is None and 0 < most["GPU"] < count:
-            return bad(
-                "resources",
-                f"{found}; {stage}.workers is {count}, so that not every worker gets a GPU",
-                f"set {stage}.workers to {most['GPU']:g}, or give the cluster {count} GPUs",
-            )
-        if gpus is None and have.get("GPU", 0) < count <= most["GPU"]:
-            return warning(
-                "resources",
-                f"{found}; {stage}.workers is {count}, and their GPUs are not there yet",
-                f"set {stage}.gpus to 1, which asks for them; unset, it takes GPUs that are there, else CPUs",
-            )
+        asked = Asked((settings.fewest, settings.most), each_worker(settings, have), grows=False)
+        if short := shortage(stage, asked, most):
+            return bad("resources", f"{found}; {short[0]}", short[1])
+        if settings.gpus is None and (finding := _gpus_unsaid(stage, settings, found, have, most)):
+            return finding
     return ok("resources", f"{found}; the settings ask for {_asked(trainings)}")
+
+
+def _gpus_unsaid(
+    stage: str, settings: TrainConfig, found: str, have: Resources, most: Resources
+) -> Finding | None:
+    """Of a training that takes a GPU a worker where there are enough, else none."""
+    count, now, later = settings.fewest, have.get("GPU", 0), most.get("GPU", 0)
+    found = f"{found}; {stage}.workers is {count}"
+    if 0 < later < count:
+        return bad(
+            "resources",
+            f"{found}, so that not every worker gets a GPU, and with {stage}.gpus unset none does",
+            f"set {stage}.workers to {later:g}, or give the cluster {count} GPUs",
+        )
+    if now < count <= later:
+        return warning(
+            "resources",
+            f"{found}, and their GPUs are not there yet",
+            f"set {stage}.gpus to 1, which asks for them; unset, it takes GPUs that are there, else CPUs",
+        )
+    return None
 
 
 def trainings_of(config: Config) -> dict[str, TrainConfig]:
@@ -123,14 +124,6 @@ def versions_here() -> dict[str, str]:
     return {"Python": platform.python_version(), "ray": ray.__version__, "cropray": __version__}
 
 
-def judge_reach(address: str, error: Exception) -> Finding:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    remedy = "is the cluster up (ray status on its head), and ray.address or RAY_ADDRESS right?"
-    if "token" in str(error).lower() or type(error).__name__ == "AuthenticationError":
-        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of the cluster's token"
-    return bad("ray", f"cannot join {address}: {said}", remedy)
-
-
 def look(config: RayConfig, probe: Probe | None) -> Cluster | Finding:
     """Join Ray and ask every node. A finding where it cannot be joined."""
     import ray
@@ -138,23 +131,15 @@ def look(config: RayConfig, probe: Probe | None) -> Cluster | Finding:
 
     address = address_of(config)
     try:
-        _knock(address)
         with ray_session(config):
             nodes = [node for node in ray.nodes() if node["Alive"]]
             facts = [_ask(node, probe) for node in nodes]
-            return Cluster(address, ray.cluster_resources(), growth_here(), facts)
-    except (OSError, RuntimeError, RayError) as error:
-        return judge_reach(address, error)
-
-
-def _knock(address: str) -> None:
-    """Raise OSError at once where nothing listens: Ray itself would try for half a minute."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
-        try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-        except OSError as error:
-            raise ConnectionError(f"nothing answers there ({error})") from error
+            return Cluster(address, ray.cluster_resources(), reach(config), facts)
+    except NoRayError as error:
+        return bad("ray", error.found, error.remedy)
+    except (OSError, RuntimeError, RayError) as error:  # it was lost meanwhile
+        lost = no_ray(address, error)
+        return bad("ray", lost.found, lost.remedy)
 
 
 def _ask(node: Mapping[str, Any], probe: Probe | None) -> NodeFacts:
@@ -186,8 +171,9 @@ def _facts(probe: Probe | None) -> tuple[dict[str, str], float, bool]:
 
 def judge_alone(cpus: int, gpus: int, trainings: Mapping[str, TrainConfig]) -> Finding:
     """Without an address a stage starts a Ray of its own, with what this machine has."""
+    have = {"CPU": cpus, "GPU": gpus}
     # A Ray of one's own offers whatever custom resources are asked.
-    finding = judge_resources({"CPU": cpus, "GPU": gpus}, {}, trainings, {})
+    finding = judge_resources(have, have, trainings, {})
     if finding.verdict == "bad":
         return finding
     return ok(finding.check, f"{finding.found}; no ray.address: each stage starts its own Ray here")

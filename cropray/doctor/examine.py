@@ -85,7 +85,7 @@ def _cluster_and_storage(config: Config, folder: Folder | None) -> Iterator[Find
             yield ok("ray", f"joined {cluster.address}")
             yield judge_nodes(cluster.nodes, versions_here())
             yield judge_resources(
-                cluster.resources, cluster.growth, trainings_of(config), config.ray.export_resources
+                cluster.resources, cluster.reach, trainings_of(config), config.ray.export_resources
             )
             clocks |= {node.name: node.clock_ahead_s for node in cluster.nodes if not node.problem}
         if failed is not None:

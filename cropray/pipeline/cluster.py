@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -16,6 +17,7 @@ from cropray.config import Config, RayConfig
 from cropray.overrides import updated
 from cropray.pipeline.interrupts import sigterm_interrupts
 from cropray.run import flat
+from cropray.types import InputError
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,13 +42,21 @@ _TELLS = "cropray.pipeline.cluster.keep_address"
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")  # s3://, source:, and GDAL's NETCDF:; but no drive letter
 
 
+class NoRayError(InputError):
+    """The Ray that stages would use cannot be joined or started: what was found, and what to do."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(f"{found}: {remedy}")
+        self.found, self.remedy = found, remedy
+
+
 @contextmanager
 def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
     """Use the Ray that is there (a job's, or `ray.address`), else a local one ended with the block.
 
     Nested use joins the outer session. Never attaches to another user's Ray on the same host by
     chance: without an address a new local one is started, with Ray's `dashboard` where a stage needs it,
-    which its processes then find beside other Rays of this machine.
+    which its processes then find beside other Rays of this machine. Raises NoRayError.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -55,20 +65,7 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
-    address = address_of(config)
-    with _native_messages_silenced():
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        else:
-            ray.init(
-                address="local",
-                num_cpus=config.num_cpus,
-                resources={name: each * config.concurrency for name, each in config.export_resources.items()},
-                include_dashboard=dashboard,
-                runtime_env={"worker_process_setup_hook": _TELLS} if dashboard else None,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
+    _begin(config, dashboard=dashboard)
     # Ray prints of lost nodes and processes, at its end too; standard output is kept for results.
     with redirect_stdout(sys.stderr):
         try:
@@ -76,6 +73,56 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
                 yield
         finally:
             ray.shutdown()
+
+
+def _begin(config: RayConfig, *, dashboard: bool) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = address_of(config)
+    try:
+        if address:
+            _knock(address)
+        with _native_messages_silenced():
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=config.num_cpus,
+                    resources={name: n * config.concurrency for name, n in config.export_resources.items()},
+                    include_dashboard=dashboard,
+                    runtime_env={"worker_process_setup_hook": _TELLS} if dashboard else None,
+                    **quiet,
+                )
+    except Exception as error:  # of many kinds, plain Exception among them; all say why there is no Ray
+        ray.shutdown()
+        raise no_ray(address, error) from error
+
+
+def no_ray(address: str, error: Exception) -> NoRayError:
+    """What is told where Ray said `error`; without an address it was to be started here."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not address:
+        return NoRayError(
+            f"Ray does not start on this machine ({said})",
+            "cropray doctor checks memory and disk; end other processes, or give the address of a Ray that "
+            "runs (ray.address)",
+        )
+    remedy = "is the cluster up (ray status on its head), and ray.address or RAY_ADDRESS right?"
+    if "token" in str(error).lower() or type(error).__name__ == "AuthenticationError":
+        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of the cluster's token"
+    return NoRayError(f"cannot join the Ray at {address} ({said})", remedy)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once where nothing listens: Ray itself would try for half a minute."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            raise ConnectionError(f"nothing answers there: {error}") from error
 
 
 def address_of(config: RayConfig) -> str:

@@ -37,20 +37,27 @@ def each_worker(settings: TrainConfig, have: Resources, cpus: float = 1) -> dict
     return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
 
 
-def check_workers(stage: str, asked: Asked, most: Resources | None) -> None:
-    """Raises InputError, with the arithmetic, where Ray never has room for the fewest workers.
+def shortage(stage: str, asked: Asked, most: Resources) -> tuple[str, str] | None:
+    """The arithmetic and what to do, where Ray never has room for the fewest workers.
 
-    `most` is what Ray has, or can come to have; None where nobody can tell.
+    `most` is what Ray has, or can come to have.
     """
-    if most is None:
-        return
     for kind, amount in asked.each.items():
         there, wanted = most.get(kind, 0), asked.workers[0] * amount
         if wanted > there:
-            raise InputError(
+            return (
                 f"{stage}.workers = {asked.workers[0]} × {amount:g} {kind}s each are {wanted:g} {kind}s, but "
-                f"Ray has {there:g}: {_remedy(stage, kind)}"
+                f"Ray has {there:g}",
+                _remedy(stage, kind),
             )
+    return None
+
+
+def check_workers(stage: str, asked: Asked, most: Resources | None) -> None:
+    """Raises InputError where there is a `shortage`; `most` is None where nobody can tell."""
+    short = None if most is None else shortage(stage, asked, most)
+    if short is not None:
+        raise InputError(": ".join(short))
 
 
 def check_trials(config: Config, have: Resources, most: Resources | None) -> None:
