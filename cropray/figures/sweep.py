@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from cropray.figures.pictures import png
 
@@ -103,11 +104,24 @@ def _scatter(
         colour = scale.to_rgba(score)
         panel.plot(value, score, "o", color=colour, fillstyle="none" if trial["stopped"] else "full")
     if axis.logarithmic:
-        panel.set_xscale("log")
+        _logarithmic(panel, values)
     if axis.choices:
         panel.set_xticks(range(len(axis.choices)), axis.choices, rotation=30, ha="right")
     panel.set_xlabel(axis.name)
     panel.grid(color="0.92")
+
+
+def _logarithmic(panel: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with few labels, and aslant: the panels are narrow."""
+    panel.set_xscale("log")
+    decades = math.log10(max(values) / min(values)) if values else 0.0
+    if decades < 1:
+        panel.xaxis.set_major_locator(MaxNLocator(3))
+    else:
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 3.0)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.tick_params(axis="x", labelrotation=30)
 
 
 def _share(axis: Axis, values: Sequence[float]) -> list[float]:
