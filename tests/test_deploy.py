@@ -80,6 +80,8 @@ def test_the_project_is_installed_by_its_constraints_and_the_token_goes_along(
     cluster: dict[str, Any],
 ) -> None:
     assert any("-c ~/cropray/constraints.txt ~/cropray" in line for line in cluster["setup_commands"])
+    # Nodes that come later must have the head's Python, to the third number.
+    assert any(re.search(r"--python 3\.11\.\d+ ", line) for line in cluster["setup_commands"])
     assert cluster["file_mounts"]["/home/ubuntu/cropray"] == "."
     assert "/home/ubuntu/.ray/auth_token" in cluster["file_mounts"]
     starts = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
@@ -109,6 +111,7 @@ def test_the_rayjob_runs_a_stage_that_is_there(rayjob: dict[str, Any]) -> None:
     config = load_config(ROOT / file, settings)
     assert config.ray.export_resources == {"ee": 1}
     assert rayjob["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+    assert rayjob["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 def test_every_pod_of_the_rayjob_has_account_resources_and_volumes(rayjob: dict[str, Any]) -> None:
