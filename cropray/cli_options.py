@@ -26,10 +26,13 @@ def configured(config: str | None, settings: list[str] | None) -> Config:
 
 
 def opened(run: str, config: str | None, settings: list[str] | None) -> Run:
-    from cropray.run import Run
+    """The run in a folder with its own configuration; `config` and `settings` come over that."""
+    from cropray.overrides import load_config
+    from cropray.run import Run, config_of
     from cropray.storage import Folder
 
-    return Run(Folder(run), configured(config, settings))
+    folder = Folder(run)
+    return Run(folder, load_config(config, settings or (), base=config_of(folder)))
 
 
 def emit(summary: Summary) -> None:

@@ -14,9 +14,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cropray.config import Config
+from cropray.config.section import Section
 from cropray.types import InputError
 
-# ValueError: what looks like a date and is none, 2022-13-01, and bytes that are no text.
+# ValueError: what looks like a date and is none, 2022-13-01.
 _UNREADABLE = (yaml.YAMLError, ValueError)
 
 # What pydantic calls by the names of Python's types.
@@ -39,22 +40,22 @@ def updated(config: Config, overrides: Mapping[str, Any]) -> Config:
     return _validated(data, "the overrides")
 
 
-def load_config(path: str | Path | None, settings: Iterable[str] = ()) -> Config:
+def load_config(
+    path: str | Path | None, settings: Iterable[str] = (), *, base: Config | None = None
+) -> Config:
     """The configuration of a YAML file with `a.b=c` settings on top (values are read as YAML).
 
-    Raises InputError for a missing or malformed file, an unknown key, or a value of a wrong type.
+    What neither of them sets is as in `base`, else as by default. Raises InputError for a missing or
+    malformed file, an unknown key, or a value of a wrong type.
     """
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(Path(path).read_text())
+            data = _mapping(Path(path).read_bytes(), str(path))
         except OSError as error:
             raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
-        except _UNREADABLE as error:
-            raise InputError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(loaded or {}, dict):
-            raise InputError(f"{path} must hold a mapping of settings, got {type(loaded).__name__}")
-        data = loaded or {}
+    if base is not None:
+        data = _laid_over(base, data)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
@@ -64,6 +65,31 @@ def load_config(path: str | Path | None, settings: Iterable[str] = ()) -> Config
         except _UNREADABLE as error:
             raise InputError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
     return _validated(data, str(path) if path is not None else "the settings")
+
+
+def parse_config(text: bytes, where: str) -> Config:
+    """The configuration that a YAML file holds; `where` it stands is for messages. Raises InputError."""
+    return _validated(_mapping(text, where), where)
+
+
+def _mapping(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(text) or {}
+    except _UNREADABLE as error:
+        raise InputError(f"{where} is not valid YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{where} must hold a mapping of settings, got {type(loaded).__name__}")
+    return loaded
+
+
+def _laid_over(base: Section, given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, with what it leaves out as in `base`. Mappings of a user's own keys are replaced whole."""
+    merged = base.model_dump(mode="json")
+    for name, value in given.items():
+        below: Any = getattr(base, name, None)
+        nested = isinstance(below, Section) and isinstance(value, dict)
+        merged[name] = _laid_over(below, value) if nested else value
+    return merged
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import yaml
-
 from cropray.config import Config
 from cropray.config.earthengine import EarthEngineConfig
 from cropray.config.training import OPERATIONAL
+from cropray.overrides import parse_config
 from cropray.progress import say
 from cropray.storage import Folder
 from cropray.types import InputError
@@ -55,6 +54,7 @@ _BEFORE: dict[str, tuple[str, ...]] = {
 }
 
 
+_CONFIG = "config.yaml"
 _FROM_RUN = "run:"
 _REMEDY = {
     "predict": "give this map another name: --set predict.name=…",
@@ -120,6 +120,21 @@ class Run:
         record = self._record(stage)
         return None if record is None else record["summary"]
 
+    def recorded(self, stage: str) -> dict[str, Any] | None:
+        """The settings, by section as JSON, of a stage's last attempt and of the stages before it.
+
+        None before the first attempt.
+        """
+        *earlier, last = (self._record(name) for name in (*_BEFORE[stage], stage))
+        if last is None:
+            return None
+        return {
+            name: section
+            for record in (*earlier, last)
+            if record is not None
+            for name, section in record["settings"].items()
+        }
+
     def place(self, reference: str) -> Folder:
         """A folder by path or URI; `run:PATH` is reckoned from the run folder, wherever it is moved."""
         if not reference.startswith(_FROM_RUN):
@@ -155,15 +170,14 @@ class Run:
     def _write(self, stage: str, summary: Summary | None, inputs: Inputs) -> None:
         record = {"settings": self._settings(stage), "inputs": dict(inputs), "summary": summary}
         self.folder.write_text(self._place(stage), json.dumps(record, indent=1, sort_keys=True) + "\n")
-        self.folder.write_text("config.yaml", self._merged(stage).to_yaml())
+        self.folder.write_text(_CONFIG, self._merged(stage).to_yaml())
 
     def _merged(self, stage: str) -> Config:
         """The configuration so far, with this stage's sections: other commands may have set others."""
-        if not self.folder.exists("config.yaml"):
+        so_far = config_of(self.folder)
+        if so_far is None:
             return self.config
-        sections = {name: getattr(self.config, name) for name in _SECTIONS[stage]}
-        so_far = Config.model_validate(yaml.safe_load(self.folder.read_text("config.yaml")))
-        return so_far.model_copy(update=sections)
+        return so_far.model_copy(update={name: getattr(self.config, name) for name in _SECTIONS[stage]})
 
     def _check(self, stage: str, record: dict[str, Any]) -> None:
         was, now = flat(record["settings"]), flat(self._settings(stage))
@@ -179,6 +193,13 @@ class Run:
                 + "\n"
                 + _REMEDY.get(stage, "use another --run folder, or the settings in its config.yaml")
             )
+
+
+def config_of(folder: Folder) -> Config | None:
+    """The configuration of the run in a folder, None where no stage was begun. Raises InputError."""
+    if not folder.exists(_CONFIG):
+        return None
+    return parse_config(folder.read_bytes(_CONFIG), f"{folder}/{_CONFIG}")
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from cropray.cli import main
-from cropray.run import Run
+from cropray.config import Config
+from cropray.overrides import load_config
+from cropray.run import Run, Summary
+from cropray.storage import Folder
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["rois", "export", "compact", "pretrain", "finetune", "evaluate", "predict", "report", "demo"]
@@ -77,3 +80,30 @@ def test_debug_shows_the_traceback() -> None:
 def test_config_show_prints_what_was_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("config", "show", "--set", "window.months=7") == 0
     assert "months: 7" in capsys.readouterr().out
+
+
+def test_commands_of_the_registry_take_the_settings_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load_config(None, ["rois.split.buffer_m=5000", "source.kind=simulated", "tracking.model_name=a"])
+    Run(Folder(str(tmp_path)), made).claim("rois")
+    seen: list[Config] = []
+
+    def keep(run: Run, *_: str) -> Summary:
+        seen.append(run.config)
+        return {}
+
+    monkeypatch.setattr("cropray.tracking.registry.register_checkpoint", keep)
+    monkeypatch.setattr("cropray.training.promotion.promote", keep)
+    for command in (["register"], ["models", "promote"]):
+        assert exit_code(*command, "--run", str(tmp_path), "--set", "tracking.promotion_margin=0.5") == 0
+    assert {(config.rois.split.buffer_m, config.source.kind) for config in seen} == {(5000, "simulated")}
+    assert {(config.tracking.model_name, config.tracking.promotion_margin) for config in seen} == {("a", 0.5)}
+
+
+def test_a_configuration_of_a_run_that_is_none_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("season: 2022\n")
+    assert exit_code("models", "list", "--run", str(tmp_path)) == 2
+    assert f"{tmp_path}/config.yaml is not valid:\n  season: unknown key" in capsys.readouterr().err

@@ -137,6 +137,25 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
         load_config(tmp_path / "config.yaml")
 
 
+def test_a_file_and_settings_come_over_a_base(tmp_path: Path) -> None:
+    base = load_config(
+        None,
+        [
+            "rois.split.buffer_m=5000",
+            "rois.split.val=0.3",
+            "tracking.uri=http://a",
+            "tune.space={finetune.lr: {uniform: [0.1, 0.2]}}",
+        ],
+    )
+    file = tmp_path / "mine.yaml"
+    file.write_text("rois: {split: {val: 0.2}}\ntune: {space: {finetune.lr: {choice: [1.0]}}}\n")
+    found = load_config(file, ["tracking.promotion_margin=0.1"], base=base)
+    assert (found.rois.split.buffer_m, found.rois.split.val) == (5000, 0.2)
+    assert (found.tracking.uri, found.tracking.promotion_margin) == ("http://a", 0.1)
+    assert found.tune.space["finetune.lr"].choice == (1.0,)
+    assert load_config(None, base=base) == base
+
+
 def test_a_recipe_gives_what_is_not_given() -> None:
     config = load_config(None, ["finetune.recipe=seed", "pretrain.recipe=seed", "finetune.epochs=7"])
     assert (config.pretrain.epochs, config.finetune.epochs) == (11, 7)

@@ -74,13 +74,22 @@ def test_lineage_names_data_shards_settings_parent_and_code(run: Run) -> None:
         "val": ["00000.parquet"],
     }
     assert facts["shards"]["train"] != facts["shards"]["val"]
-    assert facts["config"] == run.config.model_dump(mode="json")
     told = tags(facts)
     assert told["cropray.parent"] == RECIPE["init"]
     assert told["cropray.shards.train"].startswith("1: ")
     assert json.loads(told["cropray.recipe"]) == RECIPE
     assert all(told.values())
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_configuration_of_a_model_is_that_of_its_records_whoever_registers_it(run: Run) -> None:
+    config = facts_of(Run(run.folder, Config()))["config"]
+    settings = run.config.model_dump(mode="json")
+    sections = {"rois", "source", "window", "labels", "shards", "model", "finetune"}
+    assert {name: config[name] for name in sections} == {name: settings[name] for name in sections}
+    assert config["source"]["kind"] == "simulated" != Config().source.kind
+    assert (config["classes"], config["seed"]) == (["maize", "pea"], 0)
+    assert config.keys().isdisjoint({"tracking", "ray", "evaluate", "predict"})  # no model comes of these
 
 
 def test_thresholds_make_another_checkpoint_of_the_same_weights(run: Run, checkpoint: Checkpoint) -> None:

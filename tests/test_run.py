@@ -67,6 +67,16 @@ def test_a_damaged_record_is_named_with_what_to_do(tmp_path: Path) -> None:
         run.begin("export")
 
 
+def test_what_was_recorded_of_a_stage_is_kept_whatever_the_settings_are_now(tmp_path: Path) -> None:
+    open_run(tmp_path, "rois.eps_m=123").finish("rois", {})
+    assert open_run(tmp_path).recorded("finetune") is None
+    open_run(tmp_path, "finetune.lr=0.5").claim("finetune")
+    found = open_run(tmp_path).recorded("finetune")
+    assert found is not None
+    assert (found["rois"]["eps_m"], found["finetune"]["lr"]) == (123, 0.5)
+    assert "tracking" not in found
+
+
 def test_every_map_has_a_record_of_its_own(tmp_path: Path) -> None:
     for name in ("june", "july"):
         open_run(tmp_path, f"predict.name={name}").finish("predict", {"map": name})

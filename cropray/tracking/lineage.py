@@ -41,8 +41,8 @@ def checkpoint_id(folder: Folder) -> str:
 def lineage(run: Run, stage: str, folder: Folder, checkpoint: Checkpoint) -> dict[str, Any]:
     """All that is known of a checkpoint's origin, as JSON.
 
-    Shards, configuration and parent are those of the run where `folder` is its own model of the stage,
-    and the shards only where they are still the ones that it was trained on; else None.
+    Where `folder` is the run's own model of the stage, configuration and parent are those of the stage's
+    record, and so are the shards if they are still the ones that it was trained on; else None.
     """
     own = folder.uri == run.folder.child(f"models/{stage}").uri
     inputs = run.inputs(stage) if own else {}
@@ -55,7 +55,7 @@ def lineage(run: Run, stage: str, folder: Folder, checkpoint: Checkpoint) -> dic
         "recipe": checkpoint.recipe,
         "window": checkpoint.window,
         "imagery": checkpoint.imagery,
-        "config": run.config.model_dump(mode="json") if own else None,
+        "config": run.recorded(stage) if own else None,
         "run": run.folder.uri if own else None,
         "parent": {"reference": reference, "weights_xxh3": inputs.get(_INIT)} if reference else None,
         "git": git_state(Path(cropray.__file__).parent),
