@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/cropray demo --config configs/demo.yaml --run $(RUN)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ import requests
 
 RAY = Path(sys.executable).with_name("ray")
 _START_S = 90
-_END_S = 20
+_END_S = 5  # nodes that were added keep it from ending by itself
 _STOP_S = 60  # until a job that is stopped is killed: it has the time that it takes
 _HEAD_TYPE = "ray.head.default"  # so Ray's fake provider of nodes calls it
 _FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
