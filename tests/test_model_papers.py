@@ -92,6 +92,35 @@ def test_the_configuration_of_a_model_is_that_of_its_records_whoever_registers_i
     assert config.keys().isdisjoint({"tracking", "ray", "evaluate", "predict"})  # no model comes of these
 
 
+def test_a_model_of_a_sweep_comes_from_its_best_trial(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    run = ready_run(str(tmp_path))
+    settings = {
+        "tune.name": "first",
+        "tune.space": {"finetune.lr": {"choice": [0.1, 0.2]}, "model.width": {"choice": [2, 8]}},
+        "finetune.init": RECIPE["init"],
+    }
+    sweeping = Run(run.folder, updated(run.config, settings))
+    uris = shard_uris(run.folder, "train") + shard_uris(run.folder, "val")
+    sweeping.claim("tune", {"shards": fingerprint(uris), "the checkpoint to start from": "w0"})
+    trials = [{"values": {"finetune.lr": 0.2, "model.width": 8}}, {"values": {"finetune.lr": 0.1}}]
+    run.folder.write_text("tune/first/sweep.json", json.dumps({"trials": trials}))
+    trained = replace(checkpoint, recipe=RECIPE | {"lr": 0.2})
+    save_checkpoint(trained, run.folder.child("tune/first/model"))
+
+    facts = facts_of(run, "tune/first/model")
+    assert list(facts["shards"]) == ["train", "val"]
+    assert facts["run"] == run.folder.uri
+    assert facts["parent"] == {"reference": RECIPE["init"], "weights_xxh3": "w0"}
+    assert (facts["config"]["finetune"]["lr"], facts["config"]["model"]["width"]) == (0.2, 8)
+    assert facts["config"]["source"]["kind"] == "simulated"
+    assert "simulated world" in model_card("cropray", trained, facts, [])
+
+    save_checkpoint(replace(trained, recipe=RECIPE | {"init": "w1"}), run.folder.child("tune/first/model"))
+    assert facts_of(run, "tune/first/model")["parent"] == {"reference": "w1", "weights_xxh3": None}
+    run.folder.delete("tune/first/summary.json")
+    assert facts_of(run, "tune/first/model")["config"] is None
+
+
 def test_thresholds_make_another_checkpoint_of_the_same_weights(run: Run, checkpoint: Checkpoint) -> None:
     other = run.folder.child("models/other")
     save_checkpoint(replace(checkpoint, thresholds=(0.3, 0.5)), other)

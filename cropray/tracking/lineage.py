@@ -14,7 +14,8 @@ import xxhash
 
 import cropray
 from cropray.models.checkpoint import DESCRIPTION, Checkpoint, weights_checksum
-from cropray.run import Run
+from cropray.overrides import updated
+from cropray.run import Inputs, Run
 from cropray.shards.file import read_footer
 from cropray.shards.schema import ROWS_KEY
 from cropray.shards.store import fingerprint, shard_uris
@@ -41,11 +42,11 @@ def checkpoint_id(folder: Folder) -> str:
 def lineage(run: Run, stage: str, folder: Folder, checkpoint: Checkpoint) -> dict[str, Any]:
     """All that is known of a checkpoint's origin, as JSON.
 
-    Where `folder` is the run's own model of the stage, configuration and parent are those of the stage's
-    record, and so are the shards if they are still the ones that it was trained on; else None.
+    Where `folder` is the run's own model of the stage, or that of one of its sweeps, configuration and
+    parent are those of the record, and so are the shards if they are still the ones that it was trained
+    on; else None.
     """
-    own = folder.uri == run.folder.child(f"models/{stage}").uri
-    inputs = run.inputs(stage) if own else {}
+    config, inputs = _recorded(run, stage, folder, checkpoint.recipe)
     reference = checkpoint.recipe.get("init", "")
     return {
         "checkpoint": checkpoint_id(folder),
@@ -55,8 +56,8 @@ def lineage(run: Run, stage: str, folder: Folder, checkpoint: Checkpoint) -> dic
         "recipe": checkpoint.recipe,
         "window": checkpoint.window,
         "imagery": checkpoint.imagery,
-        "config": run.recorded(stage) if own else None,
-        "run": run.folder.uri if own else None,
+        "config": config,
+        "run": None if config is None else run.folder.uri,
         "parent": {"reference": reference, "weights_xxh3": inputs.get(_INIT)} if reference else None,
         "git": git_state(Path(cropray.__file__).parent),
         "code_version": checkpoint.code_version,
@@ -106,6 +107,37 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": told("rev-parse", "HEAD"), "dirty": bool(told("status", "--porcelain", "--", "."))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _recorded(
+    run: Run, stage: str, folder: Folder, recipe: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, Inputs]:
+    """Settings, by section, and inputs of the training or sweep of this run whose model `folder` is."""
+    if folder.uri == run.folder.child(f"models/{stage}").uri:
+        return run.recorded(stage), run.inputs(stage)
+    place, _, last = folder.uri.rpartition("/")
+    parent, _, name = place.rpartition("/")
+    if (parent, last) != (run.folder.child("tune").uri, "model"):
+        return None, {}
+    of_sweep = Run(run.folder, updated(run.config, {"tune.name": name}))
+    settings, inputs = of_sweep.recorded("tune"), of_sweep.inputs("tune")
+    if settings is None:
+        return None, {}
+    if settings[stage]["init"] != recipe.get("init"):  # searched too
+        inputs = {key: value for key, value in inputs.items() if key != _INIT}
+    return _of_best_trial(settings, stage, Folder(place), recipe), inputs
+
+
+def _of_best_trial(
+    settings: dict[str, Any], stage: str, sweep: Folder, recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings of a sweep as its best trial had them; those of the stage stand in the checkpoint."""
+    from cropray.figures.sweep import SWEEP
+
+    values = json.loads(sweep.read_text(SWEEP))["trials"][0]["values"].items()
+    model = {key.removeprefix("model."): value for key, value in values if key.startswith("model.")}
+    trained = {key: recipe.get(key, value) for key, value in settings[stage].items()}
+    return settings | {"model": settings["model"] | model, stage: trained}
 
 
 def _shards(run: Run, trained_on: str) -> dict[str, dict[str, str]] | None:
