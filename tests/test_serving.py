@@ -52,6 +52,17 @@ def test_arrays_are_taken_as_they_are(checkpoint: Checkpoint) -> None:
     np.testing.assert_array_equal(s2, given["s2"])
 
 
+def test_views_in_any_order_and_arrays_that_may_not_be_written_are_taken(checkpoint: Checkpoint) -> None:
+    given = arrays()
+    frozen = given["s1"].copy()
+    frozen.flags.writeable = False
+    views = {"s1": frozen, "s2": given["s2"][:, ::-1, ..., ::-1]}
+    taken = stored_inputs(checkpoint, views)
+    for values, view in zip(taken, views.values(), strict=True):
+        np.testing.assert_array_equal(values, view)
+        np.testing.assert_array_equal(torch.from_numpy(values), view)  # without a warning
+
+
 @pytest.mark.parametrize("codec", ["none", "lz4", "compact"])
 def test_rows_of_shards_are_the_arrays_of_which_they_were_made(
     checkpoint: Checkpoint, tmp_path: Path, codec: str

@@ -109,7 +109,8 @@ def _array(
             f"{name} is {shape}, the model wants (samples, {bands} bands, {months} months, H, W), H and W "
             f"multiples of {SIDE_MULTIPLE}"
         )
-    return values
+    # torch takes no negative strides, and warns of memory that may not be written.
+    return np.require(values, requirements=("C", "W"))
 
 
 def _decoded(
