@@ -163,6 +163,8 @@ def test_gpus_that_trainings_ask_for_are_there_or_can_be_added() -> None:
     assert finding.verdict == "bad"
     assert "pretrain.workers = 2 × 1 GPUs each are 2 GPUs, but Ray has 0" in finding.found
     none = {"pretrain": TrainConfig(workers=4, gpus=0)}
+    later = {"pretrain": TrainConfig(), "finetune": TrainConfig(workers=4, gpus=1)}
+    assert judge_resources({"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}, later, {}).verdict == "bad"
     there = {"CPU": 8.0, "GPU": 2.0}
     assert judge_resources(there, there, none, {}).verdict == "ok"
 

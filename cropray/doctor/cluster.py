@@ -87,9 +87,13 @@ def judge_resources(
         asked = Asked((settings.fewest, settings.most), each_worker(settings, have), grows=False)
         if short := shortage(stage, asked, most):
             return bad("resources", f"{found}; {short[0]}", short[1])
-        if settings.gpus is None and (finding := _gpus_unsaid(stage, settings, found, have, most)):
-            return finding
-    return ok("resources", f"{found}; the settings ask for {_asked(trainings)}")
+    unsaid = [
+        finding
+        for stage, settings in trainings.items()
+        if settings.gpus is None and (finding := _gpus_unsaid(stage, settings, found, have, most))
+    ]
+    fine = ok("resources", f"{found}; the settings ask for {_asked(trainings)}")
+    return next((one for one in unsaid if one.verdict == "bad"), unsaid[0] if unsaid else fine)
 
 
 def _gpus_unsaid(

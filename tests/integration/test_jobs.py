@@ -81,18 +81,28 @@ def test_a_run_folder_that_would_go_with_the_job_is_refused(head: RayHead, packa
 
 
 def test_the_doctor_sees_the_nodes_and_a_cluster_without_the_cpus_asked_for(
-    head: RayHead, run: Folder, package: str
+    head: RayHead, run: Folder, package: str, tmp_path: Path
 ) -> None:
-    options = ("--config", "configs/demo.yaml", "--run", str(run), "--set", "finetune.workers=3", "--json")
-    job = head.start(package, "python", "jobs/doctor.py", *options)
+    options = ("--config", "configs/demo.yaml", "--run", str(run), "--set", "finetune.workers=4", "--json")
+    types = {
+        "head": {"resources": {"CPU": 2}},
+        "added": {"resources": {"CPU": 1, "GPU": 1}, "max_workers": 1},
+    }
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(  # as `ray up` leaves it in the home of a head
+        json.dumps({"head_node_type": "head", "max_workers": 1, "available_node_types": types})
+    )
+    job = head.start(package, "python", "jobs/doctor.py", *options, HOME=str(tmp_path))
     ended, said = head.finished(job), head.logs(job)
     assert ended["driver_exit_code"] == 1, said
     lines = said.splitlines()
     findings = {row["check"]: row for row in json.loads("\n".join(lines[lines.index("[") :]))}
     wrong = findings.pop("resources")
     assert wrong["verdict"] == "bad"
-    assert wrong["found"] == "2 CPUs, 0 GPUs; finetune.workers is 3"
-    assert wrong["remedy"] == "set finetune.workers to 2 or fewer, or give Ray 3 CPUs"
+    assert wrong["found"] == (
+        "2 CPUs, 0 GPUs; up to 3 CPUs, 1 GPUs when asked for; "
+        "finetune.workers = 4 × 1 CPUs each are 4 CPUs, but Ray has 3"
+    )
+    assert wrong["remedy"].startswith("set fewer finetune.workers, or give Ray more CPUs")
     assert findings["nodes"]["found"].startswith("1 of one kind: Python 3.")
     assert {findings[name]["verdict"] for name in ("ray", "nodes", "storage", "clock")} == {"ok"}
     assert not [name for name in run.local().iterdir() if name.name.startswith(".cropray")]
