@@ -29,15 +29,15 @@ _WANTED = {
 }
 
 
-def updated(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """A copy with values replaced by dotted key, checked anew. Raises InputError.
+def updated(config: Config, overrides: Mapping[str, Any], where: str = "the overrides") -> Config:
+    """A copy with values replaced by dotted key, checked anew. Raises InputError, by `where` they stand.
 
     What was not set is left out, so that defaults and values of a recipe follow the replaced ones.
     """
     data = config.model_dump(mode="json", exclude_unset=True)
     for key, value in overrides.items():
         _assign(data, key, value)
-    return _validated(data, "the overrides")
+    return _validated(data, where)
 
 
 def load_config(
@@ -140,9 +140,9 @@ def _explained(problem: dict[str, Any]) -> str:
 def _keys_beside(location: list[str]) -> list[str]:
     model: Any = Config
     for part in location[:-1]:
-        if part.isdigit():
+        if part not in model.model_fields:  # an index, or a key of a mapping
             continue
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
     return sorted(model.model_fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from cropray.config.section import Section
 
@@ -16,8 +16,8 @@ class Dimension(Section):
     values of any kind.
     """
 
-    loguniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
+    loguniform: tuple[FiniteFloat, FiniteFloat] | None = None
+    uniform: tuple[FiniteFloat, FiniteFloat] | None = None
     integers: tuple[int, int] | None = None
     choice: tuple[Any, ...] | None = Field(None, min_length=1)
 
@@ -30,10 +30,11 @@ class Dimension(Section):
             )
         if self.choice is None:
             low, high = getattr(self, given[0])
-            if not low < high or (given[0] == "loguniform" and low <= 0):
-                raise ValueError(
-                    f"{given[0]} [{low}, {high}] is no range: wanted [low, high], low below high"
-                )
+            wanted = "[low, high], low below high"
+            if self.loguniform is not None:
+                wanted += " and above 0, for it draws by the logarithm"
+            if not low < high or (self.loguniform is not None and low <= 0):
+                raise ValueError(f"{given[0]} [{low:g}, {high:g}] is no range: wanted {wanted}")
         return self
 
     @property

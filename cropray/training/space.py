@@ -36,10 +36,7 @@ def check_space(config: Config) -> None:
                 "choice, or search by optuna or at random"
             )
         for value in dimension.extremes:
-            try:
-                updated(config, {key: value})
-            except InputError as error:
-                raise InputError(f"tune.space.{key} has {value!r}:\n{error}") from error
+            updated(config, {key: value}, "tune.space")
 
 
 def trials_of(tune: TuneConfig) -> int:
