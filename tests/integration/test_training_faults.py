@@ -139,7 +139,9 @@ from cropray.training.driver import pretrain
 from tests.braked_training import brake_plans
 from tests.integration.test_training import prepared
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+noticed = {"health_check_period_ms": 300, "health_check_failure_threshold": 3}  # else in a quarter of a minute
+head = {"num_cpus": 1, "include_dashboard": False, "_system_config": noticed}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 other = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 settings = {"epochs": 40, "store_every": 40, "store_every_s": 0.2, "precision": "float32"}
