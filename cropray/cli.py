@@ -180,8 +180,11 @@ def show_sample(
     from pathlib import Path
 
     from cropray.pipeline.inspect_shards import show
+    from cropray.types import InputError
 
     path = Path(out or f"{sample_id}.png")
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--out {path}: the picture is a PNG; name it {path.with_suffix('.png')}")
     path.write_bytes(show(run, sample_id))
     sys.stdout.write(f"{path}\n")
 

@@ -200,3 +200,8 @@ def test_the_command_line_calls_them(tmp_path: Path, capsys: pytest.CaptureFixtu
     target = tmp_path / "one.png"
     assert run_line("show", "maize-1-00001", "--run", uri, "--out", str(target)).strip() == str(target)
     assert target.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit) as refused:
+        main(["shards", "show", "maize-1-00001", "--run", uri, "--out", str(tmp_path / "one.jpg")])
+    assert refused.value.code == 2
+    assert "the picture is a PNG; name it " in capsys.readouterr().err
+    assert not (tmp_path / "one.jpg").exists()

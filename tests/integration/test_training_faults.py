@@ -139,7 +139,7 @@ from cropray.training.driver import pretrain
 from tests.braked_training import brake_plans
 from tests.integration.test_training import prepared
 
-noticed = {"health_check_period_ms": 300, "health_check_failure_threshold": 3}  # else in a quarter of a minute
+noticed = {"health_check_period_ms": 300, "health_check_failure_threshold": 3}  # else after 15 s
 head = {"num_cpus": 1, "include_dashboard": False, "_system_config": noticed}
 cluster = Cluster(initialize_head=True, head_node_args=head)
 other = cluster.add_node(num_cpus=1)
