@@ -1,4 +1,4 @@
-"""Lineage, card and STAC item of a registered model."""
+"""Lineage and STAC item of a registered model."""
 
 import json
 import re
@@ -20,11 +20,11 @@ from cropray.config import Config
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_checksum
 from cropray.models.normalisation import SeedNormalisation
 from cropray.models.serving import stored_inputs
-from cropray.overrides import load_config, updated
+from cropray.overrides import updated
 from cropray.run import Run
 from cropray.shards.store import fingerprint, shard_uris
 from cropray.storage import Folder
-from cropray.tracking.card import LONGEST, description, model_card, with_evaluation
+from cropray.tracking.card import model_card
 from cropray.tracking.lineage import checkpoint_id, git_state, lineage, tags
 from cropray.tracking.packaging import example, requirements
 from cropray.tracking.stac_mlm import mlm_item
@@ -37,9 +37,6 @@ RECIPE = {
     "unlabelled": "ignore",
     "epochs": 5,
 }
-CROPS = (
-    "common wheat", "dry pulses, vegetables and flowers", "rape and turnip rape", "other cereals", "maize"
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -156,65 +153,6 @@ def test_the_commit_is_that_of_the_checkout_of_the_code(tmp_path: Path) -> None:
     assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (package / "__init__.py").write_text("changed = True")
     assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
-
-
-def test_the_card_says_what_it_must(run: Run, checkpoint: Checkpoint) -> None:
-    figures = {"average_precision": 0.8125, "f1": 0.75, "pixels": 77}
-    history = [
-        {"val_classes": {"maize": figures | {"f1": 0.1, "threshold": 0.9}, "pea": None}},
-        {"val_classes": {"maize": figures | {"threshold": 0.25}, "pea": None}},
-        {"train_loss": 0.1},
-    ]
-    card = model_card("cropray", checkpoint, facts_of(run), history)
-    for heading in ("Intended use", "Input and output", "Training data", "Measured", "Limits", "Licence"):
-        assert f"\n## {heading}" in card
-    assert "maize 0.25, pea 0.50" in card
-    assert "| maize | 0.812 | 0.750 | 77 |" in card
-    assert "Started from models:/cropray-pretrained@candidate (weights w0)" in card
-    assert "simulated world" in card
-    assert "Not yet" in card
-
-
-def test_the_licence_is_that_of_the_data_that_the_run_used(checkpoint: Checkpoint, run: Run) -> None:
-    def licence(config: Config) -> str:
-        facts = facts_of(run) | {"config": config.model_dump(mode="json")}
-        return model_card("cropray", checkpoint, facts, []).split("## Licence of the data")[1]
-
-    europe = licence(load_config("configs/europe.yaml", ()))
-    assert "modified Copernicus Sentinel data" in europe
-    assert "EUCROPMAP" in europe
-    assert "CC BY 4.0" in europe
-    assert "Parcels" not in europe
-    own = licence(updated(Config(classes=("maize",)), {"source.kind": "stac"}))
-    assert "Copernicus" in own
-    assert "Parcels" in own
-    assert "EUCROPMAP" not in own
-
-
-def test_figures_take_their_place_in_the_card_and_can_be_replaced(run: Run, checkpoint: Checkpoint) -> None:
-    def result(f1: float) -> dict[str, Any]:
-        rows = [{"class": name, "recall": 0.5, "f1": f1, "support": 9} for name in checkpoint.classes]
-        network = {"score": f1, "interval": [f1 - 0.1, f1 + 0.1], "per_class": rows}
-        methods = {"network": network, "forest": {"score": 0.25}}
-        return {"score": "macro_f1", "scope": "truth", "blocks": 7, "pixels": 18, "methods": methods}
-
-    card = model_card("cropray", checkpoint, facts_of(run), [])
-    once = with_evaluation(card, result(0.625))
-    assert "macro_f1 0.625 (95 % interval 0.525 to 0.725) over 7 independent blocks" in once
-    assert "| pea | 0.500 | 0.625 | 9 |" in once
-    assert "forest 0.250" in once
-    assert "Not yet" not in once
-    assert with_evaluation(with_evaluation(card, result(0.1)), result(0.625)) == once
-    assert once.split("## Limits")[1] == card.split("## Limits")[1]
-
-
-def test_a_description_fits_the_database(checkpoint: Checkpoint, run: Run) -> None:
-    many = replace(checkpoint, classes=CROPS * 20, thresholds=(0.5,) * 100)
-    card = model_card("cropray", many, facts_of(run), [])
-    assert len(card) > LONGEST
-    assert len(description(card)) <= LONGEST
-    assert description(card).endswith("README.md of the model.\n")
-    assert description("short") == "short"
 
 
 # What version 1.4.0 of the extension asks of an item, after its JSON schema: fields that must be there,

@@ -6,6 +6,7 @@ After Mitchell et al. 2019, "Model Cards for Model Reporting", doi:10.1145/32875
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
 from typing import Any
 
 from cropray.models.checkpoint import Checkpoint
@@ -16,8 +17,8 @@ LONGEST = 5000
 _TEST = "\n## Measured on held-out land\n"
 _NOT_YET = "\nNot yet: `cropray evaluate` writes it here.\n"
 _SENTINEL = (
-    "Contains modified Copernicus Sentinel data: free, full and open under Regulation (EU) No 1159/2013, "
-    "with this notice."
+    "Contains modified Copernicus Sentinel data [{years}]: free, full and open under Regulation (EU) No "
+    "1159/2013, with this notice."
 )
 _EUCROPMAP = (
     "EUCROPMAP (d'Andrimont et al. 2021, doi:10.1016/j.rse.2021.112708; European Commission, JRC): CC BY "
@@ -33,12 +34,12 @@ def model_card(name: str, checkpoint: Checkpoint, facts: Mapping[str, Any], hist
     parts = [
         f"# {name}\n",
         _use(checkpoint),
-        _inputs(checkpoint),
+        _inputs(name, checkpoint),
         _data(checkpoint, facts),
         _val(checkpoint, history),
         _TEST + _NOT_YET,
         _limits(checkpoint),
-        _licences(facts),
+        _licences(checkpoint, facts),
     ]
     return "".join(parts)
 
@@ -61,22 +62,24 @@ def description(card: str) -> str:
 
 
 def _use(checkpoint: Checkpoint) -> str:
-    window = checkpoint.window
-    lead = window.get("lead_months")
-    until = (
-        f", the last of which ends {lead} month{'s' * (lead > 1)} before the {window.get('anchor')}"
-        if lead
-        else ""
-    )
     return (
         "\n## Intended use\n\n"
         f"Maps of {', '.join(checkpoint.classes)} by pixel of 10 m, from {checkpoint.months} monthly "
-        f"composites of Sentinel-1 and Sentinel-2{until}. For statistics and maps of regions like those it "
-        "was trained on. Not for decisions about single fields or their owners.\n"
+        f"composites of Sentinel-1 and Sentinel-2, {_until(checkpoint.window)}. For statistics and maps of "
+        "regions like those it was trained on. Not for decisions about single fields or their owners.\n"
     )
 
 
-def _inputs(checkpoint: Checkpoint) -> str:
+def _until(window: Mapping[str, Any]) -> str:
+    """When the last month ends: `WindowConfig`."""
+    if window["anchor"] == "as_of":
+        return "the last of which ends on the as-of date"
+    lead = window["lead_months"]
+    before = f"{lead} month{'s' * (lead > 1)} before the harvest starts" if lead else "as the harvest starts"
+    return f"the last of which ends {before}"
+
+
+def _inputs(name: str, checkpoint: Checkpoint) -> str:
     return (
         "\n## Input and output\n\n"
         f"`s1`: int16 (samples, 2, {checkpoint.months}, H, W), {checkpoint.s1_quantity} in 0.01 dB, "
@@ -85,9 +88,11 @@ def _inputs(checkpoint: Checkpoint) -> str:
         "W multiples of 16; months oldest first. Output: probabilities float32 (samples, classes, H, W). "
         f"Thresholds: {_thresholds(checkpoint)}.\n\n"
         "```python\n"
-        'model = mlflow.pyfunc.load_model("models:/NAME@champion")\n'
-        'model.predict({"s1": s1, "s2": s2})\n'
-        'rows = pyarrow.parquet.read_table("00000.parquet", columns=["s1", "s2"])  # a shard\n'
+        "import mlflow  # MLFLOW_TRACKING_URI says where the registry is\n"
+        "import pyarrow.parquet as pq\n\n"
+        f'model = mlflow.pyfunc.load_model("models:/{name}@champion")\n'
+        'model.predict({"s1": s1, "s2": s2})  # arrays\n'
+        'rows = pq.read_table("00000.parquet", columns=["s1", "s2"])  # a shard\n'
         "model.predict(\n"
         '    {name: rows[name].to_numpy(zero_copy_only=False) for name in ("s1", "s2")},\n'
         '    params={"metadata": rows.schema.metadata[b"cropray"].decode()},\n'
@@ -103,7 +108,9 @@ def _thresholds(checkpoint: Checkpoint) -> str:
 
 def _data(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
     recipe, shards, git = checkpoint.recipe, facts["shards"] or {}, facts["git"]
-    samples = ", ".join(f"{len(files)} shards of {split}" for split, files in shards.items())
+    samples = ", ".join(
+        f"{len(files)} shard{'s' * (len(files) != 1)} of {split}" for split, files in shards.items()
+    )
     lines = [
         f"Data fingerprint {checkpoint.data_fingerprint or 'not known'}"
         + (f" ({samples})" if samples else ""),
@@ -181,11 +188,15 @@ def _limits(checkpoint: Checkpoint) -> str:
     return "\n## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
-def _licences(facts: Mapping[str, Any]) -> str:
-    config = facts["config"]
-    lines = ["Code: Apache-2.0."]
+def _licences(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
+    config, sentinel = facts["config"], _SENTINEL.format(years=_years(checkpoint))
+    lines = [
+        "Weights: whoever trained them owns them and says here how they may be used; the licence of the "
+        "code does not cover them.",
+        "Code (cropray, a part of which travels with the weights): Apache-2.0.",
+    ]
     if config is None:
-        lines.append(f"The run that made it is not known here. If from Sentinel imagery: {_SENTINEL}")
+        lines.append(f"The run that made it is not known here. If from Sentinel imagery: {sentinel}")
     elif config["source"]["kind"] == "simulated":
         lines.append("Trained on cropray's simulated world: no imagery of third parties.")
     else:
@@ -193,8 +204,17 @@ def _licences(facts: Mapping[str, Any]) -> str:
         paths = " ".join(
             labels[name]["path"] for name in ("class_map", "land_cover", "truth") if labels[name]
         )
-        lines.append(_SENTINEL)
+        lines.append(sentinel)
         lines += [_EUCROPMAP] if "eucropmap" in paths.lower() else []
         lines += [_WORLDCOVER] if "land_cover" in paths.lower() or "worldcover" in paths.lower() else []
         lines += ["Parcels: as their owner licensed them to the run."] if labels["parcels"] else []
-    return "\n## Licence of the data\n\n" + "".join(f"- {line}\n" for line in lines)
+    return "\n## Licences\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _years(checkpoint: Checkpoint) -> str:
+    """The years of the imagery, as the notice of Copernicus wants them."""
+    if not checkpoint.periods:
+        return "year not known here"
+    first = min(date.fromisoformat(start) for start, _ in checkpoint.periods)
+    last = max(date.fromisoformat(end) for _, end in checkpoint.periods) - timedelta(days=1)
+    return f"{first.year}" if first.year == last.year else f"{first.year}-{last.year}"
