@@ -106,7 +106,7 @@ def test_a_server_that_fails_on_the_way_is_named(run: Run) -> None:
             tracker.client.delete_run(tracker.run_id)
             tracker.metrics({"loss": 1.0}, step=1)
 
-    with pytest.raises(InputError, match=r"MLflow server .*mlflow\.db .*failed: .*same command again"):
+    with pytest.raises(InputError, match=r"MLflow at .*mlflow\.db .*failed: .*same command again"):
         stage()
 
 
@@ -369,7 +369,7 @@ def test_a_registry_that_may_only_be_read_is_read_and_not_written(
     reader = Run(Folder(str(tmp_path / "run")), Config(classes=CLASSES, tracking=tracking))
     assert load_checkpoint(resolve_model(f"models:/cropray/{registered}", reader)).classes == CLASSES
     save_checkpoint(small_checkpoint(seed=9), reader.folder.child("models/finetune"))
-    with pytest.raises(InputError, match="may be read and not written: get the permission"):
+    with pytest.raises(InputError, match="may be read and not written; get the permission"):
         register_checkpoint(reader)
 
 

@@ -15,8 +15,9 @@ from cropray.run import Run, Summary
 from cropray.storage import Folder
 from cropray.tracking import lineage as origin
 from cropray.tracking.card import description, model_card
+from cropray.tracking.failures import server_errors, shown
 from cropray.tracking.packaging import save_model_folder
-from cropray.tracking.runs import Tracker, client_of, server_errors, shown, tracked, tracking_uri
+from cropray.tracking.runs import Tracker, client_of, tracked, tracking_uri
 from cropray.tracking.stac_mlm import mlm_item
 from cropray.types import InputError
 

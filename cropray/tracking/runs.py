@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cropray.run import Run, flat
 from cropray.threads import within
 from cropray.tracking.database import files_beside, follow, make_whole, sqlite_file
+from cropray.tracking.failures import REACH, address_errors, server_errors, shown
 from cropray.types import InputError
 
 if TYPE_CHECKING:
@@ -29,29 +30,6 @@ if TYPE_CHECKING:
 _BATCH = 100
 _MAX_VALUE = 6000
 _ANSWER_S = 30.0  # by itself MLflow's client waits two minutes, four times
-_SHOWN = 300  # characters of an error of MLflow's, which goes on with SQL
-_REMEDY = "mend it or make room, and run the same command again: what is finished is kept"
-_LOG_IN = (
-    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may "
-    "do this"
-)
-_REACH = (
-    "is it up, and may this machine reach it? Correct tracking.uri, or leave it out: then MLflow's database "
-    "is a file in the run folder"
-)
-# What an error of MLflow's says, for it has no class of its own for each, and what helps.
-_REMEDIES = (
-    ("Max retries exceeded", _REACH),
-    ("error code 401", _LOG_IN),
-    ("Unauthorized", _LOG_IN),
-    ("error code 403", _LOG_IN),
-    ("Permission denied", _LOG_IN),
-    ("PERMISSION_DENIED", _LOG_IN),
-    (
-        "readonly database",
-        "its database may be read and not written: get the permission, or set tracking.uri to another",
-    ),
-)
 _PARENT = "mlflow.parentRunId"  # by which MLflow shows runs below another
 _NOT_IN_NAMES = re.compile(r"[^\w.\- :/]")
 
@@ -126,26 +104,6 @@ def end_children(tracker: Tracker) -> None:
 
 
 @contextmanager
-def server_errors(uri: str) -> Iterator[None]:
-    """What the server refuses or fails to do becomes an InputError that says what can be done."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        reason = shown(str(error).replace("\n", " "))
-        remedy = next((said for sign, said in _REMEDIES if sign in reason), _REMEDY)
-        raise InputError(
-            f"the MLflow server {shown(uri)} (tracking.uri) failed: {reason[:_SHOWN]}; {remedy}"
-        ) from error
-
-
-def shown(uri: str) -> str:
-    """A URI, or a text with one, without the password that may stand in it."""
-    return re.sub(r"//[^@/\s]*@", "//…@", uri)
-
-
-@contextmanager
 def _recorded(run: Run, stage: str, parent: str, client: MlflowClient) -> Iterator[Tracker]:
     run_id = _resumed(run, stage, client) or _created(run, stage, parent, client)
     tracker = Tracker(client, run_id, set(client.get_run(run_id).data.params))
@@ -193,16 +151,14 @@ def open_client(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it logs as errors it raises too
     database = sqlite_file(uri)
-    with server_errors(uri):
+    with address_errors(uri):
         if database is not None:
             make_whole(database)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         try:
             within(_ANSWER_S, lambda: client.search_experiments(max_results=1))
         except TimeoutError as error:
-            raise InputError(
-                f"the MLflow server {shown(uri)} (tracking.uri) gives {error}: {_REACH}"
-            ) from error
+            raise InputError(f"MLflow at {shown(uri)} (tracking.uri) gives {error}: {REACH}") from error
     return client
 
 

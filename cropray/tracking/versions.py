@@ -16,14 +16,13 @@ from cropray.config import CHAMPION
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.card import description, with_evaluation
+from cropray.tracking.failures import server_errors, shown
 from cropray.tracking.lineage import CHECKPOINT, EVALUATION, MODEL_ID, PARENT, PREFIX, WEIGHTS, checkpoint_id
 from cropray.tracking.registry import CARD, find_version, registered_model, search_versions, versions
 from cropray.tracking.runs import (
     Tracker,
     metric_name,
     open_existing,
-    server_errors,
-    shown,
     tracked,
     tracking_uri,
 )

@@ -1,0 +1,134 @@
+"""What a person is told of an MLflow that cannot be used: one phrase, and what helps."""
+
+import json
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from cropray.tracking.failures import server_errors
+from cropray.tracking.runs import open_client
+from cropray.types import InputError
+
+URI = "http://127.0.0.1:5000"
+
+
+@pytest.fixture(autouse=True)
+def _no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+def told(uri: str) -> str:
+    with pytest.raises(InputError) as error:
+        open_client(uri)
+    message = str(error.value)
+    assert message.startswith(f"MLflow at {uri} (tracking.uri) ")
+    assert "\n" not in message
+    assert len(message) < 450
+    return message
+
+
+@contextmanager
+def web_server(status: int, body: str) -> Iterator[str]:
+    """Something on the loopback that gives the same answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)
+
+
+def test_a_server_that_cannot_be_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert "cannot be reached; is it up, and may this machine reach it?" in told(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "problem"),
+    [
+        (200, "<html>hello</html>", "answers, but not as an MLflow server does; correct tracking.uri"),
+        (404, "<html>nothing</html>", "answers, but not as an MLflow server does; correct tracking.uri"),
+        (500, "<html>sorry</html>", "answers with errors alone; look into its log"),
+        (401, "who are you?", "does not know who asks (401); set MLFLOW_TRACKING_USERNAME"),
+        (403, json.dumps({"error_code": "PERMISSION_DENIED"}), "does not permit this; set MLFLOW_TRACKING"),
+    ],
+)
+def test_a_server_that_is_no_mlflow_or_refuses(status: int, body: str, problem: str) -> None:
+    with web_server(status, body) as uri:
+        assert problem in told(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("ftp://127.0.0.1/mlflow", "is of a kind that MLflow does not know; wanted http://HOST:PORT"),
+        ("sqlite:/mlflow.db", "is no address; wanted http://HOST:PORT"),
+        ("http:/127.0.0.1", "is no address; wanted http://HOST:PORT"),
+        ("http://[127.0.0.1", "is no address (Invalid IPv6 URL); wanted http://HOST:PORT"),
+        ("mssql://127.0.0.1/mlflow", "needs the package pyodbc, which is not installed"),
+    ],
+)
+def test_an_address_that_mlflow_cannot_use(uri: str, problem: str) -> None:
+    assert problem in told(uri)
+
+
+def test_a_file_that_is_no_database_and_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "junk.db").write_text("nothing of the kind" * 100)
+    assert "is a file, but not a database; correct tracking.uri" in told(f"sqlite:///{tmp_path}/junk.db")
+    assert "is a folder of files, which MLflow has given up; wanted http" in told(f"file://{tmp_path}/mlruns")
+
+
+def test_a_database_that_may_only_be_read(tmp_path: Path) -> None:
+    open_client(f"sqlite:///{tmp_path}/mlflow.db")
+    reader = open_client(f"sqlite:///file:{tmp_path}/mlflow.db?mode=ro&uri=true")
+    with (
+        pytest.raises(InputError, match=r"may be read and not written; get the permission.*to another$"),
+        server_errors(URI),
+    ):
+        reader.create_registered_model("cropray")
+
+
+def test_an_error_that_is_not_known_is_told_without_sql_and_cut_between_words() -> None:
+    said = "the disk is on fire " * 50
+    with pytest.raises(InputError) as error, server_errors("http://me:secret@127.0.0.1:5000"):
+        raise MlflowException(f"(sqlite3.OperationalError) {said}\n[SQL: INSERT INTO runs]\n(Background on")
+    before, _, after = str(error.value).partition("; ")
+    assert before.startswith("MLflow at http://…@127.0.0.1:5000 (tracking.uri) failed: (sqlite3.Operational")
+    assert len(before) < 400
+    assert set(before.split()[6:]) == {*said.split(), "…"}
+    assert after.startswith("mend it or make room")
+    with pytest.raises(InputError, match=r"failed: full; mend it"), server_errors(URI):
+        raise MlflowException("full\n[SQL: INSERT INTO runs]\n(Background on this error at: a link)")
+
+
+def test_sqlalchemy_errors_are_told_too() -> None:
+    from sqlalchemy.exc import OperationalError
+
+    locked = OperationalError("UPDATE runs", {}, sqlite3.OperationalError("database is locked"))
+    with pytest.raises(InputError, match=r"failed: .*database is locked; mend it"), server_errors(URI):
+        raise locked
