@@ -97,7 +97,7 @@ def swept(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
     table = json.loads(run.folder.read_text(f"tune/{run.config.tune.name}/sweep.json"))
     return {
         "trials": summary["trials"],
-        "ended_early": summary["ended_early"],
+        "ended_early": summary["behind"],
         "epochs": sum(trial["epochs"] for trial in table["trials"]),
         "epochs_of_one": run.config.finetune.epochs,
         "best": summary["best_values"],

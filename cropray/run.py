@@ -38,7 +38,8 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 }
 # Settings in these that change no result, or that stand among the inputs by what they name.
 _FREE = (
-    {"predict.batch_size", "predict.model", "evaluate.model", "tune.evaluate"}
+    {"predict.batch_size", "predict.model", "evaluate.model"}
+    | {f"tune.{name}" for name in ("trials", "concurrent", "cpus", "budget_s", "evaluate")}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
     | {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OPERATIONAL}
 )

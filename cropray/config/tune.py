@@ -57,9 +57,9 @@ class TuneConfig(Section):
     `space`: by dotted key, as `finetune.lr: {loguniform: [1.0e-5, 1.0e-2]}`. `optuna` proposes by what
     earlier trials found (tree-structured Parzen estimators), `random` draws, `grid` takes every
     combination of the choices. `asha` ends trials that fall behind: of each `reduction` one goes on, first
-    after `grace_epochs` (Li et al. 2018). No trial is begun after `budget_s`, and those under way end.
-    A worker takes `cpus` of a CPU, so that the drivers of the trials find room beside it. The `name` is
-    that of the folder, `tune/<name>`.
+    after `grace_epochs` (Li et al. 2018). A command begins no trial after `budget_s`, and those under way
+    keep their states and leave. A worker asks for `cpus` of a CPU: by less than one, more trials find room
+    at a time. The `name` is that of the folder, `tune/<name>`.
     """
 
     name: str = Field("sweep", pattern=r"^[\w-]+$")
@@ -69,7 +69,7 @@ class TuneConfig(Section):
     scheduler: Literal["asha", "none"] = "asha"
     trials: int = Field(20, ge=1)
     concurrent: int = Field(1, ge=1)
-    cpus: float = Field(0.9, gt=0)
+    cpus: float = Field(1, gt=0)
     budget_s: float | None = Field(None, gt=0)
     grace_epochs: int = Field(1, ge=1)
     reduction: int = Field(3, ge=2)

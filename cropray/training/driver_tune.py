@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import asdict, replace
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from cropray.config.tune import Dimension, TuneConfig
@@ -20,39 +24,41 @@ from cropray.threads import in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, end_children, tracked
 from cropray.training.driver import publish_best
+from cropray.training.driver_desk import open_desk
 from cropray.training.evaluate import evaluate
 from cropray.training.lock import held
 from cropray.training.plan import make_plan, training_inputs
-from cropray.training.room import TRIAL_CPUS, check_trials
+from cropray.training.room import check_trials
 from cropray.training.space import check_space, trials_of
 from cropray.training.trial import TRIAL, Trial
 from cropray.training.validate import SCORE
 from cropray.types import InputError
 
 if TYPE_CHECKING:
-    from ray.tune import Tuner
+    from ray.tune import ResultGrid, Tuner
     from ray.tune.schedulers import TrialScheduler
-    from ray.tune.search import Searcher
 
+    from cropray.training.driver_search import Search
 
-_EXPERIMENT = "ray"  # where Ray Tune keeps what it needs to go on
 _POLL_S = 0.5
+_PATIENCE_S = 120.0  # for the trials to keep their states and leave, when the sweep is to be left
 
 
 def tune(run: Run) -> Summary:
     """Search settings of one training stage by the score on val; publish and register the best model.
 
     Writes `tune/<name>/`: sweep.json, sweep.png, a folder a trial, and model/, the best trial's best epoch,
-    which is then evaluated on the test split (`tune.evaluate`). A sweep that was interrupted goes on:
-    finished trials are not made again. Raises InputError for a space that does not fit the settings or
-    the cluster, and where no trial has a score.
+    which is then evaluated on the test split (`tune.evaluate`). A sweep that was interrupted goes on, as one
+    does that was finished and has trials that failed, or is asked for more of them or for more time: what
+    is over is not made again. Raises InputError for a space that does not fit the settings or the cluster,
+    where every trial failed, and where none has a score.
     """
     settings = run.config.tune
     check_space(run.config)
     run.begin("tune")
     inputs = training_inputs(run, settings.stage)
     summary = run.finished("tune", inputs)
-    if summary is None:
+    if summary is None or wanting(summary, settings):
         make_plan(run, settings.stage)  # what no trial could do is told before any is begun
         what = f"the sweep {settings.name} of {run.folder}"
         with held(run.folder.child("tune"), f"{settings.name}.lock", what):
@@ -66,6 +72,17 @@ def tune(run: Run) -> Summary:
     return summary
 
 
+def wanting(summary: Summary, settings: TuneConfig) -> bool:
+    """Whether a sweep that was finished has something left to try by these settings."""
+    if summary["failed"]:
+        return True
+    had: float | None = summary["out_of_time_s"]
+    if had is not None:
+        return settings.budget_s is None or settings.budget_s > had
+    made: int = summary["trials"]
+    return made < trials_of(settings)
+
+
 def _swept(run: Run, inputs: Inputs) -> Summary:
     import ray
 
@@ -74,21 +91,23 @@ def _swept(run: Run, inputs: Inputs) -> Summary:
         check_trials(run.config, ray.cluster_resources(), reach(run.config.ray))
         if run.changed("tune", inputs):
             _forget(run)
-        run.claim("tune", inputs)
         with tracked(run, f"tune/{settings.name}") as tracker:
+            run.claim("tune", inputs)  # not before MLflow has answered
             try:
                 _search(run, tracker.run_id)
             finally:  # Tune ends a trial without a word to MLflow
                 end_children(tracker)
             trials = _trials(run)
             version = _publish(run, trials, tracker)
-    best = trials[0]
+    best, ends = trials[0], Counter(trial.end for trial in trials)
+    short = ends["open"] > 0 or len(trials) < trials_of(settings)
     return {
         "model": _folder(run).child("model").uri,
         "registered": f"models:/{registered_name(run, settings.stage)}/{version}",
         "mlflow_run": tracker.run_id,
         "trials": len(trials),
-        "ended_early": sum(trial.stopped for trial in trials),
+        **{end: ends[end] for end in ("finished", "behind", "failed")},
+        "out_of_time_s": settings.budget_s if short else None,
         "best_trial": best.id,
         "best_values": best.values,
         "best_epoch": best.best_epoch,
@@ -110,63 +129,97 @@ def _folder(run: Run) -> Folder:
 
 
 def _search(run: Run, parent: str) -> None:
-    """Run all trials that are not finished; each leaves its record in its folder."""
-    settings = run.config.tune
-    tuner = _tuner(run, parent)
-    searching = in_thread(tuner.fit)
+    """Try all that is not over; each trial leaves its record in its folder.
+
+    Raises KeyboardInterrupt where the sweep is to be left: the trials under way have kept their states
+    then, unless a second interrupt came before.
+    """
+    from cropray.training.driver_search import Search
+
+    search, desk = Search(run.config, _trials(run)), open_desk()
+    if not search.left:
+        return
+
+    def leave() -> None:
+        search.end()
+        desk.ask_to_leave.remote()
+
+    with TemporaryDirectory(prefix="cropray-tune-", ignore_cleanup_errors=True) as scratch:
+        searching = in_thread(_tuner(run, parent, search, desk, scratch).fit)
+        try:
+            _followed(searching, search, run.config.tune, leave)
+        except KeyboardInterrupt:
+            say("tune: the trials keep their states and leave; a second interrupt leaves at once")
+            leave()
+            wait([searching], timeout=_PATIENCE_S)
+            raise
+        _note_failures(run, search.begun.values(), searching.result())
+
+
+def _followed(
+    searching: Future[ResultGrid], search: Search, settings: TuneConfig, leave: Callable[[], None]
+) -> None:
+    """Until all trials have ended, which they are asked to when their time is up."""
+    start, done, asked = time.monotonic(), 0, False
     with progress("tune", trials_of(settings)) as bar:
-        done = 0
         while True:
             last = searching.done()
-            trials = _trials(run)
-            # Of the trials with a record at most `concurrent` are still under way.
-            over = len(trials) if last else max(done, len(trials) - settings.concurrent)
-            best = max((trial.score for trial in trials if trial.score is not None), default=None)
-            bar.advance(over - done, "" if best is None else f"best {SCORE} {best:.4f}")
-            done = over
+            bar.advance(search.done - done, "" if search.best is None else f"best {SCORE} {search.best:.4f}")
+            done = search.done
             if last:
-                break
+                return
+            if settings.budget_s is not None and not asked and time.monotonic() - start > settings.budget_s:
+                asked = True
+                say(f"tune: {settings.budget_s:g} s are over (tune.budget_s): the trials leave")
+                leave()
             time.sleep(_POLL_S)
-    for result in searching.result():
-        if result.error is not None:  # the same command tries it again
-            say(f"tune: a trial failed, {result.path}: {str(result.error).strip().splitlines()[-1]}")
 
 
-def _tuner(run: Run, parent: str) -> Tuner:
-    """A new search, or the one that the folder holds, taken up."""
+def _note_failures(run: Run, begun: Iterable[Trial], results: ResultGrid) -> None:
+    """Record what failed, and say so; results come in the order in which the trials began."""
+    folder = _folder(run).child("trials")
+    for trial, result in zip(begun, results, strict=True):
+        if result.error is None:
+            continue
+        problem = str(getattr(result.error, "cause", None) or result.error).strip()
+        name = f"{trial.id}/{TRIAL}"
+        record = Trial(**json.loads(folder.read_text(name))) if folder.exists(name) else trial
+        record = replace(record, end="failed", problem=problem.splitlines()[-1] if problem else "")
+        folder.write_text(name, json.dumps(asdict(record)) + "\n")
+        say(f"tune: trial {trial.id} failed: {record.problem}; the same command tries it again")
+
+
+def _tuner(run: Run, parent: str, search: Search, desk: Any, scratch: str) -> Tuner:
+    """A search by Tune, which keeps what it writes, and nobody reads, in the folder `scratch`."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # trials keep their own records
+    import ray
     from ray import tune as ray_tune
 
     from cropray.training.driver_trial import TrialTraining
 
-    settings, folder = run.config.tune, _folder(run)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of failures this module tells
+    settings = run.config.tune
     given = ray_tune.with_parameters(
-        TrialTraining, folder=run.folder.uri, config=for_workers(run.config), parent=parent
+        TrialTraining, folder=run.folder.uri, config=for_workers(run.config), parent=parent, sweep=desk
     )
-    trainable = ray_tune.with_resources(given, {"cpu": TRIAL_CPUS})
-    place = {"path": f"{folder.path()}/{_EXPERIMENT}", "storage_filesystem": folder.filesystem}
-    if ray_tune.Tuner.can_restore(**place):
-        return ray_tune.Tuner.restore(
-            trainable=trainable, resume_unfinished=True, restart_errored=True, **place
-        )
+    # On the driver's node, which reaches MLflow, has CPUs for others or none, and stays. A group of Ray's
+    # must ask for something: a byte. The workers of the trial ask for room of their own, anywhere.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    place = ray_tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[here])
     return ray_tune.Tuner(
-        trainable,
-        param_space=domains(settings),
+        ray_tune.with_resources(given, place),
         tune_config=ray_tune.TuneConfig(
             metric=SCORE,
             mode="max",
-            num_samples=1 if settings.search == "grid" else settings.trials,
+            num_samples=search.left,
             max_concurrent_trials=settings.concurrent,
-            search_alg=_searcher(settings, run.config.seed),
+            search_alg=search,
             scheduler=_scheduler(settings, getattr(run.config, settings.stage).epochs),
-            time_budget_s=settings.budget_s,
         ),
         run_config=ray_tune.RunConfig(
-            name=_EXPERIMENT,
-            storage_path=folder.path(),
-            storage_filesystem=folder.filesystem,
+            storage_path=scratch,
             checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their states
             verbose=0,
         ),
@@ -180,35 +233,6 @@ def _trials(run: Run) -> list[Trial]:
     return sorted(
         (Trial(**record) for record in records), key=lambda t: (t.score is None, -(t.score or 0), t.id)
     )
-
-
-def domains(settings: TuneConfig) -> dict[str, Any]:
-    """The space in the terms of Ray Tune, sorted: the same trials, however it was written."""
-    return {key: _domain(dimension, settings.search) for key, dimension in sorted(settings.space.items())}
-
-
-def _domain(dimension: Dimension, search: str) -> Any:
-    from ray import tune as ray_tune
-
-    if dimension.choice is not None:
-        values = list(dimension.choice)
-        return ray_tune.grid_search(values) if search == "grid" else ray_tune.choice(values)
-    low, high = dimension.extremes
-    if dimension.integers is not None:
-        return ray_tune.randint(low, high + 1)
-    return ray_tune.loguniform(low, high) if dimension.loguniform else ray_tune.uniform(low, high)
-
-
-def _searcher(settings: TuneConfig, seed: int) -> Searcher:
-    if settings.search == "optuna":
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return OptunaSearch(metric=SCORE, mode="max", seed=seed)
-    from ray.tune.search import BasicVariantGenerator
-
-    return BasicVariantGenerator(random_state=seed)
 
 
 def _scheduler(settings: TuneConfig, epochs: int) -> TrialScheduler:
@@ -230,14 +254,18 @@ def _publish(run: Run, trials: Sequence[Trial], tracker: Tracker) -> str:
     settings, folder = run.config.tune, _folder(run)
     score = trials[0].score if trials else None
     if score is None:
-        raise InputError(
-            f"no trial of {folder} has a score on the validation split: look into their records there, give "
-            "the split more regions (rois.split.val), or let the trials train longer (tune.budget_s)"
+        failed = next((trial for trial in trials if trial.end == "failed"), None)
+        what_to_do = (
+            "look into their records there, give the split more regions (rois.split.val), or let the trials "
+            "train longer (tune.budget_s)"
+            if failed is None
+            else f"mend what {failed.id} failed by ({failed.problem}) and run the same command again"
         )
+        raise InputError(f"no trial of {folder} has a score on the validation split: {what_to_do}")
     best = trials[0]
     rows = [asdict(trial) for trial in trials]
     axes = [_axis(key, dimension) for key, dimension in sorted(settings.space.items())]
-    flat = [{**trial.values, "score": trial.score, "stopped": trial.stopped} for trial in trials]
+    flat = [{**trial.values, "score": trial.score, "stopped": trial.end != "finished"} for trial in trials]
     folder.write_text(SWEEP, json.dumps({"stage": settings.stage, "trials": rows}, indent=1) + "\n")
     folder.write_bytes(PICTURE, sweep_picture(axes, flat, SCORE))
     for name in (SWEEP, PICTURE):

@@ -13,9 +13,6 @@ from cropray.types import InputError
 
 Resources = Mapping[str, float]
 
-TRIAL_CPUS = 0.01
-"""Of a trial's own process in a sweep, which only waits: its workers take the CPUs."""
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -70,14 +67,12 @@ def check_trials(config: Config, have: Resources, most: Resources | None) -> Non
     tune = config.tune
     for settings in (getattr(variant, tune.stage) for variant in _variants(config)):
         for kind, amount in each_worker(settings, have, tune.cpus).items():
-            there, own = most.get(kind, 0), TRIAL_CPUS if kind == "CPU" else 0.0
-            wanted = tune.concurrent * (settings.fewest * amount + own)
+            there, wanted = most.get(kind, 0), tune.concurrent * settings.fewest * amount
             if wanted > there:
                 setting = "tune.cpus" if kind == "CPU" else f"{tune.stage}.gpus"
-                beside = f" (and {own:g} for the trial itself)" if own else ""
                 raise InputError(
                     f"tune.concurrent = {tune.concurrent} trials at a time × {tune.stage}.workers = "
-                    f"{settings.fewest} × {setting} = {amount:g}{beside} are {wanted:g} {kind}s, but Ray has "
+                    f"{settings.fewest} × {setting} = {amount:g} are {wanted:g} {kind}s, but Ray has "
                     f"{there:g}: make one of them smaller, or {_give(kind)}"
                 )
 

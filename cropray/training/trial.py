@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cropray.training.history import History, best_entry
 from cropray.training.validate import SCORE
@@ -13,25 +13,36 @@ TRIAL = "trial.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial tried, and what it reached: the best of its validated epochs."""
+    """What a trial tries, and what it has reached: the best of its validated epochs.
+
+    `end` says how far it came: to its last epoch ("finished"), to where it fell "behind" others, to an
+    error ("failed", by `problem`), or to none of them ("open": under way, interrupted, or out of time).
+    """
 
     id: str
     values: dict[str, Any]
-    epochs: int  # trained
-    best_epoch: int
-    score: float | None
-    stopped: bool  # before its last epoch: it fell behind, failed, or time was up
+    epochs: int = 0  # trained
+    best_epoch: int = 0
+    score: float | None = None
+    end: Literal["open", "finished", "behind", "failed"] = "open"
+    problem: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is left to try."""
+        return self.end in ("finished", "behind")
 
 
 def judged(identity: str, values: dict[str, Any], history: History, epochs: int) -> Trial:
     """The record of a trial with the history so far, of `epochs` in all."""
     validated = [entry for entry in history if entry.get(SCORE) is not None]
     best = best_entry(validated) if validated else None
+    trained = history[-1]["epoch"] if history else 0
     return Trial(
         identity,
         values,
-        epochs=history[-1]["epoch"] if history else 0,
+        epochs=trained,
         best_epoch=best["epoch"] if best else 0,
         score=best[SCORE] if best else None,
-        stopped=not history or history[-1]["epoch"] < epochs,
+        end="finished" if trained == epochs else "open",
     )
