@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -157,18 +158,21 @@ def test_a_difference_counts_only_where_its_interval_excludes_none(
 
 
 def test_a_sweep_is_told_by_its_best_trials(finished: Run) -> None:
-    trials = [
-        {"id": str(i), "values": {"finetune.lr": 10.0**-i}, "score": 0.7 - 0.1 * i, "epochs": 3 - i}
-        | {"best_epoch": 1, "stopped": i > 0, "problem": ""}
-        for i in range(2)
-    ]
+    def trial(number: int, end: str, problem: str = "") -> dict[str, Any]:
+        reached = {"score": 0.8 - 0.1 * number, "best_epoch": 1, "epochs": 4 - number}
+        values = {"finetune.lr": 10.0**-number}
+        return {"id": f"{number:04d}", "values": values, "end": end, "problem": problem} | reached
+
+    failed = trial(4, "failed", "no memory") | {"score": None, "best_epoch": 0, "epochs": 0}
+    trials = [trial(1, "finished"), trial(2, "behind"), trial(3, "open"), failed]
     folder = finished.folder.child("tune/rates")
     folder.write_text("sweep.json", json.dumps({"stage": "finetune", "trials": trials}))
     folder.write_bytes("sweep.png", sweep_picture([Axis("finetune.lr", True, ())], [], "score"))
     report(finished)
     text = page_of(finished).text
-    assert "rates: 2 trials of finetune" in text
-    assert "0.700 1 3 at its last epoch 0.600 0.1 2 early" in text
+    assert "rates: 4 trials of finetune" in text
+    assert "0001 0.700 0.1 1 3 at its last epoch 0002 0.600 0.01 1 2 behind others" in text
+    assert "0003 0.500 0.001 1 1 out of time 0004 – 0.0001 – 0 failed: no memory" in text
     assert "sweeps" in page_of(finished).ids
     finished.folder.delete_folder("tune")
     report(finished)

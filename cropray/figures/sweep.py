@@ -49,7 +49,7 @@ def sweep_picture(axes: Sequence[Axis], trials: Sequence[Mapping[str, Any]], sco
     """Every trial as a line through its values to its score, and the score over each setting.
 
     `trials` have the key "score" (None: never judged, left out) and the names of the axes; trials that
-    were ended early are drawn hollow ("stopped").
+    did not come to their last epoch are dotted and hollow ("stopped").
     """
     shown = [trial for trial in trials if trial["score"] is not None]
     figure = Figure(figsize=(max(6.4, 2.2 * (len(axes) + 1)), 6.4), layout="constrained")
@@ -89,7 +89,7 @@ def _parallel(
     panel.set_yticks([])
     panel.set_xlim(-0.1, len(axes) + 0.4)
     panel.spines[:].set_visible(False)
-    panel.set_title("each line a trial (dotted: ended early)", fontsize="medium")
+    panel.set_title("each line a trial (dotted: not to its last epoch)", fontsize="medium")
 
 
 def _scatter(
