@@ -263,7 +263,8 @@ def test_a_tracking_server_that_is_down_is_bad(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     finding = tracking(updated(Config(), {"tracking.uri": "http://127.0.0.1:1"}), None)
     assert finding.verdict == "bad"
-    assert "MLflow at http://127.0.0.1:1 (tracking.uri) cannot be reached" in finding.found
+    assert finding.found == "MLflow at http://127.0.0.1:1 (tracking.uri) cannot be reached"
+    assert finding.remedy.startswith("is it up, and may this machine reach it?")
 
 
 @pytest.fixture

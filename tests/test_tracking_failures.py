@@ -12,6 +12,10 @@ from threading import Thread
 import pytest
 from mlflow.exceptions import MlflowException
 
+from cropray.config import Config
+from cropray.doctor.finding import ok
+from cropray.doctor.services import tracking
+from cropray.overrides import updated
 from cropray.tracking.failures import server_errors
 from cropray.tracking.runs import open_client
 from cropray.types import InputError
@@ -111,6 +115,23 @@ def test_a_database_that_may_only_be_read(tmp_path: Path) -> None:
         server_errors(URI),
     ):
         reader.create_registered_model("cropray")
+
+
+def test_doctor_writes_to_a_database_and_leaves_it_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow makes a folder of the name `file:`
+    database = tmp_path / "mlflow.db"
+    open_client(f"sqlite:///{database}")
+    before = database.read_bytes()
+    finding = tracking(updated(Config(), {"tracking.uri": f"sqlite:///{database}"}), None)
+    assert finding == ok("tracking", f"sqlite:///{database} may be read and written")
+    read_only = f"sqlite:///file:{database}?mode=ro&uri=true"
+    finding = tracking(updated(Config(), {"tracking.uri": read_only}), None)
+    assert finding.verdict == "bad"
+    assert finding.found.endswith("is a database that may be read and not written")
+    assert database.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["mlflow.db"]
 
 
 def test_an_error_that_is_not_known_is_told_without_sql_and_cut_between_words() -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from cropray.config import Config
 from cropray.doctor.finding import Finding, bad, ok, warning
@@ -95,18 +94,26 @@ def storage_failed(folder: Folder, error: OSError | InputError) -> Finding:
 
 
 def tracking(config: Config, folder: Folder | None) -> Finding:
-    """The MLflow server of the settings is asked; a database that is not there yet is not made."""
-    from cropray.tracking.runs import open_client, tracking_uri
+    """The MLflow of the settings is read, and a database is written to without a change.
+
+    A database that is not there yet is not made.
+    """
+    from cropray.tracking.database import sqlite_file
+    from cropray.tracking.failures import shown
+    from cropray.tracking.runs import open_client, tracking_uri, try_writing
 
     uri = config.tracking.uri
     if not uri and folder is None:
         return ok("tracking", "SQLite in the run folder (tracking.uri is not set)")
     try:
         uri = uri or tracking_uri(Run(folder or Folder("."), config))
-        database = Path(uri.removeprefix("sqlite:///"))
-        if uri.startswith("sqlite:///") and not database.exists():
+        database = sqlite_file(uri)
+        if database is not None and not database.exists():
             return ok("tracking", f"SQLite, to be made at {database}")
         open_client(uri)
+        written = try_writing(uri)
     except InputError as error:
-        return bad("tracking", str(error).splitlines()[0][:200], "start the server, or correct tracking.uri")
-    return ok("tracking", f"{uri} answers")
+        problem, _, remedy = str(error).partition("; ")
+        return bad("tracking", problem, remedy or "start the server, or correct tracking.uri")
+    what = "may be read and written" if written else "can be read; whether it can be written was not tried"
+    return ok("tracking", f"{shown(uri)} {what}")

@@ -162,6 +162,21 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
+def try_writing(uri: str) -> bool:
+    """Change nothing in the database of a URI, as by a write; whether that could be tried.
+
+    No server can be asked so. Raises InputError where the database may not be written.
+    """
+    from sqlalchemy import NullPool, create_engine, text
+
+    if uri.startswith("http"):
+        return False
+    with address_errors(uri), create_engine(uri, poolclass=NullPool).connect() as connection:
+        connection.execute(text("UPDATE experiments SET name = name WHERE 1 = 0"))
+        connection.rollback()
+    return True
+
+
 def client_of(run: Run) -> MlflowClient:
     """As `open_client`, of the server of a run; its own database follows a run folder that was moved."""
     uri = tracking_uri(run)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cropray.doctor.services import tracking
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.predictor import Predictor
 from cropray.overrides import updated
@@ -61,6 +62,7 @@ def at(run: Run, uri: str) -> Run:
 
 def test_a_model_goes_to_the_server_and_comes_back(run: Run) -> None:
     assert not run.folder.exists("mlflow/mlflow.db")
+    assert "can be read; whether it can be written was not tried" in tracking(run.config, None).found
     found = load_checkpoint(resolve_model("models:/cropray@champion", run))
     assert found.describe() == small_checkpoint((0.5, 0.5)).describe()
     version = find(run, "models:/cropray@champion")
