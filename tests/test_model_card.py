@@ -49,6 +49,9 @@ def test_the_card_says_what_it_must(checkpoint: Checkpoint) -> None:
     assert "simulated world" in card
     assert "Weights: whoever trained them owns them and says here how they may be used" in card
     assert "(1 shard of train, 2 shards of val)" in card
+    assert "commit not known: no checkout, nor CROPRAY_GIT_COMMIT" in card
+    git = {"commit": "0123456789abcdef", "dirty": True}
+    assert "commit 0123456789ab with changes" in model_card("cropray", checkpoint, FACTS | {"git": git}, [])
     assert "Not yet" in card
 
 

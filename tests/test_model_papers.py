@@ -1,6 +1,7 @@
 """Lineage and STAC item of a registered model."""
 
 import json
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -135,7 +136,10 @@ def test_shards_that_a_model_was_not_trained_on_are_not_named(tmp_path: Path, ch
     assert facts_of(run)["shards"] is None
 
 
-def test_the_commit_is_that_of_the_checkout_of_the_code(tmp_path: Path) -> None:
+def test_the_commit_is_that_of_the_checkout_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CROPRAY_GIT_COMMIT", raising=False)
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -153,6 +157,21 @@ def test_the_commit_is_that_of_the_checkout_of_the_code(tmp_path: Path) -> None:
     assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (package / "__init__.py").write_text("changed = True")
     assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+    monkeypatch.setenv("CROPRAY_GIT_COMMIT", "another")
+    assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
+
+
+def test_the_commit_of_a_copy_without_its_checkout_is_carried_by_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for where in (os.environ["PATH"], ""):  # with git and without
+        monkeypatch.setenv("PATH", where)
+        monkeypatch.delenv("CROPRAY_GIT_COMMIT", raising=False)
+        assert git_state(tmp_path) is None
+        monkeypatch.setenv("CROPRAY_GIT_COMMIT", "0a1b2c3d")
+        assert git_state(tmp_path) == {"commit": "0a1b2c3d", "dirty": False}
+        monkeypatch.setenv("CROPRAY_GIT_COMMIT", "0a1b2c3d-dirty")
+        assert git_state(tmp_path) == {"commit": "0a1b2c3d", "dirty": True}
 
 
 # What version 1.4.0 of the extension asks of an item, after its JSON schema: fields that must be there,

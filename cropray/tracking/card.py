@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from cropray.models.checkpoint import Checkpoint
+from cropray.tracking.lineage import COMMIT
 
 LONGEST = 5000
 """Characters of a version's description that MLflow's database holds."""
@@ -121,8 +122,12 @@ def _data(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
         parent = facts["parent"]
         weights = f" (weights {parent['weights_xxh3']})" if parent["weights_xxh3"] else ""
         lines.append(f"Started from {parent['reference']}{weights}")
-    commit = f", commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if git else ""
-    lines.append(f"cropray {checkpoint.code_version}{commit}")
+    commit = (
+        f"commit {git['commit'][:12]}{' with changes' if git['dirty'] else ''}"
+        if git
+        else f"commit not known: no checkout, nor {COMMIT}"
+    )
+    lines.append(f"cropray {checkpoint.code_version}, {commit}")
     return "\n## Training data and recipe\n\n" + "".join(f"- {line}\n" for line in lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ EVALUATION = f"{PREFIX}evaluation"
 PARENT, MODEL_ID = f"{PREFIX}parent_weights_xxh3", f"{PREFIX}model_id"
 """Tags of a version: its checkpoint with thresholds and all; weights alone; code; scores; the weights
 that it started from; MLflow's logged model."""
+
+COMMIT = "CROPRAY_GIT_COMMIT"
+"""Variable with the commit of a code without its checkout, as `git describe --always --dirty` has it."""
 
 _INIT = "the checkpoint to start from"  # among a training's inputs, beside "shards"
 _GIT_S = 10
@@ -89,13 +93,16 @@ def tags(facts: Mapping[str, Any]) -> dict[str, str]:
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit of the checkout to which `folder` belongs, and whether files in it differ from that.
 
-    None where `__init__.py` in it is under no version control (an installed package, a copy on a
-    cluster), or where there is no git.
+    Where `__init__.py` in it is under no version control (an installed package, a copy on a cluster), or
+    where there is no git, the variable `CROPRAY_GIT_COMMIT` may say it; else None.
     """
+    told = os.environ.get(COMMIT, "")
+    carried = {"commit": told.removesuffix("-dirty"), "dirty": told.endswith("-dirty")} if told else None
     git = shutil.which("git")
-    if git is None:
-        return None
+    return carried if git is None else _checked_out(git, folder) or carried
 
+
+def _checked_out(git: str, folder: Path) -> dict[str, Any] | None:
     def told(*arguments: str) -> str:
         command = [git, "-C", str(folder), *arguments]
         return subprocess.run(
