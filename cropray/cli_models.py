@@ -27,7 +27,7 @@ def register(
 
 
 RegistryOption = Annotated[
-    str, typer.Option("--run", metavar="DIR", help="Run folder with a registry; not with tracking.uri.")
+    str, typer.Option("--run", metavar="DIR", help="Run folder with a registry, else this directory.")
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS or /VERSION.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
@@ -35,7 +35,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 @models_app.command("list")
 def list_models(
-    run: RegistryOption = ".", config: ConfigOption = None, set: SetOption = None, as_json: JsonOption = False
+    run: RegistryOption = "", config: ConfigOption = None, set: SetOption = None, as_json: JsonOption = False
 ) -> None:
     """All versions, their aliases and scores."""
     from cropray.tracking.versions import list_versions, table
@@ -50,7 +50,7 @@ def list_models(
 @models_app.command("show")
 def show_model(
     model: ModelArgument,
-    run: RegistryOption = ".",
+    run: RegistryOption = "",
     config: ConfigOption = None,
     set: SetOption = None,
     as_json: JsonOption = False,

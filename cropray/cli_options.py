@@ -26,13 +26,15 @@ def configured(config: str | None, settings: list[str] | None) -> Config:
 
 
 def opened(run: str, config: str | None, settings: list[str] | None) -> Run:
-    """The run in a folder with its own configuration; `config` and `settings` come over that."""
+    """The run in a folder: `config` and `settings` come over its own. If none is named, that of this
+    directory, and nothing below them.
+    """
     from cropray.overrides import load_config
     from cropray.run import Run, config_of
     from cropray.storage import Folder
 
-    folder = Folder(run)
-    return Run(folder, load_config(config, settings or (), base=config_of(folder)))
+    folder = Folder(run or ".")
+    return Run(folder, load_config(config, settings or (), base=config_of(folder) if run else None))
 
 
 def emit(summary: Summary) -> None:
