@@ -18,6 +18,7 @@ from cropray.models.checkpoint import save_checkpoint
 from cropray.overrides import updated
 from cropray.run import Run
 from cropray.storage import Folder
+from cropray.tracking.versions import find
 from cropray.training.driver_desk import open_desk
 from cropray.training.driver_tune import tune
 from cropray.training.plan import make_plan
@@ -73,6 +74,8 @@ def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_finished(tmp_
             os.killpg(driver.pid, signal.SIGKILL)
             driver.wait()
     states = {name: run.folder.child(f"tune/sweep/trials/{name}").names() for name in finished}
+    write_split(run.folder, "test", 6)
+    command += ["--set", "tune.evaluate=true"]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
     summary = json.loads(ended.stdout)
@@ -88,8 +91,13 @@ def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_finished(tmp_
     assert [trial["score"] for trial in sweep] == sorted((t["score"] for t in sweep), reverse=True)
     assert summary["best_trial"] == sweep[0]["id"]
     assert summary["registered"] == "models:/cropray/1"
+    version = find(run, summary["registered"])
+    assert version.evaluation is not None
+    assert summary["evaluation"]["versions"] == ["models:/cropray/1"]
     recipe = json.loads(run.folder.read_text("tune/sweep/model/checkpoint.json"))["recipe"]
     assert {f"finetune.{key}": recipe[key] for key in ("lr", "weight_decay")} == sweep[0]["values"]
+    lineage = {f"cropray.{tag}" for tag in ("run", "config_xxh3", "shards.train", "shards.val")}
+    assert lineage <= version.tags.keys()
 
     runs = mlflow_runs(run)
     nested = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == summary["mlflow_run"]]
