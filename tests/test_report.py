@@ -16,7 +16,7 @@ from cropray.storage import Folder
 from cropray.types import InputError
 from tests.finished import ROIS, finished_run
 
-VOID = {"meta", "link", "img", "br", "hr", "line", "circle"}
+VOID = {"meta", "link", "img", "br", "wbr", "hr", "line", "circle"}
 
 
 class Page(HTMLParser):
