@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -293,6 +294,21 @@ print(json.dumps({"package": cropray.__file__, "ray": "ray" in sys.modules}))
     assert not told["ray"]
     expected = Predictor(small_checkpoint()).probabilities(batch["s1"], batch["s2"])
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+
+
+def test_packages_of_other_versions_than_the_models_are_named_as_it_loads(
+    run: Run, registered: str, tmp_path: Path
+) -> None:
+    source = open_client(tracking_uri(run)).get_model_version_download_uri("cropray", registered)
+    model = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path)))
+    wanted = (model / "requirements.txt").read_text()
+    (model / "requirements.txt").write_text(re.sub(r"torch==\S+", "torch==1.0.0", wanted))
+    script = "import sys, mlflow; mlflow.pyfunc.load_model(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(model)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert re.search(r"torch \(current: \S+, required: torch==1\.0\.0\)", done.stderr), done.stderr
+    assert "numpy (" not in done.stderr
 
 
 def test_a_run_that_was_moved_takes_its_registry_along(run: Run, registered: str, tmp_path: Path) -> None:
