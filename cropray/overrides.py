@@ -6,7 +6,7 @@ An unknown or mistyped key is an error that names the key and the nearest right 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,7 +41,7 @@ def updated(config: Config, overrides: Mapping[str, Any], where: str = "the over
 
 
 def load_config(
-    path: str | Path | None, settings: Iterable[str] = (), *, base: Config | None = None
+    path: str | Path | None, settings: Collection[str] = (), *, base: Config | None = None
 ) -> Config:
     """The configuration of a YAML file with `a.b=c` settings on top (values are read as YAML).
 
@@ -64,7 +64,9 @@ def load_config(
             _assign(data, key.strip(), yaml.safe_load(value))
         except _UNREADABLE as error:
             raise InputError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
-    return _validated(data, str(path) if path is not None else "the settings")
+    if path is None:
+        return _validated(data, "the settings")
+    return _validated(data, f"{path} and the settings over it" if settings else str(path))
 
 
 def parse_config(text: bytes, where: str) -> Config:
