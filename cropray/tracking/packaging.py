@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -22,12 +23,8 @@ from cropray.storage import Folder
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
+_PACKAGE = Path(cropray.__file__).parent
 _SCRIPT = Path(__file__).with_name("pyfunc_model.py")
-# What a loaded model imports of this package, which is on no index and so travels as files.
-_TRAVELS = (
-    *("__init__.py", "types.py", "bands.py", "storage.py"),
-    *("models", "shards/__init__.py", "shards/residuals.py"),
-)
 _REQUIREMENTS = ("mlflow", "numpy", "pyarrow", "safetensors", "torch", "xxhash")
 
 
@@ -82,12 +79,48 @@ def requirements() -> list[str]:
 def code_checksum() -> str:
     """xxh3 of all code that a registered model takes along."""
     digest = xxhash.xxh3_64(_SCRIPT.read_bytes())
-    package = Path(cropray.__file__).parent
-    for name in _TRAVELS:
-        source = package / name
-        for path in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    for name in travelling_modules():
+        digest.update(name.encode() + b"\0" + (_PACKAGE / name).read_bytes())
     return digest.hexdigest()
+
+
+def travelling_modules() -> list[str]:
+    """The files of this package, by path below it, that the registered model's script imports.
+
+    The package is on no index, so these travel with the model. They are the closure of the imports
+    that run, wherever in a file they stand, and so can never lack one that the code has come to need.
+    """
+    found: set[Path] = set()
+    left = [_SCRIPT]
+    while left:
+        for path in _imported(left.pop()) - found:
+            found.add(path)
+            left.append(path)
+    return sorted(path.relative_to(_PACKAGE).as_posix() for path in found)
+
+
+def _imported(script: Path) -> set[Path]:
+    """The files of this package that a script imports, the packages around them included."""
+    names: set[str] = set()
+    nodes: list[ast.AST] = [ast.parse(script.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            nodes += node.orelse
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    files: set[Path] = set()
+    for first, *parts in (name.split(".") for name in names):
+        if first != _PACKAGE.name:
+            continue
+        paths = [_PACKAGE.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+        candidates = [file for path in paths for file in (path / "__init__.py", path.with_suffix(".py"))]
+        files.update(file for file in candidates if file.is_file())
+    return files
 
 
 def example(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.int16]]:
@@ -109,14 +142,10 @@ def example(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.int16]]:
 
 
 def _copied_code(scratch: Path) -> Path:
-    package, code = Path(cropray.__file__).parent, scratch / "cropray"
-    for name in _TRAVELS:
-        source, target = package / name, code / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, target)
+    code = scratch / _PACKAGE.name
+    for name in travelling_modules():
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_PACKAGE / name, code / name)
     return code
 
 
