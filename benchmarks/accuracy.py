@@ -25,17 +25,17 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from cropray.cluster import ray_session
 from cropray.config import Config
+from cropray.config.load import load_config, updated
+from cropray.evaluation.evaluate import evaluate
 from cropray.figures.charts import EVALUATION
-from cropray.overrides import load_config, updated
-from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
 from cropray.rois.build import build_rois
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.training.driver import finetune, pretrain
-from cropray.training.evaluate import evaluate
 
 ROOT = Path(__file__).parents[1]
 NETWORK = "network"

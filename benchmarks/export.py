@@ -45,15 +45,14 @@ import numpy.typing as npt
 from google.auth.credentials import AnonymousCredentials
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS
+from cropray.cluster import ray_session
 from cropray.config import Config, RayConfig
-from cropray.config.earthengine import EarthEngineConfig
-from cropray.config.imagery import LabelsConfig, PatchConfig, SourceConfig
+from cropray.config.imagery import EarthEngineConfig, LabelsConfig, PatchConfig, SourceConfig
 from cropray.grid import Grid
-from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.export import export
-from cropray.pipeline.plan import plan_tiles
+from cropray.pipeline.tiles import plan_tiles
+from cropray.rois.calendar import periods_for
 from cropray.rois.store import write_parcels, write_rois
-from cropray.rois.windows import periods_for
 from cropray.run import Run
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder

@@ -43,12 +43,11 @@ from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.imagery.simulated import SimulatedSource
 from cropray.models.normalisation import SeedNormalisation
-from cropray.pipeline.plan import Tile, plan_tiles
-from cropray.pipeline.tile import cut_patches, shard_metadata
-from cropray.rois.windows import periods_for
+from cropray.pipeline.tiles import Tile, cut_patches, plan_tiles, shard_metadata
+from cropray.rois.calendar import periods_for
+from cropray.shards.file import shard_name, shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import encode_patch, to_table
-from cropray.shards.store import shard_name, shard_uris
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
 from cropray.types import UNLABELLED, ImageRequest, Patch, Roi

@@ -34,8 +34,8 @@ from feed import BATCH, CODECS, _tiff_sample, make_data
 from torch.utils.data import DataLoader, Dataset
 
 from cropray.models.normalisation import SeedNormalisation
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 
 WORKERS = 2

@@ -32,17 +32,17 @@ import xxhash
 import yaml
 from accuracy import NETWORK, ROOT, compared, scores, share_shards, shown
 
+from cropray.cluster import ray_session
 from cropray.config import Config
-from cropray.config.recipes import RECIPES
-from cropray.overrides import load_config, updated
-from cropray.pipeline.cluster import ray_session
+from cropray.config.load import load_config, updated
+from cropray.config.training import RECIPES
+from cropray.evaluation.evaluate import evaluate
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
 from cropray.rois.build import build_rois
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.training.driver import finetune, pretrain
-from cropray.training.evaluate import evaluate
 from cropray.training.validate import SCORE
 
 STAGES = ("pretrain", "finetune")

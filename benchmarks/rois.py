@@ -27,7 +27,7 @@ import shapely
 from sklearn.cluster import DBSCAN
 
 from cropray.config import Config
-from cropray.overrides import load_config
+from cropray.config.load import load_config
 from cropray.rois.build import build_rois
 from cropray.rois.store import read_rois
 from cropray.run import Run

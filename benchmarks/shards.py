@@ -40,17 +40,16 @@ import xarray as xr
 import xxhash
 
 from cropray.bands import NODATA, S2_NAMES
+from cropray.cluster import ray_session
 from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.grid import Grid
 from cropray.imagery.simulated import SimulatedSource
-from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.compact import compact
-from cropray.pipeline.ledger import TILE_KEY, LedgerRow, part_name, write_ledger
-from cropray.pipeline.plan import plan_tiles
-from cropray.pipeline.tile import cut_patches, shard_metadata
-from cropray.rois.windows import periods_for
+from cropray.pipeline.tiles import cut_patches, plan_tiles, shard_metadata
+from cropray.rois.calendar import periods_for
 from cropray.run import Run
+from cropray.shards.ledger import TILE_KEY, LedgerRow, part_name, write_ledger
 from cropray.shards.schema import ShardMetadata, encode_patch, to_table
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder

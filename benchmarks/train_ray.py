@@ -12,8 +12,8 @@ from unittest.mock import Mock, patch
 
 from accuracy import share_shards
 
-from cropray.overrides import load_config, updated
-from cropray.pipeline.cluster import ray_session
+from cropray.cluster import ray_session
+from cropray.config.load import load_config, updated
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
 from cropray.progress import Progress
@@ -69,7 +69,7 @@ def through_ray(work: Path) -> dict[str, Any]:
         noted = _Noted("pretrain", 0)
         with (
             ray_session(run.config.ray),
-            patch("cropray.training.driver_follow.progress", Mock(return_value=nullcontext(noted))),
+            patch("cropray.training.monitor.progress", Mock(return_value=nullcontext(noted))),
         ):
             start = time.monotonic()
             pretrain(run)

@@ -29,21 +29,21 @@ from typing import Any
 
 from accuracy import ROOT, compared, share_shards, shown
 
+from cropray.cluster import ray_session
 from cropray.config import Config
+from cropray.config.load import load_config, updated
+from cropray.evaluation.promotion import paired_scores
 from cropray.models.checkpoint import load_checkpoint
-from cropray.overrides import load_config, updated
-from cropray.pipeline.cluster import ray_session
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
 from cropray.rois.build import build_rois
 from cropray.run import Run
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.training.driver import finetune, pretrain
-from cropray.training.driver_tune import tune
-from cropray.training.promotion import paired_scores
 from cropray.training.validate import SCORE
+from cropray.tuning.sweep import tune
 
 SWEEP = "sweep"
 PEERS: dict[str, dict[str, float]] = {

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from cropray.config import Config
 from cropray.config.imagery import ClassMapConfig, LabelsConfig
+from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, InputError
+from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame

@@ -24,8 +24,9 @@ from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.vrt import WarpedVRT
 
+from cropray.errors import InputError
 from cropray.grid import Grid, Window
-from cropray.types import ByteArray, InputError
+from cropray.types import ByteArray
 
 _BLOCK = 512  # pixels a side of the blocks inside a TIFF
 # How far a position may be interpolated from its neighbours' exact ones. GDAL's default of 0.125 pixels

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cropray.config import Config
-from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.imagery import EarthEngineConfig
+from cropray.config.load import parse_config
 from cropray.config.training import OPERATIONAL
-from cropray.overrides import parse_config
+from cropray.errors import InputError
 from cropray.progress import say
 from cropray.storage import Folder
-from cropray.types import InputError
 
 Summary = dict[str, Any]
 """What a stage did, as JSON: shown to the user, kept in the record."""

@@ -6,34 +6,54 @@ temporary name and renamed, on object storage it is one upload, tried again wher
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from cropray.threads import within
-from cropray.types import InputError
+from cropray.errors import InputError
 
-_TO_DO = {
-    errno.ENOSPC: "make room there, and run the same command again: what is finished is kept",
-    errno.EDQUOT: "make room there, and run the same command again: what is finished is kept",
-    errno.EACCES: "get the permission, or give another place",
-    errno.EPERM: "get the permission, or give another place",
-    errno.EROFS: "give a place that may be written",
-    errno.ENOTDIR: "a file is where a folder is wanted: give another --run folder",
-    errno.EEXIST: "a file is where a folder is wanted: give another --run folder",
-    errno.EISDIR: "a folder is where a file is wanted: give another name",
-}
+T = TypeVar("T")
+
+
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """Run `work` in a thread of its own, which does not keep the process alive.
+
+    The main thread stays free for the user's interrupt, whose handling others (Ray Train) would take
+    over there, and keep.
+    """
+    future: Future[T] = Future()
+
+    def target() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # handed over to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=target, name="beside", daemon=True).start()
+    return future
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` gives. Raises TimeoutError where it takes longer; then it is left to itself."""
+    answer = in_thread(work)
+    if not wait([answer], timeout=seconds).done:
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    return answer.result()
+
+
 # Between attempts to upload a file anew. Arrow's client asks again by itself where a request is answered
 # by 503, but for the one that completes an upload.
 _WAITS_S = (0.5, 1.0, 2.0, 4.0)
@@ -249,27 +269,3 @@ def _replacing(target: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
-
-
-def explained(error: OSError) -> str:
-    """What a user can do about a failed read or write, in one message that names the file."""
-    what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if error.filename and is_full(error):
-        what += f" ({free_space(error.filename)})"
-    return f"{what}; {_TO_DO.get(error.errno or 0, 'mend the cause and run the same command again')}"
-
-
-def is_full(error: OSError) -> bool:
-    """Whether a disk, or a share of one, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def free_space(path: str | Path) -> str:
-    """How much is free on the disk where a file is, or was to be."""
-    there = next(place for place in Path(path).absolute().parents if place.exists())
-    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free in {there}"
-
-
-def is_lasting(error: OSError) -> bool:
-    """Whether trying again cannot help until somebody has done something about it."""
-    return error.errno in _TO_DO

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from cropray.grid import Grid
+from cropray.errors import InputError
+from cropray.grid import Grid
 
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
@@ -29,10 +29,6 @@ BACKGROUND = 254
 
 UNLABELLED = 255
 """Label of a pixel of which nothing is known; what a loss does with it is the recipe's choice."""
-
-
-class InputError(ValueError):
-    """What a user gave cannot be used: says what was given, where, what was wanted, what to do."""
 
 
 @dataclass(frozen=True)

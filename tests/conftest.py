@@ -1,6 +1,7 @@
 """Settings that must stand before heavy packages are imported, and where real data lies."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _modules_found_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registered model puts its own copy of modules in front, and spawned processes would take that."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ import shapely
 
 from cropray.config import Config
 from cropray.config.imagery import PatchConfig
-from cropray.config.regions import WindowConfig
-from cropray.overrides import updated
-from cropray.pipeline.ledger import LedgerRow, write_ledger
-from cropray.pipeline.plan import plan_tiles
-from cropray.pipeline.tile import export_tile, shard_metadata
+from cropray.config.load import updated
+from cropray.config.rois import WindowConfig
+from cropray.pipeline.tiles import export_tile, plan_tiles, shard_metadata
 from cropray.run import Run
+from cropray.shards.ledger import LedgerRow, write_ledger
 from cropray.storage import Folder
 from cropray.types import Composite, ImageRequest, Roi
 

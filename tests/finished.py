@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 
+from cropray.evaluation.evaluate import evaluate
 from cropray.figures.pictures import comparison_picture
-from cropray.pipeline.ledger import LedgerRow, write_ledger
 from cropray.run import Run
-from cropray.training.evaluate import evaluate
+from cropray.shards.ledger import LedgerRow, write_ledger
 from tests.lands import CLASSES, LANDS, ready_run
 
 ROIS = {

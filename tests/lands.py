@@ -9,7 +9,7 @@ import torch
 from cropray.bands import NODATA
 from cropray.config import Config
 from cropray.config.imagery import PatchConfig, SourceConfig
-from cropray.config.regions import RoisConfig, SplitConfig, WindowConfig
+from cropray.config.rois import RoisConfig, SplitConfig, WindowConfig
 from cropray.config.training import EvaluateConfig
 from cropray.grid import Grid
 from cropray.models.checkpoint import Checkpoint, save_checkpoint
@@ -17,8 +17,8 @@ from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.heads import keep_heads, starting_weights
 from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
+from cropray.shards.file import shard_name
 from cropray.shards.schema import ShardMetadata, encode_patch, to_table
-from cropray.shards.store import shard_name
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
 from cropray.types import BACKGROUND, UNLABELLED, Patch, Period, Roi

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cropray.config.regions import WindowConfig
+from cropray.config.rois import WindowConfig
 from cropray.grid import Grid
 from cropray.maps.plan import MapPlan
 from cropray.maps.tiles import (
@@ -15,7 +15,7 @@ from cropray.maps.tiles import (
     TileResult,
     predict_tile,
 )
-from cropray.rois.windows import periods_for
+from cropray.rois.calendar import periods_for
 from cropray.types import Composite, CompositeRecipe, ImageRequest
 
 CLASSES = ("wheat", "maize", "sugar beet")

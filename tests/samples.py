@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from cropray.bands import NODATA
-from cropray.grid import Grid, Window
-from cropray.shards.patching import plan_starts
+from cropray.grid import Grid, Window, plan_starts
 from cropray.shards.schema import ShardMetadata, encode_patch, to_table
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder

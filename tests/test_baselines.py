@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
+from cropray.errors import InputError
+from cropray.evaluation.baselines import PixelSample, fit_forest
 from cropray.progress import progress
-from cropray.training.baselines import PixelSample, fit_forest
-from cropray.types import InputError
 
 TREES = 23
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cropray.errors import InputError
 from cropray.models.checkpoint import (
     Checkpoint,
     FurtherHead,
@@ -18,7 +19,6 @@ from cropray.models.dual_unet3d import HeadSpec, NetworkSpec
 from cropray.models.heads import with_head
 from cropray.models.normalisation import SeedNormalisation
 from cropray.storage import Folder
-from cropray.types import InputError
 
 
 def make_checkpoint() -> Checkpoint:

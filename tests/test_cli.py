@@ -8,7 +8,7 @@ import pytest
 
 from cropray.cli import main
 from cropray.config import Config
-from cropray.overrides import load_config
+from cropray.config.load import load_config
 from cropray.run import Run, Summary
 from cropray.storage import Folder
 
@@ -94,7 +94,7 @@ def test_commands_of_the_registry_take_the_settings_of_the_run(
         return {}
 
     monkeypatch.setattr("cropray.tracking.registry.register_checkpoint", keep)
-    monkeypatch.setattr("cropray.training.promotion.promote", keep)
+    monkeypatch.setattr("cropray.evaluation.promotion.promote", keep)
     for command in (["register"], ["models", "promote"]):
         assert exit_code(*command, "--run", str(tmp_path), "--set", "tracking.promotion_margin=0.5") == 0
     assert {(config.rois.split.buffer_m, config.source.kind) for config in seen} == {(5000, "simulated")}

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import ray
 
+from cropray import cluster
+from cropray.cluster import NoRayError, for_workers, growth, no_ray, ray_session
 from cropray.config import Config, RayConfig
-from cropray.overrides import updated
-from cropray.pipeline import cluster
-from cropray.pipeline.cluster import NoRayError, for_workers, growth, no_ray, ray_session
+from cropray.config.load import updated
 
 
 def maps(class_map: str, truth: str) -> Config:

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cropray.errors import InputError
 from cropray.pipeline.compact import Sample, compact, plan_shards
 from cropray.run import Run
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.export_inputs import PlainSource, export_here, exported_run, make_roi
 from tests.samples import make_patch, write_samples
 
@@ -172,7 +172,7 @@ def test_shards_of_another_compaction_are_refused(tmp_path: Path) -> None:
 
 def test_an_export_without_a_single_sample_is_said(tmp_path: Path) -> None:
     run = exported_run(tmp_path, ROIS)
-    from cropray.pipeline.ledger import write_ledger
+    from cropray.shards.ledger import write_ledger
 
     write_ledger(Folder(str(tmp_path)), [])
     with pytest.raises(InputError, match="has no samples to compact: every tile is empty"):

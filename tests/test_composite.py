@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.bands import S1_BANDS, S2_BANDS
+from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
-from cropray.types import Composite, CompositeRecipe, ImageRequest, InputError, Period
+from cropray.types import Composite, CompositeRecipe, ImageRequest, Period
 
 MAY = Period(date(2021, 5, 1), date(2021, 6, 1))
 CLEAR, CLOUD = 4, 9

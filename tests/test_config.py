@@ -7,10 +7,9 @@ import pytest
 import yaml
 
 from cropray.config import Config
-from cropray.config.recipes import RECIPES
-from cropray.config.training import TrainConfig
-from cropray.overrides import load_config, updated
-from cropray.types import InputError
+from cropray.config.load import load_config, updated
+from cropray.config.training import RECIPES, TrainConfig
+from cropray.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 

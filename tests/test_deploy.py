@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cropray.cluster import growth
+from cropray.config.load import load_config
 from cropray.config.training import TrainConfig
 from cropray.doctor.cluster import judge_resources
-from cropray.overrides import load_config
-from cropray.pipeline.cluster import growth
 from tests.conftest import ROOT
 
 CLUSTER = ROOT / "cluster.yaml"

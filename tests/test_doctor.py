@@ -9,7 +9,8 @@ import pytest
 
 from cropray.cli import main
 from cropray.config import Config
-from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.imagery import EarthEngineConfig
+from cropray.config.load import updated
 from cropray.config.training import TrainConfig
 from cropray.doctor.account import Account, account_of, ask_earth_engine, judge_earth_engine
 from cropray.doctor.cluster import (
@@ -39,9 +40,8 @@ from cropray.doctor.services import (
     storage_probe,
     tracking,
 )
-from cropray.overrides import updated
+from cropray.errors import InputError
 from cropray.storage import Folder
-from cropray.types import InputError
 
 TRAININGS = {"pretrain": TrainConfig(workers=4), "finetune": TrainConfig()}
 VERSIONS = {"Python": "3.11.9", "ray": "2.60.0", "cropray": "0.1.0"}

@@ -16,19 +16,19 @@ import pytest
 import requests
 
 from cropray.config import Config
-from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.imagery import EarthEngineConfig
+from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.imagery import earthengine, earthengine_client
-from cropray.imagery.earthengine import EarthEngineSource
-from cropray.imagery.earthengine_assets import MapAsset
-from cropray.imagery.earthengine_failures import RequestError, UnavailableError
-from cropray.imagery.earthengine_http import retry_after_s
-from cropray.imagery.earthengine_pieces import S2_NAMES
-from cropray.imagery.memory import Seats
-from cropray.imagery.open import open_source
-from cropray.imagery.quota import LocalQuota
-from cropray.imagery.source import ImagerySource, MeteredSource
-from cropray.types import Composite, ImageRequest, InputError, Period
+from cropray.imagery.earthengine.assets import MapAsset
+from cropray.imagery.earthengine.failures import RequestError, UnavailableError
+from cropray.imagery.earthengine.quota import LocalQuota
+from cropray.imagery.earthengine.session import retry_after_s
+from cropray.imagery.earthengine.source import EarthEngineSource
+from cropray.imagery.earthengine import graph as earthengine_client
+from cropray.imagery.earthengine import source as earthengine
+from cropray.imagery.earthengine.tiling import S2_NAMES
+from cropray.imagery.source import ImagerySource, MeteredSource, Seats, open_source
+from cropray.types import Composite, ImageRequest, Period
 from tests.earthengine_server import Catalogue, Fault, Serving, serve
 
 GRID = Grid("EPSG:32631", 590_000, 5_600_000, 10, 24, 40)

@@ -22,24 +22,25 @@ from cryptography.x509.oid import NameOID
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import RefreshError
 
-from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.imagery import EarthEngineConfig
+from cropray.config.load import load_config
+from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.imagery.earthengine import EarthEngineSource
-from cropray.imagery.earthengine_account import (
-    credentials_of,
-    project_of,
-    refused_sign_in,
-    without_answer,
-)
-from cropray.imagery.earthengine_failures import (
+from cropray.imagery.earthengine.failures import (
     RateLimitedError,
     TooLargeError,
     UnavailableError,
     failure,
 )
-from cropray.imagery.earthengine_http import Transport
-from cropray.overrides import load_config
-from cropray.types import ImageRequest, InputError, Period
+from cropray.imagery.earthengine.session import (
+    Transport,
+    credentials_of,
+    project_of,
+    refused_sign_in,
+    without_answer,
+)
+from cropray.imagery.earthengine.source import EarthEngineSource
+from cropray.types import ImageRequest, Period
 from tests.earthengine_server import Serving, serve
 from tests.earthengine_server.sign_in import DELETED
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.imagery import EarthEngineConfig
 from cropray.grid import Grid
-from cropray.imagery.earthengine_pieces import (
+from cropray.imagery.earthengine.tiling import (
     BANDS,
     MAX_BYTES,
     LearntSize,

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.config.earthengine import EarthEngineConfig
-from cropray.config.imagery import SimulatedConfig
+from cropray.config.imagery import EarthEngineConfig, SimulatedConfig
+from cropray.errors import InputError
 from cropray.grid import Grid, Window
-from cropray.imagery import earthengine, world_radar
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
-from cropray.imagery.earthengine import EarthEngineSource
-from cropray.imagery.earthengine_pieces import LearntSize
+from cropray.imagery.earthengine.source import EarthEngineSource
+from cropray.imagery.earthengine import source as earthengine
+from cropray.imagery.earthengine.tiling import LearntSize
 from cropray.imagery.simulated import PlaceScenes, SimulatedSource
-from cropray.imagery.world_fields import Place, to_world
-from cropray.types import Composite, CompositeRecipe, ImageRequest, InputError, Period
+from cropray.simulation import radar
+from cropray.simulation.fields import Place, to_world
+from cropray.types import Composite, CompositeRecipe, ImageRequest, Period
 from tests.earthengine_server import Catalogue, Limits, Serving, serve
 from tests.earthengine_server.catalogue import S1, S2, Gap
 
@@ -125,7 +126,7 @@ def test_composites_are_those_of_the_reducers(server: Serving, extent: Grid, rec
 
 
 def test_orbits_are_laid_over_one_another_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    ascending, descending = world_radar.ORBITS
+    ascending, descending = radar.ORBITS
     end = ascending.edge_m + ascending.swath_m  # of the ascending swath, in the middle of the extent
     others = ((15, 0, end - 200), (117, 1, end - 150))
     orbits = (
@@ -133,7 +134,7 @@ def test_orbits_are_laid_over_one_another_in_the_same_order(monkeypatch: pytest.
         *(replace(ascending, number=n, first_day=day, edge_m=edge) for n, day, edge in others),
         replace(descending, swath_m=249_700.0, edge_m=_descending_across(ACROSS, descending)),
     )
-    monkeypatch.setattr(world_radar, "ORBITS", orbits)
+    monkeypatch.setattr(radar, "ORBITS", orbits)
     months = (MARCH, JUNE)
     with serve() as server:
         for passes in (("ascending", "descending"), ("descending", "ascending")):
@@ -147,7 +148,7 @@ def test_orbits_are_laid_over_one_another_in_the_same_order(monkeypatch: pytest.
     assert tie[15] == tie[117]  # then the lower number
 
 
-def _descending_across(grid: Grid, orbit: world_radar.Orbit) -> float:
+def _descending_across(grid: Grid, orbit: radar.Orbit) -> float:
     """The edge with which a swath begins in the middle of a grid."""
     x, y = grid.bounds[0] + 320, grid.bounds[1] + 200
     world_x, world_y = to_world(np.array([x]), np.array([y]), grid.crs)

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
+from cropray.config.load import updated
+from cropray.errors import InputError
+from cropray.evaluation.baselines import PixelSample, even_shares, pixel_features
+from cropray.evaluation.evaluate import evaluate
+from cropray.evaluation.mosaics import block_numbers, plan_tiles, read_tile
 from cropray.figures.charts import EVALUATION
 from cropray.grid import Grid
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
-from cropray.models.decision import decide
-from cropray.models.predictor import Predictor
-from cropray.overrides import updated
+from cropray.models.decision import Predictor, decide
 from cropray.run import Run
 from cropray.shards.reader import ShardReader
-from cropray.training.baselines import PixelSample, even_shares, pixel_features
-from cropray.training.blocks import block_numbers, plan_tiles, read_tile
-from cropray.training.evaluate import evaluate
-from cropray.types import BACKGROUND, UNLABELLED, InputError
+from cropray.types import BACKGROUND, UNLABELLED
 from tests.lands import LANDS, MONTHS, SIZE, Land, beside_others, ready_run, small_checkpoint
 from tests.samples import plan_windows
 

@@ -10,14 +10,21 @@ from hypothesis import strategies as st
 
 from cropray.bands import NODATA
 from cropray.config.imagery import ClassMapConfig, LabelsConfig, PatchConfig
-from cropray.config.regions import GridConfig
+from cropray.config.rois import GridConfig
+from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.pipeline.ledger import read_ledger, read_rows
-from cropray.pipeline.plan import plan_tiles
-from cropray.pipeline.tile import cut_patches, export_tile, inputs_of, known_pixels, shard_metadata
+from cropray.pipeline.tiles import (
+    cut_patches,
+    export_tile,
+    inputs_of,
+    known_pixels,
+    plan_tiles,
+    shard_metadata,
+)
+from cropray.shards.ledger import read_ledger, read_rows
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
-from cropray.types import BACKGROUND, UNLABELLED, Batch, ImageRequest, InputError, Roi
+from cropray.types import BACKGROUND, UNLABELLED, Batch, ImageRequest, Roi
 from tests.export_inputs import PlainSource, export_here, make_config, make_parcels, make_roi
 from tests.samples import PERIODS, plan_windows
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from cropray.config import Config
+from cropray.errors import InputError
 from cropray.pipeline.export_plan import dry_run, plan_export
-from cropray.pipeline.plan import plan_tiles
+from cropray.pipeline.tiles import plan_tiles
 from cropray.rois.build import build_rois
 from cropray.rois.store import read_rois
 from cropray.run import Run
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.export_inputs import PlainSource, export_here
 
 TABLE = """country,harvest_date,min_lon,min_lat,max_lon,max_lat

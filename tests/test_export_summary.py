@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cropray.pipeline.export_summary import summarise
-from cropray.pipeline.ledger import LedgerRow
+from cropray.pipeline.export_plan import summarise
+from cropray.shards.ledger import LedgerRow
 from cropray.storage import Folder
 from cropray.types import Period
 from tests.export_inputs import PlainSource, export_here, make_config, make_roi

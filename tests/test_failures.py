@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from cropray.pipeline.failures import TILE_FAILURES, refuse_failures, told
-from cropray.types import InputError
+from cropray.errors import InputError, format_error
+from cropray.pipeline.events import TILE_FAILURES, refuse_failures
 
 
 def test_tiles_that_were_given_up_are_counted() -> None:
@@ -36,11 +36,11 @@ def test_no_failure_is_no_error() -> None:
 
 
 def test_a_failure_is_told_as_its_kind_asks() -> None:
-    assert told(InputError("no CRS")) == "no CRS"
-    assert told(KeyError("B8A")) == "KeyError('B8A')"  # its text alone would say nothing
+    assert format_error(InputError("no CRS")) == "no CRS"
+    assert format_error(KeyError("B8A")) == "KeyError('B8A')"  # its text alone would say nothing
     full = OSError(errno.ENOSPC, "No space left on device", "/run/parts/a.parquet")
-    assert "/run/parts/a.parquet" in told(full)
-    assert "make room" in told(full)
+    assert "/run/parts/a.parquet" in format_error(full)
+    assert "make room" in format_error(full)
 
 
 def test_faults_of_the_program_end_a_stage() -> None:

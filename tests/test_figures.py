@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cropray.figures import pictures
-from cropray.figures.palette import UNSEEN, class_colours, colour_table
+from cropray.figures.pictures import UNSEEN, class_colours, colour_table
 from cropray.grid import Window
 from cropray.maps.cartography import map_picture
 from cropray.maps.tiles import (

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cropray.errors import InputError
 from cropray.grid import Grid, Window, transform_bounds, utm_crs
-from cropray.types import InputError
 
 UTM31 = "EPSG:32631"
 coordinate = st.floats(-5e6, 5e6)

@@ -16,16 +16,17 @@ from cropray.bands import NODATA
 from cropray.cli import main
 from cropray.config import Config
 from cropray.config.imagery import ClassMapConfig, LabelsConfig, PatchConfig
-from cropray.config.regions import WindowConfig
+from cropray.config.rois import WindowConfig
+from cropray.errors import InputError
 from cropray.pipeline.compact import compact
 from cropray.pipeline.import_tiff import import_tiff
 from cropray.pipeline.patch_folder import Origin, mask_to_label, origin
-from cropray.pipeline.verify_shards import verify
 from cropray.run import Run
+from cropray.shards.file import shard_uris
+from cropray.shards.inspection import verify
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
-from cropray.types import BACKGROUND, UNLABELLED, InputError
+from cropray.types import BACKGROUND, UNLABELLED
 
 pytestmark = pytest.mark.usefixtures("crew_here")
 

@@ -11,10 +11,11 @@ import shapely
 
 from cropray.config import Config
 from cropray.config.imagery import ClassMapConfig, LabelsConfig
+from cropray.config.load import load_config
+from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.labels import burn_parcels, encode_classes, make_labels, source_maps
-from cropray.overrides import load_config
-from cropray.types import BACKGROUND, UNLABELLED, InputError
+from cropray.types import BACKGROUND, UNLABELLED
 
 GRID = Grid("EPSG:32631", 500_000, 5_650_000, 10, 30, 40)
 CLASSES = ("wheat", "maize", "pea")

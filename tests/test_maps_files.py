@@ -10,18 +10,19 @@ import pystac
 import pytest
 import rasterio
 
-from cropray.figures.palette import colour_table
+from cropray.errors import InputError
+from cropray.figures.pictures import colour_table
 from cropray.grid import Window
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, decode_tile, encode_tile
 from cropray.maps.plan import MapPlan
-from cropray.maps.publish import MapIdentity, publish_map
+from cropray.maps.products import MapIdentity, publish_map
 from cropray.maps.tiles import (
     NODATA,
     TileResult,
     predict_tile,
 )
 from cropray.storage import Folder
-from cropray.types import BACKGROUND, InputError
+from cropray.types import BACKGROUND
 from tests.maps_world import CLASSES, GRID, Network, World, settings, whole_map
 
 

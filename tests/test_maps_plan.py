@@ -12,12 +12,12 @@ import shapely
 from pyproj import Transformer
 
 from cropray.config import Config
+from cropray.config.load import updated
+from cropray.errors import InputError
 from cropray.grid import Grid, Window
-from cropray.maps.conditions import check_source, prediction_settings, season_warning
+from cropray.maps.areas import check_source, prediction_settings, season_warning
 from cropray.maps.plan import plan_maps
-from cropray.overrides import updated
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.maps_world import CLASSES, World
 
 

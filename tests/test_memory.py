@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cropray.imagery.memory import Seats
+from cropray.imagery.source import Seats
 
 
 def test_many_wait_at_once_and_few_work_at_once() -> None:

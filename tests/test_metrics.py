@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from cropray.training.metrics import (
+from cropray.evaluation.metrics import (
     block_draws,
     confusion,
     drawn,

@@ -9,9 +9,9 @@ from unittest.mock import Mock
 import pytest
 
 from cropray.config import Config
+from cropray.config.load import load_config, updated
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.serving import stored_inputs
-from cropray.overrides import load_config, updated
 from cropray.storage import Folder
 from cropray.tracking.card import LONGEST, description, model_card, with_evaluation
 from cropray.tracking.packaging import example

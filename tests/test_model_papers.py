@@ -18,12 +18,12 @@ from pystac.extensions.mlm import MLMExtension
 
 from cropray.bands import NODATA
 from cropray.config import Config
+from cropray.config.load import updated
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_checksum
 from cropray.models.normalisation import SeedNormalisation
 from cropray.models.serving import stored_inputs
-from cropray.overrides import updated
 from cropray.run import Run
-from cropray.shards.store import fingerprint, shard_uris
+from cropray.shards.file import fingerprint, shard_uris
 from cropray.storage import Folder
 from cropray.tracking.card import model_card
 from cropray.tracking.lineage import checkpoint_id, git_state, lineage, tags

@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cropray.bands import NODATA
 from cropray.models.checkpoint import Checkpoint
+from cropray.models.decision import Predictor
 from cropray.models.dual_unet3d import DualUNet3D, NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
-from cropray.models.predictor import Predictor
 
 
 def inputs(n: int = 2, months: int = 6, size: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, FurtherHead
+from cropray.models.decision import Predictor
 from cropray.models.dual_unet3d import MAIN, HeadSpec, NetworkSpec
 from cropray.models.heads import class_lists, keep_heads, starting_weights, with_head
 from cropray.models.normalisation import FixedNormalisation
-from cropray.models.predictor import Predictor
-from cropray.types import InputError
 
 MONTHS = 2
 EUROPE, IRAN, TURKEY = ("rye", "oats", "maize"), ("canola", "pea"), ("cotton", "tomato", "onion", "maize")

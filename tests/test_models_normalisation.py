@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cropray.bands import NODATA
+from cropray.errors import InputError
 from cropray.models.normalisation import NORMALISATIONS, FixedNormalisation, Normalisation, SeedNormalisation
-from cropray.types import InputError
 
 Stored = tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]
 

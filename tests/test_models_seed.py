@@ -9,14 +9,13 @@ import torch
 import yaml
 
 from cropray.cli import main
+from cropray.errors import InputError
 from cropray.models.checkpoint import load_checkpoint
+from cropray.models.decision import Predictor
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import SeedNormalisation
-from cropray.models.predictor import Predictor
-from cropray.models.seed import EUROPE_CLASSES, IRAN_CLASSES, from_seed
+from cropray.models.seed import EUROPE_CLASSES, IRAN_CLASSES, from_seed, import_seed, show
 from cropray.storage import Folder
-from cropray.training.checkpoints import import_seed, show
-from cropray.types import InputError
 from tests.conftest import ROOT
 from tests.seed_network import drawn, finetuned_layout, layout, preprocess, probabilities
 

@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.grid import Window
-from cropray.shards.patching import choose_overlap, mosaic, plan_starts
-from cropray.types import InputError
+from cropray.errors import InputError
+from cropray.grid import Window, choose_overlap, mosaic, plan_starts
 from tests.samples import plan_windows
 
 lengths = st.integers(64, 700)

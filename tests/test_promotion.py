@@ -9,16 +9,17 @@ import pytest
 from sklearn.metrics import f1_score
 
 from cropray.config import Config
+from cropray.config.load import updated
+from cropray.errors import InputError
+from cropray.evaluation.evaluate import evaluate
+from cropray.evaluation.promotion import compare, not_worse, promote
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
-from cropray.overrides import updated
 from cropray.run import Run
-from cropray.shards.store import fingerprint, shard_uris
+from cropray.shards.file import fingerprint, shard_uris
 from cropray.tracking.registry import register_checkpoint, resolve_model
 from cropray.tracking.runs import open_client, tracking_uri
 from cropray.tracking.versions import find, list_versions, page, table
-from cropray.training.evaluate import evaluate
-from cropray.training.promotion import compare, not_worse, promote
-from cropray.types import BACKGROUND, InputError
+from cropray.types import BACKGROUND
 from tests.lands import LANDS, ready_run, small_checkpoint
 from tests.test_evaluate import expected_map
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.imagery.quota import Attempt, Limiter, LocalQuota, Outcome
-from cropray.pipeline.quota import requests_note
+from cropray.imagery.earthengine.quota import Attempt, Limiter, LocalQuota, Outcome
+from cropray.pipeline.cluster_quota import requests_note
 
 DONE = Attempt("a tile", "done", 1.0, nbytes=1000)
 TOO_MANY = Attempt("a tile", "rate_limited", 1.0, error="429")

@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pyproj import Transformer
 
+from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.rasters import (
     burn,
@@ -22,7 +23,6 @@ from cropray.rasters import (
     read_window,
     write_cog,
 )
-from cropray.types import InputError
 
 GRID = Grid("EPSG:32631", 500_000, 5_650_000, 10, 40, 60)
 

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from cropray.config import Config
+from cropray.errors import InputError
 from cropray.figures.charts import EVALUATION
 from cropray.figures.sweep import Axis, sweep_picture
-from cropray.maps.report import REPORT, report
-from cropray.maps.report_parts import evaluation
+from cropray.report.pages import REPORT, evaluation, report
 from cropray.run import Run
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.finished import ROIS, finished_run
 
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "line", "circle"}

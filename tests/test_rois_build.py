@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 
 from cropray.config import Config
-from cropray.config.regions import RoisConfig
-from cropray.imagery.world_fields import CROPS
-from cropray.overrides import load_config, updated
+from cropray.config.load import load_config, updated
+from cropray.config.rois import RoisConfig
+from cropray.errors import InputError
 from cropray.rois.build import build_rois
-from cropray.rois.inputs import fingerprints
+from cropray.rois.parcels import fingerprints
 from cropray.rois.store import DROPPED, PARCELS, ROIS, read_parcels, read_rois
 from cropray.run import Run
+from cropray.simulation.fields import CROPS
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests import rois_inputs
 from tests.rois_inputs import UTM, field, write_calendar, write_fields
 
@@ -183,7 +183,7 @@ def test_the_simulated_world_is_used_where_no_inputs_are_named(
         asked.append(directory)
         return rois_inputs.config(region).rois
 
-    monkeypatch.setitem(sys.modules, "cropray.imagery.simulated", SimpleNamespace(write_inputs=write_inputs))
+    monkeypatch.setitem(sys.modules, "cropray.simulation.inputs", SimpleNamespace(write_inputs=write_inputs))
     config = Config(classes=("wheat", "beet"), rois={"eps_m": 100.0, "crs": UTM}, source=SIMULATED)
     summary = build_rois(run_in(tmp_path / "run", config))
     assert asked == [tmp_path / "run" / "world"]

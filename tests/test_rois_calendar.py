@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.config.regions import CalendarConfig
+from cropray.config.rois import CalendarConfig
+from cropray.errors import InputError
 from cropray.rois.calendar import read_calendar, to_dates
-from cropray.types import InputError
 from tests.rois_inputs import HEADER, write_calendar
 
 JALALI = CalendarConfig(path="calendar.xlsx", system="jalali", agricultural_years=(1400, 1401))

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cropray.config.regions import ProvincesConfig
-from cropray.rois.clustering import cluster, cluster_bounds, padded
-from cropray.rois.provinces import Provinces, read_provinces
+from cropray.config.rois import ProvincesConfig
+from cropray.rois.clusters import cluster, cluster_bounds, padded
+from cropray.rois.vectors import Provinces, read_provinces
 from tests.rois_inputs import UTM, field, write_fields
 
 POINTS = arrays(float, st.tuples(st.integers(1, 25), st.just(2)), elements=st.integers(0, 9000).map(float))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import shapely
 
-from cropray.config.regions import CropConfig, SeasonConfig
+from cropray.config.rois import CropConfig, SeasonConfig
+from cropray.errors import InputError
 from cropray.rois.parcels import Season, read_parcels
 from cropray.rois.vectors import mend
-from cropray.types import InputError
 from tests.rois_inputs import UTM, field, write_fields
 
 BOW_TIE = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])

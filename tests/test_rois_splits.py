@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Geod, Transformer
 
-from cropray.config.regions import SplitConfig
+from cropray.config.rois import SplitConfig
+from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.rois.splits import audit_grids, audit_splits, components, missing_crops, near_pairs, split_rois
-from cropray.types import InputError, Roi
+from cropray.types import Roi
 
 CRS = "EPSG:32631"
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import shapely
 
-from cropray.config.regions import RoisConfig
+from cropray.config.rois import RoisConfig
+from cropray.errors import InputError
 from cropray.rois.table import read_table
-from cropray.types import InputError
 
 CLASSES = ("barley", "sunflower")
 BOX = (10.0, 50.0, 10.5, 50.25)

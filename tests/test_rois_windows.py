@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.config.regions import WindowConfig
-from cropray.rois.windows import periods_for
-from cropray.types import InputError
+from cropray.config.rois import WindowConfig
+from cropray.errors import InputError
+from cropray.rois.calendar import periods_for
 
 DAYS = st.dates(date(2010, 1, 1), date(2040, 12, 31))
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cropray.overrides import load_config
+from cropray.config.load import load_config
+from cropray.errors import InputError
 from cropray.run import Run
 from cropray.storage import Folder
-from cropray.types import InputError
 
 
 def open_run(path: Path, *settings: str) -> Run:

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from cropray.training.scoring import scored_truth, tables
-from cropray.types import BACKGROUND, UNLABELLED, InputError
+from cropray.errors import InputError
+from cropray.evaluation.metrics import scored_truth, tables
+from cropray.types import BACKGROUND, UNLABELLED
 
 CLASSES = ("maize", "pea")
 GOOD = np.array([[8, 1, 1], [2, 6, 2], [0, 0, 10]])

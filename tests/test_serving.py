@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from cropray.bands import NODATA, S2_NAMES
+from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
 from cropray.models.serving import stored_inputs
 from cropray.shards.schema import METADATA_KEY
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.samples import METADATA, SIZE, make_patch, write_samples
 
 MONTHS = METADATA.months

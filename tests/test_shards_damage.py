@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cropray.errors import InputError
 from cropray.shards import schema
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
-from cropray.types import Batch, InputError
+from cropray.types import Batch
 from tests.samples import METADATA, make_patch, write_samples
 
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.shards.buffers import Buffers
-from cropray.shards.pages import ColumnPages, find_chunks
+from cropray.shards.columns import Buffers, ColumnPages, find_chunks
 
 
 def column_pages(data: bytes) -> ColumnPages:

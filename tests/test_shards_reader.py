@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cropray.errors import InputError
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
-from cropray.types import Batch, InputError
+from cropray.types import Batch
 from tests.samples import METADATA, make_patch, write_samples
 
 COUNT = 23  # shards of 8, 8, 7 samples; row groups of 4, 4, 4, 4, 4, 3

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from cropray.errors import InputError
 from cropray.shards import residuals, writer
 from cropray.shards.file import ShardFile
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import METADATA_KEY
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.samples import make_patch, write_samples
 
 images = npst.arrays(np.int16, npst.array_shapes(min_dims=2, max_dims=4, max_side=6))

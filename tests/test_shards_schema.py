@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from cropray.bands import NODATA
+from cropray.errors import InputError
 from cropray.shards.columns import arrays
 from cropray.shards.schema import ShardMetadata, encode_patch, quantise, to_table
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.samples import EXTENT, METADATA, PERIODS, ROI, SIZE, make_patch, make_rows, write_samples
 
 

@@ -12,15 +12,14 @@ import pytest
 from matplotlib.image import imread
 
 from cropray.cli import main
+from cropray.errors import InputError
 from cropray.pipeline.compact import compact
-from cropray.pipeline.inspect_shards import info, show
-from cropray.pipeline.ledger import read_ledger, write_ledger
-from cropray.pipeline.verify_shards import verify
 from cropray.run import Run
+from cropray.shards.inspection import info, show, verify
+from cropray.shards.ledger import read_ledger, write_ledger
 from cropray.shards.schema import to_table
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.export_inputs import exported_run, make_roi
 from tests.samples import METADATA, make_patch, make_rows, write_samples
 
@@ -133,7 +132,7 @@ def test_a_run_whose_ledger_is_gone_or_damaged(run: Run) -> None:
 
 
 def test_reading_the_ledger_leaves_no_thread_that_could_abort_the_process_at_its_end(run: Run) -> None:
-    code = "import sys; from cropray.pipeline.ledger import read_ledger; from cropray.storage import Folder;"
+    code = "import sys; from cropray.shards.ledger import read_ledger; from cropray.storage import Folder;"
     code += "print(len(read_ledger(Folder(sys.argv[1]))), 'pyarrow.dataset' in sys.modules)"
     command = [sys.executable, "-c", code, str(run.folder)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "4 False\n"

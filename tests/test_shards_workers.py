@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from cropray.errors import InputError
 from cropray.models.normalisation import FixedNormalisation, Normalisation, SeedNormalisation
 from cropray.shards.file import ShardFile
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
-from cropray.types import Batch, InputError
+from cropray.types import Batch
 from tests.samples import make_patch, write_samples
 
 

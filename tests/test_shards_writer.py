@@ -5,11 +5,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from cropray.errors import InputError
+from cropray.shards.file import shard_name, shard_uris
 from cropray.shards.schema import to_table
-from cropray.shards.store import shard_name, shard_uris
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.full_disk import run_on_small_disk
 from tests.samples import METADATA, make_rows, write_samples
 

@@ -15,15 +15,16 @@ from pyproj import Transformer
 
 from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.config.imagery import SimulatedConfig
+from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.imagery.simulated import SimulatedSource
 from cropray.imagery.source import ImagerySource
-from cropray.imagery.world_fields import CROPS, Place
-from cropray.imagery.world_maps import LAND_COVER_CODES, TRUTH_CODES
-from cropray.imagery.world_noise import gamma_rows, normal, smooth
-from cropray.imagery.world_radar import GAMMA0_DB, ORBITS
-from cropray.imagery.world_sky import cloud_thickness, s2_days
-from cropray.types import ImageRequest, InputError, Period
+from cropray.simulation.fields import CROPS, Place
+from cropray.simulation.maps import LAND_COVER_CODES, TRUTH_CODES
+from cropray.simulation.noise import gamma_rows, normal, smooth
+from cropray.simulation.radar import GAMMA0_DB, ORBITS
+from cropray.simulation.sky import cloud_thickness, s2_days
+from cropray.types import ImageRequest, Period
 
 SOURCE = SimulatedSource(SimulatedConfig())
 GRID = Grid("EPSG:32631", 590_000, 5_600_000, 10, 96, 80)

@@ -13,11 +13,11 @@ from pyproj import Transformer
 
 from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid, transform_bounds
-from cropray.imagery.simulated import SimulatedSource, write_inputs
-from cropray.imagery.world_fields import CROPS, WORLD_CRS
-from cropray.imagery.world_inputs import sites
-from cropray.imagery.world_maps import TRUTH_CODES
+from cropray.imagery.simulated import SimulatedSource
 from cropray.rasters import burn
+from cropray.simulation.fields import CROPS, WORLD_CRS
+from cropray.simulation.inputs import sites, write_inputs
+from cropray.simulation.maps import TRUTH_CODES
 
 CONFIG = SimulatedConfig(sites_per_crop=2, regions=4)
 

@@ -23,13 +23,12 @@ from rasterio.transform import Affine
 from cropray.bands import S2_NAMES
 from cropray.config import Config
 from cropray.config.imagery import StacCollectionConfig, StacConfig, StacSentinel1Config, StacSentinel2Config
+from cropray.errors import InputError
 from cropray.grid import Grid, Window
-from cropray.imagery.open import open_source
-from cropray.imagery.source import ImagerySource
-from cropray.imagery.stac import StacSource
-from cropray.imagery.stac_catalogue import open_catalogue
+from cropray.imagery.source import ImagerySource, open_source
+from cropray.imagery.stac import StacSource, open_catalogue
 from cropray.imagery.stac_items import Scaling, backscatter, find_asset, orbit, reflectance_scaling
-from cropray.types import Composite, CompositeRecipe, ImageRequest, InputError, Period
+from cropray.types import Composite, CompositeRecipe, ImageRequest, Period
 from tests.flanders import X0, Y0, build, open_series
 from tests.stac_server import serve
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cropray import storage
-from cropray.storage import Folder, explained, is_lasting
-from cropray.types import InputError
+from cropray.errors import InputError, format_os_error, is_lasting
+from cropray.storage import Folder
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -59,7 +59,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'") as caught:
         folder.write_text("a.txt", "new and longer")
     assert is_lasting(caught.value)
-    said = explained(caught.value)
+    said = format_os_error(caught.value)
     assert said.startswith(f"{tmp_path}/a.txt: No space left on device (")
     assert re.search(rf"\(\d+\.\d MB free in {tmp_path}\); make room there", said)
     assert folder.read_text("a.txt") == "old"
@@ -70,8 +70,8 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises((NotADirectoryError, FileExistsError)) as caught:
         Folder(str(tmp_path / "run")).write_text("a.txt", "a")
-    assert "run/a.txt" in explained(caught.value)
-    assert "another --run folder" in explained(caught.value)
+    assert "run/a.txt" in format_os_error(caught.value)
+    assert "another --run folder" in format_os_error(caught.value)
 
 
 def test_a_fault_of_a_network_may_pass() -> None:

@@ -20,11 +20,12 @@ import torch
 import yaml
 
 from cropray.config import Config, RayConfig, TrackingConfig
+from cropray.config.load import updated
+from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cropray.models.decision import Predictor
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
-from cropray.models.predictor import Predictor
-from cropray.overrides import updated
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking import runs
@@ -32,7 +33,6 @@ from cropray.tracking.packaging import save_model_folder
 from cropray.tracking.registry import register, register_checkpoint, resolve_model
 from cropray.tracking.runs import open_client, tracked, tracking_uri
 from cropray.tracking.versions import list_versions
-from cropray.types import InputError
 from tests.lands import beside_others
 
 CLASSES = ("maize", "pea", "onion")

@@ -13,12 +13,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from cropray.config import Config
+from cropray.config.load import updated
 from cropray.doctor.finding import ok
 from cropray.doctor.services import tracking
-from cropray.overrides import updated
-from cropray.tracking.failures import server_errors
+from cropray.errors import InputError
+from cropray.tracking.connection import server_errors
 from cropray.tracking.runs import open_client
-from cropray.types import InputError
 
 URI = "http://127.0.0.1:5000"
 

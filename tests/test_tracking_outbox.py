@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 from mlflow.exceptions import MlflowException, RestException
 
+from cropray.errors import InputError
 from cropray.tracking import outbox as module
 from cropray.tracking.outbox import Outbox
-from cropray.types import InputError
 
 AWAY = MlflowException("API request failed: Connection refused")
 BUSY = RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "overloaded"})

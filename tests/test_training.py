@@ -10,10 +10,10 @@ import torch
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import FixedNormalisation
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
-from cropray.training.augment import apply_symmetries, draw_symmetries
+from cropray.training.batches import apply_symmetries, draw_symmetries
 from cropray.training.recipe import Recipe, rate_factor
 from cropray.training.step import Trainer, initial_network
 from cropray.training.validate import KnownPixels, pixel_stride, score, validate, validate_epoch

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 
+from cropray.errors import InputError
 from cropray.models.checkpoint import FurtherHead, load_checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import MAIN, HeadSpec
 from cropray.models.heads import class_lists, with_head
 from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
-from cropray.shards.store import shard_uris
+from cropray.shards.file import shard_uris
 from cropray.storage import Folder
 from cropray.training.companions import Companion
-from cropray.training.driver_follow import flat_entry
-from cropray.training.history import best_entry
+from cropray.training.monitor import flat_entry
 from cropray.training.plan import Data, make_plan, training_inputs
 from cropray.training.step import Trainer, initial_network
-from cropray.training.validate import SCORE, validate_epoch
-from cropray.types import Batch, InputError
+from cropray.training.validate import SCORE, best_entry, validate_epoch
+from cropray.types import Batch
 from tests.training_data import CLASSES, make_run, write_split
 from tests.training_loop import HEAD, RECIPE, SPEC, Script, make_loop
 

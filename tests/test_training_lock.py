@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cropray.errors import InputError
 from cropray.storage import Folder
 from cropray.training import lock
 from cropray.training.lock import held
-from cropray.types import InputError
 
 ROOT = Path(__file__).parents[1]
 HOLDER = """

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from cropray.models.checkpoint import load_checkpoint
+from cropray.shards.file import shard_uris
 from cropray.shards.order import EpochState, Stretch
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
-from cropray.training.history import best_entry
 from cropray.training.loop import _continued
 from cropray.training.plan import Data
-from cropray.training.store import newest
+from cropray.training.state import newest
+from cropray.training.validate import best_entry
 from tests.training_data import CLASSES, write_split
 from tests.training_loop import BATCH, LEFT_AT, Script, make_loop, trainer_for_halves, whole_batches
 

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from cropray.config.training import ModelConfig
+from cropray.errors import InputError
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.heads import starting_weights
 from cropray.run import Run
 from cropray.storage import Folder
-from cropray.training.history import best_entry
 from cropray.training.plan import Data, TrainingPlan, make_plan, training_inputs
 from cropray.training.step import initial_network
-from cropray.training.validate import SCORE
-from cropray.types import InputError
+from cropray.training.validate import SCORE, best_entry
 from tests.training_data import CLASSES, METADATA, MONTHS, PERIODS, make_run, write_split
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from cropray.errors import InputError
 from cropray.storage import Folder
-from cropray.training.driver_worker import _found
 from cropray.training.plan import TrainingPlan, make_plan
-from cropray.training.store import Kept, StateWriter
-from cropray.types import InputError
+from cropray.training.state import Kept, StateWriter
+from cropray.training.worker import _found
 from tests.training_data import make_run, write_split
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from cropray.config import Config
+from cropray.config.load import updated
 from cropray.config.training import TrainConfig
-from cropray.overrides import updated
-from cropray.training.room import Asked, check_trials, check_workers, each_worker, placed, waiting
-from cropray.types import InputError
+from cropray.errors import InputError
+from cropray.training.resources import Asked, check_trials, check_workers, each_worker, placed, waiting
 
 SPACE = {"finetune.lr": {"loguniform": [1e-5, 1e-2]}}
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from cropray.errors import InputError
 from cropray.models.dual_unet3d import HeadSpec, NetworkSpec
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import FixedNormalisation
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.training.batch_norm import prepared
-from cropray.training.precision import chosen, has_bfloat16
-from cropray.training.recipe import Recipe
+from cropray.training.recipe import Recipe, chosen, has_bfloat16
 from cropray.training.step import Trainer, initial_network
-from cropray.types import Batch, InputError
+from cropray.types import Batch
 from tests.training_data import CLASSES, MONTHS, write_split
 
 CPU = torch.device("cpu")
@@ -218,7 +218,7 @@ def test_a_processor_without_instructions_for_bfloat16_keeps_to_float32(
     assert has_bfloat16("flags : amx_bf16 amx_tile")
     assert has_bfloat16("Features : fp asimd bf16 i8mm")  # ARM
     assert not has_bfloat16("flags : fpu avx512f avx512_vnni")
-    monkeypatch.setattr("cropray.training.precision.has_bfloat16", lambda _flags: False)
+    monkeypatch.setattr("cropray.training.recipe.has_bfloat16", lambda _flags: False)
     assert chosen(None, SPEC, CPU) == "float32"
 
 
@@ -230,8 +230,8 @@ def test_bfloat16_is_chosen_where_it_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, width: int, seconds: tuple[float, float], expected: str
 ) -> None:
     times = dict(zip((torch.float32, torch.bfloat16), seconds, strict=True))
-    monkeypatch.setattr("cropray.training.precision.has_bfloat16", lambda _flags: True)
-    monkeypatch.setattr("cropray.training.precision._step_s", lambda _network, kind: times[kind])
+    monkeypatch.setattr("cropray.training.recipe.has_bfloat16", lambda _flags: True)
+    monkeypatch.setattr("cropray.training.recipe._step_s", lambda _network, kind: times[kind])
     spec = replace(SPEC, width=width)
     assert chosen(None, spec, CPU) == expected
     assert chosen("float32", spec, CPU) == "float32"

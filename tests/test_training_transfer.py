@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cropray.training.transfer import Transfer, one_ahead
+from cropray.training.batches import Transfer, one_ahead
 
 CPU = torch.device("cpu")
 

@@ -14,15 +14,15 @@ import pytest
 import ray
 import ray.train
 
+from cropray.errors import InputError
 from cropray.storage import Folder
-from cropray.training import driver_worker
-from cropray.training.driver_desk import Desk, Note
-from cropray.training.driver_follow import Follower, flat_entry
-from cropray.training.driver_worker import Outcome, _Watch
+from cropray.training import worker as driver_worker
+from cropray.training.control import Desk, Note
 from cropray.training.loop import Ask
+from cropray.training.monitor import Follower, flat_entry
 from cropray.training.plan import TrainingPlan, make_plan
-from cropray.training.room import Asked
-from cropray.types import InputError
+from cropray.training.resources import Asked
+from cropray.training.worker import Outcome, _Watch
 from tests.training_data import make_run, write_split
 
 

@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 
 from cropray.config import Config
-from cropray.config.tune import Dimension, TuneConfig
+from cropray.config.load import load_config, updated
+from cropray.config.training import Dimension, TuneConfig
+from cropray.errors import InputError
 from cropray.figures.sweep import Axis, sweep_picture
-from cropray.overrides import load_config, updated
-from cropray.training.driver_search import Search
-from cropray.training.driver_tune import wanting
-from cropray.training.proposals import propose
-from cropray.training.space import check_space, trials_of
-from cropray.training.trial import Trial, judged
 from cropray.training.validate import SCORE
-from cropray.types import InputError
+from cropray.tuning.search import Search
+from cropray.tuning.space import Trial, check_space, judged, propose, trials_of
+from cropray.tuning.sweep import wanting
 
 SPACE = {
     "finetune.lr": {"loguniform": [1e-5, 1e-2]},

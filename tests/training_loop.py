@@ -15,15 +15,15 @@ from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.heads import add_head
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import FixedNormalisation
+from cropray.shards.file import shard_uris
 from cropray.shards.order import EpochState
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.training.companions import Companion
 from cropray.training.loop import Ask, Loop, Standing, Tally, resume
 from cropray.training.plan import Data
 from cropray.training.recipe import Recipe
+from cropray.training.state import StateWriter, newest
 from cropray.training.step import StepResult, Trainer, initial_network
-from cropray.training.store import StateWriter, newest
 from cropray.types import Batch
 from tests.training_data import CLASSES, METADATA, MONTHS
 

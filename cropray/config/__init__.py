@@ -1,4 +1,4 @@
-"""Every setting of the system, with its bounds; `cropray.overrides` reads them from YAML."""
+"""Every setting of the system, with its bounds; `cropray.config.load` reads them from YAML."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from cropray.config.imagery import (
     ShardsConfig,
     SourceConfig,
 )
-from cropray.config.regions import GridConfig, RoisConfig, WindowConfig
+from cropray.config.rois import GridConfig, RoisConfig, WindowConfig
 from cropray.config.section import Section
-from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, filled_by_recipe
-from cropray.config.tune import TuneConfig
+from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, TuneConfig, filled_by_recipe
 from cropray.types import BACKGROUND
 
 CHAMPION = "champion"

@@ -9,9 +9,9 @@ from datetime import date
 from pathlib import Path
 
 from cropray.config import Config
-from cropray.config.earthengine import EarthEngineConfig
+from cropray.config.imagery import EarthEngineConfig
 from cropray.doctor.finding import Finding, bad, ok
-from cropray.types import InputError
+from cropray.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Account:
 
 def judge_earth_engine(account: Account | InputError, *, wanted: bool) -> Finding:
     """Without credentials or project an export from Earth Engine cannot run; any other can."""
-    from cropray.imagery.earthengine_account import NO_PROJECT, SIGN_IN
+    from cropray.imagery.earthengine.session import NO_PROJECT, SIGN_IN
 
     if isinstance(account, InputError):
         found, remedy = str(account), SIGN_IN
@@ -41,7 +41,7 @@ def judge_earth_engine(account: Account | InputError, *, wanted: bool) -> Findin
 
 def account_of(config: EarthEngineConfig) -> Account | InputError:
     """What Earth Engine would be asked with, in the order of `credentials_of`; nothing is sent."""
-    from cropray.imagery.earthengine_account import credentials_of, project_of
+    from cropray.imagery.earthengine.session import credentials_of, project_of
 
     try:
         credentials = credentials_of(config)
@@ -69,7 +69,7 @@ def account_of(config: EarthEngineConfig) -> Account | InputError:
 def ask_earth_engine(config: Config) -> Finding:
     """One pixel of one month, which the service computes: account, project and connection are right."""
     from cropray.grid import Grid
-    from cropray.imagery.earthengine import EarthEngineSource
+    from cropray.imagery.earthengine.source import EarthEngineSource
     from cropray.types import ImageRequest, Period
 
     grid = Grid("EPSG:32631", 600_000.0, 5_600_000.0, 10.0, height=1, width=1)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cropray import __version__
+from cropray.cluster import NoRayError, address_of, no_ray, ray_session, reach
 from cropray.config import Config, RayConfig
 from cropray.config.training import TrainConfig
 from cropray.doctor.finding import Finding, bad, ok, warning
 from cropray.doctor.services import Probe, clock_ahead
-from cropray.pipeline.cluster import NoRayError, address_of, no_ray, ray_session, reach
-from cropray.training.room import Asked, each_worker, shortage
+from cropray.training.resources import Asked, each_worker, shortage
 
 Resources = Mapping[str, float]
 

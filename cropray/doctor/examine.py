@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from cropray.cluster import address_of
 from cropray.config import Config
 from cropray.doctor.account import account_of, ask_earth_engine, judge_earth_engine
 from cropray.doctor.cluster import (
@@ -28,9 +29,8 @@ from cropray.doctor.services import (
     storage_probe,
     tracking,
 )
-from cropray.pipeline.cluster import address_of
+from cropray.errors import InputError
 from cropray.storage import Folder
-from cropray.types import InputError
 
 
 def examine(config: Config, run: str, *, online: bool = False) -> Iterator[Finding]:

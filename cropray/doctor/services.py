@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 from cropray.config import Config
 from cropray.doctor.finding import Finding, bad, ok, warning
 from cropray.doctor.machine import existing
+from cropray.errors import InputError
 from cropray.run import Run
-from cropray.storage import Folder
-from cropray.threads import within
-from cropray.types import InputError
+from cropray.storage import Folder, within
 
 # A signed request is refused by object storage when it is 15 minutes off, a token by Google after 5.
 CLOCK_BAD_S, CLOCK_LOW_S = 60.0, 5.0
@@ -98,8 +97,7 @@ def tracking(config: Config, folder: Folder | None) -> Finding:
 
     A database that is not there yet is not made.
     """
-    from cropray.tracking.database import sqlite_file
-    from cropray.tracking.failures import shown
+    from cropray.tracking.connection import shown, sqlite_file
     from cropray.tracking.runs import open_client, tracking_uri, try_writing
 
     uri = config.tracking.uri

@@ -15,16 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.types import (
-    BoolArray,
-    ByteArray,
-    Composite,
-    CompositeRecipe,
-    FloatArray,
-    ImageRequest,
-    InputError,
-    Period,
-)
+from cropray.errors import InputError
+from cropray.types import BoolArray, ByteArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
 
 _BLOCK_VALUES = 1 << 19  # floats of a stack that is sorted at once: 2 MiB stay in the cache
 _FAR = np.float32(1e30)  # beyond every reflectance; finite, so that sums stay defined

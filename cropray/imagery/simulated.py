@@ -1,9 +1,8 @@
 """The built-in world as a source of imagery and of maps.
 
 A deterministic function of place, date and seed: any grid, tile or CRS sees the same world. Its
-science stands in the modules `world_*` of this room: geography (`world_fields`), phenology
-(`world_phenology`), optics (`world_optics`), radar (`world_radar`), sky (`world_sky`); what a user
-would bring along is made by `world_inputs`, maps with errors by `world_maps`.
+science stands in the other modules of this room: geography (`fields`), `phenology`, `optics`, `radar`
+and `sky`; what a user would bring along is made by `inputs`, maps with errors by `maps`.
 
 The parameters are FROZEN as version 1: figures made with this world hold only for its version. A
 change of any constant that touches a pixel raises VERSION, and every figure is made anew.
@@ -22,15 +21,13 @@ import numpy.typing as npt
 
 from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid
-from cropray.imagery import world_optics, world_phenology, world_radar, world_sky
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
-from cropray.imagery.world_fields import LANDS, Place, land_of, to_world
-from cropray.imagery.world_inputs import write_inputs
-from cropray.imagery.world_maps import class_map
-from cropray.imagery.world_noise import Array, normal, normal_rows, scene_rows
+from cropray.simulation import optics, phenology, radar
+from cropray.simulation import sky as clouds
+from cropray.simulation.fields import LANDS, Place, land_of, to_world
+from cropray.simulation.maps import class_map
+from cropray.simulation.noise import Array, normal, normal_rows, scene_rows
 from cropray.types import BoolArray, Composite, FloatArray, ImageRequest, Period
-
-__all__ = ["VERSION", "SimulatedSource", "write_inputs"]
 
 VERSION = 1
 
@@ -70,7 +67,7 @@ class SimulatedSource:
         return _Tile(grid, grid, self.config.seed).s1_scenes(period)
 
     def class_map(self, name: str, grid: Grid) -> npt.NDArray[np.int32]:
-        """Codes (H, W) of "truth", "eucropmap" or "land_cover" (see `world_maps`). Raises InputError."""
+        """Codes (H, W) of "truth", "eucropmap" or "land_cover" (see `maps`). Raises InputError."""
         return class_map(name, grid, self.config.seed, self.config.year)
 
 
@@ -78,9 +75,9 @@ class _Season(NamedTuple):
     """What each field of a tile is in one harvest year, and how it grows."""
 
     land: npt.NDArray[np.uint8]
-    habits: world_phenology.Habits
-    leaf: world_optics.Leaf
-    surface: world_radar.Surface
+    habits: phenology.Habits
+    leaf: optics.Leaf
+    surface: radar.Surface
     texture: FloatArray  # (P, 2) factors of power
 
 
@@ -89,30 +86,30 @@ class PlaceScenes:
 
     def __init__(self, place: Place, shape: tuple[int, int]) -> None:
         self.place, self.shape, self.seed = place, shape, place.seed
-        self.sky = world_sky.SkyLattice(place)
+        self.sky = clouds.SkyLattice(place)
         self._seasons: dict[int, _Season] = {}
 
     def s2_scene(self, day: date) -> S2Scene:
         """The Sentinel-2 scene of a day, whether or not there was an acquisition."""
         season = self._season(day)
-        canopy = world_phenology.canopy_on(season.habits, day)
-        wet = world_optics.wetness(self.seed, self.place.fields, day)
-        fields_f3c = world_optics.signatures(season.leaf, canopy, wet)
+        canopy = phenology.canopy_on(season.habits, day)
+        wet = optics.wetness(self.seed, self.place.fields, day)
+        fields_f3c = optics.signatures(season.leaf, canopy, wet)
         sky = self.sky.at(day)
         gain, haze = _correction(self.seed, day)
         # What is hidden altogether costs nothing: most scenes are mostly cloud.
-        seen_pc = np.repeat((world_sky.CLOUD * gain + haze)[None], len(self.place.x), axis=0)
+        seen_pc = np.repeat((clouds.CLOUD * gain + haze)[None], len(self.place.x), axis=0)
         open_p = np.flatnonzero(sky.cloud < 1)
         if len(open_p):
             ground = self._ground(fields_f3c, open_p)
-            seen = world_sky.through(ground, sky.cloud[open_p], sky.shadow[open_p])
+            seen = clouds.through(ground, sky.cloud[open_p], sky.shadow[open_p])
             rows = scene_rows(self.place.cells[0][open_p], self.seed, "s2", day.toordinal())
             seen_pc[open_p] = _sensed(seen, normal_rows(10)[rows], gain, haze)
         mean_fc = fields_f3c[:, 0]
         green = (mean_fc[:, 6] - mean_fc[:, 2]) / (mean_fc[:, 6] + mean_fc[:, 2])
-        classes = np.where(green > 0.4, world_sky.SCL_VEGETATION, world_sky.SCL_BARE).astype(np.uint8)
-        classes[season.land == LANDS.index("water")] = world_sky.SCL_WATER
-        scl = world_sky.scene_classes(self.place, sky, classes[self.place.field], day)
+        classes = np.where(green > 0.4, clouds.SCL_VEGETATION, clouds.SCL_BARE).astype(np.uint8)
+        classes[season.land == LANDS.index("water")] = clouds.SCL_WATER
+        scl = clouds.scene_classes(self.place, sky, classes[self.place.field], day)
         return S2Scene(
             datetime.combine(day, time(10, 50), UTC),
             np.ascontiguousarray(seen_pc.T).reshape(10, *self.shape),
@@ -132,21 +129,19 @@ class PlaceScenes:
         ground[here] += share[pixels, None] * (beyond - ground[here])
         return ground
 
-    def s1_scene(self, orbit: world_radar.Orbit, day: date, contains: bool) -> S1Scene:
+    def s1_scene(self, orbit: radar.Orbit, day: date, contains: bool) -> S1Scene:
         """The Sentinel-1 scene of an orbit and day, whether or not there was an acquisition."""
         season, place = self._season(day), self.place
-        canopy = world_phenology.canopy_on(season.habits, day)
+        canopy = phenology.canopy_on(season.habits, day)
         shift = season.habits.shift_days
-        db = world_radar.backscatter_db(
-            self.seed, place.fields, season.land, season.surface, canopy, shift, day
-        )
+        db = radar.backscatter_db(self.seed, place.fields, season.land, season.surface, canopy, shift, day)
         power_f2 = np.power(10.0, db / 10).astype(np.float32)
         power = power_f2.take(place.field, axis=0)
         power *= season.texture
         share, mixed = self._mixed_pixels
         here = np.flatnonzero(mixed)
         power[here] += share[here, None] * (power_f2[place.neighbour[here]] - power[here])
-        power *= world_radar.speckle(place, orbit, day)
+        power *= radar.speckle(place, orbit, day)
         power[self._uncovered[orbit.number]] = np.nan
         return S1Scene(
             datetime.combine(day, time(orbit.hour, 30), UTC),
@@ -167,20 +162,20 @@ class PlaceScenes:
     def _uncovered(self) -> dict[int, npt.NDArray[np.intp]]:
         """By relative orbit: the pixels outside of its swath."""
         place = self.place
-        return {o.number: np.flatnonzero(~o.covers(place.x, place.y)) for o in world_radar.ORBITS}
+        return {o.number: np.flatnonzero(~o.covers(place.x, place.y)) for o in radar.ORBITS}
 
     def _season(self, day: date) -> _Season:
-        year = world_phenology.season_of(day)
+        year = phenology.season_of(day)
         if year not in self._seasons:
             fields = self.place.fields
             land = land_of(self.seed, fields, year)
-            surface = world_radar.surfaces(self.seed, fields, land, year)
+            surface = radar.surfaces(self.seed, fields, land, year)
             self._seasons[year] = _Season(
                 land,
-                world_phenology.habits(self.seed, fields, land, year),
-                world_optics.leaves(self.seed, fields, land, year),
+                phenology.habits(self.seed, fields, land, year),
+                optics.leaves(self.seed, fields, land, year),
                 surface,
-                world_radar.within_field(self.place, surface),
+                radar.within_field(self.place, surface),
             )
         return self._seasons[year]
 
@@ -193,17 +188,17 @@ class _Tile(PlaceScenes):
         self.extent = extent
 
     def s2_scenes(self, period: Period) -> Iterator[S2Scene]:
-        for day in world_sky.s2_days(self.seed, period):
+        for day in clouds.s2_days(self.seed, period):
             yield self.s2_scene(day)
 
     def s1_scenes(self, period: Period) -> Iterator[S1Scene]:
-        for orbit in world_radar.ORBITS:
+        for orbit in radar.ORBITS:
             touches, contains = self._coverage(orbit)
             if touches:
                 for day in orbit.days(self.seed, period):
                     yield self.s1_scene(orbit, day, contains)
 
-    def _coverage(self, orbit: world_radar.Orbit) -> tuple[bool, bool]:
+    def _coverage(self, orbit: radar.Orbit) -> tuple[bool, bool]:
         """Whether the swath touches, and whether it contains, the extent (by its edge's pixels)."""
         x, y = _outline(self.extent)
         covered = orbit.covers(*to_world(x, y, self.extent.crs))

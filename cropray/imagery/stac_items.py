@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import pystac
 
 from cropray.config.imagery import StacSentinel1Config, StacSentinel2Config
-from cropray.types import InputError
+from cropray.errors import InputError
 
 OFFSET_BASELINE = 4.0
 """Processing baseline since which L2A numbers carry an offset (25 January 2022; reprocessed older

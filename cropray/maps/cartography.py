@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pyproj import Geod, Transformer
 
-from cropray.figures.palette import colourised
-from cropray.figures.pictures import class_legend, png
+from cropray.figures.pictures import class_legend, colourised, png
 from cropray.grid import Grid
 from cropray.rasters import read_reduced
 

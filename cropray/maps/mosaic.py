@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from cropray.figures.palette import colour_table
+from cropray.figures.pictures import colour_table
 from cropray.grid import Grid, Window
 from cropray.maps.plan import MapPlan
 from cropray.maps.tiles import NODATA, TileResult

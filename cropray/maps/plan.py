@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cropray.config import Config
+from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.rasters import burn
-from cropray.types import BoolArray, InputError
+from cropray.types import BoolArray
 
 if TYPE_CHECKING:
     from cropray.storage import Folder

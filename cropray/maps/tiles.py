@@ -32,7 +32,7 @@ from cropray.types import (
 )
 
 if TYPE_CHECKING:
-    from cropray.models.predictor import Predictor
+    from cropray.models.decision import Predictor
 
 NODATA = UNLABELLED
 """In a map, class and per cent alike: outside the area, or no valid view in any month."""

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import cropray
 from cropray.bands import S1_NAMES, S2_NAMES
+from cropray.errors import InputError
 from cropray.models.dual_unet3d import DualUNet3D, NetworkSpec
 from cropray.models.normalisation import Normalisation
 from cropray.storage import Folder
-from cropray.types import InputError
 
 FORMAT = "cropray-checkpoint"
 VERSION = 1

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, FurtherHead
 from cropray.models.dual_unet3d import MAIN, Head, HeadSpec, head_prefix
-from cropray.types import InputError
 
 
 def with_head(checkpoint: Checkpoint, name: str | None, where: str) -> Checkpoint:

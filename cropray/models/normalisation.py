@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
-from cropray.types import FloatArray, InputError, IntArray
+from cropray.errors import InputError
+from cropray.types import FloatArray, IntArray
 
 # Mean and standard deviation over all pixels and months of crops, grass, orchards and vines in
 # Flanders (2018-08 to 2019-11) and Corsica (2021-09 to 2023-01), every site, cover and month with

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
+from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.dual_unet3d import SIDE_MULTIPLE
 from cropray.shards import residuals
-from cropray.types import InputError, IntArray
+from cropray.types import IntArray
 
 _BANDS = {"s1": S1_BANDS, "s2": S2_BANDS}
 _STORED = np.dtype("<i2")

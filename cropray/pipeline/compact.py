@@ -19,17 +19,53 @@ from itertools import pairwise
 import numpy as np
 import xxhash
 
-from cropray.pipeline.cluster import ray_session
-from cropray.pipeline.compact_worker import Shard, ShardWriter
+from cropray.cluster import ray_session
+from cropray.config.imagery import ShardsConfig
+from cropray.errors import InputError, format_os_error
 from cropray.pipeline.crew import Died, crew
-from cropray.pipeline.ledger import LedgerRow, fingerprint, part_name, read_ledger, refuse_missing_parts
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
-from cropray.shards.file import ShardFile
-from cropray.shards.picked import Picked
-from cropray.shards.store import shard_name
+from cropray.shards.file import ShardFile, shard_name
+from cropray.shards.ledger import LedgerRow, fingerprint, part_name, read_ledger, refuse_missing_parts
+from cropray.shards.selection import Picked
+from cropray.shards.writer import write_shard
 from cropray.storage import Folder
-from cropray.types import InputError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One to be written: its name in the run folder, and its samples in their order."""
+
+    name: str
+    samples: Picked
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a shard; `error` is empty where it is published."""
+
+    error: str
+
+
+class ShardWriter:
+    """Several threads may share one: each holds a row group (two where samples are encoded anew).
+
+    They move bytes and compute checksums, which releases the interpreter's lock.
+    """
+
+    def __init__(self, folder: Folder, config: ShardsConfig) -> None:
+        self._folder, self._config = folder, config
+
+    def do(self, shard: Shard) -> Outcome:
+        groups = shard.samples.row_groups(self._config.row_group_samples)
+        try:
+            write_shard(self._folder, shard.name, shard.samples.metadata, groups, codec=self._config.codec)
+        except InputError as failure:
+            return Outcome(str(failure))
+        except OSError as failure:
+            return Outcome(format_os_error(failure))
+        return Outcome("")
+
 
 _READERS = 8  # footers read at the same time: object storage answers slowly
 _WRITERS = 2  # shards at once in a process: one computes while the other waits for bytes

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from cropray.errors import InputError
 from cropray.progress import say
-from cropray.types import InputError
 
 RETRIES = 3
 """Of a job whose process died: nodes are lost, but a job may also be what kills its process."""

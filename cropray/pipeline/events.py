@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from cropray.errors import InputError
 from cropray.storage import Folder
 
 _WRITE_EVERY_S = 10.0
@@ -45,3 +46,31 @@ def event_log(folder: Folder, stage: str) -> Iterator[EventLog]:
         yield log
     finally:
         log.write()
+
+
+TILE_FAILURES = (ValueError, OSError, RuntimeError, ArithmeticError, LookupError, MemoryError)
+"""What a tile can fail of: input, storage, network, a source's data. Others are faults of the program
+and end the stage at once."""
+
+_SHOWN = 5
+
+
+def refuse_failures(stage: str, failures: Mapping[str, str], total: int, untried: int = 0) -> None:
+    """Raises InputError where tiles failed; `failures` are errors by tile, of `total` tiles.
+
+    `untried` tiles were given up after too many failures.
+    """
+    if not failures:
+        return
+    tiles_by_error: dict[str, list[str]] = {}
+    for tile, error in failures.items():
+        tiles_by_error.setdefault(error, []).append(tile)
+    most = sorted(tiles_by_error.items(), key=lambda item: (-len(item[1]), item[0]))
+    lines = [f"  {len(tiles)} x {error} (as {tiles[0]})" for error, tiles in most[:_SHOWN]]
+    more = [f"  … and {len(most) - _SHOWN} other errors"] if len(most) > _SHOWN else []
+    stopped = f", and it stopped before {untried} others (ray.max_failures)" if untried else ""
+    raise InputError(
+        f"{stage}: {len(failures)} of {total} tiles failed{stopped}:\n"
+        + "\n".join(lines + more)
+        + "\nthe others are kept; mend the cause and run the same command again"
+    )

@@ -2,26 +2,64 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-from cropray.imagery.open import open_source
-from cropray.imagery.source import ImagerySource, MeteredSource
-from cropray.pipeline.cluster import for_workers, ray_session
+from cropray.cluster import for_workers, ray_session
+from cropray.config import Config
+from cropray.errors import format_error
+from cropray.imagery.source import ImagerySource, MeteredSource, Seats, open_source, return_large_blocks
+from cropray.pipeline.cluster_quota import ClusterQuota, QuotaWatch, cluster_quota, threads_of, workers_of
 from cropray.pipeline.crew import Crew, Died, crew
-from cropray.pipeline.events import EventLog, event_log
-from cropray.pipeline.export_plan import ExportPlan, plan_export
-from cropray.pipeline.export_summary import summarise
-from cropray.pipeline.export_worker import Outcome, TileExporter
-from cropray.pipeline.failures import refuse_failures
-from cropray.pipeline.ledger import read_rows, write_ledger
-from cropray.pipeline.plan import Tile
-from cropray.pipeline.quota import QuotaWatch, cluster_quota, threads_of, workers_of
-from cropray.pipeline.tile import request_of
+from cropray.pipeline.events import TILE_FAILURES, EventLog, event_log, refuse_failures
+from cropray.pipeline.export_plan import ExportPlan, plan_export, summarise
+from cropray.pipeline.tiles import Tile, export_tile, request_of
 from cropray.progress import progress, say
-from cropray.rois.store import fingerprint
+from cropray.rois.store import fingerprint, read_parcels
 from cropray.run import Run, Summary
+from cropray.shards.ledger import read_rows, write_ledger
+from cropray.shards.schema import ShardMetadata
+from cropray.storage import Folder
+
+_AT_WORK = 2  # tiles: more would share one interpreter, and each takes some 200 MB at 480 px a side
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a tile, for the event log; `error` is empty where its part is published."""
+
+    tile_id: str
+    patches: int
+    seconds: float
+    error: str
+
+
+class TileExporter:
+    """Publishes parts; several threads may share one, as where the source makes them wait."""
+
+    def __init__(
+        self, config: Config, metadata: ShardMetadata, folder: Folder, quota: ClusterQuota | None
+    ) -> None:
+        self._config, self._metadata, self._folder = config, metadata, folder
+        return_large_blocks()
+        self._seats = Seats(_AT_WORK)
+        self._source = open_source(config, quota, self._seats)
+        self._parcels = read_parcels(folder)
+
+    def do(self, tile: Tile) -> Outcome:
+        started, error, patches = time.monotonic(), "", 0
+        try:
+            with self._seats.taken():
+                row = export_tile(
+                    tile, self._config, self._metadata, self._parcels, self._source, self._folder
+                )
+            patches = row.patches
+        except TILE_FAILURES as failure:
+            error = format_error(failure)
+        return Outcome(tile.tile_id, patches, round(time.monotonic() - started, 3), error)
+
 
 _CPUS_PER_WORKER = 0.25  # a worker mostly waits for imagery: `ray.concurrency` says how many there are
 

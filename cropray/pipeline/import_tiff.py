@@ -14,14 +14,15 @@ import xxhash
 
 from cropray.bands import NODATA
 from cropray.config import Config
-from cropray.pipeline.ledger import TILE_KEY, LedgerRow, part_name, read_rows, write_ledger
+from cropray.errors import InputError
 from cropray.pipeline.patch_folder import Origin, PlacedPatch, common_names, label_rule, place_of, read_patch
 from cropray.progress import progress
-from cropray.rois.windows import periods_for
+from cropray.rois.calendar import periods_for
 from cropray.run import Run, Summary
+from cropray.shards.ledger import TILE_KEY, LedgerRow, part_name, read_rows, write_ledger
 from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, to_table
 from cropray.shards.writer import write_shard
-from cropray.types import InputError, IntArray, Period
+from cropray.types import IntArray, Period
 
 _PART_PATCHES = 128  # an import that is stopped loses no more than these
 _THREADS = 4

@@ -20,12 +20,13 @@ import numpy.typing as npt
 
 from cropray.bands import NODATA, S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
 from cropray.config import Config
+from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.labels import encode_classes
 from cropray.rasters import read_pages
 from cropray.rois.splits import SPLITS
 from cropray.shards.schema import quantise
-from cropray.types import UNLABELLED, ByteArray, InputError, IntArray, Patch, Roi
+from cropray.types import UNLABELLED, ByteArray, IntArray, Patch, Roi
 
 _NAME = re.compile(r"(?P<region>.+)_r(?P<row>\d+)_c(?P<col>\d+)")
 _BRIGHTEST = 2.0  # reflectance that clouds and snow hardly reach, and integers of 1e-4 exceed

@@ -11,35 +11,86 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import shapely
 
 from cropray import __version__
+from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
+from cropray.errors import format_error
 from cropray.grid import Window
-from cropray.imagery.open import open_source
-from cropray.imagery.source import ImagerySource, MeteredSource
-from cropray.maps.conditions import check_source, given_as_of, prediction_settings, season_warning
-from cropray.maps.mosaic import decode_tile
+from cropray.imagery.source import ImagerySource, MeteredSource, open_source
+from cropray.maps.areas import check_source, given_as_of, prediction_settings, season_warning
+from cropray.maps.mosaic import decode_tile, encode_tile
 from cropray.maps.plan import MapPlan, plan_maps
-from cropray.maps.publish import MapIdentity, publish_map
-from cropray.maps.tiles import PredictionSettings, TileResult
+from cropray.maps.products import MapIdentity, publish_map
+from cropray.maps.tiles import PredictionSettings, TileResult, predict_tile
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
+from cropray.models.decision import Predictor
 from cropray.models.heads import with_head
-from cropray.models.predictor import Predictor
-from cropray.pipeline.cluster import for_workers, ray_session
+from cropray.pipeline.cluster_quota import ClusterQuota, QuotaWatch, cluster_quota
 from cropray.pipeline.crew import Crew, crew
-from cropray.pipeline.events import EventLog, event_log
-from cropray.pipeline.failures import refuse_failures
-from cropray.pipeline.predict_worker import MapTile, Outcome, TilePredictor
-from cropray.pipeline.quota import QuotaWatch, cluster_quota
+from cropray.pipeline.events import TILE_FAILURES, EventLog, event_log, refuse_failures
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 from cropray.types import ImageRequest
+
+
+@dataclass(frozen=True)
+class MapTile:
+    """A window of one map, and the name of its part. The map is named: its polygons may be many."""
+
+    map_name: str
+    window: Window
+
+    @property
+    def part(self) -> str:
+        return f"{self.map_name or 'map'}/{self.window.row:07d}-{self.window.col:07d}.npz"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a tile, for the event log; `error` is empty where its part is published."""
+
+    part: str
+    error: str
+
+
+class TilePredictor:
+    """Publishes the parts of a map, with one network on the GPU that it was given, else on the CPU."""
+
+    def __init__(
+        self,
+        config: Config,
+        plans: Sequence[MapPlan],
+        checkpoint: Folder,
+        settings: PredictionSettings,
+        parts: Folder,
+        quota: ClusterQuota | None,
+    ) -> None:
+        import torch
+
+        self._plans = {plan.name: plan for plan in plans}
+        self._settings, self._parts = settings, parts
+        self._source = open_source(config, quota)
+        model = with_head(load_checkpoint(checkpoint), config.predict.head, str(checkpoint))
+        self._predictor = Predictor(model, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def do(self, tile: MapTile) -> Outcome:
+        plan = self._plans[tile.map_name]
+        try:
+            wanted = plan.wanted(tile.window)
+            result = predict_tile(
+                tile.window, wanted, plan.grid, self._source, self._predictor, self._settings
+            )
+            self._parts.write_bytes(tile.part, encode_tile(result))
+        except TILE_FAILURES as failure:
+            return Outcome(tile.part, format_error(failure))
+        return Outcome(tile.part, "")
 
 
 def predict(run: Run) -> Summary:

@@ -12,18 +12,17 @@ from pathlib import Path
 import geopandas as gpd
 
 from cropray.config import Config
-from cropray.config.regions import RoisConfig
+from cropray.config.rois import RoisConfig
+from cropray.errors import InputError, nearest
 from cropray.progress import say
-from cropray.rois.inputs import fingerprints
-from cropray.rois.naming import nearest
-from cropray.rois.parcels import read_parcels
-from cropray.rois.regions import regions_of
+from cropray.rois.clusters import regions_of
+from cropray.rois.parcels import fingerprints, read_parcels
 from cropray.rois.splits import SPLITS, audit_splits, components, missing_crops, split_rois
 from cropray.rois.store import Dropped, write_dropped, write_parcels, write_rois
 from cropray.rois.table import read_table
 from cropray.rois.vectors import LONLAT
 from cropray.run import Run, Summary
-from cropray.types import InputError, Roi
+from cropray.types import Roi
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _inputs(run: Run) -> Iterator[RoisConfig]:
     if not _is_simulated(run.config):
         yield config
         return
-    from cropray.imagery.simulated import write_inputs
+    from cropray.simulation.inputs import write_inputs
 
     with tempfile.TemporaryDirectory() as temporary:
         directory = run.folder.local("world") if run.folder.is_local else Path(temporary)

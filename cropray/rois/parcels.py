@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,43 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
+import xxhash
 
-from cropray.config.regions import CropConfig
+from cropray.config.rois import CropConfig, RoisConfig
+from cropray.errors import InputError
 from cropray.progress import progress
-from cropray.rois.naming import identity
-from cropray.rois.store import Dropped
-from cropray.rois.vectors import LONLAT, find_files, mend, read_polygons, relative, reproject
-from cropray.types import BoolArray, InputError
+from cropray.rois.store import Dropped, identity
+from cropray.rois.vectors import LONLAT, find_files, matching, mend, read_polygons, relative, reproject
+from cropray.run import Inputs
+from cropray.types import BoolArray
+
+
+def fingerprints(config: RoisConfig) -> Inputs:
+    """One hash of the content of each path (or glob) that the settings name.
+
+    One of which no file is there is left out: what was made of it stands, and who reads it says so.
+    """
+    if config.kind == "table":
+        paths = [config.table]
+    else:
+        paths = [*(crop.path for crop in config.parcels), config.provinces.path, config.calendar.path]
+    files = {path: matching(config.data_root, path) for path in paths if path}
+    return {path: _content(found) for path, found in files.items() if found}
+
+
+def _content(files: Iterable[Path]) -> str:
+    """One hash of files with what lies beside them under their names, as a shapefile's .dbf and .prj."""
+    found = {beside for file in files for beside in file.parent.iterdir() if beside.stem == file.stem}
+    whole = xxhash.xxh3_64()
+    for path in sorted(found):
+        for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if part.is_file():
+                whole.update(part.name.encode())
+                with part.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        whole.update(block)
+    return whole.hexdigest()
+
 
 IndexArray = npt.NDArray[np.intp]
 

@@ -16,9 +16,10 @@ from pyproj import Transformer
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from cropray.config.regions import SplitConfig
+from cropray.config.rois import SplitConfig
+from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.types import DoubleArray, IndexArray, InputError, Roi
+from cropray.types import DoubleArray, IndexArray, Roi
 
 SPLITS = ("train", "val", "test")
 

@@ -6,7 +6,8 @@ The same ROIs and parcels give the same bytes.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -97,3 +98,15 @@ def _column(values: list[Any], kind: pa.DataType) -> pd.arrays.ArrowExtensionArr
 
 def _date(value: object) -> date | None:
     return value if isinstance(value, date) and not pd.isna(value) else None
+
+
+def identity(label: str, parts: Iterable[bytes]) -> str:
+    """`label` as a plain word, and a hash of it and of `parts`: fit for names of files.
+
+    Every part is hashed by itself first, so that moving a boundary between parts changes the whole.
+    """
+    whole = xxhash.xxh3_64(label.encode())
+    for part in parts:
+        whole.update(xxhash.xxh3_64_digest(part))
+    word = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower()
+    return f"{word}-{whole.hexdigest()}" if word else whole.hexdigest()

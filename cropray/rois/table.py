@@ -18,12 +18,13 @@ import shapely
 import shapely.geometry
 from shapely.errors import ShapelyError
 
-from cropray.config.regions import RoisConfig
+from cropray.config.rois import RoisConfig
+from cropray.errors import InputError, nearest
 from cropray.grid import Bounds
 from cropray.progress import progress
-from cropray.rois.naming import identity, nearest
+from cropray.rois.store import identity
 from cropray.rois.vectors import LONLAT, metric_crs
-from cropray.types import InputError, Roi
+from cropray.types import Roi
 
 _CORNERS = ("min_lon", "min_lat", "max_lon", "max_lat")
 

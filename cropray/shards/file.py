@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -14,13 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import xxhash
 
+from cropray.errors import InputError
 from cropray.shards.cache import RangeCache
-from cropray.shards.columns import rows_checksum
-from cropray.shards.pages import Column, ColumnPages, find_chunks
+from cropray.shards.columns import Column, ColumnPages, find_chunks, rows_checksum
 from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, checksum
-from cropray.storage import resolve
-from cropray.types import InputError
+from cropray.storage import Folder, resolve
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -204,3 +205,34 @@ def _damaged_sample(uri: str, row: int, sample_id: str) -> InputError:
 
 def _damaged(where: str, why: str) -> InputError:
     return InputError(f"{where} is cut or damaged ({why}); delete it and run the stage that made it again")
+
+
+_READERS = 8  # footers read at the same time: object storage answers slowly
+
+
+def shard_name(split: str, index: int) -> str:
+    return f"shards/{split}/{index:05d}.parquet"
+
+
+def shard_uris(folder: Folder, split: str) -> list[str]:
+    """The shards of one split of a run folder, in order; none where there are none."""
+    shards = folder.child(f"shards/{split}")
+    return [f"{shards.uri}/{name}" for name in shards.names(".parquet")]
+
+
+def refuse_missing(folder: Folder, recorded: Mapping[str, int]) -> None:
+    """Raises InputError where a split has another number of shards than compaction recorded."""
+    for split, count in recorded.items():
+        there = len(shard_uris(folder, split))
+        if there != count:
+            raise InputError(
+                f"{folder}/shards/{split} has {there} shards, but compact wrote {count}; run compact again"
+            )
+
+
+def fingerprint(uris: Sequence[str]) -> str:
+    """Names the samples of shards by their footers. Raises InputError for a shard that is damaged."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        checksums = pool.map(lambda uri: read_footer(uri).get(ROWS_KEY, b""), uris)
+        rows = [(uri.split("/")[-2:], checksum) for uri, checksum in zip(uris, checksums, strict=True)]
+    return xxhash.xxh3_64_hexdigest(repr(rows).encode())

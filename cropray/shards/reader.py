@@ -9,19 +9,46 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from cropray.errors import InputError
 from cropray.shards.assembly import Arrays, Assembly, Normaliser
-from cropray.shards.buffers import Buffers
 from cropray.shards.cache import RangeCache
+from cropray.shards.columns import Buffers
 from cropray.shards.file import RowGroup, ShardFile
 from cropray.shards.order import EpochOrder, Positions, Stretch, Weights, draw_counts
-from cropray.shards.rows import Rows
 from cropray.shards.workers import Ticket, Workers
-from cropray.types import Batch, BoolArray, InputError
+from cropray.types import Batch, BoolArray
+
+
+class Rows(Mapping[str, list[Any]]):
+    """Rows of a table by column, one value a row, in their order.
+
+    All columns of a batch take longer to convert than a tenth of its tensors to read, and few are wanted.
+    """
+
+    def __init__(self, table: pa.Table, positions: npt.NDArray[np.int64]) -> None:
+        self._table, self._positions = table, positions
+        self._converted: dict[str, list[Any]] = {}
+
+    def __getitem__(self, name: str) -> list[Any]:
+        if name not in self._converted:
+            self._converted[name] = self._table[name].take(pa.array(self._positions)).to_pylist()
+        return self._converted[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.column_names)
+
+    def __len__(self) -> int:
+        return int(self._table.num_columns)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # without the other rows of the table
+        return dict, (list(self.items()),)
+
 
 _OPEN_AHEAD = 8  # batches: row groups of object storage are fetched in time
 _OPENERS = 8  # files whose footers are read at the same time: object storage answers slowly

@@ -19,9 +19,10 @@ import pyarrow as pa
 import xxhash
 
 from cropray.bands import NODATA, S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
+from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.shards import residuals
-from cropray.types import UNLABELLED, BoolArray, InputError, IntArray, Patch, Period, Roi
+from cropray.types import UNLABELLED, BoolArray, IntArray, Patch, Period, Roi
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"cropray"

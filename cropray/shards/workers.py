@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cropray.errors import InputError
 from cropray.shards.assembly import Arrays, Assembly
 from cropray.shards.file import RowGroup, ShardFile
-from cropray.types import InputError
 
 _LINE = 64  # bytes of a cache line: arrays that begin on one are a third faster to fill
 _OPEN_GROUPS = 1024  # their page tables, not their tensors

@@ -10,11 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cropray.shards.buffers import Buffers
-from cropray.shards.columns import encode, rows_checksum
+from cropray.errors import InputError, free_space, is_full
+from cropray.shards.columns import Buffers, encode, rows_checksum
 from cropray.shards.schema import PLAIN, RESIDUALS, ROWS_KEY, SCALARS, ShardMetadata
-from cropray.storage import Folder, free_space, is_full
-from cropray.types import InputError
+from cropray.storage import Folder
 
 # Codec of the columns, its level, and how 16-bit tensors stand in them. Higher levels of zstd gain a
 # hundredth on real composites and take two to four times as long (benchmarks/shards.py).

@@ -14,12 +14,11 @@ from typing import Any
 import xxhash
 
 import cropray
+from cropray.config.load import updated
 from cropray.models.checkpoint import DESCRIPTION, Checkpoint, weights_checksum
-from cropray.overrides import updated
 from cropray.run import Inputs, Run
-from cropray.shards.file import read_footer
+from cropray.shards.file import fingerprint, read_footer, shard_uris
 from cropray.shards.schema import ROWS_KEY
-from cropray.shards.store import fingerprint, shard_uris
 from cropray.storage import Folder
 from cropray.tracking.packaging import code_checksum
 

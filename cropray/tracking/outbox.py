@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 
+from cropray.errors import InputError
 from cropray.progress import say
 from cropray.tracking.runs import Tracker
-from cropray.types import InputError
 
 _RETRY_S = 3.0
 _PATIENCE_S = 120.0

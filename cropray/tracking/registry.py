@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropray.config import CHAMPION
+from cropray.errors import InputError
 from cropray.models.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
 from cropray.run import Run, Summary
 from cropray.storage import Folder
 from cropray.tracking import lineage as origin
 from cropray.tracking.card import description, model_card
-from cropray.tracking.failures import server_errors, shown
+from cropray.tracking.connection import server_errors, shown
 from cropray.tracking.packaging import save_model_folder
 from cropray.tracking.runs import Tracker, client_of, tracked, tracking_uri
 from cropray.tracking.stac_mlm import mlm_item
-from cropray.types import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

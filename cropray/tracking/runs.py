@@ -17,11 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cropray.errors import InputError
 from cropray.run import Run, flat
-from cropray.threads import within
-from cropray.tracking.database import files_beside, follow, make_whole, sqlite_file
-from cropray.tracking.failures import REACH, address_errors, server_errors, shown
-from cropray.types import InputError
+from cropray.storage import within
+from cropray.tracking.connection import (
+    REACH,
+    address_errors,
+    files_beside,
+    follow,
+    make_whole,
+    server_errors,
+    shown,
+    sqlite_file,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

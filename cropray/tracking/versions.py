@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropray.config import CHAMPION
+from cropray.errors import InputError
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.card import description, with_evaluation
-from cropray.tracking.failures import server_errors, shown
+from cropray.tracking.connection import server_errors, shown
 from cropray.tracking.lineage import CHECKPOINT, EVALUATION, MODEL_ID, PARENT, PREFIX, WEIGHTS, checkpoint_id
 from cropray.tracking.registry import CARD, find_version, registered_model, search_versions, versions
 from cropray.tracking.runs import (
@@ -26,7 +27,6 @@ from cropray.tracking.runs import (
     tracked,
     tracking_uri,
 )
-from cropray.types import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,26 +9,64 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from cropray.models.checkpoint import load_checkpoint, save_checkpoint
-from cropray.pipeline.cluster import ray_session, reach
+import numpy as np
+
+from cropray.cluster import ray_session, reach
+from cropray.errors import InputError
+from cropray.figures.pictures import comparison_picture, curves_picture
+from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cropray.models.decision import Predictor, decide
 from cropray.progress import say
 from cropray.run import Run, Summary
-from cropray.storage import Folder
-from cropray.threads import in_thread
+from cropray.shards.reader import ShardReader
+from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
-from cropray.training.driver_desk import open_desk
-from cropray.training.driver_follow import Follower, Tell
-from cropray.training.history import History, best_entry
+from cropray.training.control import open_desk
 from cropray.training.lock import held
+from cropray.training.monitor import Follower, Tell
 from cropray.training.plan import TrainingPlan, make_plan, training_inputs
-from cropray.training.room import Asked, check_workers, each_worker
-from cropray.training.store import STANDING, name_of
-from cropray.training.validate import SCORE
-from cropray.types import InputError
+from cropray.training.resources import Asked, check_workers, each_worker
+from cropray.training.state import STANDING, name_of
+from cropray.training.validate import SCORE, History, best_entry
 
 if TYPE_CHECKING:
-    from cropray.training.driver_worker import Outcome
+    from cropray.training.worker import Outcome
+
+_SAMPLES = 4
+
+
+def training_pictures(
+    checkpoint: Checkpoint, history: History, val: ShardReader | None, title: str
+) -> dict[str, bytes]:
+    """PNGs by name: `curves.png`, and a few of the samples in `val`, each of another crop where it can be."""
+    pictures = {"curves.png": curves_picture(history, title)}
+    if val is None or not len(val.table):
+        return pictures
+    batch = val.take(_most_labelled(val))
+    predictor = Predictor(checkpoint)
+    probabilities = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw)
+    truth = batch.label_bhw if batch.truth_bhw is None else batch.truth_bhw
+    for i, name in enumerate(batch.rows["sample_id"]):
+        seen = decide(probabilities[i], predictor.thresholds)
+        pictures[f"predictions/{i + 1}.png"] = comparison_picture(
+            truth[i], seen, checkpoint.classes, batch.s2_bcthw[i], str(name)
+        )
+    return pictures
+
+
+def _most_labelled(val: ShardReader) -> list[int]:
+    """Rows with the most labels, first of each crop, then again."""
+    labelled = val.table["labelled_fraction"].to_numpy()
+    crops = val.table["crop"].to_pylist()
+    turns: dict[str, int] = {}
+    keys = []
+    for row in np.argsort(-labelled, kind="stable").tolist():
+        turn = turns.get(crops[row], 0)
+        turns[crops[row]] = turn + 1
+        keys.append((turn, -labelled[row], row))
+    return [row for _, _, row in sorted(keys)[:_SAMPLES]]
+
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -168,7 +206,7 @@ def _fit(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked, desk: Any) ->
     from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from cropray.training.driver_worker import train_worker
+    from cropray.training.worker import train_worker
 
     fewest, most = asked.workers
     trainer = TorchTrainer(
@@ -201,7 +239,6 @@ def _fit(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked, desk: Any) ->
 
 
 def _picture(run: Run, stage: Stage, plan: TrainingPlan, history: History, tracker: Tracker) -> None:
-    from cropray.training.pictures import training_pictures
 
     checkpoint = load_checkpoint(run.folder.child(f"models/{stage}"))
     val = plan.val.part(1, 0, 1)

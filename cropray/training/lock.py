@@ -17,8 +17,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cropray.errors import InputError
 from cropray.storage import Folder
-from cropray.types import InputError
 
 _EXPIRES_S = 60.0
 _RENEWED_S = 15.0

@@ -17,11 +17,10 @@ from cropray.models.losses import LossTerms, total
 from cropray.shards.order import EpochState, Stretch
 from cropray.shards.reader import ShardReader
 from cropray.training.companions import Companion
-from cropray.training.history import History, best_entry
-from cropray.training.resources import Resources
+from cropray.training.state import Kept, StateWriter, name_of
 from cropray.training.step import StepResult, Trainer
-from cropray.training.store import Kept, StateWriter, name_of
-from cropray.training.validate import class_losses, validate_epoch
+from cropray.training.usage import Resources
+from cropray.training.validate import History, best_entry, class_losses, validate_epoch
 
 T = TypeVar("T")
 

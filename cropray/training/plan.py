@@ -12,20 +12,21 @@ import pyarrow as pa
 import xxhash
 
 from cropray.config.training import OPERATIONAL, AlsoConfig, TrainConfig
+from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, check_inputs, load_checkpoint, weights_checksum
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.heads import add_head, keep_heads
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import NORMALISATIONS
 from cropray.run import Inputs, Run
+from cropray.shards.file import fingerprint, refuse_missing, shard_uris
 from cropray.shards.order import balanced_weights
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
-from cropray.shards.store import fingerprint, refuse_missing, shard_uris
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 from cropray.training.recipe import Precision, Recipe
-from cropray.types import BoolArray, InputError
+from cropray.types import BoolArray
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cropray.errors import InputError
 from cropray.models.dual_unet3d import MAIN, DualUNet3D, NetworkSpec
 from cropray.models.losses import LossTerms, loss_counts, loss_terms, total
 from cropray.models.normalisation import Normalisation
-from cropray.training.augment import apply_symmetries, draw_symmetries
-from cropray.training.batch_norm import Statistics, prepared, train_mode
-from cropray.training.ema import MovingAverage
-from cropray.training.optimizer import make_optimizer
-from cropray.training.outcomes import Outcomes
-from cropray.training.precision import apply_to_device
-from cropray.training.recipe import Precision, Recipe, rate_factor
+from cropray.training.batch_norm import MovingAverage, Statistics, prepared, train_mode
+from cropray.training.batches import Outcomes, Sent, Transfer, apply_symmetries, draw_symmetries
+from cropray.training.recipe import Precision, Recipe, apply_to_device, make_optimizer, rate_factor
 from cropray.training.state import copied, load_optimizer_state
-from cropray.training.transfer import Sent, Transfer
-from cropray.types import Batch, InputError
+from cropray.types import Batch
 
 T = TypeVar("T")
 

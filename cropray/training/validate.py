@@ -23,6 +23,19 @@ from cropray.shards.reader import ShardReader
 from cropray.training.step import Trainer
 from cropray.types import UNLABELLED, Batch, ByteArray, FloatArray
 
+History = list[dict[str, Any]]
+
+
+def best_entry(history: History) -> dict[str, Any]:
+    """The entry of the epoch to keep: of equal or unknown scores the last."""
+    return max(history, key=lambda entry: (_score(entry), entry["epoch"]))
+
+
+def _score(entry: dict[str, Any]) -> float:
+    value = entry.get(SCORE)
+    return -1.0 if value is None else float(value)
+
+
 SCORE = "val_mean_average_precision"
 """The figure by which the best epoch is chosen."""
 

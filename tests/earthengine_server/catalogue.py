@@ -18,11 +18,11 @@ import numpy as np
 import shapely
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.imagery import world_radar
 from cropray.imagery.simulated import PlaceScenes
-from cropray.imagery.world_maps import codes_at
-from cropray.imagery.world_radar import Orbit
-from cropray.imagery.world_sky import s2_days
+from cropray.simulation import radar
+from cropray.simulation.maps import codes_at
+from cropray.simulation.radar import Orbit
+from cropray.simulation.sky import s2_days
 from cropray.types import Period
 from tests.earthengine_server.values import (
     BYTE,
@@ -111,7 +111,7 @@ class Catalogue:
             )
 
     def _s1(self) -> Iterator[Image]:
-        for orbit in world_radar.ORBITS:
+        for orbit in radar.ORBITS:
             swath = footprint(orbit)
             properties = {
                 "instrumentMode": "IW",

@@ -19,7 +19,7 @@ import shapely
 from pyproj import Transformer
 from pyproj.exceptions import CRSError
 
-from cropray.imagery.world_fields import Place, to_world
+from cropray.simulation.fields import Place, to_world
 
 _MEMORY = 96 << 20  # bytes of intermediate bands that one request keeps
 

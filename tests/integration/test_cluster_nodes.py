@@ -17,13 +17,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from cropray.imagery.open import open_source
-from cropray.overrides import updated
+from cropray.config.load import updated
+from cropray.imagery.source import open_source
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
 from cropray.pipeline.export_plan import plan_export
 from cropray.pipeline.predict import predict
-from cropray.pipeline.tile import export_tile
+from cropray.pipeline.tiles import export_tile
 from cropray.rois.build import build_rois
 from cropray.rois.store import read_rois, write_rois
 from cropray.run import Run, Summary

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from cropray.errors import InputError
 from cropray.pipeline import compact as compact_module
 from cropray.pipeline.compact import compact
 from cropray.shards.file import ShardFile
-from cropray.types import InputError
 from tests.crew_here import use_crew_here
 from tests.export_inputs import exported_run
 from tests.full_disk import run_on_small_disk
@@ -63,7 +63,7 @@ def test_a_damaged_sample_is_told_as_by_one_process(ray_local: None, tmp_path: P
 FILL = """
 import sys
 from pathlib import Path
-from cropray.pipeline.cluster import ray_session
+from cropray.cluster import ray_session
 from cropray.pipeline.compact import compact
 from cropray.shards.file import ShardFile
 from cropray.types import InputError

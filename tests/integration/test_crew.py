@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from cropray.errors import InputError
 from cropray.pipeline import crew as crew_module
 from cropray.pipeline.crew import RETRIES, Crew, Died, crew
-from cropray.types import InputError
 
 CPU = {"CPU": 1.0}
 

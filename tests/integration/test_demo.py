@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from cropray.overrides import load_config
-from cropray.pipeline.demo import demo
+from cropray.config.load import load_config
+from cropray.demo import demo
 from cropray.run import Run, Summary
 from cropray.storage import Folder
 from tests.conftest import ROOT

@@ -16,17 +16,18 @@ import numpy as np
 import pytest
 
 from cropray.config import Config
-from cropray.overrides import load_config, updated
+from cropray.config.load import load_config, updated
+from cropray.errors import InputError
+from cropray.pipeline.cluster_quota import workers_of
 from cropray.pipeline.export import export
-from cropray.pipeline.ledger import read_ledger
-from cropray.pipeline.plan import Tile, plan_tiles
-from cropray.pipeline.quota import workers_of
+from cropray.pipeline.tiles import Tile, plan_tiles
 from cropray.rois.build import build_rois
 from cropray.rois.store import read_rois
 from cropray.run import Run
+from cropray.shards.ledger import read_ledger
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
-from cropray.types import Batch, InputError
+from cropray.types import Batch
 from tests.earthengine_server import Catalogue, Fault, Limits, Serving, serve
 from tests.earthengine_server.catalogue import S1
 from tests.earthengine_server.faults import Kind
@@ -225,7 +226,7 @@ def test_a_killed_export_goes_on_without_fetching_again(
 def killed_after(run: Run, least: int, more_s: float) -> None:
     """Export in a process of its own, with its own Ray; all of it is killed a while after `least` parts."""
     code = (
-        "import sys; from cropray.overrides import load_config; from cropray.run import Run;"
+        "import sys; from cropray.config.load import load_config; from cropray.run import Run;"
         "from cropray.storage import Folder; from cropray.pipeline.export import export;"
         "export(Run(Folder(sys.argv[1]), load_config(sys.argv[1] + '/config.yaml')))"
     )

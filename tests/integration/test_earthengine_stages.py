@@ -12,18 +12,18 @@ import rasterio
 import torch
 
 from cropray.config import Config
+from cropray.config.load import updated
+from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
-from cropray.overrides import updated
+from cropray.pipeline.cluster_quota import threads_of
 from cropray.pipeline.export import export
-from cropray.pipeline.ledger import read_ledger
 from cropray.pipeline.predict import predict
-from cropray.pipeline.quota import threads_of
 from cropray.rois.build import build_rois
 from cropray.run import Run
+from cropray.shards.ledger import read_ledger
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.earthengine_server import Fault, Limits, Serving, serve
 
 CLASSES = ("wheat", "maize", "pea")

@@ -13,17 +13,17 @@ import pytest
 
 from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig, SimulatedConfig, SourceConfig
-from cropray.config.regions import WindowConfig
-from cropray.imagery.world_inputs import CROPS
+from cropray.config.rois import WindowConfig
+from cropray.errors import InputError
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
 from cropray.rois.build import build_rois
 from cropray.rois.store import read_rois, write_rois
 from cropray.run import Run
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
+from cropray.simulation.inputs import CROPS
 from cropray.storage import Folder
-from cropray.types import InputError
 
 CONFIG = Config(
     classes=CROPS,
@@ -97,7 +97,7 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(undisturbed: Run, tmp_path: P
     run = new_run(tmp_path)
     wanted = parts_of(undisturbed)
     code = (
-        "import sys; from cropray.overrides import load_config; from cropray.run import Run;"
+        "import sys; from cropray.config.load import load_config; from cropray.run import Run;"
         "from cropray.storage import Folder; from cropray.pipeline.export import export;"
         "export(Run(Folder(sys.argv[1]), load_config(sys.argv[1] + '/config.yaml')))"
     )

@@ -18,19 +18,20 @@ import pytest
 import rasterio
 
 from cropray.bands import NODATA, S2_NAMES
-from cropray.overrides import load_config
+from cropray.config.load import load_config
+from cropray.errors import InputError
+from cropray.evaluation.evaluate import evaluate
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
-from cropray.pipeline.ledger import read_ledger
 from cropray.pipeline.predict import predict
 from cropray.rois.build import build_rois
 from cropray.run import Run, Summary
+from cropray.shards.file import shard_uris
+from cropray.shards.ledger import read_ledger
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
 from cropray.training.driver import pretrain
-from cropray.training.evaluate import evaluate
-from cropray.types import BACKGROUND, UNLABELLED, Batch, InputError
+from cropray.types import BACKGROUND, UNLABELLED, Batch
 from tests.flanders import BLOCKS, CROPS, X0, Y0, build, open_series
 
 AS_OF = date(2019, 6, 30)
@@ -87,7 +88,7 @@ def driver_directory(kit: dict[str, Path], ray_local: None) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def finished(driver_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    from cropray.maps.report import report
+    from cropray.report.pages import report
 
     config = load_config(driver_directory / "flanders.yaml", (*RELATIVE, *SMALL))
     run = Run(Folder(str(tmp_path_factory.mktemp("run"))), config)

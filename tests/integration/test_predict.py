@@ -11,21 +11,21 @@ import rasterio
 import torch
 
 from cropray.config import Config
+from cropray.config.load import updated
+from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.maps.conditions import prediction_settings
+from cropray.maps.areas import prediction_settings
 from cropray.maps.plan import plan_maps
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
-from cropray.overrides import updated
 from cropray.pipeline import predict as predict_module
-from cropray.pipeline import predict_worker
-from cropray.pipeline.predict import predict
-from cropray.pipeline.predict_worker import MapTile, Outcome, TilePredictor
+from cropray.pipeline import predict as predict_worker
+from cropray.pipeline.predict import MapTile, Outcome, TilePredictor, predict
 from cropray.rois.store import write_rois
 from cropray.run import Run, Summary
 from cropray.storage import Folder
-from cropray.types import BACKGROUND, Composite, ImageRequest, InputError, Roi
+from cropray.types import BACKGROUND, Composite, ImageRequest, Roi
 from tests.lands import beside_others
 
 CLASSES = ("wheat", "maize", "pea")

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cropray.config.load import updated
 from cropray.doctor.services import tracking
+from cropray.errors import InputError
+from cropray.evaluation.evaluate import evaluate
+from cropray.evaluation.promotion import promote
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
-from cropray.models.predictor import Predictor
-from cropray.overrides import updated
+from cropray.models.decision import Predictor
 from cropray.run import Run
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.tracking.registry import register_checkpoint, resolve_model
 from cropray.tracking.versions import find, list_versions
-from cropray.training.evaluate import evaluate
-from cropray.training.promotion import promote
-from cropray.types import InputError
 from tests.lands import ready_run, small_checkpoint
 from tests.mlflow_server import Door, door, mlflow_server
 

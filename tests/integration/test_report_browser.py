@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cropray.maps.report import REPORT, report
+from cropray.report.pages import REPORT, report
 from tests.finished import finished_run
 
 OPTIONS = [

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cropray.errors import InputError
 from cropray.pipeline.compact import compact
 from cropray.run import Run
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.shards.store import shard_uris
 from cropray.storage import Folder
-from cropray.types import InputError
 from tests.export_inputs import PlainSource, export_here, exported_run, make_config, make_roi
 from tests.s3_server import Bucket, Fault, s3_bucket
 from tests.samples import make_patch, write_samples

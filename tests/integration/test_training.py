@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 
+from cropray.errors import InputError
 from cropray.run import Run, Summary
 from cropray.storage import Folder
 from cropray.training.driver import finetune, pretrain, train
-from cropray.types import InputError
 from tests.test_training_loop import TIMED
 from tests.training_data import make_run, write_split
 

@@ -13,7 +13,7 @@ import pytest
 
 from cropray.run import Run
 from cropray.training.driver import pretrain
-from cropray.training.store import newest
+from cropray.training.state import newest
 from tests.braked_training import BRAKE
 from tests.full_disk import run_on_small_disk
 from tests.integration.test_training import history, prepared, weights
@@ -100,8 +100,8 @@ def test_a_driver_that_is_told_to_leave_and_then_killed_goes_on_where_it_was(
 _FULL = """
 import json, subprocess, sys
 from pathlib import Path
-from cropray.overrides import updated
-from cropray.training.store import newest
+from cropray.config.load import updated
+from cropray.training.state import newest
 from tests.integration.test_training import prepared
 
 # A state is 1 MB: two of them fit beside the shards, a third does not.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cropray.overrides import updated
+from cropray.config.load import updated
 from cropray.run import Run
 from cropray.tracking.runs import open_client
 from cropray.training.driver import pretrain
-from cropray.training.driver_follow import Follower
+from cropray.training.monitor import Follower
 from tests.integration.test_training import history, prepared
 from tests.mlflow_server import mlflow_server
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from cropray.config.load import updated
 from cropray.models.checkpoint import save_checkpoint
-from cropray.overrides import updated
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.versions import find
-from cropray.training.driver_desk import open_desk
-from cropray.training.driver_tune import tune
+from cropray.training.control import open_desk
 from cropray.training.plan import make_plan
-from cropray.training.store import newest
+from cropray.training.state import newest
+from cropray.tuning.sweep import tune
 from tests.training_data import CLASSES, make_run, write_split
 
 TRIALS, EPOCHS = 2, 2
@@ -149,7 +149,7 @@ def test_a_trial_that_is_ended_keeps_its_state_and_gives_back_its_room(
     import ray
     from ray.tune import with_parameters
 
-    from cropray.training.driver_trial import TrialTraining
+    from cropray.tuning.trial import TrialTraining
 
     run, _ = prepared(tmp_path)
     endless = updated(run.config, {"finetune.epochs": 10_000, "finetune.schedule": "constant"})

@@ -1,0 +1,81 @@
+"""`cropray register` and `cropray models …`: each command calls one function."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened
+
+models_app = typer.Typer(help="Look at registered models, promote one.", no_args_is_help=True)
+
+
+def register(
+    run: RunOption,
+    model: Annotated[
+        str, typer.Option(metavar="DIR", help="Checkpoint folder, or run:PATH; else the run's own model.")
+    ] = "",
+    config: ConfigOption = None,
+    set: SetOption = None,
+) -> None:
+    """A checkpoint as a new version in the registry, with its card and lineage."""
+    from cropray.tracking.registry import register_checkpoint
+
+    emit(register_checkpoint(opened(run, config, set), model))
+
+
+RegistryOption = Annotated[
+    str, typer.Option("--run", metavar="DIR", help="Run folder with a registry, else this directory.")
+]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS or /VERSION.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+@models_app.command("list")
+def list_models(
+    run: RegistryOption = "", config: ConfigOption = None, set: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """All versions, their aliases and scores."""
+    from cropray.tracking.versions import list_versions, table
+
+    found = list_versions(opened(run, config, set))
+    if as_json:
+        emit({"versions": [version.to_json() for version in found]})
+    else:
+        sys.stdout.write(table(found))
+
+
+@models_app.command("show")
+def show_model(
+    model: ModelArgument,
+    run: RegistryOption = "",
+    config: ConfigOption = None,
+    set: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One version: lineage, scores, promotion and card."""
+    from cropray.tracking.versions import find, page
+
+    version = find(opened(run, config, set), model)
+    if as_json:
+        emit(version.to_json())
+    else:
+        sys.stdout.write(page(version))
+
+
+@models_app.command("promote")
+def promote_model(
+    run: RunOption,
+    model: ModelArgument = "",
+    force: Annotated[
+        str, typer.Option(metavar="REASON", help="Promote it whatever the figures; the reason is kept.")
+    ] = "",
+    config: ConfigOption = None,
+    set: SetOption = None,
+) -> None:
+    """Make a version the champion, if it is not worse than the present one on the run's split val."""
+    from cropray.evaluation.promotion import promote
+
+    emit(promote(opened(run, config, set), model, force))
