@@ -1,4 +1,4 @@
-"""Errors that a person can mend, and what a message says of them. Standard library only."""
+"""Errors that a user can correct, and the text of their messages. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,55 +8,64 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-_TO_DO = {
-    errno.ENOSPC: "make room there, and run the same command again: what is finished is kept",
-    errno.EDQUOT: "make room there, and run the same command again: what is finished is kept",
-    errno.EACCES: "get the permission, or give another place",
-    errno.EPERM: "get the permission, or give another place",
-    errno.EROFS: "give a place that may be written",
-    errno.ENOTDIR: "a file is where a folder is wanted: give another --run folder",
-    errno.EEXIST: "a file is where a folder is wanted: give another --run folder",
-    errno.EISDIR: "a folder is where a file is wanted: give another name",
+_FREE_SPACE = "Free some space and run the same command again. Finished work is kept."
+_PERMISSION = "Change the permissions, or choose another place."
+_FILE_IN_THE_WAY = "A file is in the way of a folder. Choose another --run folder."
+_REMEDIES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "Choose a place that is not read-only.",
+    errno.ENOTDIR: _FILE_IN_THE_WAY,
+    errno.EEXIST: _FILE_IN_THE_WAY,
+    errno.EISDIR: "A folder is in the way of a file. Choose another name.",
 }
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used: says what was given, where, what was wanted, what to do."""
+    """Unusable input. The message says what was given, where, what was wanted and what to do."""
+
+
+def format_error(error: Exception) -> str:
+    """The message of an error for its row in a table; the repr of one whose text alone says too little."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return format_os_error(error)
+    return str(error) if isinstance(error, InputError | OSError) else repr(error)
 
 
 def format_os_error(error: OSError) -> str:
-    """What a user can do about a failed read or write, in one message that names the file."""
+    """What went wrong with which file, and what the user can do about it."""
     what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if error.filename and is_full(error):
         what += f" ({free_space(error.filename)})"
-    return f"{what}; {_TO_DO.get(error.errno or 0, 'mend the cause and run the same command again')}"
+    remedy = _REMEDIES.get(error.errno or 0, "Remove the cause and run the same command again.")
+    return f"{what}. {remedy}"
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a disk, or a share of one, is full."""
+    """Whether the disk is full, or the user's quota of it."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def free_space(path: str | Path) -> str:
-    """How much is free on the disk where a file is, or was to be."""
-    there = next(place for place in Path(path).absolute().parents if place.exists())
-    return f"{shutil.disk_usage(there).free / 1e6:.1f} MB free in {there}"
-
-
 def is_lasting(error: OSError) -> bool:
-    """Whether trying again cannot help until somebody has done something about it."""
-    return error.errno in _TO_DO
+    """Whether the error returns on every attempt until the user removes its cause."""
+    return error.errno in _REMEDIES
 
 
-def format_error(failure: Exception) -> str:
-    """A failure in the words of its row: what a user gave, a file system or a service says itself."""
-    if isinstance(failure, InputError) or (isinstance(failure, OSError) and failure.errno is None):
-        return str(failure)
-    return format_os_error(failure) if isinstance(failure, OSError) else repr(failure)
+def free_space(path: str | Path) -> str:
+    """The free space on the disk of a file that exists or was to be written."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free in {folder}"
 
 
-def nearest(wrong: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest right name, else all of them."""
-    names = sorted(set(known))
-    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names) or 'none'}"
+def nearest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
+    """The last sentence of a message about an unknown name: the nearest known one, else all of them.
+
+    `prefix` is written before each name, as "rois." before the settings of that section.
+    """
+    names = sorted({name for name in known if name})
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.4)
+    if close:
+        return f" Did you mean {prefix + close[0]!r}?"
+    return f" Known: {', '.join(prefix + name for name in names) or 'none'}."

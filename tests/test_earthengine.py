@@ -19,13 +19,13 @@ from cropray.config import Config
 from cropray.config.imagery import EarthEngineConfig
 from cropray.errors import InputError
 from cropray.grid import Grid
+from cropray.imagery.earthengine import graph as earthengine_client
+from cropray.imagery.earthengine import source as earthengine
 from cropray.imagery.earthengine.assets import MapAsset
 from cropray.imagery.earthengine.failures import RequestError, UnavailableError
 from cropray.imagery.earthengine.quota import LocalQuota
 from cropray.imagery.earthengine.session import retry_after_s
 from cropray.imagery.earthengine.source import EarthEngineSource
-from cropray.imagery.earthengine import graph as earthengine_client
-from cropray.imagery.earthengine import source as earthengine
 from cropray.imagery.earthengine.tiling import S2_NAMES
 from cropray.imagery.source import ImagerySource, MeteredSource, Seats, open_source
 from cropray.types import Composite, ImageRequest, Period

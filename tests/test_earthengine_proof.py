@@ -18,8 +18,8 @@ from cropray.config.imagery import EarthEngineConfig, SimulatedConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
-from cropray.imagery.earthengine.source import EarthEngineSource
 from cropray.imagery.earthengine import source as earthengine
+from cropray.imagery.earthengine.source import EarthEngineSource
 from cropray.imagery.earthengine.tiling import LearntSize
 from cropray.imagery.simulated import PlaceScenes, SimulatedSource
 from cropray.simulation import radar

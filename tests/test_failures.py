@@ -40,7 +40,7 @@ def test_a_failure_is_told_as_its_kind_asks() -> None:
     assert format_error(KeyError("B8A")) == "KeyError('B8A')"  # its text alone would say nothing
     full = OSError(errno.ENOSPC, "No space left on device", "/run/parts/a.parquet")
     assert "/run/parts/a.parquet" in format_error(full)
-    assert "make room" in format_error(full)
+    assert "Free some space" in format_error(full)
 
 
 def test_faults_of_the_program_end_a_stage() -> None:

@@ -128,7 +128,7 @@ def test_after_a_mistake_the_folder_is_free_for_the_corrected_configuration(
 
 def test_an_unknown_crop_names_the_nearest_class(region: Path, tmp_path: Path) -> None:
     config = updated(rois_inputs.config(region), {"classes": ["wheat", "beets"]})
-    with pytest.raises(InputError, match=r"'beet' .*none of the classes; did you mean 'beets'"):
+    with pytest.raises(InputError, match=r"'beet' .*none of the classes. Did you mean 'beets'"):
         build_rois(run_in(tmp_path / "run", config))
 
 

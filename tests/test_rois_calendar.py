@@ -107,10 +107,10 @@ def test_a_leap_day_exists_in_its_leap_year_only(tmp_path: Path) -> None:
 
 def test_mistakes_in_sheets_and_columns_name_the_nearest_right_one(tmp_path: Path) -> None:
     write_calendar(tmp_path / "calendar.xlsx", SugarBeet_Spring=[], Canola=[])
-    with pytest.raises(InputError, match=r"no sheet 'SugerBeet_Spring'; did you mean 'SugarBeet_Spring'"):
+    with pytest.raises(InputError, match=r"no sheet 'SugerBeet_Spring'. Did you mean 'SugarBeet_Spring'"):
         read_calendar(str(tmp_path), JALALI, ["SugerBeet_Spring"])
     (tmp_path / "bad.csv").write_text("province,planting_start,planting_end,harvest_begin,harvest_end\n")
-    with pytest.raises(InputError, match=r"bad\.csv.* no column 'harvest_start'; did you mean"):
+    with pytest.raises(InputError, match=r"bad\.csv.* no column 'harvest_start'. Did you mean"):
         read_calendar(str(tmp_path), CalendarConfig(path="bad.csv"), [""])
     (tmp_path / "twice.csv").write_text("\n".join([",".join(HEADER), *["West,03-01,04-01,06-01,07-01"] * 2]))
     with pytest.raises(InputError, match="two rows for 'West'"):

@@ -174,5 +174,5 @@ def test_filters_that_keep_nothing_tell_what_there_is(tmp_path: Path) -> None:
     write_fields(tmp_path / "beet.shp", [field(0, 0)], Product=["spring beet"])
     with pytest.raises(InputError, match=r"no parcel of beet in beet\.shp fits .*present: .*spring beet"):
         read_parcels(str(tmp_path), [crop("beet.shp", SeasonConfig(where={"Product": "autumn beet"}))])
-    with pytest.raises(InputError, match=r"beet\.shp has no attribute 'Produkt'; did you mean 'Product'"):
+    with pytest.raises(InputError, match=r"beet\.shp has no attribute 'Produkt'. Did you mean 'Product'"):
         read_parcels(str(tmp_path), [crop("beet.shp", SeasonConfig(where={"Produkt": "spring beet"}))])

@@ -96,7 +96,7 @@ def test_splits_go_by_country_or_uuid(tmp_path: Path) -> None:
     write_rois(tmp_path, "10,50,10.5,50.25", "20,50,20.5,50.25", country=["here", "there"], uuid=["a", "b"])
     rois = read_table(config(tmp_path, split={"named": {"here": "train", "b": "test"}}), CLASSES)
     assert [roi.split for roi in rois] == ["train", "test"]
-    with pytest.raises(InputError, match=r"row 3: rois\.split\.named has no split for 'b'; known: here"):
+    with pytest.raises(InputError, match=r"row 3: rois\.split\.named has no split for 'b'. Known: here"):
         read_table(config(tmp_path, split={"named": {"here": "train"}}), CLASSES)
 
 
@@ -115,7 +115,7 @@ def test_splits_go_by_country_or_uuid(tmp_path: Path) -> None:
         ({"roi": ["10,50,11,51"], "uuid": ["../a"]}, r"row 2: uuid '\.\./a' cannot name files"),
         ({"roi": ["10,50,11,51"] * 2}, "twice"),
         ({"roi": ["10,50,11,51", "1113194,6446275,1168854,6490000"]}, "mixes coordinates of EPSG:3857 and"),
-        ({"min_lon": [1], "min_lat": [1], "max_lon": [2], "maxlat": [2]}, "'max_lat'; did you mean 'maxlat'"),
+        ({"min_lon": [1], "min_lat": [1], "max_lon": [2], "maxlat": [2]}, "'max_lat'. Did you mean 'maxlat'"),
         ({"min_lon": ["x"], "min_lat": [1], "max_lon": [2], "max_lat": [2]}, "row 2: .*'x'.*wanted degrees"),
         ({"roi": []}, "has no rows"),
     ],

@@ -61,7 +61,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert is_lasting(caught.value)
     said = format_os_error(caught.value)
     assert said.startswith(f"{tmp_path}/a.txt: No space left on device (")
-    assert re.search(rf"\(\d+\.\d MB free in {tmp_path}\); make room there", said)
+    assert re.search(rf"\(\d+\.\d MB free in {tmp_path}\)\. Free some space", said)
     assert folder.read_text("a.txt") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 

@@ -118,7 +118,7 @@ def _check_settings(config: Config, rois_config: RoisConfig) -> None:
         if config.labels.parcels and entry.crop not in config.classes:
             raise InputError(
                 f"rois.parcels.{index}.crop is {entry.crop!r} ({entry.path}), which is none of the classes"
-                f"{nearest(entry.crop, config.classes)}"
+                f".{nearest(entry.crop, config.classes)}"
             )
 
 

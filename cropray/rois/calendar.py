@@ -85,7 +85,7 @@ def read_calendar(root: str, config: CalendarConfig, sheets: Iterable[str]) -> d
     parsed: dict[str, Sheet] = {}
     for name in sorted(set(sheets)):
         if name not in raw:
-            raise InputError(f"{path} has no sheet {name!r}{nearest(name, raw)}")
+            raise InputError(f"{path} has no sheet {name!r}.{nearest(name, raw)}")
         parsed[name] = _parse_sheet(raw[name], f"{path}, sheet {name!r}", config)
     return parsed
 
@@ -146,7 +146,7 @@ def _parse_sheet(rows: Rows, where: str, config: CalendarConfig) -> Sheet:
     header = [_key(cell) for cell in rows[0]] if rows else []
     for column in ("province", *_COLUMNS):
         if column not in header:
-            raise InputError(f"{where} has no column {column!r}{nearest(column, header)}")
+            raise InputError(f"{where} has no column {column!r}.{nearest(column, header)}")
     sheet: Sheet = {}
     for row in rows[1:]:
         province = _text(row[header.index("province")])

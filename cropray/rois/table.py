@@ -72,7 +72,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
     for column in () if "roi" in frame else _CORNERS:
         if column not in frame:
             raise InputError(
-                f"{path} has neither a column 'roi' nor {column!r}{nearest(column, frame.columns)}"
+                f"{path} has neither a column 'roi' nor {column!r}.{nearest(column, frame.columns)}"
             )
     return frame
 
@@ -181,7 +181,7 @@ def _named_split(names: tuple[str, str], where: str, config: RoisConfig) -> str:
         if name in named:
             return named[name]
     wrong = next(filter(None, names), "")
-    raise InputError(f"{where}: rois.split.named has no split for {wrong!r}{nearest(wrong, named)}")
+    raise InputError(f"{where}: rois.split.named has no split for {wrong!r}.{nearest(wrong, named)}")
 
 
 def _check_unique(rois: list[Roi], path: Path) -> None:

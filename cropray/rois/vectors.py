@@ -61,7 +61,7 @@ def read_polygons(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
         fields = [str(name) for name in pyogrio.read_info(file)["fields"]]
         for column in columns:
             if column not in fields:
-                raise InputError(f"{file} has no attribute {column!r}{nearest(column, fields)}")
+                raise InputError(f"{file} has no attribute {column!r}.{nearest(column, fields)}")
         frame = pyogrio.read_dataframe(file, columns=list(columns), use_arrow=True)
     except pyogrio.errors.DataSourceError as error:
         raise InputError(f"cannot read {file} as a vector file: {error}") from error

@@ -123,7 +123,7 @@ def test_a_disk_that_fills_up_ends_the_training_with_a_message_and_keeps_the_sta
     found = json.loads(run_on_small_disk(tmp_path / "small", _FULL).splitlines()[-1])
     assert found["code"] == 2, found["said"]
     assert "No space left on device" in found["said"]
-    assert "make room there, and run the same command again" in found["said"]
+    assert "Free some space and run the same command again" in found["said"]
     assert found["kept"].startswith("epoch-")
 
 
