@@ -19,15 +19,15 @@ from cropray.config import Config
 from cropray.config.imagery import EarthEngineConfig
 from cropray.errors import InputError
 from cropray.grid import Grid
+from cropray.imagery import ImagerySource, MeteredSource, open_source
 from cropray.imagery.earthengine import graph as earthengine_client
 from cropray.imagery.earthengine import source as earthengine
 from cropray.imagery.earthengine.assets import MapAsset
 from cropray.imagery.earthengine.failures import RequestError, UnavailableError
-from cropray.imagery.earthengine.quota import LocalQuota
+from cropray.imagery.earthengine.quota import ComputeSlots, LocalQuota
 from cropray.imagery.earthengine.session import retry_after_s
 from cropray.imagery.earthengine.source import EarthEngineSource
 from cropray.imagery.earthengine.tiling import S2_NAMES
-from cropray.imagery.source import ImagerySource, MeteredSource, Seats, open_source
 from cropray.types import Composite, ImageRequest, Period
 from tests.earthengine_server import Catalogue, Fault, Serving, serve
 
@@ -125,14 +125,14 @@ def test_an_answer_past_the_deadline_is_asked_for_again(server: Serving, undistu
     assert 1.9 < attempt.seconds < 10
 
 
-def test_a_seat_is_given_up_while_an_answer_is_waited_for(server: Serving, undisturbed: Composite) -> None:
-    seats = Seats(1)
-    source = EarthEngineSource(EarthEngineConfig(url=server.url, per_second=1000), seats=seats)
+def test_a_slot_is_given_up_while_an_answer_is_waited_for(server: Serving, undisturbed: Composite) -> None:
+    slots = ComputeSlots(1)
+    source = EarthEngineSource(EarthEngineConfig(url=server.url, per_second=1000), slots=slots)
     server.plan()
     server.service.latency = 1.0
 
     def tile(_: int) -> Composite:
-        with seats.taken():
+        with slots.held():
             return source.composite(REQUEST)
 
     server.forget()

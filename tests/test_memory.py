@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cropray.imagery.source import Seats
+from cropray.imagery.earthengine.quota import ComputeSlots
 
 
 def test_many_wait_at_once_and_few_work_at_once() -> None:
-    seats, lock = Seats(2), threading.Lock()
+    slots, lock = ComputeSlots(2), threading.Lock()
     most = {"waiting": 0, "working": 0}
     now = dict.fromkeys(most, 0)
     everyone = threading.Barrier(8, timeout=20)
@@ -28,9 +28,9 @@ def test_many_wait_at_once_and_few_work_at_once() -> None:
             now[what] -= 1
 
     def tile(_: int) -> None:
-        with seats.taken():
+        with slots.held():
             during("working")
-            with seats.given_up():
+            with slots.released():
                 during("waiting")
             during("working")
 
@@ -39,10 +39,10 @@ def test_many_wait_at_once_and_few_work_at_once() -> None:
     assert most == {"waiting": 8, "working": 2}
 
 
-def test_a_wait_that_fails_takes_its_seat_again() -> None:
-    seats = Seats(1)
+def test_a_wait_that_fails_takes_its_slot_again() -> None:
+    slots = ComputeSlots(1)
     for _ in range(3):
-        with pytest.raises(OSError, match="no answer"), seats.taken(), seats.given_up():
+        with pytest.raises(OSError, match="no answer"), slots.held(), slots.released():
             raise OSError("no answer")
-    with seats.taken():
+    with slots.held():
         pass

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.imagery.earthengine.quota import Attempt, Limiter, LocalQuota, Outcome
+from cropray.imagery.earthengine.quota import Attempt, Limiter, LocalQuota, RequestOutcome
 from cropray.pipeline.cluster_quota import requests_note
 
 DONE = Attempt("a tile", "done", 1.0, nbytes=1000)
@@ -25,18 +25,18 @@ def limiter(in_flight: int = 8, per_second: float = 1e9, lease_s: float = 100.0)
 
 def started(limit: Limiter, now: float) -> list[int]:
     """Tickets of all requests that may start now."""
-    tickets = []
-    while (ticket := limit.try_start(now)) is not None:
-        tickets.append(ticket)
+    permits = []
+    while (permit := limit.try_start(now)) is not None:
+        permits.append(permit)
         now += 1e-8
-    return tickets
+    return permits
 
 
 def test_no_more_are_in_flight_than_allowed() -> None:
     limit = limiter(in_flight=3)
-    tickets = started(limit, 0.0)
-    assert len(tickets) == 3
-    limit.finish(tickets[0], DONE, 1.0)
+    permits = started(limit, 0.0)
+    assert len(permits) == 3
+    limit.finish(permits[0], DONE, 1.0)
     assert len(started(limit, 1.0)) == 1
 
 
@@ -55,12 +55,12 @@ def test_starts_are_spaced_evenly_and_idle_time_is_not_saved_up() -> None:
 
 def test_too_many_requests_halve_what_is_allowed_once_a_round() -> None:
     limit = limiter(in_flight=16)
-    tickets = started(limit, 0.0)
-    for ticket in tickets:  # all were on their way when the first was refused
-        limit.finish(ticket, TOO_MANY, 1.0)
+    permits = started(limit, 0.0)
+    for permit in permits:  # all were on their way when the first was refused
+        limit.finish(permit, TOO_MANY, 1.0)
     assert limit.allowed == 8
-    for ticket in started(limit, 2.0):
-        limit.finish(ticket, TOO_MANY, 3.0)
+    for permit in started(limit, 2.0):
+        limit.finish(permit, TOO_MANY, 3.0)
     assert limit.allowed == 4
     assert limit.rate_limited == 24
 
@@ -69,13 +69,13 @@ def test_a_round_of_answers_allows_one_more_up_to_the_setting() -> None:
     limit = limiter(in_flight=8)
     limit.finish(started(limit, 0.0)[0], TOO_MANY, 1.0)
     limit = limiter(in_flight=8)
-    for ticket in started(limit, 0.0):
-        limit.finish(ticket, TOO_MANY, 1.0)
+    for permit in started(limit, 0.0):
+        limit.finish(permit, TOO_MANY, 1.0)
     allowed = []
     for now in range(2, 40):
         allowed.append(limit.allowed)
-        for ticket in started(limit, now):
-            limit.finish(ticket, DONE, now + 0.5)
+        for permit in started(limit, now):
+            limit.finish(permit, DONE, now + 0.5)
     assert allowed[0] == 4
     assert sorted(allowed) == allowed
     assert allowed[2] <= 6
@@ -85,10 +85,10 @@ def test_a_round_of_answers_allows_one_more_up_to_the_setting() -> None:
 def test_at_least_one_request_is_always_allowed() -> None:
     limit = limiter(in_flight=2)
     for now in range(0, 20, 2):
-        tickets = started(limit, now)
-        assert tickets
-        for ticket in tickets:
-            limit.finish(ticket, TOO_MANY, now + 1)
+        permits = started(limit, now)
+        assert permits
+        for permit in permits:
+            limit.finish(permit, TOO_MANY, now + 1)
 
 
 def test_a_restricted_project_has_two_in_flight_until_it_is_not_restricted() -> None:
@@ -100,14 +100,14 @@ def test_a_restricted_project_has_two_in_flight_until_it_is_not_restricted() -> 
     assert limit.allowed == 8
 
 
-def test_the_ticket_of_a_killed_worker_expires() -> None:
+def test_the_permit_of_a_killed_worker_expires() -> None:
     limit = limiter(in_flight=1, lease_s=100)
-    ticket = limit.try_start(0.0)
-    assert ticket is not None
+    permit = limit.try_start(0.0)
+    assert permit is not None
     assert limit.try_start(50.0) is None
     assert limit.wait_s(50.0) == pytest.approx(50.0)
     assert limit.try_start(100.1) is not None
-    limit.finish(ticket, DONE, 101.0)  # late: the newer request is still counted
+    limit.finish(permit, DONE, 101.0)  # late: the newer request is still counted
     assert limit.status(101.0).in_flight == 1
 
 
@@ -126,9 +126,9 @@ def test_nothing_starts_before_the_service_said_so() -> None:
 def test_speed_is_that_of_the_last_half_minute() -> None:
     limit = limiter()
     for now in (0.0, 10.0, 20.0):
-        ticket = limit.try_start(now)
-        assert ticket is not None
-        limit.finish(ticket, DONE, now)
+        permit = limit.try_start(now)
+        assert permit is not None
+        limit.finish(permit, DONE, now)
     assert limit.status(20.0).bytes_per_s == pytest.approx(100.0)
     assert limit.status(45.0).bytes_per_s == pytest.approx(1000 / 30)
     assert limit.status(45.0).nbytes == 3000
@@ -140,18 +140,18 @@ def test_speed_is_that_of_the_last_half_minute() -> None:
         st.tuples(st.sampled_from(["done", "rate_limited", "unavailable"]), st.floats(0, 3)), max_size=80
     ),
 )
-def test_counts_hold_whatever_happens(most: int, events: list[tuple[Outcome, float]]) -> None:
-    limit, now, open_tickets = limiter(in_flight=most, per_second=10), 0.0, []
+def test_counts_hold_whatever_happens(most: int, events: list[tuple[RequestOutcome, float]]) -> None:
+    limit, now, open_permits = limiter(in_flight=most, per_second=10), 0.0, []
     starts: list[float] = []
     for outcome, later in events:
         now += later
-        ticket = limit.try_start(now)
-        if ticket is not None:
-            open_tickets.append(ticket)
+        permit = limit.try_start(now)
+        if permit is not None:
+            open_permits.append(permit)
             starts.append(now)
-        elif open_tickets:
-            limit.finish(open_tickets.pop(0), Attempt("a tile", outcome, 0.1), now)
-        assert limit.status(now).in_flight == len(open_tickets) <= most
+        elif open_permits:
+            limit.finish(open_permits.pop(0), Attempt("a tile", outcome, 0.1), now)
+        assert limit.status(now).in_flight == len(open_permits) <= most
         assert 1 <= limit.allowed <= most
         assert limit.wait_s(now) >= 0
     assert all(later - one >= 0.1 - 1e-9 for one, later in pairwise(starts))
@@ -163,14 +163,14 @@ def test_threads_share_one_quota() -> None:
 
     def request(_: int) -> None:
         nonlocal now_in, most
-        ticket = quota.acquire()
+        permit = quota.acquire()
         with lock:
             now_in += 1
             most = max(most, now_in)
         time.sleep(0.003)
         with lock:
             now_in -= 1
-        quota.release(ticket, DONE)
+        quota.release(permit, DONE)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(request, range(60)))

@@ -17,8 +17,8 @@ from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.config.imagery import SimulatedConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
+from cropray.imagery import ImagerySource
 from cropray.imagery.simulated import SimulatedSource
-from cropray.imagery.source import ImagerySource
 from cropray.simulation.fields import CROPS, Place
 from cropray.simulation.maps import LAND_COVER_CODES, TRUTH_CODES
 from cropray.simulation.noise import gamma_rows, normal, smooth

@@ -25,7 +25,7 @@ from cropray.config import Config
 from cropray.config.imagery import StacCollectionConfig, StacConfig, StacSentinel1Config, StacSentinel2Config
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
-from cropray.imagery.source import ImagerySource, open_source
+from cropray.imagery import ImagerySource, open_source
 from cropray.imagery.stac import StacSource, open_catalogue
 from cropray.imagery.stac_items import Scaling, backscatter, find_asset, orbit, reflectance_scaling
 from cropray.types import Composite, CompositeRecipe, ImageRequest, Period

@@ -1,1 +1,68 @@
-"""Imagery: sources of scenes and the reducers that make composites of them."""
+"""Imagery: what every source offers, and how to open the configured one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from cropray.types import Composite, ImageRequest
+
+if TYPE_CHECKING:
+    from cropray.config import Config
+    from cropray.imagery.earthengine.quota import ComputeSlots, RequestQuota
+
+
+@runtime_checkable
+class ImagerySource(Protocol):
+    """A source of Sentinel-1 and Sentinel-2 composites. Instances can be pickled and hold no open files."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON of everything that the pixels depend on. It is part of the recipe hash of every part.
+
+        It has at least `kind` and `s1_quantity` ("gamma0" or "sigma0").
+        """
+        ...
+
+    def composite(self, request: ImageRequest) -> Composite:
+        """The composites of a request. A period without scenes is all invalid, which is no error.
+
+        Raises InputError where scenes cannot be used (unknown unit, ambiguous offset, ...) or the
+        source lacks a map of `request.maps`.
+        """
+        ...
+
+
+@runtime_checkable
+class MeteredSource(ImagerySource, Protocol):
+    """A source whose requests cost money or count against a quota."""
+
+    def preflight(self, request: ImageRequest) -> None:
+        """Send one minimal request. Raises InputError where the account or the settings are wrong."""
+        ...
+
+    def estimate(self, requests: Iterable[ImageRequest]) -> dict[str, Any]:
+        """JSON of what these requests will cost. Sends nothing."""
+        ...
+
+
+def open_source(
+    config: Config, quota: RequestQuota | None = None, slots: ComputeSlots | None = None
+) -> ImagerySource:
+    """The source that `source.kind` names. Raises InputError where its settings are incomplete.
+
+    `quota` limits the requests of all processes; without it, a metered source limits its own.
+    `slots` are those that the calling threads hold.
+    """
+    match config.source.kind:
+        case "simulated":
+            from cropray.imagery.simulated import SimulatedSource
+
+            return SimulatedSource(config.source.simulated)
+        case "stac":
+            from cropray.imagery.stac import StacSource
+
+            return StacSource(config.source.stac)
+        case "earthengine":
+            from cropray.imagery.earthengine.source import EarthEngineSource
+
+            return EarthEngineSource(config.source.earthengine, quota, slots)

@@ -16,7 +16,7 @@ import numpy as np
 
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.grid import Grid, Window
-from cropray.imagery.source import ImagerySource
+from cropray.imagery import ImagerySource
 from cropray.models.decision import decide
 from cropray.shards.schema import quantise
 from cropray.types import (

@@ -1,4 +1,4 @@
-"""One quota for all workers of a cluster: the rule of `imagery.quota`, in an actor of Ray."""
+"""One quota for all workers of a cluster: the rule of `imagery.earthengine.quota`, in an actor of Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cropray.pipeline.events import EventLog
 
 _TILES_A_REQUEST = 1.25
 _TILES_WORTH_A_WORKER = 8  # its start takes seconds, of which a tile takes a few tenths
-_SPARE_CALLS = 8  # of the actor, beside those that wait for leave: tickets given back, questions
+_SPARE_CALLS = 8  # of the actor, beside those that wait for leave: permits given back, questions
 
 
 class ClusterQuota:
@@ -26,13 +26,13 @@ class ClusterQuota:
     def acquire(self) -> int:
         import ray
 
-        ticket: int = ray.get(self._actor.acquire.remote())
-        return ticket
+        permit: int = ray.get(self._actor.acquire.remote())
+        return permit
 
-    def release(self, ticket: int, attempt: Attempt) -> None:
+    def release(self, permit: int, attempt: Attempt) -> None:
         import ray
 
-        ray.get(self._actor.release.remote(ticket, attempt))
+        ray.get(self._actor.release.remote(permit, attempt))
 
     def status(self) -> QuotaStatus:
         import ray

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cropray.imagery.source import ImagerySource, MeteredSource, open_source
+from cropray.imagery import ImagerySource, MeteredSource, open_source
 from cropray.pipeline.tiles import Tile, extent_of, inputs_of, plan_tiles, request_of, shard_metadata
 from cropray.rois.splits import audit_grids
 from cropray.rois.store import read_parcels, read_rois

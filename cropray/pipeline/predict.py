@@ -21,7 +21,7 @@ from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
 from cropray.errors import format_error
 from cropray.grid import Window
-from cropray.imagery.source import ImagerySource, MeteredSource, open_source
+from cropray.imagery import ImagerySource, MeteredSource, open_source
 from cropray.maps.areas import check_source, given_as_of, prediction_settings, season_warning
 from cropray.maps.mosaic import decode_tile, encode_tile
 from cropray.maps.plan import MapPlan, plan_maps

@@ -15,7 +15,7 @@ from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.config.rois import GridConfig
 from cropray.grid import Grid, Window, plan_starts, regular_end
-from cropray.imagery.source import ImagerySource
+from cropray.imagery import ImagerySource
 from cropray.labels import make_labels, source_maps
 from cropray.rois.calendar import periods_for
 from cropray.shards.ledger import TILE_KEY, LedgerRow, part_name

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import pytest
 
 from cropray.config.load import updated
-from cropray.imagery.source import open_source
+from cropray.imagery import open_source
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
 from cropray.pipeline.export_plan import plan_export

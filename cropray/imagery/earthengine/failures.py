@@ -13,14 +13,14 @@ from __future__ import annotations
 import re
 
 from cropray.errors import InputError
-from cropray.imagery.earthengine.quota import Outcome
+from cropray.imagery.earthengine.quota import RequestOutcome
 from cropray.imagery.earthengine.session import SIGN_IN
 
 
 class RequestError(OSError):
     """A request without a usable answer; the service may have said how long to wait."""
 
-    outcome: Outcome = "unavailable"
+    outcome: RequestOutcome = "unavailable"
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class RequestError(OSError):
 
 
 class RateLimitedError(RequestError):
-    outcome: Outcome = "rate_limited"
+    outcome: RequestOutcome = "rate_limited"
 
 
 class UnavailableError(RequestError):
@@ -36,7 +36,7 @@ class UnavailableError(RequestError):
 
 
 class TooLargeError(RequestError):
-    outcome: Outcome = "too_large"
+    outcome: RequestOutcome = "too_large"
 
 
 # In the words of the service.

@@ -12,11 +12,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-Outcome = Literal["done", "rate_limited", "unavailable", "too_large", "refused"]
+RequestOutcome = Literal["done", "rate_limited", "unavailable", "too_large", "refused"]
 
 _RESTRICTED_IN_FLIGHT = 2  # of a project in restricted mode: the service queues what is more
 _SPEED_OVER_S = 30.0
@@ -27,7 +28,7 @@ class Attempt:
     """What became of one request. `name` says what was asked for, `error` why it was not answered."""
 
     name: str
-    outcome: Outcome
+    outcome: RequestOutcome
     seconds: float
     nbytes: int = 0
     error: str = ""
@@ -52,13 +53,13 @@ class QuotaStatus:
 
 
 class RequestQuota(Protocol):
-    """Leave to send requests. Every ticket is given back with what became of the request."""
+    """Leave to send requests. Every permit is given back with what became of the request."""
 
     def acquire(self) -> int:
-        """Wait until a request may start; its ticket."""
+        """Wait until a request may start; its permit."""
         ...
 
-    def release(self, ticket: int, attempt: Attempt) -> None: ...
+    def release(self, permit: int, attempt: Attempt) -> None: ...
 
 
 class _Answer(NamedTuple):
@@ -70,7 +71,7 @@ class _Answer(NamedTuple):
 class Limiter:
     """The rule alone. Times are seconds of one monotonic clock and are passed in.
 
-    `lease_s`: a ticket that was not given back for so long is taken for lost, as of a worker that
+    `lease_s`: a permit that was not given back for so long is taken for lost, as of a worker that
     was killed, and no longer counts as in flight.
     """
 
@@ -82,7 +83,7 @@ class Limiter:
     nbytes: int = field(default=0, init=False)
     restricted: bool = field(default=False, init=False)
     _allowed: float = field(init=False)
-    _started: dict[int, float] = field(default_factory=dict, init=False)  # by ticket
+    _started: dict[int, float] = field(default_factory=dict, init=False)  # by permit
     _next_start: float = field(default=float("-inf"), init=False)
     _paused_until: float = field(default=float("-inf"), init=False)
     _reduced: float = field(default=float("-inf"), init=False)
@@ -97,9 +98,9 @@ class Limiter:
         return max(1, min(most, int(self._allowed)))
 
     def try_start(self, now: float) -> int | None:
-        """The ticket of a request that starts now, or None where it has to wait."""
-        for ticket in [t for t, start in self._started.items() if now - start > self.lease_s]:
-            del self._started[ticket]
+        """The permit of a request that starts now, or None where it has to wait."""
+        for permit in [t for t, start in self._started.items() if now - start > self.lease_s]:
+            del self._started[permit]
         if len(self._started) >= self.allowed or now < self._next_start:
             return None
         self._next_start = max(now, self._next_start) + 1 / self.per_second
@@ -108,14 +109,14 @@ class Limiter:
         return self.requests
 
     def wait_s(self, now: float) -> float:
-        """For how long nothing can start unless a ticket is given back."""
+        """For how long nothing can start unless a permit is given back."""
         if len(self._started) < self.allowed:
             return max(0.0, self._next_start - now)
         return max(0.0, min(self._started.values()) + self.lease_s - now)
 
-    def finish(self, ticket: int, attempt: Attempt, now: float) -> None:
-        """Take a ticket back and learn from what became of its request."""
-        started = self._started.pop(ticket, now)
+    def finish(self, permit: int, attempt: Attempt, now: float) -> None:
+        """Take a permit back and learn from what became of its request."""
+        started = self._started.pop(permit, now)
         self.nbytes += attempt.nbytes
         self._answers.append(_Answer(now, attempt.nbytes))
         self._paused_until = max(self._paused_until, now + attempt.retry_after_s)
@@ -160,13 +161,13 @@ class LocalQuota:
 
     def acquire(self) -> int:
         with self._changed:
-            while (ticket := self._limiter.try_start(self._clock())) is None:
+            while (permit := self._limiter.try_start(self._clock())) is None:
                 self._changed.wait(self._limiter.wait_s(self._clock()))
-            return ticket
+            return permit
 
-    def release(self, ticket: int, attempt: Attempt) -> None:
+    def release(self, permit: int, attempt: Attempt) -> None:
         with self._changed:
-            self._limiter.finish(ticket, attempt, self._clock())
+            self._limiter.finish(permit, attempt, self._clock())
             if attempt.outcome != "done":
                 self._unanswered.append(attempt)
             self._changed.notify_all()
@@ -180,3 +181,28 @@ class LocalQuota:
         with self._changed:
             taken, self._unanswered = self._unanswered, []
             return taken
+
+
+class ComputeSlots:
+    """How many threads of a process compute at a time; a thread that waits for an answer gives its slot up.
+
+    Many requests can then be in flight, while memory holds the pixels of few tiles.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = threading.Semaphore(count)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Wait for a slot and hold it."""
+        with self._free:
+            yield
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Within `held`: give the slot up, and wait for one again at the end."""
+        self._free.release()
+        try:
+            yield
+        finally:
+            self._free.acquire()

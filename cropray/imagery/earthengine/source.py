@@ -32,7 +32,7 @@ from cropray.imagery.earthengine.failures import (
     TooLargeError,
     UnavailableError,
 )
-from cropray.imagery.earthengine.quota import Attempt, LocalQuota, RequestQuota
+from cropray.imagery.earthengine.quota import Attempt, ComputeSlots, LocalQuota, RequestQuota
 from cropray.imagery.earthengine.tiling import (
     BANDS,
     CODED,
@@ -43,7 +43,6 @@ from cropray.imagery.earthengine.tiling import (
     estimated,
     plan_pieces,
 )
-from cropray.imagery.source import Seats
 from cropray.types import Composite, ImageRequest, IntArray
 
 if TYPE_CHECKING:
@@ -58,14 +57,14 @@ _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.form
 class EarthEngineSource:
     """An ImagerySource over the account that the settings name. Threads may share one.
 
-    With `seats` a thread that asks for a composite has one, and gives it up while it waits.
+    A thread that asks for a composite holds one of `slots`, and gives it up while it waits for an answer.
     """
 
     def __init__(
-        self, config: EarthEngineConfig, quota: RequestQuota | None = None, seats: Seats | None = None
+        self, config: EarthEngineConfig, quota: RequestQuota | None = None, slots: ComputeSlots | None = None
     ) -> None:
         self._config = config
-        self._seats = seats
+        self._slots = slots
         self._quota = quota or LocalQuota(config.in_flight, config.per_second, config.lease_s)
         self._opening = threading.Lock()
         self._opened: Session | None = None
@@ -120,7 +119,7 @@ class EarthEngineSource:
         while pieces:
             piece = pieces.popleft()
             try:
-                with self._seats.given_up() if self._seats else nullcontext():
+                with self._slots.released() if self._slots else nullcontext():
                     pixels = self._fetch(piece, request, outlines, assets, attempts)
             except TooLargeError:
                 self._size.refuse(piece)
@@ -164,7 +163,7 @@ class EarthEngineSource:
         assets: Mapping[str, MapAsset],
     ) -> npt.NDArray[Any]:
         session = self._session()
-        ticket = self._quota.acquire()
+        permit = self._quota.acquire()
         started = time.monotonic()
         attempt = Attempt(f"{request.name} {piece}", "refused", 0.0, error="interrupted")
         try:
@@ -186,7 +185,7 @@ class EarthEngineSource:
             attempt = replace(attempt, error=str(error))
             raise
         finally:
-            self._quota.release(ticket, replace(attempt, seconds=round(time.monotonic() - started, 3)))
+            self._quota.release(permit, replace(attempt, seconds=round(time.monotonic() - started, 3)))
         return pixels
 
     def _session(self) -> Session:
