@@ -1,4 +1,4 @@
-"""One table of the bands: unit, storage scale, plausible range, and their names elsewhere."""
+"""The bands: unit, storage scale, plausible range and names in other systems."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NODATA = -32768
 
 @dataclass(frozen=True)
 class Band:
-    """`stored = round((physical - offset) / scale)`; `range` is in physical units."""
+    """One band, stored as `round(physical / scale)`. `range` is in physical units."""
 
     name: str
     sensor: str  # "s2" or "s1"
@@ -26,7 +26,7 @@ def _s2(name: str, ee: str, resolution_m: int, *aliases: str) -> Band:
     return Band(name, "s2", "reflectance", 1e-4, (0.0, 1.6), resolution_m, ee, (name, *aliases))
 
 
-# Resolutions: Sentinel-2 Products Specification Document. Common names: STAC eo extension.
+# Resolutions: Sentinel-2 Products Specification Document. Common names: STAC extension eo.
 S2_BANDS: tuple[Band, ...] = (
     _s2("B02", "B2", 10, "blue"),
     _s2("B03", "B3", 10, "green"),

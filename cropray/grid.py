@@ -1,4 +1,4 @@
-"""Grid: the one pixel grid that an ROI's imagery and labels share, so nothing is ever resized."""
+"""Pixel grids and the windows in them. Imagery and labels of an ROI share one grid: nothing is resized."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Window:
 
     @property
     def bottom(self) -> int:
-        """The row below the last."""
+        """The row below the last row."""
         return self.row + self.height
 
     @property
     def right(self) -> int:
-        """The column beyond the last."""
+        """The column to the right of the last column."""
         return self.col + self.width
 
     @property
@@ -38,31 +38,30 @@ class Window:
         return slice(self.row, self.bottom), slice(self.col, self.right)
 
     def within(self, outer: Window) -> Window:
-        """The window reckoned from the upper-left pixel of `outer`."""
+        """The same window, its position relative to the upper-left pixel of `outer`."""
         return Window(self.row - outer.row, self.col - outer.col, self.height, self.width)
 
     def overlaps(self, other: Window) -> bool:
-        """Whether a pixel lies in both."""
+        """Whether the windows have a pixel in common."""
         rows = self.row < other.bottom and other.row < self.bottom
         return rows and self.col < other.right and other.col < self.right
 
     def shared(self, other: Window) -> Window:
-        """The pixels that lie in both, of which there must be one."""
+        """The common pixels of two windows that overlap."""
         assert self.overlaps(other)
         row, col = max(self.row, other.row), max(self.col, other.col)
         return Window(row, col, min(self.bottom, other.bottom) - row, min(self.right, other.right) - col)
 
     @staticmethod
     def around(windows: Iterable[Window]) -> Window:
-        """The smallest window that holds all of these."""
+        """The smallest window that contains all of these."""
         rows, cols, bottoms, rights = zip(*((w.row, w.col, w.bottom, w.right) for w in windows), strict=True)
-        row, col = min(rows), min(cols)
-        return Window(row, col, max(bottoms) - row, max(rights) - col)
+        return Window(min(rows), min(cols), max(bottoms) - min(rows), max(rights) - min(cols))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """North-up square pixels: `x0`, `y0` is the upper-left corner, lengths in units of `crs`."""
+    """North-up square pixels. `x0`, `y0` is the upper-left corner. Lengths are in units of `crs`."""
 
     crs: str
     x0: float
@@ -73,7 +72,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1 or not self.resolution > 0:
-            raise InputError(f"a grid needs a positive size and resolution, got {self}")
+            raise InputError(f"a grid needs a positive size and a positive resolution, got {self}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,12 +80,8 @@ class Grid:
 
     @property
     def bounds(self) -> Bounds:
-        return (
-            self.x0,
-            self.y0 - self.height * self.resolution,
-            self.x0 + self.width * self.resolution,
-            self.y0,
-        )
+        min_y = self.y0 - self.height * self.resolution
+        return self.x0, min_y, self.x0 + self.width * self.resolution, self.y0
 
     @property
     def transform(self) -> tuple[float, float, float, float, float, float]:
@@ -94,7 +89,7 @@ class Grid:
         return self.resolution, 0.0, self.x0, 0.0, -self.resolution, self.y0
 
     def window(self, window: Window) -> Grid:
-        """The part of this grid that `window` covers (it may reach beyond the edges)."""
+        """The grid of `window`, which may reach beyond the edges of this grid."""
         return replace(
             self,
             x0=self.x0 + window.col * self.resolution,
@@ -110,17 +105,17 @@ class Grid:
         return x, y
 
     def blocks(self, size: int) -> Iterator[Window]:
-        """Windows of at most `size` pixels a side that cover the grid once, row by row."""
+        """Windows of at most `size` x `size` pixels that cover each pixel once, row by row."""
         for row in range(0, self.height, size):
             for col in range(0, self.width, size):
                 yield Window(row, col, min(size, self.height - row), min(size, self.width - col))
 
     def bounds_in(self, crs: str) -> Bounds:
-        """The bounds in another CRS, edges densified."""
+        """The bounds in another CRS."""
         return transform_bounds(self.bounds, self.crs, crs)
 
     def outline_in(self, crs: str, per_side: int = 16) -> npt.NDArray[np.floating]:
-        """The closed outline (N, 2) in another CRS; each side is `per_side` straight steps there."""
+        """The closed outline (N, 2) in another CRS, each side divided into `per_side` straight steps."""
         from pyproj import Transformer
 
         min_x, min_y, max_x, max_y = self.bounds
@@ -141,11 +136,10 @@ class Grid:
         snap: float = 20.0,
         min_size: int = 1,
     ) -> Grid:
-        """The smallest grid over `bounds` whose corners are multiples of `snap`.
+        """The smallest grid that covers `bounds` and has its corners at multiples of `snap`.
 
-        `crs="utm"` takes the UTM zone of the centre. Snapping to 20 m makes the 20 m bands of
-        Sentinel-2 nest exactly in the 10 m ones. A side shorter than `min_size` pixels is widened
-        evenly.
+        `crs="utm"` means the UTM zone of the centre. A snap of 20 m makes the 20 m bands of Sentinel-2
+        nest exactly in the 10 m bands. A side shorter than `min_size` pixels grows evenly at both ends.
         """
         if crs == "utm":
             crs = utm_crs(bounds, bounds_crs)
@@ -156,11 +150,11 @@ class Grid:
 
 
 def _snapped(low: float, high: float, snap: float, resolution: float, min_size: int) -> tuple[float, int]:
-    """Snapped lower edge and pixel count of one axis."""
+    """The snapped lower edge and the number of pixels of one axis."""
     missing = min_size * resolution - (high - low)
     if missing > 0:
         low, high = low - missing / 2, high + missing / 2
-    # A millionth of a pixel of slack: bounds that were exact before a reprojection stay so.
+    # A millionth of a pixel of slack keeps bounds that were exact before a reprojection.
     slack = 1e-6 * resolution
     first = math.floor((low + slack) / snap) * snap
     last = math.ceil((high - slack) / snap) * snap
@@ -168,7 +162,7 @@ def _snapped(low: float, high: float, snap: float, resolution: float, min_size: 
 
 
 def transform_bounds(bounds: Bounds, src_crs: str, dst_crs: str) -> Bounds:
-    """Bounds in another CRS (pyproj densifies the edges)."""
+    """Bounds in another CRS. Edges are densified, since they may bend there."""
     from pyproj import Transformer
 
     if src_crs == dst_crs:
@@ -179,9 +173,9 @@ def transform_bounds(bounds: Bounds, src_crs: str, dst_crs: str) -> Bounds:
 
 
 def utm_crs(bounds: Bounds, crs: str) -> str:
-    """EPSG code of the UTM zone in which the centre of the bounds lies.
+    """EPSG code of the UTM zone of the centre of the bounds.
 
-    Plain zones of 6 degrees, without the exceptions around Norway and Svalbard.
+    Zones are 6 degrees wide everywhere: the exceptions around Norway and Svalbard are ignored.
     """
     west, south, east, north = transform_bounds(bounds, crs, "EPSG:4326")
     zone = min(60, int(((west + east) / 2 + 180) // 6) + 1)
@@ -189,30 +183,32 @@ def utm_crs(bounds: Bounds, crs: str) -> str:
 
 
 def choose_overlap(length: int, size: int, max_overlap: int) -> int:
-    """The overlap of 0..max_overlap pixels that leaves the fewest pixels over, the first such.
+    """The smallest overlap of 0..max_overlap pixels that leaves the fewest pixels uncovered.
 
-    Windows of `size` are laid along `length` pixels at a stride of `size - overlap`.
+    Windows of `size` pixels lie along `length` pixels at a stride of `size - overlap`.
     """
     return min(range(max_overlap + 1), key=lambda overlap: (length - size) % (size - overlap))
 
 
 def regular_end(length: int, size: int, max_overlap: int) -> int:
-    """How many of `length` pixels the windows of `choose_overlap` cover; the rest is the remainder."""
+    """How many of `length` pixels the windows of `choose_overlap` cover."""
     return length - (length - size) % (size - choose_overlap(length, size, max_overlap))
 
 
 def plan_starts(length: int, size: int, max_overlap: int) -> list[int]:
-    """First pixels of the windows along one axis, ascending; together they cover every pixel.
+    """First pixels, ascending, of windows of `size` pixels that cover every pixel of an axis.
 
-    The windows are those of `choose_overlap`; where these leave pixels over, one more window lies
-    flush with the far edge (it may overlap its neighbour by more than `max_overlap`). Leaving the
-    remainder out instead would lose its labels: up to half a patch a side, which of an ROI of one
-    and a half patches is a third of the area. Raises InputError for a length below `size`.
+    The windows follow `choose_overlap`. If they leave pixels uncovered, one more window ends at the
+    far edge; it may overlap its neighbour by more than `max_overlap`. Without it, an ROI of one and a
+    half patches would lose a third of its labels along that axis. Raises InputError for a length below
+    `size` and for an overlap of a whole window.
     """
     if length < size:
-        raise InputError(f"{length} pixels are too few for a patch of {size}; widen the ROI's grid")
+        raise InputError(f"{length} pixels are too few for a patch of {size} pixels. Use a larger ROI.")
     if not 0 <= max_overlap < size:
-        raise InputError(f"patches of {size} can overlap by 0 to {size - 1} pixels, got {max_overlap}")
+        raise InputError(
+            f"patches of {size} pixels cannot overlap by {max_overlap}. Give 0 to {size - 1} pixels."
+        )
     stride = size - choose_overlap(length, size, max_overlap)
     starts = list(range(0, length - size + 1, stride))
     return starts if starts[-1] + size == length else [*starts, length - size]
@@ -221,9 +217,10 @@ def plan_starts(length: int, size: int, max_overlap: int) -> list[int]:
 def mosaic(
     values_nkhw: npt.NDArray[np.floating], windows: Sequence[Window], shape: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
-    """Patches laid at their windows on a raster (K, *shape): the mean where they overlap.
+    """Patches (N, K, h, w) merged into a raster (K, *shape), averaged where windows overlap.
 
-    Pixels under no window are NaN; a NaN in one patch makes the pixel NaN.
+    Pixels outside all windows are NaN. A NaN in any patch makes its pixel NaN. Raises ValueError
+    unless there is one window per patch.
     """
     if len(values_nkhw) != len(windows):
         raise ValueError(f"{len(values_nkhw)} patches for {len(windows)} windows")

@@ -1,4 +1,4 @@
-"""Labels of a grid: class index 0..n-1, BACKGROUND (254) or UNLABELLED (255), never interpolated."""
+"""Labels on a grid: class index 0..n-1, BACKGROUND (254) or UNLABELLED (255), never interpolated."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _FROM_SOURCE = "source:"
 
 
 def source_maps(labels: LabelsConfig) -> tuple[str, ...]:
-    """The maps that the imagery source has to bring along: those written `source:NAME`."""
-    chosen = (labels.class_map, labels.land_cover, labels.truth)
-    paths = [one.path for one in chosen if one is not None and one.path.startswith(_FROM_SOURCE)]
+    """Names of the maps that the imagery source must supply: those set as `source:NAME`."""
+    maps = (labels.class_map, labels.land_cover, labels.truth)
+    paths = [one.path for one in maps if one is not None and one.path.startswith(_FROM_SOURCE)]
     return tuple(dict.fromkeys(path.removeprefix(_FROM_SOURCE) for path in paths))
 
 
 def make_labels(
     grid: Grid, parcels: GeoDataFrame, config: Config, maps: Mapping[str, npt.NDArray[np.int32]]
 ) -> tuple[ByteArray, ByteArray | None]:
-    """The label (H, W) of a grid, and the truth (H, W) where `labels.truth` names one, else None.
+    """The labels (H, W) of a grid, and the truth (H, W), which is None unless `labels.truth` is set.
 
-    `parcels` (columns crop, geometry; any CRS) are those near the grid, of every crop. They are
-    burnt first; the class map labels what they leave open; land cover marks as background what is
-    open still. `maps` holds the codes (H, W) of all `source_maps`.
+    `parcels` (columns crop, geometry; any CRS) are the parcels of every crop near the grid. Parcels
+    come first. The class map labels the pixels outside them, and land cover then marks background
+    among the pixels that are still unlabelled. `maps` holds the codes (H, W) of all `source_maps`.
 
-    Raises InputError for a parcel of a crop that is no class and for a map that cannot be read.
+    Raises InputError for a parcel whose crop is not a class, and for a map that cannot be read.
     """
     labels = config.labels
     label_hw = np.full(grid.shape, UNLABELLED, np.uint8)
@@ -55,19 +55,18 @@ def make_labels(
 
 
 def burn_parcels(grid: Grid, parcels: GeoDataFrame, classes: Sequence[str]) -> tuple[ByteArray, BoolArray]:
-    """The class index (H, W) of the parcel in which a pixel's centre lies, and where none does.
+    """The class index (H, W) of the parcel that contains a pixel's centre; True outside all parcels.
 
-    A pixel whose centre lies in parcels of different crops is UNLABELLED, and not open to other
-    sources of labels either: what is known of it is contradictory. Raises InputError for a crop
-    that is none of the classes.
+    A pixel inside parcels of different crops is UNLABELLED, and no other source labels it, since its
+    annotations contradict each other. Raises InputError for a crop that is not a class.
     """
     from cropray.rasters import burn
 
     unknown = sorted(set(parcels["crop"]) - set(classes))
     if unknown:
         raise InputError(
-            f"parcels of {', '.join(unknown)}, but the classes are {', '.join(classes) or 'not set'}; "
-            "name every crop of rois.parcels in `classes`"
+            f"rois.parcels has {', '.join(unknown)}, but `classes` are {', '.join(classes) or 'not set'}. "
+            "Add every crop of rois.parcels to `classes`."
         )
     label_hw = np.full(grid.shape, UNLABELLED, np.uint8)
     open_hw = np.ones(grid.shape, bool)
@@ -80,7 +79,7 @@ def burn_parcels(grid: Grid, parcels: GeoDataFrame, classes: Sequence[str]) -> t
 
 
 def encode_classes(codes_hw: npt.NDArray[Any], codes: Sequence[int], nodata: int) -> ByteArray:
-    """Codes of a map as class indices: nodata becomes UNLABELLED, a code not listed BACKGROUND."""
+    """Class indices of the codes of a map. `nodata` becomes UNLABELLED, any other code BACKGROUND."""
     label_hw = np.full(codes_hw.shape, BACKGROUND, np.uint8)
     label_hw[codes_hw == nodata] = UNLABELLED
     for index, code in enumerate(codes):
@@ -88,13 +87,13 @@ def encode_classes(codes_hw: npt.NDArray[Any], codes: Sequence[int], nodata: int
     return label_hw
 
 
-def _encoded(chosen: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[np.int32]]) -> ByteArray:
-    return encode_classes(_codes(chosen, grid, maps), chosen.codes, chosen.nodata)
+def _encoded(source: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[np.int32]]) -> ByteArray:
+    return encode_classes(_codes(source, grid, maps), source.codes, source.nodata)
 
 
-def _codes(chosen: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[np.int32]]) -> npt.NDArray[Any]:
-    if chosen.path.startswith(_FROM_SOURCE):
-        return maps[chosen.path.removeprefix(_FROM_SOURCE)]
+def _codes(source: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[np.int32]]) -> npt.NDArray[Any]:
+    if source.path.startswith(_FROM_SOURCE):
+        return maps[source.path.removeprefix(_FROM_SOURCE)]
     from cropray.rasters import read_nearest
 
-    return read_nearest(chosen.path, grid, nodata=chosen.nodata)
+    return read_nearest(source.path, grid, nodata=source.nodata)

@@ -1,7 +1,7 @@
-"""The frozen types that travel between the stages; data flows downward through them only.
+"""The frozen types that stages pass to each other.
 
 Shape suffixes: T months (oldest first), C bands, H rows (north to south), W columns (west to east),
-B samples. A mask's True always means valid. Importing this module needs numpy alone.
+B samples. True in a mask always means valid. Importing this module needs numpy only.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ IntArray = npt.NDArray[np.int16]
 ByteArray = npt.NDArray[np.uint8]
 
 BACKGROUND = 254
-"""Label of a pixel known to be none of the classes: a negative of every class."""
+"""Label of a pixel known to be none of the classes: a negative for every class."""
 
 UNLABELLED = 255
-"""Label of a pixel of which nothing is known; what a loss does with it is the recipe's choice."""
+"""Label of a pixel about which nothing is known. The training recipe decides what its loss does with it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Period:
 
     def __post_init__(self) -> None:
         if self.end <= self.start:
-            raise InputError(f"a period must end after it starts, got {self.start} to {self.end}")
+            raise InputError(f"a period runs from {self.start} to {self.end}. It must end after it starts.")
 
     def __contains__(self, when: datetime | date) -> bool:
         day = when.date() if isinstance(when, datetime) else when
@@ -51,8 +51,8 @@ class Period:
 class Roi:
     """A region of interest: where to look, for which crop, in which season.
 
-    `crop` is empty for regions whose every pixel is labelled (pretraining). `bounds` is
-    (min x, min y, max x, max y) in `crs`. Dates are None where they are not known.
+    `crop` is empty for a densely labelled ROI (pretraining). `bounds` is (min x, min y, max x, max y)
+    in `crs`. Unknown dates are None.
     """
 
     roi_id: str
@@ -71,7 +71,7 @@ class Roi:
 
 @dataclass(frozen=True)
 class CompositeRecipe:
-    """How scenes become one image a period. Field meanings stand in `config.CompositeConfig`."""
+    """How scenes become one image per period. `config.CompositeConfig` documents the fields."""
 
     scl_invalid: tuple[int, ...] = (0, 1, 3, 8, 9, 10, 11)
     s1_passes: tuple[str, ...] = ("ascending", "descending")
@@ -80,12 +80,13 @@ class CompositeRecipe:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What a source is asked for: composites of `periods` on `grid`.
+    """A request to an imagery source: composites of `periods` on `grid`.
 
-    `extent` is the grid of the whole ROI. Decisions that must not differ between the tiles of one
-    ROI (which pass, which orbit first) are taken on it, so that tile borders never show.
-    `not_after` is the as-of date: no scene later than that day may be used. `maps` are maps of
-    codes that the source offers by name, such as "eucropmap". `name` stands in messages only.
+    `extent` is the grid of the whole ROI. Choices that all tiles of an ROI must share (orbit pass,
+    order of orbits) depend on `extent` only, so tile borders never show. `not_after` is the as-of
+    date, the last day from which a scene may come. `maps` names maps of codes that the source
+    offers, such as "eucropmap". Messages show `name`. Raises InputError if a period ends after
+    `not_after`.
     """
 
     grid: Grid
@@ -100,22 +101,23 @@ class ImageRequest:
         latest = self.periods[-1].end
         if self.not_after is not None and latest.toordinal() - 1 > self.not_after.toordinal():
             raise InputError(
-                f"the last period ends on {latest} (exclusive), after the as-of date {self.not_after}"
+                f"the last period ends before {latest}, after the as-of date {self.not_after}. "
+                "Give a later as-of date or earlier periods."
             )
 
 
 @dataclass(frozen=True)
 class Composite:
-    """One image a period and sensor, on one grid. Values under an invalid pixel mean nothing.
+    """One image per period and sensor, on one grid. Values of invalid pixels mean nothing.
 
-    `scenes` counts what went in, by sensor and period (keys "s2", "s1"), for the ledger; a source
-    that does not know leaves it empty. `maps` are the codes (H, W) of the maps of the request,
-    nearest neighbour, 0 where a map says nothing.
+    `scenes` counts the scenes of each period by sensor (keys "s2", "s1") for the ledger. It is empty
+    if the source does not know. `maps` holds the codes (H, W) of the requested maps, sampled by
+    nearest neighbour, 0 where a map has no data. Raises ValueError for shapes that do not match.
     """
 
     grid: Grid
     periods: tuple[Period, ...]
-    s2_tchw: FloatArray  # surface reflectance, 0..1 (a little more over bright targets)
+    s2_tchw: FloatArray  # surface reflectance, 0..1 (slightly above 1 over bright targets)
     s1_tchw: FloatArray  # backscatter, dB
     s2_valid_thw: BoolArray
     s1_valid_thw: BoolArray
@@ -137,7 +139,7 @@ class Composite:
 
 @dataclass(frozen=True)
 class Patch:
-    """One sample as it is stored: scaled integers, `bands.NODATA` where there is no valid view."""
+    """One sample as stored: scaled integers, `bands.NODATA` where no view is valid."""
 
     sample_id: str
     row: int  # upper-left pixel in the ROI's grid
@@ -145,7 +147,7 @@ class Patch:
     s2_cthw: IntArray
     s1_cthw: IntArray
     label_hw: ByteArray  # class index, BACKGROUND or UNLABELLED
-    truth_hw: ByteArray | None = None  # the same where every pixel is known, for evaluation only
+    truth_hw: ByteArray | None = None  # labels of every pixel, for evaluation only
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_a_run_folder_that_is_a_file_is_one_message(
     assert exit_code("rois", "--run", f"{tmp_path}/run", "--set", "source.kind=simulated") == 2
     shown = capsys.readouterr().err
     assert f"{tmp_path}/run" in shown
-    assert "another --run folder" in shown
+    assert "--run folder" in shown
     assert shown.count("\n") == 1
 
 

@@ -113,7 +113,7 @@ def test_without_parcels_or_maps_nothing_is_known() -> None:
 
 
 def test_a_crop_that_is_no_class_is_named() -> None:
-    with pytest.raises(InputError, match="parcels of oats, but the classes are wheat, maize, pea"):
+    with pytest.raises(InputError, match=r"has oats, but .*wheat, maize, pea"):
         burn_parcels(GRID, parcels(("oats", blob(1))), CLASSES)
 
 

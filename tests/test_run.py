@@ -63,7 +63,7 @@ def test_a_damaged_record_is_named_with_what_to_do(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     run.finish("rois", {})
     run.folder.write_text("stages/rois.json", run.folder.read_text("stages/rois.json")[:-5])
-    with pytest.raises(InputError, match=r"stages/rois\.json is damaged .*; delete it and run rois again"):
+    with pytest.raises(InputError, match=r"stages/rois\.json is damaged .*Delete it and run rois again"):
         run.begin("export")
 
 
@@ -91,7 +91,7 @@ def test_another_configuration_is_refused_by_key(tmp_path: Path) -> None:
     open_run(tmp_path).claim("rois")
     with pytest.raises(InputError, match=r"rois\.eps_m: 2000\.0 there, 5\.0 now") as caught:
         open_run(tmp_path, "rois.eps_m=5").begin("rois")
-    assert "another --run folder" in str(caught.value)
+    assert "--run folder" in str(caught.value)
 
 
 def test_a_setting_of_an_earlier_stage_is_checked_too(tmp_path: Path) -> None:

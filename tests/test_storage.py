@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cropray import storage
 from cropray.errors import InputError, format_os_error, is_lasting
-from cropray.storage import Folder
+from cropray.storage import Folder, resolve
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -59,9 +58,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'") as caught:
         folder.write_text("a.txt", "new and longer")
     assert is_lasting(caught.value)
-    said = format_os_error(caught.value)
-    assert said.startswith(f"{tmp_path}/a.txt: No space left on device (")
-    assert re.search(rf"\(\d+\.\d MB free in {tmp_path}\)\. Free some space", said)
+    message = format_os_error(caught.value)
+    assert message.startswith(f"{tmp_path}/a.txt: No space left on device (")
+    assert re.search(rf"\d+\.\d MB free in {tmp_path}\W.*Free some space", message)
     assert folder.read_text("a.txt") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
@@ -102,33 +101,30 @@ def test_object_storage_has_no_local_path() -> None:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """Where connections are taken and nothing is ever said."""
+    """The address of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_a_store_that_never_answers_is_told_in_time_with_what_it_needs(
-    scheme: str, silent: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "_ANSWER_S", 0.5)
+def test_a_store_that_never_answers_is_reported_in_time_with_what_it_needs(scheme: str, silent: str) -> None:
     who = {"s3": "key:secret", "gs": "anonymous"}[scheme]
     query = f"scheme=http&endpoint_override={silent}" + ("&region=eu" if scheme == "s3" else "")
     start = time.monotonic()
-    with pytest.raises(InputError, match=rf"cannot open {scheme}://.*no answer in 0\.5 s; .*credentials"):
-        Folder(f"{scheme}://{who}@bucket/run?{query}").names()
+    with pytest.raises(InputError, match=rf"{scheme}://.*no answer in 0\.5 s.*credentials"):
+        resolve(f"{scheme}://{who}@bucket/run?{query}", answer_s=0.5)
     assert time.monotonic() - start < 10
 
 
-def test_a_store_that_is_not_there_is_told_with_its_reason() -> None:
+def test_a_store_that_cannot_be_reached_is_reported_with_its_reason() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     uri = f"gs://anonymous@bucket/run?scheme=http&endpoint_override=127.0.0.1:{port}&retry_limit_seconds=1"
-    with pytest.raises(InputError, match=r"connect to server; wanted a bucket .*GOOGLE_APPLICATION_CRED"):
+    with pytest.raises(InputError, match=r"connect to server.*bucket.*GOOGLE_APPLICATION_CRED"):
         Folder(uri).exists()
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///run", "gs://"])
 def test_a_store_without_a_bucket_is_refused(uri: str) -> None:
-    with pytest.raises(InputError, match=f"{uri}' names no bucket: wanted a URI like"):
+    with pytest.raises(InputError, match=f"{uri}' names no bucket.*://bucket/run"):
         Folder(uri).exists("x")
