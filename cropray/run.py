@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cropray.config import Config
 from cropray.config.imagery import EarthEngineConfig
-from cropray.config.load import parse_config
+from cropray.config.load import REMOVED, parse_config
 from cropray.config.training import OPERATIONAL
 from cropray.errors import InputError
 from cropray.progress import say
@@ -38,7 +38,8 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 }
 # Settings in these sections that may change: they affect no result, or their content is among the inputs.
 _FREE = (
-    {"predict.batch_size", "predict.model", "evaluate.model"}
+    REMOVED.keys()
+    | {"predict.batch_size", "predict.model", "evaluate.model"}
     | {f"tune.{name}" for name in ("trials", "concurrent", "cpus", "budget_s", "evaluate")}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
     | {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OPERATIONAL}

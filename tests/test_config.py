@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from cropray.config import Config
-from cropray.config.load import load_config, updated
+from cropray.config.load import REMOVED, load_config, parse_config, updated
+from cropray.config.section import Setting, commented_yaml, settings_of
 from cropray.config.training import RECIPES, TrainConfig
 from cropray.errors import InputError
 
@@ -15,20 +16,81 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    ("setting", "hint"),
+    ("setting", "nearest"),
     [
-        ("roi.eps_m=1", "did you mean 'rois'?"),
-        ("rois.epsm=1", "did you mean 'rois.eps_m'?"),
-        ("rois.split.vall=0.1", "did you mean 'rois.split.val'?"),
-        ("rois.parcels=[{crop: a, paths: b}]", "did you mean 'rois.parcels.0.path'?"),
-        ("zzzzzz=1", "known: "),
+        ("roi=1", "rois"),
+        ("rois.epsm=1", "rois.eps_m"),
+        ("rois.split.vall=0.1", "rois.split.val"),
+        ("rois.parcels=[{crop: a, paths: b}]", "rois.parcels.0.path"),
+        ("finetune.learning_rate=0.1", "finetune.lr"),  # by its description
+        ("tune.space={finetune.lr: {lognormal: [1, 2]}}", "tune.space.finetune.lr.loguniform"),
+        ("months=7", "window.months"),  # by its name elsewhere
     ],
 )
-def test_an_unknown_key_names_itself_and_the_nearest(setting: str, hint: str) -> None:
-    with pytest.raises(InputError, match="unknown key") as caught:
+def test_an_unknown_setting_names_the_nearest(setting: str, nearest: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"Did you mean {nearest}?")) as caught:
         load_config(None, [setting])
-    assert setting.partition("=")[0].partition(".")[0] in str(caught.value)
-    assert hint in str(caught.value)
+    assert f"Unknown setting {setting.partition('=')[0]}" in str(caught.value)
+
+
+def test_an_unknown_setting_like_no_other_names_those_there_are() -> None:
+    with pytest.raises(InputError, match=r"Known: crs, resolution, snap\."):
+        load_config(None, ["grid.zzzzzz=1"])
+
+
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("finetune: {learning_rate: 0.1, lr: -1}\nlabels: {truth: {path: t.tif}}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(path, ["source.kind=landsat", "window.anchor=as_of"])
+    heading, *problems = str(caught.value).splitlines()
+    assert str(path) in heading
+    assert {re.findall(r"[a-z]+\.[a-z_.]*[a-z]", line)[0] for line in problems} == {
+        *("finetune.learning_rate", "finetune.lr", "labels.truth.codes", "source.kind", "window.anchor")
+    }
+    with pytest.raises(InputError) as caught:
+        load_config(None, ["no-equals", "a.b=[1"])
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        *("--set no-equals", "--set a.b=[1")
+    ]
+
+
+def test_a_removed_setting_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REMOVED, "grid.warp", "the grid never warps. Delete it")
+    with pytest.raises(InputError, match=r"grid\.warp was removed: the grid never warps\. Delete it\."):
+        load_config(None, ["grid.warp=1"])
+    # The records of an older run stay readable.
+    assert parse_config(b"grid: {warp: 1, snap: 40}", "config.yaml").grid.snap == 40
+
+
+def test_every_setting_has_a_description_a_type_and_a_default_that_is_valid() -> None:
+    settings = {setting.key: setting for setting in settings_of(Config)}
+    assert len(settings) > 150
+    for key, setting in settings.items():
+        assert setting.description.endswith("."), key
+        assert setting.type, key
+    assert settings["window.months"] == Setting(
+        "window.months", "integer, ≥ 1, ≤ 24", "6", "Number of months."
+    )
+    assert settings["source.kind"].type == "simulated | stac | earthengine"
+    assert settings["rois.parcels.N.crop"].default == ""  # required
+    assert settings["ray.export_resources"].type == "{name: number, > 0}"
+    simple = {
+        key: one.default
+        for key, one in settings.items()
+        if one.default and not {"N", "NAME"} & {*key.split(".")}
+    }
+    for section in ("labels.class_map", "labels.land_cover", "labels.truth"):
+        del simple[f"{section}.nodata"]
+    assert load_config(None, [f"{key}={value}" for key, value in simple.items()]) == Config()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_commented_configuration_reads_back_as_itself(path: Path) -> None:
+    config = load_config(path)
+    text = commented_yaml(config)
+    assert Config.model_validate(yaml.safe_load(text)) == config
+    assert "  # Number of months.\n  months: 6\n" in text
 
 
 @pytest.mark.parametrize(
@@ -55,15 +117,19 @@ def test_a_wrong_value_is_an_error_that_names_its_key(setting: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("window.anchor=as_of", "  window: window.anchor is as_of, but window.as_of is not set"),
-        ("classes=wheat", "  classes: wanted a list, [a, b], got 'wheat'"),
-        ("rois=3", "  rois: wanted settings below it, key: value, got 3"),
+        ("window.anchor=as_of", "window.as_of is not set"),
+        ("classes=wheat", "classes should be a list, [a, b], got 'wheat'"),
+        ("rois=3", "rois should hold settings, key: value, got 3"),
+        ("rois.parcels=[{crop: a}]", "rois.parcels.0.path is required"),
+        ("finetune.lr=-1", "finetune.lr should be greater than 0, got -1"),
+        ("finetune.workers=[3, 1]", "min 3 is above max 1"),
     ],
 )
-def test_an_error_is_told_in_the_words_of_the_configuration(setting: str, message: str) -> None:
+def test_an_error_uses_the_words_of_the_configuration(setting: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         load_config(None, [setting])
-    assert str(caught.value).splitlines()[1:] == [message]
+    (problem,) = str(caught.value).splitlines()[1:]
+    assert message in problem
 
 
 def test_a_snap_of_whole_pixels_is_one_whatever_the_rounding() -> None:
@@ -89,7 +155,7 @@ def test_an_entry_of_a_list_is_set_by_its_number(tmp_path: Path) -> None:
     parcels = load_config(path, ["rois.parcels.1.path=c.shp"]).rois.parcels
     assert [entry.path for entry in parcels] == ["a.shp", "c.shp"]
     for setting in ("rois.parcels.2.path=c.shp", "rois.parcels.path=c.shp"):
-        with pytest.raises(InputError, match="is no entry of the list, which has 2, counted from 0"):
+        with pytest.raises(InputError, match=r"no entry (2|path); its entries are 0 to 1"):
             load_config(path, [setting])
 
 
@@ -119,7 +185,7 @@ def test_as_many_codes_as_classes() -> None:
 def test_updated_checks_its_overrides() -> None:
     config = updated(load_config(None), {"rois.kind": "table", "labels.class_map": None})
     assert config.rois.kind == "table"
-    with pytest.raises(InputError, match="did you mean"):
+    with pytest.raises(InputError, match="Did you mean"):
         updated(config, {"rois.knd": "table"})
 
 
@@ -189,5 +255,5 @@ def test_the_values_of_every_recipe_are_settings(name: str, stage: str) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"finetune\.recipe: .*'seed' or 'modern'.* got 'old'"):
+    with pytest.raises(InputError, match=r"finetune\.recipe .*'seed' or 'modern'.* got 'old'"):
         load_config(None, ["finetune.recipe=old"])

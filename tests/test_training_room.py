@@ -31,7 +31,7 @@ def test_workers_take_gpus_that_are_there_unless_they_are_told_to_ask(
 
 def test_one_worker_can_ask_for_a_share_of_a_gpu_and_several_cannot() -> None:
     assert each_worker(TrainConfig(gpus=0.25), {}, cpus=0.5) == {"CPU": 0.5, "GPU": 0.25}
-    with pytest.raises(ValueError, match="cannot use the same GPU"):
+    with pytest.raises(ValueError, match="cannot share a GPU"):
         TrainConfig(gpus=0.5, workers=2)
     with pytest.raises(ValueError, match="less than or equal to 1"):
         TrainConfig(gpus=2)

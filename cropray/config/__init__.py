@@ -22,77 +22,76 @@ from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, Tu
 from cropray.types import BACKGROUND
 
 CHAMPION = "champion"
-"""The alias of the model that is in use."""
+"""The alias of the model in use."""
 
 
 class PredictConfig(Section):
-    """`area`: "min_lon,min_lat,max_lon,max_lat", a vector file, or "rois:SPLIT"."""
+    """A map of an area as of a date."""
 
-    model: str = ""
-    head: str | None = Field(None, description="of a model with several class lists; None: the main one")
+    model: str = Field("", description="Checkpoint folder or models:/ URI. Empty: the run's own last model.")
+    head: str | None = Field(None, description="Head to predict with. null: the main head.")
     area: str = "rois:test"
-    as_of: date | None = None
+    """min_lon,min_lat,max_lon,max_lat in degrees, a vector file, or rois:SPLIT."""
+    as_of: date | None = Field(None, description="Last day whose scenes may be used. Required.")
     assume_harvest: date | None = None
-    tile_size: int = Field(512, ge=64, multiple_of=64)
-    overlap: int = Field(16, ge=0)
-    probabilities: bool = True
-    batch_size: int = Field(16, ge=1)
-    name: str = "map"
+    """Harvest start to assume, for models trained on windows before the harvest."""
+    tile_size: int = Field(512, ge=64, multiple_of=64, description="Side of a tile, in pixels.")
+    overlap: int = Field(16, ge=0, description="Overlap of neighbouring patches, in pixels.")
+    probabilities: bool = Field(True, description="Whether a raster of probabilities is written too.")
+    batch_size: int = Field(16, ge=1, description="Patches per forward pass.")
+    name: str = Field("map", description="Name of the map's folder, maps/<name>.")
 
 
 class TrackingConfig(Section):
-    """MLflow. An empty URI is SQLite under the run folder (which must then be local)."""
+    """MLflow."""
 
-    uri: str = ""
-    experiment: str = "cropray"
-    model_name: str = "cropray"
-    alias: str = Field("candidate", description="of a model that was trained or registered just now")
-    promotion_margin: float = Field(
-        0.02, ge=0, description="by which a candidate's score may be worse than the champion's"
-    )
+    uri: str = Field("", description="MLflow server or database. Empty: SQLite in a local run folder.")
+    experiment: str = Field("cropray", description="MLflow experiment of the runs.")
+    model_name: str = Field("cropray", description="Name of the registered model.")
+    alias: str = Field("candidate", description="Alias of a newly registered model.")
+    promotion_margin: float = Field(0.02, ge=0)
+    """How much a candidate may score below the champion."""
 
     @field_validator("alias")
     @classmethod
-    def _no_one_is_champion_untested(cls, alias: str) -> str:
+    def _is_not_champion(cls, alias: str) -> str:
         if alias == CHAMPION:
-            raise ValueError(f"{CHAMPION!r} is given by cropray models promote alone; wanted another alias")
+            raise ValueError(f"only `cropray models promote` sets {CHAMPION!r}; choose another alias")
         return alias
 
 
 class RayConfig(Section):
-    """An empty address starts a local Ray, unless RAY_ADDRESS or a job says otherwise.
-
-    `export_resources`: custom resources that every process of an export asks of its node, by name,
-    as `{ee: 1}`. It then runs on none that does not offer them: nodes with a GPU stay free, and
-    `ray start --resources '{"ee": 4}'` holds a node to four. A local Ray offers what is asked.
-    """
+    """The Ray that stages run on."""
 
     address: str = ""
-    num_cpus: int | None = Field(None, ge=1)
-    concurrency: int = Field(2, ge=1, description="processes of export, compaction and prediction")
-    max_failures: int = Field(20, ge=1, description="failed tiles after which export or predict stops")
-    export_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Ray to join. Empty: the job's, or that of RAY_ADDRESS, else a local Ray for this command."""
+    num_cpus: int | None = Field(None, ge=1, description="CPUs of a local Ray. null: all.")
+    concurrency: int = Field(2, ge=1, description="Processes of export, compaction and prediction.")
+    max_failures: int = Field(20, ge=1, description="Failed tiles after which export or prediction stops.")
+    export_resources: dict[str, Annotated[float, Field(gt=0)]] = Field({})
+    """Custom resources that an export process requests, such as {ee: 1}, to run on certain nodes only."""
 
     @field_validator("export_resources")
     @classmethod
-    def _custom_ones(cls, resources: dict[str, float]) -> dict[str, float]:
+    def _are_custom(cls, resources: dict[str, float]) -> dict[str, float]:
         own = sorted(resources.keys() & {"CPU", "GPU", "memory", "object_store_memory"})
         if own:
-            raise ValueError(f"{', '.join(own)} is Ray's own; wanted custom resources, as {{ee: 1}}")
+            raise ValueError(f"{', '.join(own)} belongs to Ray; name a custom resource, such as {{ee: 1}}")
         return resources
 
 
 class DemoConfig(Section):
-    """Overrides (dotted keys) of the demonstration's pretraining run."""
+    """The demonstration."""
 
-    pretraining: dict[str, Any] = Field(default_factory=dict)
+    pretraining: dict[str, Any] = Field({})
+    """Settings, by dotted key, that differ in its pretraining run."""
 
 
 class Config(Section):
-    """The whole configuration. `classes` are the names of class 0..n-1, everywhere."""
+    """The whole configuration."""
 
-    seed: int = Field(0, ge=0, lt=2**32)
-    classes: tuple[str, ...] = ()
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all random choices but the simulated world.")
+    classes: tuple[str, ...] = Field((), description="Names of the classes 0 to n-1, in this order.")
     rois: RoisConfig = RoisConfig()
     window: WindowConfig = WindowConfig()
     grid: GridConfig = GridConfig()
@@ -103,7 +102,9 @@ class Config(Section):
     shards: ShardsConfig = ShardsConfig()
     model: ModelConfig = ModelConfig()
     pretrain: Annotated[TrainConfig, filled_by_recipe("pretrain")] = TrainConfig()
+    """Training on densely labelled ROIs."""
     finetune: Annotated[TrainConfig, filled_by_recipe("finetune")] = TrainConfig()
+    """Training on partly annotated parcels."""
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     predict: PredictConfig = PredictConfig()
@@ -112,16 +113,12 @@ class Config(Section):
     demo: DemoConfig = DemoConfig()
 
     @model_validator(mode="after")
-    def _classes_have_numbers(self) -> Config:
-        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
-        if twice:
-            raise ValueError(f"classes has {', '.join(twice)} more than once")
+    def _check_classes(self) -> Config:
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated:
+            raise ValueError(f"classes names {', '.join(repeated)} more than once")
         if len(self.classes) > BACKGROUND:
-            raise ValueError(f"{len(self.classes)} classes; labels have numbers for {BACKGROUND}")
-        return self
-
-    @model_validator(mode="after")
-    def _codes_match(self) -> Config:
+            raise ValueError(f"classes has {len(self.classes)} names; at most {BACKGROUND} are possible")
         for name in ("class_map", "truth"):
             source: ClassMapConfig | None = getattr(self.labels, name)
             if source is not None and len(source.codes) != len(self.classes):

@@ -13,35 +13,30 @@ from cropray.types import CompositeRecipe
 
 
 class EarthEngineConfig(Section):
-    """On whose account Earth Engine is asked, and how much at a time.
-
-    `project`: else EE_PROJECT or GOOGLE_CLOUD_PROJECT. `service_account_key`: path of a key file,
-    else EE_SERVICE_ACCOUNT_KEY, else the default credentials. `url`: another address of the service;
-    one of this machine needs no credentials. A request has `deadline_s` for its answer, and
-    `attempts` at it; the service itself gives a computation up after five minutes. The published
-    quota of a project is 40 requests in flight and 100 a second.
-
-    `assumed_eecu_s` (EECU-seconds of a megapixel and month, both sensors) and `assumed_request_s`
-    (seconds of a whole request) are guesses for what an export will take; what it took stands in the
-    Cloud console by `workload_tag`.
-    """
+    """Access to Earth Engine. A project's published quota is 40 requests in flight and 100 per second."""
 
     project: str = ""
+    """Google Cloud project. Empty: EE_PROJECT, else GOOGLE_CLOUD_PROJECT."""
     service_account_key: str = ""
+    """Path of a service account's key. Empty: EE_SERVICE_ACCOUNT_KEY, else the default credentials."""
     endpoint: Literal["standard", "high_volume"] = "standard"
-    url: str = ""
-    in_flight: int = Field(20, ge=1, le=1000)
-    per_second: float = Field(50.0, gt=0)
-    deadline_s: float = Field(360.0, gt=0)
-    attempts: int = Field(8, ge=1)
+    """Endpoint of the service; high_volume suits many small requests."""
+    url: str = Field("", description="Other address of the service. A loopback address needs no credentials.")
+    in_flight: int = Field(20, ge=1, le=1000, description="Requests in flight, over all workers.")
+    per_second: float = Field(50.0, gt=0, description="Requests per second, over all workers.")
+    deadline_s: float = Field(360.0, gt=0, description="Seconds to wait for an answer.")
+    attempts: int = Field(8, ge=1, description="Attempts at a request before its tile fails.")
     workload_tag: str = Field("cropray", pattern=r"^[a-z0-9]([-_a-z0-9]{0,61}[a-z0-9])?$")
-    eucropmap_year: Literal[2018, 2022] = 2018
+    """Label of the requests in the Cloud console."""
+    eucropmap_year: Literal[2018, 2022] = Field(2018, description="Year of the class map source:eucropmap.")
     assumed_eecu_s: float = Field(20.0, gt=0)
+    """EECU-seconds per megapixel and month, for the estimate of a dry run."""
     assumed_request_s: float = Field(20.0, gt=0)
+    """Seconds per request, for the estimate of a dry run."""
 
     @property
     def lease_s(self) -> float:
-        """After how long a request that was not reported is taken for lost with its worker."""
+        """Seconds after which a request that was not reported counts as lost with its worker."""
         return self.deadline_s + 60
 
     @property
@@ -50,132 +45,133 @@ class EarthEngineConfig(Section):
 
     @field_validator("url")
     @classmethod
-    def _an_address(cls, value: str) -> str:
+    def _is_an_address(cls, value: str) -> str:
         if value and not re.fullmatch(r"https?://[^/\s]+/?", value):
             raise ValueError(
-                f"{value!r} is no address; wanted one like http://127.0.0.1:8080, without a path"
+                f"{value!r} is not an address; use one like http://127.0.0.1:8080, without a path"
             )
         return value.rstrip("/")
 
     @field_validator("service_account_key", mode="before")
     @classmethod
-    def _a_path(cls, value: Any) -> Any:
-        """A key in place of its path is not repeated in a message."""
+    def _hide_a_key(cls, value: Any) -> Any:
+        """Replace a key that was given instead of its path, so that no message repeats it."""
         return "<a key>" if isinstance(value, dict) or "{" in str(value) else value
 
     @field_validator("service_account_key")
     @classmethod
-    def _no_key(cls, value: str) -> str:
+    def _is_a_path(cls, value: str) -> str:
         if value == "<a key>":
             raise ValueError("give the path of the key's file, not the key")
         return value
 
 
 class CompositeConfig(Section):
-    """Scenes to one image a month.
-
-    `scl_invalid`: classes of the Sentinel-2 scene classification that are no clear view.
-    `s1_passes`: Sentinel-1 passes in order of preference. `cloud_score`: instead of by the scene
-    classification, a view is clear where Cloud Score+ (`cs_cdf`, 0 clouded to 1 clear) is at least
-    this; Earth Engine alone has it.
-    """
+    """How scenes become one image per month."""
 
     scl_invalid: tuple[int, ...] = CompositeRecipe.scl_invalid
+    """Classes of the Sentinel-2 scene classification (SCL) that are masked."""
     s1_passes: tuple[Literal["ascending", "descending"], ...] = Field(
         ("ascending", "descending"), min_length=1
     )
+    """Sentinel-1 passes in order of preference."""
     cloud_score: float | None = Field(None, gt=0, le=1)
+    """Mask by Cloud Score+ below this (cs_cdf, 1 is clear) instead of SCL; Earth Engine only. null: SCL."""
 
     def recipe(self) -> CompositeRecipe:
         return CompositeRecipe(self.scl_invalid, tuple(self.s1_passes), self.cloud_score)
 
 
 class SimulatedConfig(Section):
-    """The built-in world; its science stands in `imagery.simulated`, these choose a place in it.
+    """The built-in world: sites with some annotated fields, and regions with dense labels."""
 
-    Sites: squares in which a part of the fields of one crop are annotated. Regions: squares with
-    dense labels for pretraining, far from the sites. `year` is that of the harvest.
-    """
-
-    seed: int = 0
-    year: int = Field(2022, ge=2000, le=2100)
-    sites_per_crop: int = Field(6, ge=1, le=60)
-    site_size_m: float = Field(1280.0, ge=640, le=10_000)
+    seed: int = Field(0, description="Which world; another seed gives other fields and weather.")
+    year: int = Field(2022, ge=2000, le=2100, description="Year of the harvest.")
+    sites_per_crop: int = Field(6, ge=1, le=60, description="Sites per crop, for fine-tuning.")
+    site_size_m: float = Field(1280.0, ge=640, le=10_000, description="Side of a site, in metres.")
     annotated_fraction: float = Field(0.3, gt=0, le=1)
-    regions: int = Field(8, ge=1, le=40)
-    region_size_m: float = Field(3200.0, ge=640, le=20_000)
+    """Share of a crop's fields that are annotated."""
+    regions: int = Field(8, ge=1, le=40, description="Regions with dense labels, for pretraining.")
+    region_size_m: float = Field(3200.0, ge=640, le=20_000, description="Side of a region, in metres.")
 
 
 class StacCollectionConfig(Section):
-    """Items from a file (an ItemCollection, path or URI) or from an API; of one collection if named."""
-
-    items: str = ""
-    api: str = ""
+    items: str = Field("", description="ItemCollection file, by path or URI. Give either `items` or `api`.")
+    api: str = Field("", description="URL of a STAC API.")
     collection: str = ""
+    """Collection to use. Required with `api`; with `items`, empty means all."""
 
 
 class StacSentinel2Config(StacCollectionConfig):
-    """Sentinel-2 L2A. `offset`: reflectance to add after scaling (-0.1 or 0), instead of what the
-    items say; only for a catalogue whose metadata are silent or known to be wrong.
-    """
+    """Sentinel-2 L2A items."""
 
     offset: float | None = None
+    """Reflectance offset (-0.1 or 0) instead of what the items state. null: as the items state."""
 
 
 class StacSentinel1Config(StacCollectionConfig):
-    """Calibrated, geocoded Sentinel-1. `quantity` and `unit`: where the items do not say."""
+    """Calibrated, geocoded Sentinel-1 items."""
 
-    quantity: Literal["", "gamma0", "sigma0"] = ""
-    unit: Literal["", "linear", "dB"] = ""
+    quantity: Literal["", "gamma0", "sigma0"] = Field("", description="Quantity, if items do not state it.")
+    unit: Literal["", "linear", "dB"] = Field("", description="Unit, if items do not state it.")
 
 
 class StacConfig(Section):
+    """Items of each sensor, for `source.kind: stac`."""
+
     s2: StacSentinel2Config = StacSentinel2Config()
     s1: StacSentinel1Config = StacSentinel1Config()
 
 
 class SourceConfig(Section):
+    """Where imagery comes from."""
+
     kind: Literal["simulated", "stac", "earthengine"] = "stac"
+    """Which of the sources below is used."""
     simulated: SimulatedConfig = SimulatedConfig()
     stac: StacConfig = StacConfig()
     earthengine: EarthEngineConfig = EarthEngineConfig()
 
 
 class ClassMapConfig(Section):
-    """A raster of codes: a file, or `source:NAME` for a map that the imagery source offers."""
+    """A raster of codes."""
 
-    path: str
+    path: str = Field(description="Raster file, or source:NAME for a map that the imagery source offers.")
     codes: tuple[int, ...]
-    nodata: int = 0
+    """Codes to use; for `class_map` and `truth`, one per class, in the order of `classes`."""
+    nodata: int = Field(0, description="Code of pixels without data.")
 
 
 class LabelsConfig(Section):
-    """Where labels come from, in this order: parcels, then the class map, then land cover.
+    """Where labels come from. Parcels come first, then the class map, then land cover."""
 
-    `class_map`: dense labels, `codes` in the order of `classes`; other codes are background.
-    `land_cover`: `codes` are known to be no crop, background where nothing else is known.
-    `truth`: labels of every pixel, for evaluation only; `codes` in the order of `classes`.
-    """
-
-    parcels: bool = True
+    parcels: bool = Field(True, description="Whether parcels are labels.")
     class_map: ClassMapConfig | None = None
-    land_cover: ClassMapConfig | None = None
+    """Map of the classes. Its other codes are background."""
+    land_cover: ClassMapConfig | None = Field(None, description="Map whose `codes` are background.")
     truth: ClassMapConfig | None = None
+    """Map of the true class of every pixel, for evaluation only. null: none."""
 
 
 class PatchConfig(Section):
-    size: int = Field(64, ge=16, multiple_of=16)
+    """How tiles are cut into patches."""
+
+    size: int = Field(64, ge=16, multiple_of=16, description="Side of a patch, in pixels.")
     max_overlap: int = Field(32, ge=0)
-    tile_patches: int = Field(8, ge=1, description="patches a side of one exported tile")
+    """Largest overlap of patches, in pixels; the best fit is used."""
+    tile_patches: int = Field(8, ge=1, description="Patches per side of an exported tile.")
 
     @model_validator(mode="after")
-    def _patches_move_on(self) -> PatchConfig:
+    def _overlap_is_below_size(self) -> PatchConfig:
         if self.max_overlap >= self.size:
             raise ValueError(f"patch.max_overlap {self.max_overlap} must be below patch.size {self.size}")
         return self
 
 
 class ShardsConfig(Section):
+    """How shards are stored."""
+
     codec: Literal["none", "lz4", "compact"] = "lz4"
-    row_group_samples: int = Field(32, ge=1)
-    shard_samples: int = Field(512, ge=1)
+    """none is fastest to read, compact is smallest."""
+    row_group_samples: int = Field(32, ge=1, description="Samples per Parquet row group.")
+    shard_samples: int = Field(512, ge=1, description="Samples per shard.")

@@ -1,38 +1,38 @@
-"""YAML files and dotted overrides to a checked configuration.
-
-An unknown or mistyped key is an error that names the key and the nearest right one.
-"""
+"""YAML files and dotted overrides to a checked configuration, and what is wrong with one in plain words."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cropray.config import Config
-from cropray.config.section import Section
+from cropray.config.section import Section, settings_of
 from cropray.errors import InputError
 
-# ValueError: what looks like a date and is none, 2022-13-01.
-_UNREADABLE = (yaml.YAMLError, ValueError)
+_READ_BY_THREADS = "local shards are read by threads. Delete it"
+REMOVED = {"finetune.processes": _READ_BY_THREADS, "pretrain.processes": _READ_BY_THREADS}
+"""Settings of earlier versions, and what to do instead. Records of older runs may still hold them."""
 
-# What pydantic calls by the names of Python's types.
-_WANTED = {
-    "tuple_type": "wanted a list, [a, b]",
-    "model_type": "wanted settings below it, key: value",
-    "dict_type": "wanted settings below it, key: value",
-    "string_type": "wanted text",
+_YAML_ERRORS = (yaml.YAMLError, ValueError)  # ValueError: a date that does not exist, 2022-13-01
+
+# Better words for pydantic's names of Python's types.
+_EXPECTED = {
+    "tuple_type": "should be a list, [a, b]",
+    "model_type": "should hold settings, key: value",
+    "dict_type": "should hold settings, key: value",
+    "string_type": "should be text",
 }
 
 
 def updated(config: Config, overrides: Mapping[str, Any], where: str = "the overrides") -> Config:
-    """A copy with values replaced by dotted key, checked anew. Raises InputError, by `where` they stand.
+    """A checked copy with values replaced by dotted key. Raises InputError that names `where` they stand.
 
-    What was not set is left out, so that defaults and values of a recipe follow the replaced ones.
+    Settings that were not set are left out, so defaults and values of a recipe follow the new ones.
     """
     data = config.model_dump(mode="json", exclude_unset=True)
     for key, value in overrides.items():
@@ -43,10 +43,10 @@ def updated(config: Config, overrides: Mapping[str, Any], where: str = "the over
 def load_config(
     path: str | Path | None, settings: Collection[str] = (), *, base: Config | None = None
 ) -> Config:
-    """The configuration of a YAML file with `a.b=c` settings on top (values are read as YAML).
+    """The configuration of a YAML file, with `a.b=c` settings (values are YAML) replacing its own.
 
-    What neither of them sets is as in `base`, else as by default. Raises InputError for a missing or
-    malformed file, an unknown key, or a value of a wrong type.
+    Settings that neither gives are as in `base`, else the defaults. Raises InputError for a missing or
+    malformed file and for all unknown settings and unusable values at once.
     """
     data: dict[str, Any] = {}
     if path is not None:
@@ -55,42 +55,50 @@ def load_config(
         except OSError as error:
             raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
     if base is not None:
-        data = _laid_over(base, data)
+        data = _merged(base, data)
+    problems = []
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {setting!r} is not of the form key.subkey=value")
         try:
+            if not equals or not key:
+                raise InputError("expected the form key.subkey=value")
             _assign(data, key.strip(), yaml.safe_load(value))
-        except _UNREADABLE as error:
-            raise InputError(f"--set {setting!r}: the value is not valid YAML: {error}") from error
-    if path is None:
-        return _validated(data, "the settings")
-    return _validated(data, f"{path} and the settings over it" if settings else str(path))
+        except _YAML_ERRORS as error:
+            kind = "" if isinstance(error, InputError) else "the value is not valid YAML: "
+            problems.append(f"--set {setting}: {kind}{getattr(error, 'problem', error)}")
+    if problems:
+        raise InputError("\n".join(problems))
+    given = [str(path)] * (path is not None) + ["--set"] * bool(settings)
+    return _validated(data, " and ".join(given) or "the defaults")
 
 
 def parse_config(text: bytes, where: str) -> Config:
-    """The configuration that a YAML file holds; `where` it stands is for messages. Raises InputError."""
-    return _validated(_mapping(text, where), where)
+    """The configuration that a run wrote, without settings that were removed since. Raises InputError."""
+    data = _mapping(text, where)
+    for key in REMOVED:
+        section, _, name = key.rpartition(".")
+        if isinstance(data.get(section), dict):
+            data[section].pop(name, None)
+    return _validated(data, where)
 
 
 def _mapping(text: bytes, where: str) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(text) or {}
-    except _UNREADABLE as error:
+    except _YAML_ERRORS as error:
         raise InputError(f"{where} is not valid YAML: {error}") from error
     if not isinstance(loaded, dict):
-        raise InputError(f"{where} must hold a mapping of settings, got {type(loaded).__name__}")
+        raise InputError(f"{where} should hold settings, key: value, but holds a {type(loaded).__name__}")
     return loaded
 
 
-def _laid_over(base: Section, given: dict[str, Any]) -> dict[str, Any]:
-    """`given`, with what it leaves out as in `base`. Mappings of a user's own keys are replaced whole."""
+def _merged(base: Section, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over `base`, section by section. Mappings of a user's own keys are replaced whole."""
     merged = base.model_dump(mode="json")
     for name, value in given.items():
         below: Any = getattr(base, name, None)
         nested = isinstance(below, Section) and isinstance(value, dict)
-        merged[name] = _laid_over(below, value) if nested else value
+        merged[name] = _merged(below, value) if nested else value
     return merged
 
 
@@ -110,9 +118,8 @@ def _entry(container: Any, part: str, dotted: str) -> Any:
     if not isinstance(container, list):
         return part
     if not part.isdecimal() or int(part) >= len(container):
-        raise InputError(
-            f"{dotted}: {part!r} is no entry of the list, which has {len(container)}, counted from 0"
-        )
+        entries = f"its entries are 0 to {len(container) - 1}" if container else "it has no entries"
+        raise InputError(f"{dotted}: the list has no entry {part}; {entries}")
     return int(part)
 
 
@@ -120,31 +127,53 @@ def _validated(data: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        problems = [_explained(dict(problem)) for problem in error.errors()]
+        problems = dict.fromkeys(f"  {_format_problem(dict(problem))}" for problem in error.errors())
         raise InputError(f"the configuration in {where} is not valid:\n" + "\n".join(problems)) from error
 
 
-def _explained(problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location) or "configuration"
-    if problem["type"] == "extra_forbidden":
-        known = _keys_beside(location)
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
-        hint = (
-            f"did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else f"known: {', '.join(known)}"
-        )
-        return f"  {key}: unknown key; {hint}"
-    if problem["type"] == "value_error":  # of a check over several settings, whose text names them
-        return f"  {key}: {problem['ctx']['error']}"
-    return f"  {key}: {_WANTED.get(problem['type'], problem['msg'])}, got {problem['input']!r}"
+def _format_problem(problem: dict[str, Any]) -> str:
+    unknown = problem["type"] == "extra_forbidden"
+    parts, model = _located(problem["loc"], keep_last=unknown)
+    key = ".".join(parts)
+    if unknown:
+        if key in REMOVED:
+            return f"Setting {key} was removed: {REMOVED[key]}."
+        return f"Unknown setting {key}. {_suggestion(parts, model)}"
+    if problem["type"] == "value_error":  # a check of our own, whose text says it all
+        return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+    if problem["type"] == "missing":
+        return f"{key} is required"
+    subject, should, rest = problem["msg"].partition(" should ")  # "Input should be greater than 0"
+    expected = _EXPECTED.get(problem["type"]) or (f"should {rest}" if should else f"is not valid: {subject}")
+    return f"{key} {expected.partition(', unable')[0]}, got {problem['input']!r}"
 
 
-def _keys_beside(location: list[str]) -> list[str]:
-    model: Any = Config
-    for part in location[:-1]:
-        if part not in model.model_fields:  # an index, or a key of a mapping
+def _located(location: Sequence[str | int], *, keep_last: bool) -> tuple[list[str], type[Section]]:
+    """The dotted key, in parts, at a place of pydantic's, and the section that should know it.
+
+    What is neither a setting, an index nor a user's own key is the name of a union's option, and left out.
+    """
+    parts: list[str] = []
+    model: type[Section] = Config
+    in_mapping = False
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            options = [field.annotation, *get_args(field.annotation)]
+            model = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), model)
+            in_mapping = get_origin(field.annotation) is dict
+        elif isinstance(part, str) and not in_mapping and not (keep_last and part is location[-1]):
             continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
-    return sorted(model.model_fields)
+        parts.append(str(part))
+    return parts, model
+
+
+def _suggestion(parts: Sequence[str], model: type[Section]) -> str:
+    """The nearest setting by name; else one with all words in its description; else that name elsewhere."""
+    *parents, wrong = parts
+    known = {name: (field.description or "").lower() for name, field in model.model_fields.items()}
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.7)
+    near += [name for name, text in known.items() if all(word in text for word in wrong.lower().split("_"))]
+    found = [".".join([*parents, name]) for name in near[:1]]
+    found = found or [one.key for one in settings_of(Config) if one.key.rpartition(".")[2] == wrong]
+    return f"Did you mean {' or '.join(found)}?" if found else f"Known: {', '.join(sorted(known))}."

@@ -1,4 +1,4 @@
-"""Settings of the regions: parcels, calendar, splits, months, grid."""
+"""Settings of the regions of interest (ROIs): parcels, calendar, splits, months, grid."""
 
 from __future__ import annotations
 
@@ -11,98 +11,102 @@ from cropray.config.section import Section
 
 
 class SeasonConfig(Section):
-    """One sheet of the calendar for one crop; `where` keeps parcels by attribute values."""
+    """One season of a crop: a sheet of the calendar, and the parcels that belong to it."""
 
-    name: str = ""
-    sheet: str = ""
-    where: dict[str, str] = Field(default_factory=dict)
+    name: str = Field("", description="Name of the season in tables and samples.")
+    sheet: str = Field("", description="Sheet of the calendar. Empty: the only sheet of the file.")
+    where: dict[str, str] = Field({}, description="Keep parcels with these attribute values.")
 
 
 class CropConfig(Section):
-    """The parcels of one crop. `path` may be a glob, relative to `rois.data_root`."""
+    """The parcels of one crop."""
 
-    crop: str
-    path: str
+    crop: str = Field(description="Name of the crop, one of `classes`.")
+    path: str = Field(description="Vector file, or a glob of several, relative to `rois.data_root`.")
     seasons: tuple[SeasonConfig, ...] = (SeasonConfig(),)
+    """Seasons of the crop, each with its own calendar sheet."""
 
 
 class CalendarConfig(Section):
-    """Planting and harvest by province: an xlsx with sheets, or a csv with a `sheet` column."""
+    """Planting and harvest dates by province and crop."""
 
     path: str = ""
-    system: Literal["jalali", "gregorian"] = "gregorian"
-    agricultural_years: tuple[int, int] = (2021, 2022)
+    """An xlsx with a sheet per crop and season, or a csv with a column `sheet`. Empty: no dates."""
+    system: Literal["jalali", "gregorian"] = Field("gregorian", description="Calendar of the dates.")
+    agricultural_years: tuple[int, int] = Field(
+        (2021, 2022), description="Years of the season, in that calendar."
+    )
 
 
 class ProvincesConfig(Section):
-    path: str = ""
-    name_field: str = "province"
+    """Boundaries of the provinces that the calendar names."""
+
+    path: str = Field("", description="Polygons, relative to `rois.data_root`. Empty: none.")
+    name_field: str = Field("province", description="Column with the name of the province.")
 
 
 class SplitConfig(Section):
-    """Shares of the ROIs; ROIs nearer than `buffer_m` are never parted.
+    """How ROIs are divided into train, val and test."""
 
-    `named` gives the split of each row of a table by its `uuid` or its `country` instead of shares.
-    """
-
-    val: float = Field(0.15, ge=0, lt=1)
-    test: float = Field(0.15, ge=0, lt=1)
-    buffer_m: float = Field(1000.0, ge=0)
-    named: dict[str, Literal["train", "val", "test"]] = Field(default_factory=dict)
+    val: float = Field(0.15, ge=0, lt=1, description="Share of the ROIs for validation.")
+    test: float = Field(0.15, ge=0, lt=1, description="Share of the ROIs for the test.")
+    buffer_m: float = Field(1000.0, ge=0, description="ROIs closer than this, in metres, stay together.")
+    named: dict[str, Literal["train", "val", "test"]] = Field({})
+    """For `rois.kind: table`: the split of each row, by its uuid or country. Empty: use the shares."""
 
     @model_validator(mode="after")
     def _train_is_left(self) -> SplitConfig:
         if self.val + self.test >= 1:
-            raise ValueError("split.val and split.test together must leave a share for training")
+            raise ValueError("rois.split.val + rois.split.test must be below 1, to leave ROIs for training")
         return self
 
 
 class RoisConfig(Section):
     """Where to look: parcels clustered into ROIs, or rectangles from a table."""
 
-    kind: Literal["parcels", "table"] = "parcels"
-    data_root: str = "."
-    parcels: tuple[CropConfig, ...] = ()
-    table: str = ""
+    kind: Literal["parcels", "table"] = Field("parcels", description="What ROIs are made from.")
+    data_root: str = Field(".", description="Folder that the paths below are relative to.")
+    parcels: tuple[CropConfig, ...] = Field((), description="Parcels of each crop.")
+    table: str = Field("", description="A csv or xlsx of rectangles, for `kind: table`.")
     calendar: CalendarConfig = CalendarConfig()
     provinces: ProvincesConfig = ProvincesConfig()
-    country: str = ""
-    crs: str = "utm"
+    country: str = Field("", description="Country noted with every ROI, unless the table names one.")
+    crs: str = Field("utm", description="CRS for clustering and boxes. utm: the zone of the data.")
     eps_m: float = Field(2000.0, gt=0)
+    """Largest distance between neighbouring parcels of a cluster (DBSCAN), in metres of `crs`."""
     min_samples: int = Field(1, ge=1)
+    """Parcels within `eps_m` that start a cluster (DBSCAN). 1: every parcel is in a cluster."""
     min_size_m: float = Field(640.0, gt=0)
+    """Smallest side of an ROI, in metres of `crs`; smaller boxes are padded."""
     split: SplitConfig = SplitConfig()
 
 
 class WindowConfig(Section):
-    """Which months are seen.
-
-    `harvest`: with h the start of the harvest, `months` whole months that end `lead_months` before
-    h. `as_of`: `months` months of which the last ends on the as-of date (that day included).
-    """
+    """Which months the network sees."""
 
     anchor: Literal["harvest", "as_of"] = "harvest"
-    months: int = Field(6, ge=1, le=24)
-    lead_months: int = Field(1, ge=0)
-    as_of: date | None = None
+    """harvest: months end `lead_months` before the harvest starts. as_of: they end on `as_of`, inclusive."""
+    months: int = Field(6, ge=1, le=24, description="Number of months.")
+    lead_months: int = Field(1, ge=0, description="Months between the last one seen and the harvest.")
+    as_of: date | None = Field(None, description="Last day whose scenes may be used, for `anchor: as_of`.")
 
     @model_validator(mode="after")
-    def _as_of_given(self) -> WindowConfig:
+    def _as_of_is_set(self) -> WindowConfig:
         if self.anchor == "as_of" and self.as_of is None:
             raise ValueError("window.anchor is as_of, but window.as_of is not set")
         return self
 
 
 class GridConfig(Section):
-    """`crs: utm` takes the UTM zone of each ROI; lengths in units of the CRS."""
+    """The pixel grid of imagery and labels."""
 
-    crs: str = "utm"
-    resolution: float = Field(10.0, gt=0)
-    snap: float = Field(20.0, gt=0)
+    crs: str = Field("utm", description="CRS of the pixels. utm: the zone of each ROI.")
+    resolution: float = Field(10.0, gt=0, description="Pixel size, in units of the CRS.")
+    snap: float = Field(20.0, gt=0, description="Corners lie on multiples of this, in units of the CRS.")
 
     @model_validator(mode="after")
     def _whole_pixels(self) -> GridConfig:
         pixels = self.snap / self.resolution
         if round(pixels) < 1 or abs(pixels - round(pixels)) > 1e-9:
-            raise ValueError(f"grid.snap {self.snap} is no multiple of grid.resolution {self.resolution}")
+            raise ValueError(f"grid.snap {self.snap} is not a multiple of grid.resolution {self.resolution}")
         return self

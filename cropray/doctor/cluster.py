@@ -84,7 +84,7 @@ def judge_resources(
                 f"ray start --resources '{{\"{name}\": 4}}' on the nodes that shall export",
             )
     for stage, settings in trainings.items():
-        asked = Asked((settings.fewest, settings.most), each_worker(settings, have), grows=False)
+        asked = Asked((settings.min_workers, settings.max_workers), each_worker(settings, have), grows=False)
         if short := shortage(stage, asked, most):
             return bad("resources", f"{found}; {short[0]}", short[1])
     unsaid = [
@@ -100,7 +100,7 @@ def _gpus_unsaid(
     stage: str, settings: TrainConfig, found: str, have: Resources, most: Resources
 ) -> Finding | None:
     """Of a training that takes a GPU a worker where there are enough, else none."""
-    count, now, later = settings.fewest, have.get("GPU", 0), most.get("GPU", 0)
+    count, now, later = settings.min_workers, have.get("GPU", 0), most.get("GPU", 0)
     found = f"{found}; {stage}.workers is {count}"
     if 0 < later < count:
         return bad(
@@ -184,4 +184,4 @@ def judge_alone(cpus: int, gpus: int, trainings: Mapping[str, TrainConfig]) -> F
 
 
 def _asked(trainings: Mapping[str, TrainConfig]) -> str:
-    return ", ".join(f"{stage}.workers {settings.fewest}" for stage, settings in trainings.items())
+    return ", ".join(f"{stage}.workers {settings.min_workers}" for stage, settings in trainings.items())

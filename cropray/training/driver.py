@@ -171,7 +171,7 @@ def _asked(run: Run, stage: Stage, cpus: float = 1) -> Asked:
 
     settings, have = getattr(run.config, stage), ray.cluster_resources()
     each = each_worker(settings, have, cpus)
-    return Asked((settings.fewest, settings.most), each, grows=reach(run.config.ray) != have)
+    return Asked((settings.min_workers, settings.max_workers), each, grows=reach(run.config.ray) != have)
 
 
 def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked) -> tuple[History, str, str]:

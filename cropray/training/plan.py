@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from cropray.config.training import OPERATIONAL, AlsoConfig, TrainConfig
+from cropray.config.training import OPERATIONAL, AuxiliaryConfig, TrainConfig
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, check_inputs, load_checkpoint, weights_checksum
 from cropray.models.dual_unet3d import NetworkSpec
@@ -150,7 +150,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         settings.balance,
         settings.processes,
     )
-    most = settings.most
+    most = settings.max_workers
     reader = train.reader(settings.batch_size // most, seed=run.config.seed, world_size=most)
     if not len(reader.table):
         raise InputError(
@@ -173,7 +173,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         recipe=_recipe(settings, run.config.seed, new_head=not keep_head),
         precision=None if settings.precision == "auto" else settings.precision,
         compiled=settings.compile,
-        workers=(settings.fewest, settings.most),
+        workers=(settings.min_workers, settings.max_workers),
         batch_size=settings.batch_size,
         threads=settings.threads,
         store_every=settings.store_every,
@@ -190,7 +190,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
 
 def _check_shares(settings: TrainConfig, stage: str) -> None:
     """Raises InputError where a step cannot be shared out evenly, or batch norm has no statistics."""
-    for workers in range(settings.fewest, settings.most + 1):
+    for workers in range(settings.min_workers, settings.max_workers + 1):
         if settings.batch_size % (workers * settings.accumulate):
             raise InputError(
                 f"{stage}.batch_size is {settings.batch_size} samples a step of all workers together; it "
@@ -248,7 +248,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
     return checkpoint, init, same
 
 
-def _with_label_set(checkpoint: Checkpoint, also: AlsoConfig, data: Data, run: Run) -> Checkpoint:
+def _with_label_set(checkpoint: Checkpoint, also: AuxiliaryConfig, data: Data, run: Run) -> Checkpoint:
     """The checkpoint to be made, with a head for a further label set.
 
     Raises InputError where its shards are missing or of other months, bands or backscatter.

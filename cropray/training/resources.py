@@ -30,7 +30,7 @@ def each_worker(settings: TrainConfig, have: Resources, cpus: float = 1) -> dict
     """
     gpus = settings.gpus
     if gpus is None:
-        gpus = 1.0 if have.get("GPU", 0) >= settings.fewest else 0.0
+        gpus = 1.0 if have.get("GPU", 0) >= settings.min_workers else 0.0
     return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
 
 
@@ -67,12 +67,12 @@ def check_trials(config: Config, have: Resources, most: Resources | None) -> Non
     tune = config.tune
     for settings in (getattr(variant, tune.stage) for variant in _variants(config)):
         for kind, amount in each_worker(settings, have, tune.cpus).items():
-            there, wanted = most.get(kind, 0), tune.concurrent * settings.fewest * amount
+            there, wanted = most.get(kind, 0), tune.concurrent * settings.min_workers * amount
             if wanted > there:
                 setting = "tune.cpus" if kind == "CPU" else f"{tune.stage}.gpus"
                 raise InputError(
                     f"tune.concurrent = {tune.concurrent} trials at a time × {tune.stage}.workers = "
-                    f"{settings.fewest} × {setting} = {amount:g} are {wanted:g} {kind}s, but Ray has "
+                    f"{settings.min_workers} × {setting} = {amount:g} are {wanted:g} {kind}s, but Ray has "
                     f"{there:g}: make one of them smaller, or {_give(kind)}"
                 )
 

@@ -68,7 +68,7 @@ def test_a_stage_refused_fails_the_job_with_one_message(head: RayHead) -> None:
         ROOT, "python", "jobs/export.py", *SETTINGS, "--set", "rois.epsm=1", "--run", "/r"
     )
     assert submitted.returncode == 1
-    assert "did you mean 'rois.eps_m'?" in submitted.stdout
+    assert "Did you mean rois.eps_m?" in submitted.stdout
     assert "Traceback" not in submitted.stdout
     last = head.jobs()[-1]
     assert (last["status"], last["driver_exit_code"]) == ("FAILED", 2)
