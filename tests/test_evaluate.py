@@ -1,6 +1,8 @@
 """Evaluation on whole ROIs of several sizes, in a small land whose truth is known."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,6 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from cropray.config.load import updated
 from cropray.errors import InputError
-from cropray.evaluation.baselines import PixelSample, even_shares, pixel_features
 from cropray.evaluation.evaluate import evaluate
 from cropray.evaluation.mosaics import block_numbers, plan_tiles, read_tile
 from cropray.figures.charts import EVALUATION
@@ -19,8 +20,8 @@ from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.decision import Predictor, decide
 from cropray.run import Run
 from cropray.shards.reader import ShardReader
-from cropray.types import BACKGROUND, UNLABELLED
-from tests.lands import LANDS, MONTHS, SIZE, Land, beside_others, ready_run, small_checkpoint
+from cropray.types import BACKGROUND, UNLABELLED, Batch
+from tests.lands import LANDS, SIZE, Land, beside_others, ready_run, small_checkpoint
 from tests.samples import plan_windows
 
 
@@ -36,7 +37,7 @@ def result_of(run: Run) -> dict:
 
 
 def expected_map(land: Land, thresholds: tuple[float, ...]) -> np.ndarray:
-    """The network's map, put together pixel by pixel in plain loops."""
+    """The network's map, averaged pixel by pixel in plain loops."""
     predictor = Predictor(small_checkpoint(thresholds))
     total, count = np.zeros((2, *land.truth_hw.shape)), np.zeros(land.truth_hw.shape)
     for window in plan_windows(*land.truth_hw.shape, SIZE, 16):
@@ -64,13 +65,13 @@ def test_smaller_tiles_show_the_same_pixels_and_means(evaluated: Run, size: int)
     reader = ShardReader([evaluated.folder.child("shards/test/00000.parquet").uri], batch_size=4)
     (whole_plan,) = [plan for plan in plan_tiles(reader) if plan.roi_id == "test-0"]
     values = np.random.default_rng(0).random((len(reader.table), 3, SIZE, SIZE), np.float32)
-    whole = read_tile(reader, whole_plan).mosaicked(values[list(whole_plan.rows)])
+    whole = read_tile(reader, whole_plan).mosaic(values[list(whole_plan.rows)])
     parts = [plan for plan in plan_tiles(reader, size) if plan.roi_id == "test-0"]
     assert len(parts) > 1
     seen = np.zeros(whole.shape[1:], int)
     corner = iter((r, c) for r in range(0, 71, size) for c in range(0, 45, size))
     for plan, (row, col) in zip(parts, corner, strict=True):
-        tile = read_tile(reader, plan).mosaicked(values[list(plan.rows)])
+        tile = read_tile(reader, plan).mosaic(values[list(plan.rows)])
         here = slice(row, row + tile.shape[1]), slice(col, col + tile.shape[2])
         np.testing.assert_allclose(tile, whole[:, *here], rtol=1e-5)
         seen[here] += 1
@@ -120,7 +121,7 @@ def test_regions_that_overlap_have_no_interval_of_their_own(tmp_path: Path) -> N
     assert result["methods"]["network"]["interval"] is None
 
 
-def test_baselines_stand_beside_it_on_the_same_pixels(evaluated: Run) -> None:
+def test_baselines_are_scored_on_the_same_pixels(evaluated: Run) -> None:
     result = result_of(evaluated)
     totals = {name: np.sum(row["confusion"]) for name, row in result["methods"].items()}
     assert totals == dict.fromkeys(("network", "forest", "majority"), result["pixels"])
@@ -136,20 +137,35 @@ def test_baselines_stand_beside_it_on_the_same_pixels(evaluated: Run) -> None:
     assert result["baselines"]["labelled_pixels"].keys() == {"maize", "pea", "none"}
 
 
-def test_pictures_are_there(evaluated: Run) -> None:
+def test_pictures_are_written(evaluated: Run) -> None:
     names = evaluated.folder.child("evaluation").names(".png")
     assert names == ["confusion.png", "rois/test-0.png", "rois/test-1.png", "scores.png"]
     assert result_of(evaluated)["pictures"] == ["rois/test-0.png", "rois/test-1.png"]
 
 
-def test_a_second_evaluation_reads_nothing_again(evaluated: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_test_split_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, taken = ready_run(str(tmp_path), thresholds=None), Counter[str]()
+    take = ShardReader.take
+
+    def counted(reader: ShardReader, rows: Sequence[int]) -> Batch:
+        batch = take(reader, rows)
+        taken.update(str(name) for name in batch.rows["sample_id"])
+        return batch
+
+    monkeypatch.setattr(ShardReader, "take", counted)
+    evaluate(run)
+    assert {name.split("-")[0] for name in taken} == {"val", "test"}
+    assert set(taken.values()) == {1}
+
+
+def test_a_second_evaluation_is_reused(evaluated: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = evaluated.folder.local(EVALUATION).stat().st_mtime_ns
     assert evaluate(evaluated)["macro_f1/forest"] > 0.97
     assert "reused" in capsys.readouterr().err
     assert evaluated.folder.local(EVALUATION).stat().st_mtime_ns == before
 
 
-def test_another_model_or_other_shards_are_evaluated_anew(
+def test_another_model_or_other_shards_are_evaluated_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = ready_run(str(tmp_path))
@@ -168,7 +184,7 @@ def test_another_model_or_other_shards_are_evaluated_anew(
     assert "evaluate: runs again: shards changed" in capsys.readouterr().err
 
 
-def test_a_head_beside_others_is_evaluated_as_it_is_alone(evaluated: Run, tmp_path: Path) -> None:
+def test_an_auxiliary_head_scores_as_it_does_alone(evaluated: Run, tmp_path: Path) -> None:
     run = ready_run(str(tmp_path))
     save_checkpoint(beside_others(small_checkpoint((0.5, 0.5)), "crops"), run.folder.child("models/finetune"))
     with pytest.raises(InputError, match="of another class list: forest"):
@@ -204,7 +220,7 @@ def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -
     assert result["thresholds_chosen_on"] == "val"
 
 
-def test_without_a_val_split_it_is_said_where_thresholds_come_from(tmp_path: Path) -> None:
+def test_without_a_val_split_thresholds_are_defaults_or_those_of_the_checkpoint(tmp_path: Path) -> None:
     run = ready_run(str(tmp_path), thresholds=(0.25, 0.75))
     run.folder.delete("shards/val/00000.parquet")
     evaluate(run)
@@ -214,7 +230,7 @@ def test_without_a_val_split_it_is_said_where_thresholds_come_from(tmp_path: Pat
         "forest": [0.5, 0.5],
         "majority": [0.5, 0.5],
     }
-    assert "no val split: 0.5 (the network's are those of its checkpoint)" in result["thresholds_chosen_on"]
+    assert "no val split: 0.5" in result["thresholds_chosen_on"]
 
 
 def test_partly_labelled_land_has_recall_and_no_precision(tmp_path: Path) -> None:
@@ -247,39 +263,8 @@ def test_a_model_of_another_backscatter_is_refused(tmp_path: Path) -> None:
         evaluate(run)
 
 
-def test_a_run_without_test_rois_is_told_so(tmp_path: Path) -> None:
+def test_a_run_without_test_rois_is_an_error(tmp_path: Path) -> None:
     run = ready_run(str(tmp_path))
     run.folder.delete("shards/test/00000.parquet")
     with pytest.raises(InputError, match=r"rois\.split\.test"):
         evaluate(run)
-
-
-def test_features_are_all_bands_of_all_months_and_validity() -> None:
-    land = LANDS["test"][0]
-    where = np.zeros(land.truth_hw.shape, bool)
-    where[0, 3] = where[20, 7] = True
-    features = pixel_features(land.s1_cthw, land.s2_cthw, where)
-    assert features.shape == (2, 12 * MONTHS + 2 * MONTHS)
-    np.testing.assert_array_equal(features[1, : 2 * MONTHS], land.s1_cthw[:, :, 20, 7].ravel())
-    np.testing.assert_array_equal(features[1, 2 * MONTHS : 12 * MONTHS], land.s2_cthw[:, :, 20, 7].ravel())
-    # s1 by month, then s2 by month: the upper rows have no view in the first month.
-    np.testing.assert_array_equal(features[:, 12 * MONTHS :], [[1, 1, 0, 1], [1, 1, 1, 1]])
-
-
-def test_a_sample_of_pixels_is_bounded_and_uniform() -> None:
-    sample = PixelSample(capacity=500, seed=0)
-    s1 = np.zeros((2, 1, 40, 50), np.int16)
-    for patch in range(10):
-        s2 = np.full((10, 1, 40, 50), patch, np.int16)
-        sample.add(s1, s2, np.zeros((40, 50), np.uint8))
-    features, labels = sample.drawn(400)
-    assert sample.seen == {0: 20_000}
-    assert len(features) == len(labels) == 400
-    by_patch = np.bincount(features[:, 2], minlength=10)
-    # 400 of ten equal parts: 40 each, standard deviation 6.
-    assert (np.abs(by_patch - 40) < 25).all()
-
-
-def test_shares_are_even_but_for_what_is_scarce() -> None:
-    assert even_shares({0: 5, 1: 1000, 2: 1000}, 105) == {0: 5, 1: 50, 2: 50}
-    assert even_shares({0: 5, 1: 6}, 100) == {0: 5, 1: 6}

@@ -1,4 +1,6 @@
-"""Scores against scikit-learn on plain pixels, and the block bootstrap."""
+"""Scores against scikit-learn on plain pixels, the block bootstrap, and the table of classifiers."""
+
+import json
 
 import numpy as np
 import pytest
@@ -7,15 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
+from cropray.errors import InputError
 from cropray.evaluation.metrics import (
     block_draws,
     confusion,
-    drawn,
     interval,
+    known_truth,
     macro_f1,
     macro_recall,
     per_class,
-    recalls,
+    resampled,
+    score_table,
 )
 from cropray.types import BACKGROUND, UNLABELLED
 
@@ -49,14 +53,9 @@ def test_a_pixel_of_unknown_truth_is_not_counted() -> None:
     np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 1], [0, 1, 0]])
 
 
-def test_maps_of_which_nothing_is_known_count_nothing() -> None:
+def test_maps_of_unknown_truth_count_nothing() -> None:
     unknown = np.full((3, 4), UNLABELLED, np.uint8)
     np.testing.assert_array_equal(confusion(unknown, np.zeros_like(unknown), 2), np.zeros((3, 3)))
-
-
-def test_partly_labelled_truth_has_recall_and_no_precision() -> None:
-    counts = np.array([[8, 1, 1], [5, 5, 0], [0, 0, 0]])
-    assert recalls(counts) == [{"recall": 0.8, "support": 10}, {"recall": 0.5, "support": 10}]
 
 
 def test_a_score_of_nothing_is_not_a_number() -> None:
@@ -71,17 +70,76 @@ def test_a_draw_is_the_sum_of_the_blocks_it_names() -> None:
     blocks = rng.integers(0, 50, (5, 3, 3))
     draws = block_draws(5, 20, seed=3)
     assert draws.sum(axis=1).tolist() == [5] * 20
-    for draw, counts in zip(draws, drawn(blocks, draws), strict=True):
+    for draw, counts in zip(draws, resampled(blocks, draws), strict=True):
         picked = np.repeat(np.arange(5), draw)
         np.testing.assert_array_equal(counts, blocks[picked].sum(axis=0))
 
 
 def test_the_interval_of_equal_blocks_is_a_point_and_of_unequal_ones_has_their_spread() -> None:
     good, bad = np.array([[90, 10], [10, 90]]), np.array([[10, 90], [90, 10]])
-    same = drawn(np.stack([good] * 8), block_draws(8, 500, seed=0))
+    same = resampled(np.stack([good] * 8), block_draws(8, 500, seed=0))
     low, high = interval(macro_f1(same)) or (0, 1)
     assert low == pytest.approx(high)
-    mixed = drawn(np.stack([good] * 4 + [bad] * 4), block_draws(8, 2000, seed=0))
+    mixed = resampled(np.stack([good] * 4 + [bad] * 4), block_draws(8, 2000, seed=0))
     # F1 of a draw with n good blocks is 0.1 + 0.1 n; n is binomial(8, 1/2), of which 1 and 7 are
     # the 2.5 and 97.5 per cent points (P(n <= 0) = 0.4 %, P(n <= 1) = 3.5 %).
     assert interval(macro_f1(mixed)) == pytest.approx([0.2, 0.8])
+
+
+CLASSES = ("maize", "pea")
+GOOD = np.array([[8, 1, 1], [2, 6, 2], [0, 0, 10]])
+BAD = np.array([[1, 8, 1], [6, 2, 2], [5, 5, 0]])
+
+
+def test_a_single_block_has_a_score_and_no_interval() -> None:
+    table = score_table("truth", CLASSES, {"network": GOOD[None], "forest": BAD[None]}, draws=100, seed=0)
+    assert table["methods"]["network"]["score"] > table["methods"]["forest"]["score"]
+    assert table["methods"]["network"]["interval"] is None
+    assert table["differences"]["forest"]["interval"] is None
+
+
+def test_differences_are_paired() -> None:
+    """A classifier does not differ from itself in any draw, however wide its own interval is."""
+    blocks = np.stack([GOOD, BAD, GOOD, BAD])
+    table = score_table("truth", CLASSES, {"one": blocks, "same": blocks.copy()}, draws=200, seed=0)
+    low, high = table["methods"]["one"]["interval"]
+    assert high - low > 0.1
+    assert table["differences"]["same"] == {"score": 0.0, "interval": [0.0, 0.0]}
+
+
+def test_land_without_any_crop_has_no_score() -> None:
+    background = np.zeros((2, 3, 3), np.int64)
+    background[:, 2, 2] = 10
+    table = score_table("truth", CLASSES, {"network": background}, draws=10, seed=0)
+    assert table["methods"]["network"]["score"] is None
+    assert table["methods"]["network"]["interval"] is None
+    assert table["methods"]["network"]["accuracy"] == 1.0
+    json.dumps(table, allow_nan=False)
+
+
+def test_a_split_without_known_pixels_is_an_error() -> None:
+    nothing = np.zeros((2, 3, 3), np.int64)
+    with pytest.raises(InputError, match=r"nothing to score.*rois\.split\.test"):
+        score_table("annotated", CLASSES, {"network": nothing}, draws=10, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [("truth", [1, 0, 1, 0]), ("class_map", [0, BACKGROUND, UNLABELLED, 1]), ("annotated", [0, 255, 255, 1])],
+)
+def test_only_known_truth_is_scored(scope: str, expected: list[int]) -> None:
+    label = np.array([[0, BACKGROUND, UNLABELLED, 1]], np.uint8)
+    truth = np.array([[1, 0, 1, 0]], np.uint8)
+    assert known_truth(scope, label, truth).tolist() == [expected]
+
+
+def test_annotated_parcels_have_recall_and_no_precision() -> None:
+    counts = np.array([[[8, 1, 1], [5, 5, 0], [0, 0, 0]]])
+    table = score_table("annotated", CLASSES, {"network": counts}, draws=0, seed=0)
+    row = table["methods"]["network"]
+    assert row["per_class"] == [
+        {"class": "maize", "recall": 0.8, "support": 10},
+        {"class": "pea", "recall": 0.5, "support": 10},
+    ]
+    assert row["confusion"] == [[8, 1, 1], [5, 5, 0]]
+    assert (table["score"], row["score"]) == ("macro_recall", pytest.approx(0.65))

@@ -23,7 +23,7 @@ from cropray.types import BACKGROUND
 from tests.lands import LANDS, ready_run, small_checkpoint
 from tests.test_evaluate import expected_map
 
-FAIR, LAZY = (0.5, 0.5), (0.999, 0.999)  # thresholds of a network that maps crops, and of one that maps none
+FAIR, LAZY = (0.5, 0.5), (0.999, 0.999)  # thresholds that map crops, and that map none
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         save_checkpoint(small_checkpoint(thresholds), run.folder.child(f"models/{name}"))
     for number, reference in enumerate(["", "run:models/lazy", "run:models/equal"], start=1):
         assert register_checkpoint(run, reference)["registered"] == f"models:/cropray/{number}"
-        told = evaluate(with_settings(run, {"evaluate.model": reference}))
-        assert told["versions"] == [f"models:/cropray/{number}"]
+        result = evaluate(with_settings(run, {"evaluate.model": reference}))
+        assert result["versions"] == [f"models:/cropray/{number}"]
     return run
 
 
@@ -49,23 +49,23 @@ def checkpoint_of(run: Run, reference: str) -> tuple:
     return reference, load_checkpoint(resolve_model(reference, run))
 
 
-def test_the_first_champion_needs_an_evaluation_and_the_next_to_be_no_worse(run: Run) -> None:
-    told = promote(run, "models:/cropray/1")
-    assert (told["champion"], told["before"]) == ("models:/cropray/1", None)
-    assert told["evaluation"]["value"] == find(run, "models:/cropray/1").evaluation["value"]
+def test_the_first_champion_needs_an_evaluation_and_the_next_must_not_be_worse(run: Run) -> None:
+    result = promote(run, "models:/cropray/1")
+    assert (result["champion"], result["before"]) == ("models:/cropray/1", None)
+    assert result["evaluation"]["value"] == find(run, "models:/cropray/1").evaluation["value"]
     with pytest.raises(InputError, match=r"cropray/2 may be worse.*tracking\.promotion_margin.*--force"):
         promote(run, "models:/cropray/2")
     assert find(run, "models:/cropray@champion").number == "1"
-    told = promote(run)  # what tracking.alias points to: version 3
-    assert (told["champion"], told["before"]) == ("models:/cropray/3", "models:/cropray/1")
-    assert told["comparison"]["interval"] == [0, 0]
+    result = promote(run)  # what tracking.alias points to: version 3
+    assert (result["champion"], result["before"]) == ("models:/cropray/3", "models:/cropray/1")
+    assert result["comparison"]["interval"] == [0, 0]
     assert promote(run) == {"champion": "models:/cropray/3", "before": "models:/cropray/3"}
     record = json.loads(find(run, "models:/cropray@champion").tags["cropray.promotion"])
     assert record["comparison"]["val_shards"] == fingerprint(shard_uris(run.folder, "val"))
     assert record["margin"] == run.config.tracking.promotion_margin
 
 
-def test_a_promotion_by_force_is_on_record(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forced_promotion_is_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "a. user")
     promote(run, "models:/cropray/2", force="the harvest is in ten days")
     version = find(run, "models:/cropray@champion")
@@ -125,10 +125,10 @@ def test_models_of_other_conditions_cannot_be_compared(run: Run, change: dict, m
         compare(run, mine, ("the other", replace(mine[1], **change)))
 
 
-def test_a_single_block_or_no_draws_tell_nothing(run: Run) -> None:
+def test_a_single_block_or_no_draws_give_no_interval(run: Run) -> None:
     promote(run, "models:/cropray/3", force="a test begins here")
     for settings in ({"rois.split.buffer_m": 100_000}, {"evaluate.bootstrap": 0}):
-        with pytest.raises(InputError, match=r"cannot be told from .*Use a run with more regions in val"):
+        with pytest.raises(InputError, match=r"cannot be compared with .*two blocks.*evaluate\.bootstrap"):
             promote(with_settings(run, settings), "models:/cropray/1")
 
 
@@ -140,10 +140,10 @@ def test_a_run_without_val_cannot_compare(run: Run, tmp_path: Path) -> None:
         promote(elsewhere, "models:/cropray/1")
 
 
-def test_an_unmeasured_model_is_no_champion(run: Run) -> None:
+def test_a_model_must_be_evaluated_before_promotion(run: Run) -> None:
     save_checkpoint(small_checkpoint((0.4, 0.4)), run.folder.child("models/new"))
     new = register_checkpoint(run, "run:models/new")["registered"]
-    with pytest.raises(InputError, match=rf"{new} was not evaluated yet: cropray evaluate"):
+    with pytest.raises(InputError, match=rf"{new} was not evaluated yet.*cropray evaluate"):
         promote(run)
     client = open_client(tracking_uri(run))
     client.delete_model_version("cropray", new.rsplit("/", 1)[-1])

@@ -1,6 +1,6 @@
-"""The evaluation stage: the network beside its baselines, on whole ROIs held out for the test.
+"""The evaluation stage: the network and its baselines, compared on whole held-out ROIs.
 
-Thresholds come from val, by one function for all methods; the test split is read once.
+Thresholds of all classifiers are chosen on val by the same function; the test split is read once.
 """
 
 from __future__ import annotations
@@ -8,70 +8,46 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 
 from cropray.config import Config
 from cropray.errors import InputError
-from cropray.evaluation.baselines import (
-    Method,
-    Network,
-    Thresholds,
-    default_thresholds,
-    fit_baselines,
-    thresholds_on,
-)
-from cropray.evaluation.metrics import Counts, Scope, tables
-from cropray.evaluation.mosaics import TilePlan, extents, plan_tiles
-from cropray.evaluation.tile_scores import ScoredTile, check_fit, count_blocks, scope_of, scored_tiles
+from cropray.evaluation.classifiers import Classifier, Network, fit_baselines, fit_thresholds
+from cropray.evaluation.metrics import Counts, Scope, confusion, known_truth, score_table
+from cropray.evaluation.mosaics import MosaicTile, TilePlan, block_numbers, plan_tiles, read_tile, roi_grids
 from cropray.figures.charts import EVALUATION, confusion_chart, scores_chart
 from cropray.figures.pictures import comparison_picture
-from cropray.models.checkpoint import Checkpoint, load_checkpoint
-from cropray.models.decision import Predictor
+from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs, load_checkpoint
+from cropray.models.decision import DEFAULT_THRESHOLD, decide
 from cropray.models.heads import with_head
-from cropray.progress import Progress, progress, say
+from cropray.progress import progress, say
 from cropray.rois.splits import SPLITS
 from cropray.run import Run, Summary
 from cropray.shards.file import fingerprint, refuse_missing, shard_uris
 from cropray.shards.reader import ShardReader
+from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
 from cropray.tracking.lineage import checkpoint_id
 from cropray.tracking.registry import resolve_model
 from cropray.tracking.versions import link_evaluation
-from cropray.types import BoolArray
+from cropray.types import UNLABELLED, ByteArray, FloatArray
 
 _BATCH = 32
 _PICTURES = 12
 
-
-@dataclass(frozen=True)
-class Job:
-    """What is evaluated, and how."""
-
-    config: Config
-    checkpoint: Checkpoint
-    test: ShardReader
-    val: ShardReader | None
-    train: list[str]
-    scope: Scope
-
-    @property
-    def unlabelled(self) -> str:
-        """What pixels without a label were to the loss."""
-        return str((self.checkpoint.recipe or {}).get("unlabelled", "ignore"))
+Visit = Callable[[MosaicTile, ByteArray, Mapping[str, ByteArray]], None]
+"""Called with a tile, its known truth (H, W) and the map (H, W) of each classifier."""
 
 
 def evaluate(run: Run) -> Summary:
-    """Score a model on the test split; writes evaluation/evaluation.json and pictures beside it.
+    """Score a model on the test split. Writes evaluation/evaluation.json and pictures next to it.
 
-    Where the model is registered, its versions are given the figures. Raises InputError where there is
-    no test split, or where the model does not fit the shards.
+    Registered versions of the model receive the scores. Raises InputError if the run has no test split, or
+    if the model does not fit the shards.
     """
     run.begin("evaluate")
     folder = resolve_model(run.config.evaluate.model, run)
@@ -84,33 +60,100 @@ def evaluate(run: Run) -> Summary:
         run.finish("evaluate", summary, inputs)
     else:
         say(f"evaluate: reused {run.folder}/{EVALUATION}")
-    # Last, so that a registry that fails costs no evaluation: the same command goes on from here.
+    # Last, so that no evaluation is lost if the registry fails: the same command resumes here.
     if run.config.evaluate.head is None:
         result = json.loads(run.folder.read_text(EVALUATION))
         summary = summary | {"versions": link_evaluation(run, folder, result, inputs["shards"])}
     return summary
 
 
+def open_split(run: Run, split: str, remedy: str) -> ShardReader:
+    """The shards of a split, in order. Raises InputError with the `remedy` if there are none."""
+    uris = shard_uris(run.folder, split)
+    if not uris:
+        raise InputError(f"{run.folder} has no shards of the split {split}: {remedy}")
+    return ShardReader(uris, batch_size=_BATCH, shuffle=False)
+
+
+def check_fit(checkpoint: Checkpoint, metadata: ShardMetadata, model: str, where: str) -> None:
+    """Raises InputError if a model has other classes, bands, backscatter or months than the shards."""
+    check_classes(checkpoint, metadata.classes, model)
+    check_inputs(
+        checkpoint,
+        s2_bands=metadata.s2_bands,
+        s1_bands=metadata.s1_bands,
+        s1_quantity=metadata.s1_quantity,
+        where=where,
+    )
+    if checkpoint.window != metadata.window:
+        raise InputError(
+            f"the model {model} was trained on the window {checkpoint.window}, but the shards have "
+            f"{metadata.window}: export with the same window, or evaluate another model"
+        )
+
+
+def score_split(
+    config: Config,
+    reader: ShardReader,
+    classifiers: Mapping[str, Classifier],
+    thresholds: Mapping[str, FloatArray],
+    visit: Visit | None = None,
+) -> dict[str, Any]:
+    """Scores (`metrics.score_table`) of classifiers on whole ROIs, each with its own thresholds.
+
+    A pixel without a valid observation has no truth, since a map holds nodata there.
+    """
+    metadata, n_classes, plans = reader.metadata, len(reader.metadata.classes), plan_tiles(reader)
+    scope: Scope = "truth" if metadata.has_truth else "class_map" if config.labels.class_map else "annotated"
+    block_of = block_numbers(roi_grids(reader), config.rois.split.buffer_m)
+    empty = np.zeros((n_classes + 1, n_classes + 1), np.int64)
+    counts: dict[str, dict[int, Counts]] = {name: defaultdict(empty.copy) for name in classifiers}
+    with progress("evaluate", len(plans)) as bar:
+        for plan in plans:
+            tile = read_tile(reader, plan)
+            truth_hw = known_truth(scope, tile.label_hw, tile.truth_hw)
+            truth_hw = np.where(tile.seen_hw, truth_hw, np.uint8(UNLABELLED))
+            maps = {
+                name: decide(classifier.probabilities(tile), thresholds[name])
+                for name, classifier in classifiers.items()
+            }
+            for name, map_hw in maps.items():
+                counts[name][block_of[plan.roi_id]] += confusion(truth_hw, map_hw, n_classes)
+            if visit is not None:
+                visit(tile, truth_hw, maps)
+            bar.advance()
+    stacked = {name: np.stack(list(by_block.values())) for name, by_block in counts.items()}
+    return score_table(scope, metadata.classes, stacked, draws=config.evaluate.bootstrap, seed=config.seed)
+
+
 def _evaluate(run: Run, folder: Folder) -> Summary:
-    start = time.monotonic()
-    job = _job(run, folder)
-    methods: dict[str, Method] = {"network": Network(Predictor(job.checkpoint, _device()))}
+    start, config = time.monotonic(), run.config
+    checkpoint = with_head(load_checkpoint(folder), config.evaluate.head, str(folder))
+    test = open_split(run, "test", "give it a share of the ROIs (rois.split.test), or add ROIs")
+    check_fit(checkpoint, test.metadata, str(folder), "the test split")
+    classifiers: dict[str, Classifier] = {"network": Network(checkpoint)}
     baselines: dict[str, Any] | None = None
-    if job.config.evaluate.baselines:
-        fitted, baselines = _baselines(job)
-        methods |= fitted
-    plans, val_plans = plan_tiles(job.test), [] if job.val is None else plan_tiles(job.val)
-    with progress("evaluate", len(plans) + len(val_plans)) as bar:
-        thresholds, chosen_on = _thresholds(job, methods, val_plans, bar)
-        counts, pictures = _score(job, methods, thresholds, plans, bar)
-    classes = job.checkpoint.classes
-    draws, seed = job.config.evaluate.bootstrap, job.config.seed
+    if config.evaluate.baselines:
+        unlabelled = str(checkpoint.recipe.get("unlabelled", "ignore"))
+        train = shard_uris(run.folder, "train")
+        fitted, baselines = fit_baselines(train, config.evaluate, unlabelled=unlabelled, seed=config.seed)
+        classifiers |= fitted
+    thresholds, chosen_on = _thresholds(run, checkpoint, classifiers)
+    pictured, pictures = _pictured(plan_tiles(test)), dict[str, bytes]()
+
+    def draw(tile: MosaicTile, truth_hw: ByteArray, maps: Mapping[str, ByteArray]) -> None:
+        plan = tile.plan
+        if plan in pictured:
+            title, map_hw, classes = f"{plan.roi_id} · {plan.crop}", maps["network"], checkpoint.classes
+            picture = comparison_picture(truth_hw, map_hw, classes, tile.s2_cthw, title)
+            pictures[f"rois/{plan.roi_id}.png"] = picture
+
     result: dict[str, Any] = {
         "model": folder.uri,
-        "classes": list(classes),
-        "regions": len(extents(job.test)),
-        **tables(job.scope, classes, counts, draws=draws, seed=seed),
-        "draws": draws,
+        "classes": list(checkpoint.classes),
+        "regions": len(roi_grids(test)),
+        **score_split(config, test, classifiers, thresholds, draw),
+        "draws": config.evaluate.bootstrap,
         "thresholds": {name: [round(float(t), 4) for t in chosen] for name, chosen in thresholds.items()},
         "thresholds_chosen_on": chosen_on,
         "baselines": baselines,
@@ -121,98 +164,29 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         run.folder.write_bytes(f"evaluation/{name}", picture)
     run.folder.write_text(EVALUATION, json.dumps(result, indent=1, allow_nan=False) + "\n")
     return {
-        "scope": result["scope"],
-        "blocks": result["blocks"],
-        "pixels": result["pixels"],
+        **{key: result[key] for key in ("scope", "blocks", "pixels")},
         **{f"{result['score']}/{name}": row["score"] for name, row in result["methods"].items()},
         "seconds": round(time.monotonic() - start, 1),
     }
 
 
-def _job(run: Run, folder: Folder) -> Job:
-    checkpoint = with_head(load_checkpoint(folder), run.config.evaluate.head, str(folder))
-    test, val = shard_uris(run.folder, "test"), shard_uris(run.folder, "val")
-    if not test:
-        raise InputError(
-            f"{run.folder} has no shards of the split test: give it a share of the ROIs "
-            "(rois.split.test), or more ROIs to divide"
-        )
-    reader = ShardReader(test, batch_size=_BATCH, shuffle=False)
-    check_fit(checkpoint, reader.metadata, str(folder), "the test split")
-    return Job(
-        run.config,
-        checkpoint,
-        test=reader,
-        val=ShardReader(val, batch_size=_BATCH, shuffle=False) if val else None,
-        train=shard_uris(run.folder, "train"),
-        scope=scope_of(run.config, reader.metadata),
-    )
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _baselines(job: Job) -> tuple[dict[str, Method], dict[str, Any]]:
-    def labelled(table: pa.Table) -> BoolArray:
-        return np.asarray(table["labelled_fraction"].to_numpy() > 0, np.bool_)
-
-    settings = job.config.evaluate
-    return fit_baselines(
-        ShardReader(job.train, batch_size=_BATCH, shuffle=False, keep=labelled),
-        unlabelled=job.unlabelled,
-        pixels=settings.forest_pixels,
-        trees=settings.forest_trees,
-        seed=job.config.seed,
-    )
-
-
 def _thresholds(
-    job: Job, methods: dict[str, Method], plans: list[TilePlan], bar: Progress
-) -> tuple[dict[str, Thresholds], str]:
-    """Thresholds by method, and where they come from; the checkpoint's own are kept."""
-    own = job.checkpoint.thresholds
-    known: dict[str, Thresholds] = {} if own is None else {"network": np.array(own, np.float32)}
-    if job.val is None:
-        default = default_thresholds(len(job.checkpoint.classes))
-        told = "nothing, for there is no val split: 0.5"
-        if known:
-            told += " (the network's are those of its checkpoint)"
-        return dict.fromkeys(methods, default) | known, told
-    missing = {name: method for name, method in methods.items() if name not in known}
-    return thresholds_on(job.val, plans, missing, bar, job.config.seed) | known, "val"
+    run: Run, checkpoint: Checkpoint, classifiers: Mapping[str, Classifier]
+) -> tuple[dict[str, FloatArray], str]:
+    """Thresholds (K,) by classifier, and what they were chosen on. Those of the checkpoint are kept."""
+    known = {"network": np.array(own, np.float32)} if (own := checkpoint.thresholds) else {}
+    if shard_uris(run.folder, "val"):
+        missing = {name: classifier for name, classifier in classifiers.items() if name not in known}
+        chosen = fit_thresholds(open_split(run, "val", ""), missing, run.config.seed) if missing else {}
+        return chosen | known, "val"
+    default = np.full(len(checkpoint.classes), DEFAULT_THRESHOLD, np.float32)
+    note = " (the network uses those of its checkpoint)" if known else ""
+    chosen_on = f"nothing, since there is no val split: {DEFAULT_THRESHOLD}{note}"
+    return dict.fromkeys(classifiers, default) | known, chosen_on
 
 
-def _score(
-    job: Job,
-    methods: dict[str, Method],
-    thresholds: dict[str, Thresholds],
-    plans: Sequence[TilePlan],
-    bar: Progress,
-) -> tuple[dict[str, Counts], dict[str, bytes]]:
-    """Confusion matrices (R, M, M) of the test's blocks by method, and pictures of some ROIs by name."""
-    shown, pictures = _to_show(plans), {}
-
-    def pictured(tiles: Iterable[ScoredTile]) -> Iterator[ScoredTile]:
-        for scored in tiles:
-            plan = scored.plan
-            if plan in shown:
-                pictures[f"rois/{plan.roi_id}.png"] = comparison_picture(
-                    scored.truth_hw,
-                    scored.maps["network"],
-                    job.checkpoint.classes,
-                    scored.tile.s2_cthw,
-                    title=f"{plan.roi_id} · {plan.crop}",
-                )
-            bar.advance()
-            yield scored
-
-    tiles = pictured(scored_tiles(job.test, plans, methods, thresholds, job.scope))
-    return count_blocks(tiles, job.test, job.config.rois.split.buffer_m), pictures
-
-
-def _to_show(plans: Sequence[TilePlan]) -> list[TilePlan]:
-    """The first tile of some ROIs, crops in turn."""
+def _pictured(plans: Sequence[TilePlan]) -> list[TilePlan]:
+    """The first tile of some ROIs, alternating between crops."""
     by_crop: dict[str, dict[str, TilePlan]] = defaultdict(dict)
     for plan in plans:
         by_crop[plan.crop].setdefault(plan.roi_id, plan)

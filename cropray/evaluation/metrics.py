@@ -1,7 +1,7 @@
-"""Scores from confusion matrices, and how sure they are when whole blocks are drawn again.
+"""Scores from confusion matrices, with intervals from a block bootstrap.
 
-A confusion matrix is (M, M): rows are the truth, columns the prediction, the K crops first; the
-last of M = K + 1 is "none" (known to be no crop, or no class predicted). R blocks, D draws.
+A confusion matrix is (M, M): rows are the truth, columns the prediction. The K crops come first, and the
+last of M = K + 1 is "none" (the truth is no crop, or no class is predicted). R blocks, D bootstrap draws.
 """
 
 from __future__ import annotations
@@ -15,106 +15,19 @@ import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, jaccard_score, precision_recall_fscore_support
 
 from cropray.errors import InputError
-from cropray.types import BACKGROUND, UNLABELLED, ByteArray
+from cropray.types import BACKGROUND, UNLABELLED, ByteArray, DoubleArray
 
 Counts = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float64]
-
-NONE = "none"
-"""Name of the last row and column: no crop."""
-
-
-def confusion(truth: ByteArray, predicted: ByteArray, n_classes: int) -> Counts:
-    """Confusion matrix (K + 1, K + 1) of two maps of classes, BACKGROUND as the last class.
-
-    Pixels whose truth is UNLABELLED are not counted. The maps may have any shape, but the same.
-    """
-    known = truth != UNLABELLED
-    labels = [*range(n_classes), BACKGROUND]
-    if not known.any():  # as in a tile between the parcels, which scikit-learn refuses
-        return np.zeros((len(labels), len(labels)), np.int64)
-    counts: Counts = confusion_matrix(truth[known], predicted[known], labels=labels).astype(np.int64)
-    return counts
-
-
-def per_class(counts: Counts) -> list[dict[str, Any]]:
-    """Precision, recall, F1, IoU and support (pixels of truth) of each of the M classes.
-
-    Only where the truth of every pixel is known: precision needs all that is not the class.
-    scikit-learn scores the M × M pairs of classes, each weighted with its count.
-    """
-    truth, predicted = (index.ravel() for index in np.indices(counts.shape))
-    weights = counts.ravel()
-    options = {"labels": list(range(len(counts))), "sample_weight": weights, "zero_division": 0.0}
-    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, **options)
-    iou = jaccard_score(truth, predicted, average=None, **options)
-    return [
-        {"precision": float(p), "recall": float(r), "f1": float(f), "iou": float(i), "support": int(s)}
-        for p, r, f, i, s in zip(precision, recall, f1, iou, support, strict=True)
-    ]
-
-
-def recalls(counts: Counts) -> list[dict[str, Any]]:
-    """Recall and support of each crop, where the truth is known of annotated parcels only."""
-    return [{"recall": row["recall"], "support": row["support"]} for row in per_class(counts)[:-1]]
-
-
-def macro_f1(counts: npt.NDArray[Any]) -> Scores:
-    """Mean F1 over the crops (not "none") of matrices (…, M, M): F1 = 2 TP / (2 TP + FP + FN).
-
-    A crop that does not occur in the truth is left out, so that all methods are scored on the same
-    crops; NaN where none occurs.
-    """
-    true_positive = np.diagonal(counts, axis1=-2, axis2=-1)[..., :-1]
-    there, predicted = counts.sum(axis=-1)[..., :-1], counts.sum(axis=-2)[..., :-1]
-    return _mean_of_defined(2 * true_positive, np.where(there > 0, there + predicted, 0))
-
-
-def macro_recall(counts: npt.NDArray[Any]) -> Scores:
-    """Mean recall over the crops that occur in the truth, of matrices (…, M, M)."""
-    true_positive = np.diagonal(counts, axis1=-2, axis2=-1)[..., :-1]
-    return _mean_of_defined(true_positive, counts.sum(axis=-1)[..., :-1])
-
-
-def block_draws(n_blocks: int, draws: int, seed: int) -> Counts:
-    """How often each block occurs (D, R) in `draws` samples of R blocks with replacement."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws).astype(np.int64)
-
-
-def drawn(counts_by_block: Counts, draws: Counts) -> Counts:
-    """Confusion matrices (D, M, M) of the blocks (R, M, M) as often as drawn (D, R)."""
-    summed: Counts = np.einsum("dr,rmn->dmn", draws, counts_by_block)
-    return summed
-
-
-def interval(scores: Scores, level: float = 0.95) -> list[float] | None:
-    """Percentile interval of bootstrap scores (D,); None where there are none."""
-    defined = scores[~np.isnan(scores)]
-    if not len(defined):
-        return None
-    tail = (1 - level) / 2
-    return [float(bound) for bound in np.quantile(defined, [tail, 1 - tail])]
-
-
-def _mean_of_defined(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Scores:
-    """Mean over the last axis of the ratios whose denominator is not 0; NaN where all are."""
-    defined = denominator > 0
-    ratios = np.divide(numerator, denominator, out=np.zeros(denominator.shape), where=defined)
-    number = defined.sum(axis=-1)
-    mean: Scores = np.divide(ratios.sum(axis=-1), number, out=np.full(number.shape, np.nan), where=number > 0)
-    return mean
-
 
 Scope = Literal["truth", "class_map", "annotated"]
-"""What is known: of every pixel; of every pixel of a dense map that is not masked; of annotated parcels."""
+"""Where the truth is known: everywhere; where a dense map is not masked; on annotated parcels only."""
 
 
-def scored_truth(scope: Scope, label_hw: ByteArray, truth_hw: ByteArray | None) -> ByteArray:
-    """The truth that counts: UNLABELLED where none is known.
+def known_truth(scope: Scope, label_hw: ByteArray, truth_hw: ByteArray | None) -> ByteArray:
+    """The truth to score against, UNLABELLED where it is unknown.
 
-    Under "annotated" known background is left out too: it comes from a land-cover map, not from the
-    field, and what surrounds the parcels stays unknown anyway.
+    With "annotated", background is left out too: it comes from a land-cover map, not from the field, and
+    the surroundings of the parcels are unknown anyway.
     """
     if scope == "truth":
         assert truth_hw is not None
@@ -124,72 +37,126 @@ def scored_truth(scope: Scope, label_hw: ByteArray, truth_hw: ByteArray | None) 
     return np.where(label_hw == BACKGROUND, np.uint8(UNLABELLED), label_hw)
 
 
-def tables(
-    scope: Scope,
-    classes: Sequence[str],
-    counts: Mapping[str, Counts],
-    *,
-    draws: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Scores by method, and how much the first method differs from each other one.
+def confusion(truth: ByteArray, predicted: ByteArray, n_classes: int) -> Counts:
+    """Confusion matrix (K + 1, K + 1) of two maps of the same shape; BACKGROUND is the last class.
 
-    `counts` are confusion matrices of blocks (R, K + 1, K + 1) by method, of the same pixels. The
-    score is the macro-F1 over crops, or under "annotated" the macro-recall; its interval (95 %) comes
-    from drawing the blocks again, the same draws for every method, so that differences are paired.
-    A single block cannot be drawn differently: it has no interval. Raises InputError where no pixel
-    is known.
+    Pixels with UNLABELLED truth are not counted.
+    """
+    known = truth != UNLABELLED
+    labels = [*range(n_classes), BACKGROUND]
+    if not known.any():  # scikit-learn refuses empty input
+        return np.zeros((len(labels), len(labels)), np.int64)
+    counts: Counts = confusion_matrix(truth[known], predicted[known], labels=labels).astype(np.int64)
+    return counts
+
+
+def per_class(counts: Counts) -> list[dict[str, Any]]:
+    """Precision, recall, F1, IoU and support (pixels of truth) of each of the M classes.
+
+    Precision, F1 and IoU are valid only if the truth of every pixel is known. scikit-learn scores the
+    M x M pairs of classes, weighted by their counts.
+    """
+    truth, predicted = (index.ravel() for index in np.indices(counts.shape))
+    options = {"labels": list(range(len(counts))), "sample_weight": counts.ravel(), "zero_division": 0.0}
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, **options)
+    iou = jaccard_score(truth, predicted, average=None, **options)
+    return [
+        {"precision": float(p), "recall": float(r), "f1": float(f), "iou": float(i), "support": int(s)}
+        for p, r, f, i, s in zip(precision, recall, f1, iou, support, strict=True)
+    ]
+
+
+def macro_f1(counts: npt.NDArray[Any]) -> DoubleArray:
+    """Mean F1 over the crops (not "none") of matrices (…, M, M): F1 = 2 TP / (2 TP + FP + FN).
+
+    Crops without truth are left out, so all classifiers are scored on the same crops. NaN if none is left.
+    """
+    true_positive = np.diagonal(counts, axis1=-2, axis2=-1)[..., :-1]
+    support, predicted = counts.sum(axis=-1)[..., :-1], counts.sum(axis=-2)[..., :-1]
+    return _mean_of_defined(2 * true_positive, np.where(support > 0, support + predicted, 0))
+
+
+def macro_recall(counts: npt.NDArray[Any]) -> DoubleArray:
+    """Mean recall of matrices (…, M, M) over the crops that have truth; NaN if none has."""
+    true_positive = np.diagonal(counts, axis1=-2, axis2=-1)[..., :-1]
+    return _mean_of_defined(true_positive, counts.sum(axis=-1)[..., :-1])
+
+
+def _mean_of_defined(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> DoubleArray:
+    """Mean over the last axis of the ratios with a denominator above 0; NaN if there is none."""
+    ratios = numerator / np.ma.masked_equal(denominator, 0)
+    mean: DoubleArray = np.ma.filled(ratios.mean(axis=-1), np.nan)
+    return mean
+
+
+def block_draws(n_blocks: int, draws: int, seed: int) -> Counts:
+    """How often each block occurs (D, R) in `draws` samples of R blocks with replacement."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws).astype(np.int64)
+
+
+def resampled(counts_by_block: Counts, draws: Counts) -> Counts:
+    """Confusion matrices (D, M, M): the sums of the blocks (R, M, M) as often as drawn (D, R)."""
+    summed: Counts = np.einsum("dr,rmn->dmn", draws, counts_by_block)
+    return summed
+
+
+def interval(scores: DoubleArray) -> list[float] | None:
+    """95 % percentile interval of bootstrap scores (D,); None if none is defined."""
+    defined = scores[~np.isnan(scores)]
+    return [float(bound) for bound in np.quantile(defined, [0.025, 0.975])] if len(defined) else None
+
+
+def score_table(
+    scope: Scope, classes: Sequence[str], counts: Mapping[str, Counts], *, draws: int, seed: int
+) -> dict[str, Any]:
+    """Scores of each classifier, and the differences between the first and each other one.
+
+    `counts` are confusion matrices by block (R, K + 1, K + 1) of each classifier, over the same pixels. The
+    score is the macro-F1 over crops, or the macro-recall for scope "annotated". Its 95 % interval comes from
+    a bootstrap of the blocks that uses the same draws for all classifiers, so differences are paired. A
+    single block has no interval. Raises InputError if no pixel is known.
     """
     if not any(blocks.any() for blocks in counts.values()):
         raise InputError(
-            "no pixel of the test split is annotated: there is nothing to score; give the split more ROIs "
-            "(rois.split.test), or evaluate with labels that reach them"
+            "the split has no pixel of known class: there is nothing to score; give it more ROIs "
+            "(rois.split.test, rois.split.val), or labels that cover it"
         )
     score = macro_recall if scope == "annotated" else macro_f1
     n_blocks = len(next(iter(counts.values())))
     picks = block_draws(n_blocks, draws if n_blocks > 1 else 0, seed)
-    values = {name: float(score(blocks.sum(axis=0))) for name, blocks in counts.items()}
-    spreads: dict[str, Scores] = {name: score(drawn(blocks, picks)) for name, blocks in counts.items()}
+    totals = {name: blocks.sum(axis=0) for name, blocks in counts.items()}
+    values = {name: float(score(total)) for name, total in totals.items()}
+    spreads = {name: score(resampled(blocks, picks)) for name, blocks in counts.items()}
     first, *others = counts
     return {
         "scope": scope,
-        "score": "macro_recall" if scope == "annotated" else "macro_f1",
+        "score": score.__name__,
         "blocks": n_blocks,
-        "pixels": int(counts[first].sum()),
+        "pixels": int(totals[first].sum()),
         "methods": {
             name: {
-                "score": _number(values[name]),
-                "interval": interval(spreads[name]),
-                "accuracy": _accuracy(blocks.sum(axis=0)),
-                "per_class": _per_class(scope, classes, blocks.sum(axis=0)),
-                "confusion": _shown(scope, blocks.sum(axis=0)).tolist(),
+                **_figure(values[name], spreads[name]),
+                "accuracy": float(np.trace(total)) / int(total.sum()),
+                "per_class": _class_rows(scope, classes, total),
+                # With "annotated" no truth is "none": that row would be empty.
+                "confusion": (total[:-1] if scope == "annotated" else total).tolist(),
             }
-            for name, blocks in counts.items()
+            for name, total in totals.items()
         },
         "differences": {
-            name: {
-                "score": _number(values[first] - values[name]),
-                "interval": interval(spreads[first] - spreads[name]),
-            }
-            for name in others
+            name: _figure(values[first] - values[name], spreads[first] - spreads[name]) for name in others
         },
     }
 
 
-def _per_class(scope: Scope, classes: Sequence[str], counts: Counts) -> list[dict[str, Any]]:
-    rows = recalls(counts) if scope == "annotated" else per_class(counts)[:-1]
-    return [{"class": name, **row} for name, row in zip(classes, rows, strict=True)]
+def _figure(value: float, spread: DoubleArray) -> dict[str, Any]:
+    """A score, None if it is undefined (JSON has no NaN), and its interval."""
+    return {"score": None if math.isnan(value) else value, "interval": interval(spread)}
 
 
-def _shown(scope: Scope, counts: Counts) -> Counts:
-    """Nothing is known to be "none" where parcels alone are known, so that row is no result."""
-    return counts[:-1] if scope == "annotated" else counts
-
-
-def _accuracy(counts: Counts) -> float:
-    return float(np.trace(counts)) / int(counts.sum())
-
-
-def _number(value: float) -> float | None:
-    """As JSON has it: a score of a land without any crop is None."""
-    return None if math.isnan(value) else value
+def _class_rows(scope: Scope, classes: Sequence[str], counts: Counts) -> list[dict[str, Any]]:
+    """Figures of each crop; with "annotated" only those that need no truth outside the parcels."""
+    rows = [{"class": name, **row} for name, row in zip(classes, per_class(counts)[:-1], strict=True)]
+    keys = ("class", "recall", "support") if scope == "annotated" else rows[0]
+    return [{key: row[key] for key in keys} for row in rows]

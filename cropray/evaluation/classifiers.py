@@ -1,0 +1,230 @@
+"""Classifiers that an evaluation compares: the trained network, a random forest on pixels, the majority crop.
+
+Each gives class probabilities for the pixels of a tile, so thresholds and decisions are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from sklearn.ensemble import RandomForestClassifier
+
+from cropray.bands import NODATA
+from cropray.config.training import EvaluateConfig
+from cropray.errors import InputError
+from cropray.evaluation.mosaics import MosaicTile, plan_tiles, read_tile
+from cropray.models.checkpoint import Checkpoint
+from cropray.models.decision import Predictor, choose_thresholds
+from cropray.progress import Progress, progress
+from cropray.shards.reader import ShardReader
+from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray
+
+_PATCHES_AT_ONCE = 16
+_PIXELS_AT_ONCE = 100_000
+_TREES_AT_ONCE = 10
+_THRESHOLD_PIXELS = 1_000_000  # bounds memory: 4 bytes per class each
+
+
+class Classifier(Protocol):
+    """Gives every pixel of a tile its class probabilities."""
+
+    def probabilities(self, tile: MosaicTile) -> FloatArray:
+        """Probabilities (K, H, W); values outside the patches are ignored."""
+        ...
+
+
+class Network:
+    """The trained network, on a GPU if there is one. Averages its predictions where patches overlap."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.predictor = Predictor(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def probabilities(self, tile: MosaicTile) -> FloatArray:
+        n = _PATCHES_AT_ONCE
+        parts = [
+            self.predictor.probabilities(tile.s1_ncthw[i : i + n], tile.s2_ncthw[i : i + n])
+            for i in range(0, len(tile.s1_ncthw), n)
+        ]
+        return tile.mosaic(np.concatenate(parts))
+
+
+def pixel_features(s1_cthw: IntArray, s2_cthw: IntArray, where_hw: BoolArray) -> IntArray:
+    """Features (P, F) of the pixels in a mask: all bands of all months, then validity by sensor and month.
+
+    Stored integers are used unscaled, since trees are invariant to scale. A missing value is NODATA, which
+    no measurement has.
+    """
+    flags = [(cube[:1] != NODATA).astype(np.int16) for cube in (s1_cthw, s2_cthw)]
+    cubes = [cube[:, :, where_hw].reshape(-1, int(where_hw.sum())) for cube in (s1_cthw, s2_cthw, *flags)]
+    return np.ascontiguousarray(np.concatenate(cubes).T)
+
+
+class PixelSample:
+    """A uniform sample of at most `capacity` pixels per label from a stream, in bounded memory.
+
+    Every pixel draws a random key, and the smallest keys of each label are kept. `seen` counts the offered
+    pixels by label.
+    """
+
+    def __init__(self, capacity: int, seed: int) -> None:
+        self.seen: dict[int, int] = {}
+        self._capacity = capacity
+        self._rng = np.random.default_rng(seed)
+        self._kept: dict[int, tuple[npt.NDArray[np.float64], IntArray]] = {}
+
+    def add(self, s1_cthw: IntArray, s2_cthw: IntArray, label_hw: ByteArray) -> None:
+        """Offer the labelled pixels of one patch."""
+        for label in np.unique(label_hw[label_hw != UNLABELLED]).tolist():
+            here = label_hw == label
+            keys = self._rng.random(int(here.sum()))
+            self.seen[label] = self.seen.get(label, 0) + len(keys)
+            features = pixel_features(s1_cthw, s2_cthw, here)
+            if kept := self._kept.get(label):
+                keys, features = np.concatenate([kept[0], keys]), np.concatenate([kept[1], features])
+            best = np.argsort(keys)[: self._capacity]
+            self._kept[label] = keys[best], features[best]
+
+    def drawn(self, total: int) -> tuple[IntArray, ByteArray]:
+        """Features (P, F) and labels (P,) of at most `total` pixels, divided evenly among the labels."""
+        shares = even_shares({label: len(keys) for label, (keys, _) in self._kept.items()}, total)
+        features = [self._kept[label][1][:share] for label, share in shares.items()]
+        return np.concatenate(features), np.repeat(np.array(list(shares), np.uint8), list(shares.values()))
+
+    def majority(self) -> int:
+        """The crop with the most offered pixels. Raises InputError if no crop was offered."""
+        crops = {label: number for label, number in self.seen.items() if label != BACKGROUND}
+        if not crops:
+            raise InputError("no pixel of the train split is labelled as a crop: add parcels to it")
+        return max(crops, key=lambda label: crops[label])
+
+
+def even_shares(available: Mapping[int, int], total: int) -> dict[int, int]:
+    """Divide `total` evenly; a key with less available gets all it has."""
+    shares: dict[int, int] = {}
+    for key, number in sorted(available.items(), key=lambda item: item[1]):
+        shares[key] = min(number, (total - sum(shares.values())) // (len(available) - len(shares)))
+    return shares
+
+
+@dataclass(frozen=True)
+class Forest:
+    """A fitted random forest. A class without a labelled pixel has probability 0."""
+
+    model: RandomForestClassifier
+    n_classes: int
+
+    def probabilities(self, tile: MosaicTile) -> FloatArray:
+        s1_cthw, s2_cthw = tile.s1_cthw, tile.s2_cthw
+        _, _, height, width = s1_cthw.shape
+        rows_at_once = max(1, _PIXELS_AT_ONCE // width)
+        values_khw = np.zeros((self.n_classes, height, width), np.float32)
+        is_crop = self.model.classes_ != BACKGROUND
+        crops = self.model.classes_[is_crop].tolist()
+        for row in range(0, height, rows_at_once):
+            rows = slice(row, row + rows_at_once)
+            s1_part, s2_part = s1_cthw[:, :, rows], s2_cthw[:, :, rows]
+            features = pixel_features(s1_part, s2_part, np.ones(s1_part.shape[2:], np.bool_))
+            scores = self.model.predict_proba(features)[:, is_crop]
+            values_khw[crops, rows] = scores.T.reshape(len(crops), -1, width)
+        return values_khw
+
+
+def fit_forest(
+    sample: PixelSample, n_classes: int, *, pixels: int, trees: int, seed: int, bar: Progress
+) -> Forest:
+    """A random forest on at most `pixels` pixels of the sample; `bar` advances by one per tree.
+
+    Growing it in steps gives the same forest as a single fit.
+    """
+    features, labels = sample.drawn(pixels)
+    model = RandomForestClassifier(0, n_jobs=-1, random_state=seed, warm_start=True)
+    while model.n_estimators < trees:
+        more = min(_TREES_AT_ONCE, trees - model.n_estimators)
+        model.set_params(n_estimators=model.n_estimators + more).fit(features, labels)
+        bar.advance(more)
+    return Forest(model, n_classes)
+
+
+@dataclass(frozen=True)
+class Majority:
+    """Predicts the crop with the most labelled pixels everywhere."""
+
+    crop: int
+    n_classes: int
+
+    def probabilities(self, tile: MosaicTile) -> FloatArray:
+        values_khw = np.zeros((self.n_classes, *tile.label_hw.shape), np.float32)
+        values_khw[self.crop] = 1
+        return values_khw
+
+
+def fit_baselines(
+    uris: Sequence[str], settings: EvaluateConfig, *, unlabelled: str, seed: int
+) -> tuple[dict[str, Classifier], dict[str, Any]]:
+    """Fit the forest and the majority crop on the labelled patches of shards.
+
+    With `unlabelled` "negative" a pixel without a label counts as no crop, as in the loss; otherwise it is
+    left out (a forest has no weak negatives for "own_crop"). Pixels in the overlap of two patches are
+    offered twice, as they are to the network. Returns the classifiers by name, and a description of their
+    training data. Raises InputError if no crop is labelled.
+    """
+
+    def labelled(table: pa.Table) -> BoolArray:
+        return np.asarray(table["labelled_fraction"].to_numpy() > 0, np.bool_)
+
+    reader = ShardReader(uris, batch_size=_PATCHES_AT_ONCE, shuffle=False, keep=labelled)
+    pixels, trees, names = settings.forest_pixels, settings.forest_trees, reader.metadata.classes
+    sample = PixelSample(pixels, seed)
+    with progress("baselines", len(reader) + trees) as bar:
+        for batch in reader.epoch(0):
+            labels = batch.label_bhw
+            if unlabelled == "negative":
+                labels = np.where(labels == UNLABELLED, np.uint8(BACKGROUND), labels)
+            for s1_cthw, s2_cthw, label_hw in zip(batch.s1_bcthw, batch.s2_bcthw, labels, strict=True):
+                sample.add(s1_cthw, s2_cthw, label_hw)
+            bar.advance(note="reading labels")
+        most = sample.majority()
+        forest = fit_forest(sample, len(names), pixels=pixels, trees=trees, seed=seed, bar=bar)
+    description = {
+        "trees": trees,
+        "pixels": min(pixels, sum(sample.seen.values())),
+        "labelled_pixels": {
+            "none" if label == BACKGROUND else names[label]: number
+            for label, number in sorted(sample.seen.items())
+        },
+        "unlabelled": unlabelled,
+        "majority": names[most],
+    }
+    return {"forest": forest, "majority": Majority(most, len(names))}, description
+
+
+def fit_thresholds(
+    reader: ShardReader, classifiers: Mapping[str, Classifier], seed: int
+) -> dict[str, FloatArray]:
+    """Thresholds (K,) of each classifier, chosen on all labelled pixels of a split, or a sample of them.
+
+    Pixels without a valid observation are left out, as in the scores.
+    """
+    plans = plan_tiles(reader)
+    known = sum(reader.table["labelled_fraction"].to_pylist()) * reader.metadata.size**2
+    share = min(1.0, _THRESHOLD_PIXELS / max(1.0, known))
+    rng = np.random.default_rng(seed)
+    labels: list[ByteArray] = []
+    scores: dict[str, list[FloatArray]] = {name: [] for name in classifiers}
+    with progress("thresholds", len(plans)) as bar:
+        for plan in plans:
+            tile = read_tile(reader, plan)
+            known_hw = (tile.label_hw != UNLABELLED) & tile.seen_hw
+            chosen_hw = known_hw & (rng.random(tile.label_hw.shape) < share)
+            labels.append(tile.label_hw[chosen_hw])
+            for name, classifier in classifiers.items():
+                scores[name].append(classifier.probabilities(tile)[:, chosen_hw].T)
+            bar.advance()
+    label_n = np.concatenate(labels)
+    return {name: choose_thresholds(np.concatenate(parts), label_n) for name, parts in scores.items()}
