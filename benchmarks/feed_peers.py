@@ -4,10 +4,11 @@
 
 All do the same work: the same patches of the simulated world, shuffled anew in every epoch, in batches of
 16, normalised to float32 by the same function (the GeoTIFFs, which hold floats, by their own), with two
-worker processes, out of the page cache. What comes out is compared before anything is timed. Workers stay
-alive between epochs, and the first epoch is not timed. cropray verifies a checksum of every sample; of the
-others none does. LitData and MosaicML Streaming store samples as they are, as their guides say; zarr keeps
-a sample a chunk under its default codec; Ray Data reads the shards of cropray.
+worker processes (cropray's are those of torch's DataLoader), out of the page cache. What comes out is
+compared before anything is timed. Workers stay alive between epochs, and the first epoch is not timed.
+cropray verifies a checksum of every sample; none of the others does. LitData and MosaicML Streaming store
+samples as they are, as their guides say; zarr keeps a sample a chunk under its default codec; Ray Data reads
+the shards of cropray.
 
 The peers need packages of other versions than cropray, so this runs in an environment of its own.
 """
@@ -36,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from cropray.models.normalisation import SeedNormalisation
 from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
+from cropray.shards.torch_data import ShardBatches
 from cropray.storage import Folder
 
 WORKERS = 2
@@ -69,16 +71,23 @@ def collated(samples: Sequence[Arrays]) -> list[torch.Tensor]:
     )
 
 
-def normalised(batch: Arrays) -> list[torch.Tensor]:
-    s1, s2 = (np.empty(batch[name].shape, np.float32) for name in ("s1", "s2"))
-    valid = np.empty((len(s2), 2, *s2.shape[2:]), np.int16)
-    SeedNormalisation().into(batch["s1"], batch["s2"], s1, s2, valid)
-    return [torch.from_numpy(values) for values in (s1, s2, batch["label"])]
+def normalised(batch: dict[str, Any]) -> list[torch.Tensor]:
+    stored = {name: torch.as_tensor(batch[name]) for name in ("s1", "s2", "label")}
+    s1, s2, _ = SeedNormalisation().apply(stored["s1"], stored["s2"])
+    return [s1, s2, stored["label"]]
 
 
 def shards(uris: list[str]) -> Batches:
-    reader = ShardReader(uris, batch_size=BATCH, processes=WORKERS, normalise=SeedNormalisation())
-    return lambda epoch: ((b.s1_bcthw, b.s2_bcthw, b.label_bhw) for b in reader.epoch(epoch))
+    batches = ShardBatches(uris, batch_size=BATCH)
+    loader = DataLoader(
+        batches, batch_size=None, num_workers=WORKERS, persistent_workers=True, collate_fn=normalised
+    )
+
+    def epoch(number: int) -> Iterable[Sequence[Any]]:
+        batches.set_epoch(number)
+        return loader
+
+    return epoch
 
 
 def litdata(stored: Stored, folder: Path) -> Batches:

@@ -110,11 +110,11 @@ def device_figures(width: int, size: Size, rate: float, device: torch.device) ->
     }
 
 
-def feed(width: int, size: Size, repeats: int, device: torch.device, processes: int) -> Figures:
+def feed(width: int, size: Size, repeats: int, device: torch.device) -> Figures:
     run = trainer(width, size, device)
     with tempfile.TemporaryDirectory(prefix="cropray-train-") as folder:
         uris = write_shards(Path(folder), size.batch * size.steps)
-        reader = ShardReader(uris, batch_size=size.batch, processes=processes)
+        reader = ShardReader(uris, batch_size=size.batch)
         there = resident(list(reader.epoch(0)), device)
         rates = in_turns(
             {"resident": lambda: trained(run, there), "fed": lambda: trained(run, reader.epoch(0))},
@@ -123,7 +123,7 @@ def feed(width: int, size: Size, repeats: int, device: torch.device, processes: 
             device,
         )
     share = rates["fed"] / rates["resident"]
-    return {"batch": size.batch, "processes": processes, **rates, "ratio": share}
+    return {"batch": size.batch, **rates, "ratio": share}
 
 
 def workers(width: int, size: Size, repeats: int) -> Figures:
@@ -186,7 +186,7 @@ def measured(arguments: argparse.Namespace, sizes: dict[int, Size]) -> dict[str,
     runs: dict[str, Callable[[int, Size], Figures]] = {
         "beside": lambda width, size: beside(width, size, repeats, device),
         "workers": lambda width, size: workers(width, size, repeats),
-        "feed": lambda width, size: feed(width, size, repeats, device, arguments.processes),
+        "feed": lambda width, size: feed(width, size, repeats, device),
     }
     figures: dict[str, Figures] = {}
     for part in arguments.parts:
@@ -233,7 +233,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="samples a step, instead of each width's own")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], help="ours; else the device's own")
     parser.add_argument("--compiled", action="store_true", help="ours by torch.compile")
-    parser.add_argument("--processes", type=int, default=0, help="of the reader; 0: threads")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--profile", action="store_true", help="only where the time goes, by operation")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")

@@ -155,7 +155,7 @@ class Batch:
     """What a reader yields: stored integers and the scalar columns of their rows.
 
     Arrays are numpy; `models.normalisation` turns them into float tensors on a device, together with
-    their validity. Of a reader that normalises itself, s1 and s2 are float32.
+    their validity.
     """
 
     s1_bcthw: IntArray
@@ -164,7 +164,6 @@ class Batch:
     truth_bhw: ByteArray | None
     crop_b: npt.NDArray[np.int64]  # class index of the ROI's own crop, -1 for none
     rows: Mapping[str, list[Any]]  # scalar columns by name, one value a sample
-    valid_b2thw: IntArray | None = None  # of normalised batches: 1 where s2 (channel 0), s1 (1) is valid
 
     def __len__(self) -> int:
         return len(self.label_bhw)

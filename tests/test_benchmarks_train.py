@@ -15,7 +15,7 @@ import torch
 import train
 torch.set_num_threads(1)
 size, cpu = train.Size(batch=2, steps=2, stem=4), torch.device("cpu")
-for figures in (train.beside(4, size, 1, cpu), train.feed(4, size, 1, cpu, processes=0)):
+for figures in (train.beside(4, size, 1, cpu), train.feed(4, size, 1, cpu)):
     assert figures["ratio"] > 0, figures
 print(train.gflop_trained(64, train.Size(1, 1)))
 """

@@ -63,6 +63,13 @@ def test_a_removed_setting_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     assert parse_config(b"grid: {warp: 1, snap: 40}", "config.yaml").grid.snap == 40
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_processes_that_read_shards_are_refused_as_removed(stage: str) -> None:
+    with pytest.raises(InputError, match=rf"{stage}\.processes was removed: one process feeds"):
+        load_config(None, [f"{stage}.processes=2"])
+    assert parse_config(f"{stage}: {{processes: 0}}".encode(), "config.yaml") == Config()
+
+
 def test_every_setting_has_a_description_a_type_and_a_default_that_is_valid() -> None:
     settings = {setting.key: setting for setting in settings_of(Config)}
     assert len(settings) > 150

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cropray.models.normalisation import FixedNormalisation
 from cropray.shards.torch_data import ShardBatches, ShardSamples
 from cropray.storage import Folder
 from tests.samples import make_patch, write_samples
@@ -53,17 +52,25 @@ def test_a_loader_shuffles_samples(uris: list[str], workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_and_ranks_share_out_an_epoch(uris: list[str], workers: int) -> None:
-    seen = Counter[str]()
+def test_workers_and_ranks_share_out_every_epoch(uris: list[str], workers: int) -> None:
+    orders: list[list[str]] = [[], []]
     for rank in range(2):
         data = ShardBatches(uris, batch_size=2, rank=rank, world_size=2, seed=4)
         loader = DataLoader(
-            data, batch_size=None, num_workers=workers, multiprocessing_context="spawn" if workers else None
+            data,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context="spawn" if workers else None,
         )
-        for batch in loader:
-            seen.update(batch["sample_id"])
-            check(batch["sample_id"][0], batch["s1"][0], batch["s2"][0], batch["label"][0])
-    assert len(seen) == sum(seen.values()) == COUNT
+        for epoch in range(2):
+            data.set_epoch(epoch)
+            for batch in loader:
+                orders[epoch] += batch["sample_id"]
+                check(batch["sample_id"][0], batch["s1"][0], batch["s2"][0], batch["label"][0])
+    for order in orders:
+        assert len(set(order)) == len(order) == COUNT
+    assert orders[0] != orders[1]
 
 
 def test_each_epoch_has_its_order(uris: list[str]) -> None:
@@ -74,12 +81,3 @@ def test_each_epoch_has_its_order(uris: list[str]) -> None:
         return next(iter(data))["sample_id"]
 
     assert order(0) == order(0) != order(1)
-
-
-def test_normalised_batches_bring_their_validity(uris: list[str]) -> None:
-    fixed = FixedNormalisation()
-    stored, floats = (next(iter(ShardBatches(uris, batch_size=4, normalise=n))) for n in (None, fixed))
-    s1, s2, valid = fixed.apply(stored["s1"], stored["s2"])
-    for name, values in (("s1", s1), ("s2", s2), ("valid", valid)):
-        assert torch.equal(floats[name], values)
-    assert "valid" not in stored

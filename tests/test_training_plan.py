@@ -227,7 +227,7 @@ def test_batch_norm_is_frozen_only_where_there_are_statistics(folder: Folder, fi
 
 def test_settings_of_the_machines_make_no_other_training(folder: Folder) -> None:
     plan = make_plan(make_run(folder), "pretrain")
-    free = {"workers": [1, 2], "threads": 3, "processes": 1, "store_every_s": 5.0, "max_failures": 9}
+    free = {"workers": [1, 2], "threads": 3, "store_every_s": 5.0, "max_failures": 9}
     assert make_plan(make_run(folder, **free), "pretrain").identity == plan.identity
     for bound in ({"ema": 0.9}, {"accumulate": 2}, {"balance": 0.5}, {"precision": "bfloat16"}):
         assert make_plan(make_run(folder, **bound), "pretrain").identity != plan.identity

@@ -14,8 +14,8 @@ from cropray.config import Config
 from cropray.config.section import Section, settings_of
 from cropray.errors import InputError
 
-_READ_BY_THREADS = "local shards are read by threads. Delete it"
-REMOVED = {"finetune.processes": _READ_BY_THREADS, "pretrain.processes": _READ_BY_THREADS}
+_ONE_READER = "one process feeds a worker's GPU with stored batches. Delete it"
+REMOVED = {"finetune.processes": _ONE_READER, "pretrain.processes": _ONE_READER}
 """Settings of earlier versions, and what to do instead. Records of older runs may still hold them."""
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError)  # ValueError: a date that does not exist, 2022-13-01

@@ -109,7 +109,6 @@ class TrainConfig(Section):
     gpus: float | None = Field(None, ge=0, le=1)
     """GPUs per worker. null: 1 if there are enough now, else 0."""
     threads: int = Field(0, ge=0, description="Torch threads per worker. 0: its share of the CPUs.")
-    processes: int = Field(0, ge=0, description="Processes that read local shards. 0: threads do.")
     compile: bool = Field(False, description="Whether to use torch.compile, for GPUs.")
     max_failures: int = Field(2, ge=0, description="Restarts after a worker or node died.")
 
@@ -131,7 +130,7 @@ class TrainConfig(Section):
 
 
 OPERATIONAL = (
-    *("workers", "gpus", "threads", "processes", "compile"),
+    *("workers", "gpus", "threads", "compile"),
     *("store_every_s", "max_nonfinite", "max_failures"),
 )
 """Settings that may change when a training resumes: the result stays the same, but for rounding."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
 from cropray.errors import InputError
-from cropray.types import FloatArray, IntArray
 
 # Mean and standard deviation over all pixels and months of crops, grass, orchards and vines in
 # Flanders (2018-08 to 2019-11) and Corsica (2021-09 to 2023-01), every site, cover and month with
@@ -59,22 +58,6 @@ class Normalisation(ABC):
                 part = slice(i, i + samples)
                 _scaled(scratch[: len(stored[part])].copy_(stored[part]), valid[part], x[part], scale)
         return s1, s2, valid_b2thw
-
-    def into(
-        self,
-        s1_bcthw: IntArray,
-        s2_bcthw: IntArray,
-        out_s1: FloatArray,
-        out_s2: FloatArray,
-        out_valid_b2thw: IntArray,
-    ) -> None:
-        """As `apply` for a reader of shards: arrays on the CPU, of which the stored ones are used up."""
-        valid = torch.from_numpy(out_valid_b2thw)
-        for stored, out, channel, scale in (
-            (s2_bcthw, out_s2, valid[:, :1], self._scale_s2),
-            (s1_bcthw, out_s1, valid[:, 1:], self._scale_s1),
-        ):
-            _scaled(torch.from_numpy(stored), channel, torch.from_numpy(out), scale)
 
     # Stored values, which may be overwritten, and 1 or 0 for valid or not, both int16, to float32 `out`.
     @abstractmethod

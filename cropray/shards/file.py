@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import xxhash
 
 from cropray.errors import InputError
-from cropray.shards.cache import RangeCache
 from cropray.shards.columns import Column, ColumnPages, find_chunks, rows_checksum
 from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, checksum
 from cropray.storage import Folder, resolve
@@ -34,7 +33,6 @@ class ShardFile:
     """A shard whose footer and scalar columns were read and found sound, or some rows of one.
 
     A local file stays mapped (not open) from the first row group on: mapping costs half of a read.
-    Row groups of a remote one are kept in `cache`, if there is one.
     """
 
     uri: str
@@ -44,11 +42,10 @@ class ShardFile:
     group_sizes: tuple[int, ...]  # rows of each row group
     columns: tuple[Column, ...]  # of the tensors
     ranges_gc2: npt.NDArray[np.int64]  # first byte and number of bytes, by row group and column
-    cache: RangeCache | None = None
     first_row: int = 0  # of these in the file
 
     @classmethod
-    def open(cls, uri: str, cache: RangeCache | None = None) -> ShardFile:
+    def open(cls, uri: str) -> ShardFile:
         """Raises InputError where the file is missing, cut, damaged, or of another format."""
         with _opened(uri) as file:
             metadata = ShardMetadata.from_schema(file.schema_arrow, uri)
@@ -60,12 +57,7 @@ class ShardFile:
             sizes = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
             nbytes = {name: spec.nbytes for name, spec in metadata.tensors.items()}
             columns, ranges = find_chunks(file.metadata, nbytes)
-        return cls(
-            uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, columns, ranges, cache
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:  # the mapping stays here
-        return ShardFile, tuple(getattr(self, field.name) for field in fields(self))
+        return cls(uri, metadata, scalars.replace_schema_metadata(None), footer, sizes, columns, ranges)
 
     def row_group(self, group: int) -> RowGroup:
         """One row group: its bytes are read (remote) or found (local), and not yet decoded.
@@ -76,7 +68,7 @@ class ShardFile:
             return self._row_group(group, self._fetch)
 
     def load_row_group(self, group: int, filesystem: pafs.FileSystem, path: str) -> RowGroup:
-        """As `row_group`, for one that is wanted once: nothing of the file stays mapped, open or cached.
+        """As `row_group`, for one that is wanted once: nothing of the file stays mapped or open.
 
         Its file system and path are given, for one that is opened anew connects anew.
         """
@@ -127,11 +119,7 @@ class ShardFile:
         def fetch(start: int, size: int) -> pa.Buffer:
             return pa.py_buffer(remote.read_at(size, start))
 
-        if self.cache is None:
-            return fetch
-        # The checksum of the columns tells one content of a URI from a later one.
-        cache, name = self.cache, f"{self.uri} {self.footer[ROWS_KEY].decode()}"
-        return lambda start, size: cache.read(f"{name} {start} {size}", lambda: fetch(start, size))
+        return fetch
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from cropray.errors import InputError
-from cropray.shards.assembly import Arrays, Assembly, Normaliser
-from cropray.shards.cache import RangeCache
 from cropray.shards.columns import Buffers
 from cropray.shards.file import RowGroup, ShardFile
 from cropray.shards.order import EpochOrder, Positions, Stretch, Weights, draw_counts
-from cropray.shards.workers import Ticket, Workers
 from cropray.types import Batch, BoolArray
 
 
@@ -61,15 +58,9 @@ class ShardReader:
     for shards that are missing, damaged, of another format, or of different data sets, and where
     fewer samples are left than there are ranks (none at all gives an epoch of no batches).
 
-    With `normalise`, s1 and s2 of the batches are floats, beside their validity where it has one. Batches
-    are made ahead of time by `threads`, or by `processes` if there are any: as fast as there are cores,
-    but each opens row groups for itself, which is not for remote shards.
-
     With `weigh` (weights of the kept rows by their columns, such as `order.balanced_weights`), a sample
     occurs in an epoch as often as its weight says, rounded down or up by chance; an epoch has as many
     samples as without.
-
-    Row groups of remote shards are kept in `cache`, where one is given.
 
     `metadata` is what all shards share; `table` holds the scalar columns of all kept rows, of every
     rank, in the order of the files.
@@ -86,25 +77,20 @@ class ShardReader:
         shuffle: bool = True,
         keep: Callable[[pa.Table], BoolArray] | None = None,
         weigh: Callable[[pa.Table], Weights] | None = None,
-        normalise: Normaliser | None = None,
         threads: int = 2,
-        processes: int = 0,
-        cache: RangeCache | None = None,
     ) -> None:
         if not uris:
             raise InputError("no shards were given; run export and compact first, or name another split")
         if batch_size < 1 or not 0 <= rank < world_size:
             raise InputError(f"cannot read batches of {batch_size} as rank {rank} of {world_size}")
         with ThreadPoolExecutor(_OPENERS) as pool:
-            self._files = list(pool.map(lambda uri: ShardFile.open(uri, cache), uris))
+            self._files = list(pool.map(ShardFile.open, uris))
         self.metadata = self._files[0].metadata
         for file in self._files[1:]:
             _same_data_set(self._files[0], file)
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
         self._rank, self._world_size = rank, world_size
-        self._threads, self._processes = threads, processes
-        self._assembly = Assembly(self.metadata.tensors, normalise)
-        self._buffers, self._workers = Buffers(), cast(Workers | None, None)
+        self._threads, self._buffers = threads, Buffers()
 
         # Row groups are numbered through all files; a kept row is (its group, its row within it).
         self._groups = [
@@ -137,12 +123,11 @@ class ShardReader:
         whatever number of ranks: then the batches are those of what they left.
         """
         batches = self._order(epoch, after).batches(self._rank, self._world_size, self._batch_size)
-        make = self._by_processes if self._processes else self._by_threads
-        return make(batches[start:])
+        return self._read_ahead(batches[start:])
 
     def take(self, indices: Sequence[int] | Positions) -> Batch:
         """The rows of `table` at these positions, in this order."""
-        return next(self._by_threads([np.asarray(indices, np.int64)]))
+        return next(self._read_ahead([np.asarray(indices, np.int64)]))
 
     def order(self, epoch: int, after: Sequence[Stretch] = ()) -> Positions:
         """Positions in `table` that this rank reads in an epoch, in their order."""
@@ -157,7 +142,7 @@ class ShardReader:
             order = order.after(stretch)
         return order
 
-    def _by_threads(self, batches: Sequence[Positions]) -> Iterator[Batch]:
+    def _read_ahead(self, batches: Sequence[Positions]) -> Iterator[Batch]:
         """Batches of these rows, made ahead of time, in order.
 
         A row group is opened ahead of its first use and dropped after its last. Tasks are taken up in
@@ -179,7 +164,7 @@ class ShardReader:
                     group = unopened.popleft()
                     file, index = self._groups[group]
                     groups[group] = pool.submit(self._files[file].row_group, index)
-                making.append(pool.submit(self._filled, rows, groups))
+                making.append(pool.submit(self._batch, rows, groups))
                 groups = {group: opened for group, opened in groups.items() if last_use[group] > step}
                 if len(making) > self._threads:
                     yield making.popleft().result()
@@ -188,40 +173,15 @@ class ShardReader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _filled(self, rows: Positions, groups: Mapping[int, Future[RowGroup]]) -> Batch:
+    def _batch(self, rows: Positions, groups: Mapping[int, Future[RowGroup]]) -> Batch:
         arrays = {
             name: self._buffers.empty((len(rows), *spec.shape), spec.dtype)
-            for name, spec in self._assembly.tensors.items()
+            for name, spec in self.metadata.tensors.items()
         }
         places = zip(self._group_of[rows].tolist(), self._row_of[rows].tolist(), strict=True)
-        self._assembly.fill((groups[group].result().read(row) for group, row in places), arrays)
-        return self._batch(rows, arrays)
-
-    def _by_processes(self, batches: Sequence[Positions]) -> Iterator[Batch]:
-        """As `_by_threads`, each batch made by one of the processes."""
-        if self._workers is None:
-            self._workers = Workers(self._processes, self._files, self._assembly, self._batch_size)
-        if self._workers.busy:  # its answers would be taken for this one's
-            raise RuntimeError(
-                "another epoch of this reader is under way in its processes: finish or close it"
-            )
-        making = deque[tuple[Positions, Ticket]]()
-        try:
-            for rows in batches:
-                while self._workers.full:
-                    ready, ticket = making.popleft()
-                    yield self._batch(ready, self._workers.result(ticket))
-                groups, places = self._group_of[rows].tolist(), self._row_of[rows].tolist()
-                samples = [(*self._groups[group], row) for group, row in zip(groups, places, strict=True)]
-                making.append((rows, self._workers.submit(samples)))
-            while making:
-                ready, ticket = making.popleft()
-                yield self._batch(ready, self._workers.result(ticket))
-        finally:
-            for _, ticket in making:
-                self._workers.discard(ticket)
-
-    def _batch(self, rows: Positions, arrays: Arrays) -> Batch:
+        for i, (group, row) in enumerate(places):
+            for name, values in groups[group].result().read(row).items():
+                arrays[name][i] = values
         return Batch(
             s1_bcthw=arrays["s1"],
             s2_bcthw=arrays["s2"],
@@ -229,7 +189,6 @@ class ShardReader:
             truth_bhw=arrays.get("truth"),
             crop_b=self._crop_of[rows],
             rows=Rows(self.table, rows),
-            valid_b2thw=arrays.get("valid"),
         )
 
 

@@ -1,11 +1,12 @@
-"""Shards as the data sets of `torch.utils.data`, for training loops that are built on its DataLoader.
+"""Shards as datasets of `torch.utils.data`, for training loops that use its DataLoader.
 
     loader = DataLoader(ShardBatches(uris, batch_size=16), batch_size=None, num_workers=4)
     loader = DataLoader(ShardSamples(uris), batch_size=16, shuffle=True)
 
-The first reads whole row groups in an order of its own, each worker its share; the second any sample at
-any time.
-Samples are dicts of tensors as they are stored, with their `sample_id`.
+`ShardBatches` reads row groups in an order of its own and shares them out between the workers;
+`ShardSamples` reads any sample at any time. A sample or batch is a dict of tensors as they are stored, with
+`sample_id`. For shards on object storage, start workers with `multiprocessing_context="spawn"`: Arrow's
+clients do not survive a fork.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-from torch import from_numpy
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cropray.shards.reader import ShardReader
@@ -24,7 +26,7 @@ Sample = dict[str, Any]
 
 
 class ShardSamples(Dataset[Sample]):
-    """Single samples by their number, decoded when they are asked for."""
+    """Single samples by number. `options` are those of `ShardReader`."""
 
     def __init__(self, uris: Sequence[str], **options: Any) -> None:
         self._uris, self._options = list(uris), options
@@ -34,7 +36,7 @@ class ShardSamples(Dataset[Sample]):
     def _reader(self) -> ShardReader:
         return ShardReader(self._uris, batch_size=1, **self._options)
 
-    def __getstate__(self) -> dict[str, Any]:  # every worker opens the files for itself
+    def __getstate__(self) -> dict[str, Any]:  # every worker opens the files itself
         return {name: value for name, value in self.__dict__.items() if name != "_reader"}
 
     def __len__(self) -> int:
@@ -44,7 +46,7 @@ class ShardSamples(Dataset[Sample]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """Several at once, as a DataLoader asks for them."""
+        """Several samples at once; DataLoader calls this for a batch."""
         batch = tensors(self._reader.take(indices))
         return [{name: values[i] for name, values in batch.items()} for i in range(len(indices))]
 
@@ -52,18 +54,19 @@ class ShardSamples(Dataset[Sample]):
 class ShardBatches(IterableDataset[Sample]):
     """Batches of an epoch, shared out between ranks and the workers of their DataLoaders.
 
-    The arguments are those of `ShardReader`. `set_epoch` chooses the next order; the workers of a DataLoader
-    with `persistent_workers` do not hear of it.
+    `options` are those of `ShardReader`. Call `set_epoch` before each epoch for a new order.
     """
 
     def __init__(
         self, uris: Sequence[str], *, batch_size: int, rank: int = 0, world_size: int = 1, **options: Any
     ) -> None:
         self._uris, self._options = list(uris), {"batch_size": batch_size, **options}
-        self._rank, self._world_size, self._epoch = rank, world_size, 0
+        self._rank, self._world_size = rank, world_size
+        epoch: Any = torch.zeros((), dtype=torch.int64)  # `share_memory_` has no types
+        self._epoch: Tensor = epoch.share_memory_()  # so that persistent workers see a new epoch too
 
     def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -74,14 +77,16 @@ class ShardBatches(IterableDataset[Sample]):
             world_size=self._world_size * workers,
             **self._options,
         )
-        return map(tensors, reader.epoch(self._epoch))
+        return map(tensors, reader.epoch(int(self._epoch)))
 
 
 def tensors(batch: Batch) -> Sample:
-    """A batch as torch tensors over its own memory: s1, s2, label, crop, sample_id; valid, truth if any."""
+    """A batch as torch tensors over its own memory: s1, s2, label, crop, and truth if the shards have it.
+
+    `sample_id` is a list of strings.
+    """
     arrays = {"s1": batch.s1_bcthw, "s2": batch.s2_bcthw, "label": batch.label_bhw, "crop": batch.crop_b}
-    optional = {"valid": batch.valid_b2thw, "truth": batch.truth_bhw}
-    arrays |= {name: values for name, values in optional.items() if values is not None}
-    return {name: from_numpy(values) for name, values in arrays.items()} | {
-        "sample_id": batch.rows["sample_id"]
-    }
+    if batch.truth_bhw is not None:
+        arrays["truth"] = batch.truth_bhw
+    converted = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    return converted | {"sample_id": batch.rows["sample_id"]}

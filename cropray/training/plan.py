@@ -36,7 +36,6 @@ class Data:
     uris: Sequence[str]
     min_labelled_fraction: float
     balance: float | None = None
-    processes: int = 0
 
     def reader(self, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> ShardReader:
         """For training: shuffled, the same number of batches for every rank."""
@@ -48,7 +47,6 @@ class Data:
             world_size=world_size,
             keep=self._labelled,
             weigh=None if self.balance is None else partial(balanced_weights, crop_power=self.balance),
-            processes=self.processes,
         )
 
     def part(self, batch_size: int, rank: int, world_size: int) -> ShardReader | None:
@@ -144,12 +142,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
             f"{run.folder} has no shards of the split train: nothing to train on; give it more ROIs, or a "
             "greater share of them (rois.split)"
         )
-    train = Data(
-        shard_uris(run.folder, "train"),
-        settings.min_labelled_fraction,
-        settings.balance,
-        settings.processes,
-    )
+    train = Data(shard_uris(run.folder, "train"), settings.min_labelled_fraction, settings.balance)
     most = settings.max_workers
     reader = train.reader(settings.batch_size // most, seed=run.config.seed, world_size=most)
     if not len(reader.table):
