@@ -1,7 +1,11 @@
-"""Progress for a person: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a stage runs, on standard error: lines, and a bar on a terminal.
+
+Lines are records of the logger `cropray`, so a Python program can silence or redirect them as usual.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -11,9 +15,43 @@ from dataclasses import dataclass, field
 _LINE_EVERY_S = 10.0
 
 
+class _StandardError(logging.Handler):
+    """Plain lines on the standard error of the moment: it may be redirected after the import."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.getMessage()}\n")
+        sys.stderr.flush()
+
+
+_LOG = logging.getLogger("cropray")
+_LOG.addHandler(_StandardError())
+_LOG.setLevel(logging.INFO)
+_LOG.propagate = False
+
+
+def say(text: str) -> None:
+    """One line for a person. Results go to standard output instead."""
+    _LOG.info("%s", text)
+
+
+def be_quiet() -> None:
+    """Show no lines and no bars: results and errors only."""
+    _LOG.setLevel(logging.ERROR)
+
+
+def be_verbose() -> None:
+    """Show the log lines of libraries too, Ray's among them."""
+    _LOG.setLevel(logging.DEBUG)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+
+
+def is_verbose() -> bool:
+    return _LOG.isEnabledFor(logging.DEBUG)
+
+
 @dataclass
 class Progress:
-    """Counts finished steps of one stage; `note` stands beside the count."""
+    """Counts finished steps of one stage; `note` is shown beside the count."""
 
     label: str
     total: int
@@ -33,16 +71,10 @@ class Progress:
             say(f"{self.label}: {self._done}/{self.total} {note}".rstrip())
 
 
-def say(text: str) -> None:
-    """One plain line for a person, on standard error; results go to standard output."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Progress]:
-    """A progress display of `total` steps; `advance` moves it."""
-    if not sys.stderr.isatty():
+    """A display of `total` steps, moved by `advance`: a bar on a terminal, else a line every 10 s."""
+    if not sys.stderr.isatty() or not _LOG.isEnabledFor(logging.INFO):
         yield Progress(label, total)
         return
     from rich.console import Console

@@ -1,18 +1,24 @@
 """What a person meets at the command line."""
 
+import json
+import os
+import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cropray.cli import main
+from cropray.cli import main, stages
 from cropray.config import Config
 from cropray.config.load import load_config
+from cropray.config.section import settings_of
 from cropray.run import Run, Summary
 from cropray.storage import Folder
 
 ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "cropray"]
 STAGES = ["rois", "export", "compact", "pretrain", "finetune", "evaluate", "predict", "report", "demo"]
 
 
@@ -33,11 +39,92 @@ def test_every_stage_has_a_command_and_a_job(stage: str, capsys: pytest.CaptureF
     assert f"cropray {stage}" in shown.stdout
 
 
-def test_help_lists_the_stages_in_the_order_of_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_stages_in_the_order_of_the_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("--help") == 0
     shown = capsys.readouterr().out
-    listed = [line.strip("│ ").split()[0] for line in shown.splitlines() if line.startswith("│")]
-    assert [name for name in listed if name in STAGES] == STAGES
+    lines = [line.split() for line in shown.partition("Commands:")[2].splitlines() if line]
+    summaries = {name: words[-1] for name, *words in lines if name in STAGES}
+    assert list(summaries) == STAGES
+    assert not any(word.endswith("...") for word in summaries.values())  # they fit
+
+
+def test_help_is_quick() -> None:
+    """In processor time, which does not depend on what else runs."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([*COMMAND, "--help"], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_the_help_of_a_stage_names_settings_that_exist_and_an_example_that_is_valid(
+    stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert exit_code(stage, "--help") == 0
+    shown = dict(
+        re.findall(r"^  (Reads|Writes|Settings|Example) +(.*)$", capsys.readouterr().out, re.MULTILINE)
+    )
+    assert shown.keys() == {"Reads", "Writes", "Settings", "Example"}
+    known = {setting.key for setting in settings_of(Config)}
+    if stage != "report":
+        assert set(shown["Settings"].split(", ")) <= known
+    program, name, *options = shown["Example"].split()
+    assert (program, name) == ("cropray", stage)
+    called: list[Run] = []
+    module, function = stages.STAGES[stage]["function"].split(":")
+    monkeypatch.setattr(f"{module}.{function}", lambda run: called.append(run) or {})
+    monkeypatch.chdir(ROOT)
+    assert exit_code(stage, *["configs/own.yaml" if word == "my.yaml" else word for word in options]) == 0
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("cropray fine", "finetune"),
+        ("cropray shards ver", "verify"),
+        ("cropray export --conf", "--config"),
+        ("cropray export --set rois.eps", "rois.eps_m="),
+    ],
+)
+def test_the_shell_completes_commands_options_and_settings(line: str, completed: str) -> None:
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_CROPRAY_COMPLETE": "complete_bash"}
+    answer = subprocess.run(COMMAND, check=False, capture_output=True, text=True, env=os.environ | asked)
+    assert completed in answer.stdout.split()
+
+
+@pytest.mark.parametrize("line", ["-q rois", "rois -q", "rois --quiet"])
+def test_quiet_shows_the_result_alone(line: str, tmp_path: Path) -> None:
+    options = ("--run", str(tmp_path), "--config", str(ROOT / "configs" / "demo.yaml"))
+    said = subprocess.run([*COMMAND, *line.split(), *options], check=True, capture_output=True, text=True)
+    assert said.stderr == ""
+    assert json.loads(said.stdout)["rois"] > 0
+    wrong = [*COMMAND, *line.split(), *options, "--set", "seed=-1"]
+    assert "seed" in subprocess.run(wrong, check=False, capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize(("flags", "shown"), [((), False), (("-v",), True)])
+def test_verbose_shows_the_log_lines_of_libraries(
+    flags: tuple[str, ...], shown: bool, tmp_path: Path
+) -> None:
+    code = (
+        "import logging, sys, cropray.rois.build as build\n"
+        "from cropray.cli import main\n"
+        "build.build_rois = lambda run: logging.getLogger('library').info('a detail') or {}\n"
+        f"main(['rois', '--run', {str(tmp_path)!r}, *{flags!r}])\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ("library: a detail" in said.stderr) == shown
+
+
+def test_the_keys_of_a_section_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("config", "keys", "rois.split") == 0
+    first, *_ = lines = capsys.readouterr().out.splitlines()
+    assert first == "rois.split.val  (number, ≥ 0, < 1; default 0.15)"
+    assert all(line.startswith(("rois.split.", "    ")) for line in lines)
+    assert exit_code("config", "keys", "window.months") == 0
+    assert exit_code("config", "keys", "rois.spilt") == 2
+    assert "rois.split" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_message_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,19 +154,19 @@ def test_an_interrupt_is_one_message(
 
     monkeypatch.setattr("cropray.rois.build.build_rois", interrupted)
     assert exit_code("rois", "--run", str(tmp_path)) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on from what is finished\n"
+    assert re.fullmatch("Interrupted.* same command.*\n", capsys.readouterr().err)
 
 
 def test_debug_shows_the_traceback() -> None:
-    command = [sys.executable, "-m", "cropray", "config", "show", "--set", "rois.epsm=1", "--debug"]
+    command = [*COMMAND, "config", "show", "--set", "rois.epsm=1", "--debug"]
     shown = subprocess.run(command, check=False, capture_output=True, text=True)
     assert shown.returncode == 1
     assert "Traceback" in shown.stderr
 
 
-def test_config_show_prints_what_was_set(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_show_prints_what_was_set_and_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("config", "show", "--set", "window.months=7") == 0
-    assert "months: 7" in capsys.readouterr().out
+    assert "  # Number of months.\n  months: 7\n" in capsys.readouterr().out
 
 
 def test_commands_of_the_registry_take_the_settings_of_the_run(

@@ -1,4 +1,4 @@
-"""What the commands of the command line share: their options, and how a result is shown."""
+"""Options that commands share, and how they read a configuration and show a result."""
 
 from __future__ import annotations
 
@@ -12,9 +12,23 @@ if TYPE_CHECKING:
     from cropray.config import Config
     from cropray.run import Run, Summary
 
+
+def _complete_setting(incomplete: str) -> list[str]:
+    from cropray.config import Config
+    from cropray.config.section import settings_of
+
+    return [f"{one.key}=" for one in settings_of(Config) if one.key.startswith(incomplete)]
+
+
 ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML configuration.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one setting; repeatable. `cropray config keys` lists them.",
+        autocompletion=_complete_setting,
+    ),
 ]
 RunOption = Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.")]
 
@@ -26,8 +40,9 @@ def configured(config: str | None, settings: list[str] | None) -> Config:
 
 
 def opened(run: str, config: str | None, settings: list[str] | None) -> Run:
-    """The run in a folder: `config` and `settings` come over its own. If none is named, that of this
-    directory, and nothing below them.
+    """The run in a folder, with `config` and `settings` over its own configuration.
+
+    Without a folder it is that of this directory, with the defaults below `config` and `settings`.
     """
     from cropray.config.load import load_config
     from cropray.run import Run, config_of

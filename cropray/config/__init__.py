@@ -28,7 +28,7 @@ CHAMPION = "champion"
 class PredictConfig(Section):
     """A map of an area as of a date."""
 
-    model: str = Field("", description="Checkpoint folder or models:/ URI. Empty: the run's own last model.")
+    model: str = Field("", description="Checkpoint folder or models:/ URI. Empty: the run's own model.")
     head: str | None = Field(None, description="Head to predict with. null: the main head.")
     area: str = "rois:test"
     """min_lon,min_lat,max_lon,max_lat in degrees, a vector file, or rois:SPLIT."""

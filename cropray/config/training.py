@@ -158,7 +158,7 @@ def filled_by_recipe(stage: Stage) -> WrapValidator:
 class EvaluateConfig(Section):
     """The evaluation on held-out ROIs."""
 
-    model: str = Field("", description="Checkpoint folder or models:/ URI. Empty: the run's own last model.")
+    model: str = Field("", description="Checkpoint folder or models:/ URI. Empty: the run's own model.")
     head: str | None = Field(None, description="Head to evaluate. null: the main head.")
     baselines: bool = True
     """Whether a random forest and the majority crop are evaluated too."""

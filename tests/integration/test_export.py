@@ -134,7 +134,7 @@ def test_a_stage_told_to_end_says_so_and_leaves_no_stacks(tmp_path: Path) -> Non
     stage.terminate()
     _, said = stage.communicate(timeout=60)
     assert stage.returncode == 130
-    assert "interrupted; the same command goes on from what is finished" in said
+    assert "Interrupted. Run the same command again" in said
     assert "SIGTERM" not in said
     assert "Traceback" not in said
 

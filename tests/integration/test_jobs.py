@@ -114,7 +114,7 @@ def test_a_stopped_export_goes_on_where_it_was_and_says_so(head: RayHead, run: F
     wait_for(lambda: len(run.child("parts").names()) >= 2)
     head.stop(job)
     assert head.finished(job)["status"] == "STOPPED"
-    assert "interrupted; the same command goes on from what is finished" in head.logs(job)
+    assert "Interrupted. Run the same command again" in head.logs(job)
 
     finished = run.child("parts").names()
     stamps = {name: run.local(f"parts/{name}").stat().st_mtime_ns for name in finished}
@@ -158,7 +158,7 @@ def test_a_stopped_training_keeps_its_state_and_the_same_submission_goes_on_from
     assert head.finished(job)["status"] == "STOPPED"
     said = head.logs(job)
     assert "pretrain: keeps its state and leaves" in said
-    assert "interrupted; the same command goes on from what is finished" in said
+    assert "Interrupted. Run the same command again" in said
     left = max(path.parent.name for path in states.glob("*/whole.json"))
     record = (tmp_path / "run" / "mlflow" / "pretrain.json").read_text()  # which of MLflow's runs it is
 

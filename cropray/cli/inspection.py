@@ -1,0 +1,144 @@
+"""Commands that look at things: `cropray config`, `shards`, `checkpoint` and `doctor`."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from typing import Annotated
+
+import typer
+
+from cropray.cli.options import ConfigOption, RunOption, SetOption, configured, emit
+
+config_app = typer.Typer(help="Show the configuration and its settings.", no_args_is_help=True)
+shards_app = typer.Typer(help="Look at shards, verify them, import patches.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="Look at checkpoints, import published weights.", no_args_is_help=True)
+
+
+@config_app.command("show")
+def show_config(config: ConfigOption = None, set: SetOption = None) -> None:
+    """Print the whole configuration as YAML, with defaults and descriptions."""
+    from cropray.config.section import commented_yaml
+
+    sys.stdout.write(commented_yaml(configured(config, set)) + "\n")
+
+
+@config_app.command("keys")
+def config_keys(
+    section: Annotated[str, typer.Argument(metavar="[SECTION]", help="Such as finetune or rois.split.")] = "",
+) -> None:
+    """List settings with type, default and description."""
+    from cropray.config import Config
+    from cropray.config.section import settings_of
+    from cropray.errors import InputError, nearest
+
+    found = list(settings_of(Config))
+    chosen = [one for one in found if f"{one.key}.".startswith(f"{section}." if section else "")]
+    if not chosen:
+        parents = {one.key.rpartition(".")[0] for one in found} - {""}
+        raise InputError(f"there is no section {section!r}.{nearest(section, parents)}")
+    for one in chosen:
+        default = f"default {one.default}" if one.default else "required"
+        sys.stdout.write(f"{one.key}  ({one.type}; {default})\n")
+        sys.stdout.write(textwrap.fill(one.description, 100, initial_indent="    ", subsequent_indent="    "))
+        sys.stdout.write("\n")
+
+
+def doctor(
+    config: ConfigOption = None,
+    set: SetOption = None,
+    run: Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Try this storage too.")] = "",
+    online: Annotated[bool, typer.Option("--online", help="Ask Earth Engine for a pixel.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of findings instead of a table.")] = False,
+) -> None:
+    """Check machine, Ray, storage and accounts; say how to fix them.
+
+    Exits with 1 if something must be fixed before stages can run.
+    """
+    from cropray.cluster import kept
+    from cropray.doctor.examine import examine
+    from cropray.doctor.finding import exit_code, shown
+
+    findings = list(examine(configured(config, set), kept(run) if run else "", online=online))
+    sys.stdout.write(shown(findings, as_json=as_json))
+    raise typer.Exit(exit_code(findings))
+
+
+TargetArgument = Annotated[str, typer.Argument(metavar="URI|RUN", help="Run, folder of shards, or shard.")]
+
+
+@shards_app.command("verify")
+def verify_shards(target: TargetArgument) -> None:
+    """Read everything: checksums, schema, counts, and that splits share no ground."""
+    from cropray.shards.inspection import verify
+
+    emit(verify(target))
+
+
+@shards_app.command("info")
+def shards_info(target: TargetArgument) -> None:
+    """Summarise shards from their footers and scalar columns."""
+    from cropray.shards.inspection import info
+
+    emit(info(target))
+
+
+@shards_app.command("show")
+def show_sample(
+    sample_id: Annotated[str, typer.Argument(metavar="ID")],
+    run: Annotated[str, typer.Option("--run", metavar="URI|RUN", help="Run, folder of shards, or shard.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="PNG to write; else ID.png here.")] = "",
+) -> None:
+    """Draw one sample: its months in true colour and VV, and its label."""
+    from pathlib import Path
+
+    from cropray.errors import InputError
+    from cropray.shards.inspection import show
+
+    path = Path(out or f"{sample_id}.png")
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--out {path}: the picture is a PNG; name it {path.with_suffix('.png')}")
+    path.write_bytes(show(run, sample_id))
+    sys.stdout.write(f"{path}\n")
+
+
+@shards_app.command("import-tiff")
+def import_tiff(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Holds s1/, s2/ and crop_map/.")],
+    run: RunOption,
+    harvest: Annotated[
+        str, typer.Option(metavar="YYYY-MM-DD", help="Harvest start, which dates the months.")
+    ],
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Split of all patches in DIR.")] = "train",
+    crop: Annotated[str, typer.Option(metavar="CROP", help="Crop of the masks; else they are codes.")] = "",
+    country: Annotated[str, typer.Option(metavar="NAME", help="Country of the patches.")] = "",
+    config: ConfigOption = None,
+    set: SetOption = None,
+) -> None:
+    """Import patch folders of GeoTIFFs (s1/<month>, s2/<month>, crop_map) as parts of a run."""
+    from cropray.pipeline.import_tiff import import_tiff
+    from cropray.pipeline.patch_folder import origin
+    from cropray.run import Run
+    from cropray.storage import Folder
+
+    chosen = origin(harvest, split, crop, country)
+    emit(import_tiff(directory, Run(Folder(run), configured(config, set)), chosen))
+
+
+@checkpoint_app.command("show")
+def show_checkpoint(folder: Annotated[str, typer.Argument(metavar="DIR", help="Path or URI.")]) -> None:
+    """Verify a checkpoint folder and describe it."""
+    from cropray.models.seed import show
+
+    emit(show(folder))
+
+
+@checkpoint_app.command("import-seed")
+def import_seed(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Published weights, .pth.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Checkpoint folder to write.")],
+) -> None:
+    """Convert the published PyTorch weights to a checkpoint; nothing in the file is executed."""
+    from cropray.models.seed import import_seed
+
+    emit(import_seed(file, out))
