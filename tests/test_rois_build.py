@@ -112,7 +112,7 @@ def test_provinces_that_cover_nothing_are_an_error_and_nothing_is_written(
     region: Path, tmp_path: Path
 ) -> None:
     write_fields(region / "provinces.gpkg", [field(900_000, 0)], province=["Far"])
-    with pytest.raises(InputError, match=r"4 × in no province of provinces\.gpkg"):
+    with pytest.raises(InputError, match=r"4 × .*no province of provinces\.gpkg"):
         build_rois(run_in(tmp_path / "run", rois_inputs.config(region)))
     assert not (tmp_path / "run").exists()
 
@@ -128,7 +128,7 @@ def test_after_a_mistake_the_folder_is_free_for_the_corrected_configuration(
 
 def test_an_unknown_crop_names_the_nearest_class(region: Path, tmp_path: Path) -> None:
     config = updated(rois_inputs.config(region), {"classes": ["wheat", "beets"]})
-    with pytest.raises(InputError, match=r"'beet' .*none of the classes. Did you mean 'beets'"):
+    with pytest.raises(InputError, match=r"'beet' .*none of the classes.*'beets'"):
         build_rois(run_in(tmp_path / "run", config))
 
 
@@ -140,13 +140,13 @@ def test_one_zone_does_for_a_country_but_not_for_a_continent(region: Path, tmp_p
     gpd.GeoSeries.from_wkt(["POLYGON ((60 50, 60.01 50, 60 50.01, 60 50))"], crs=4326).to_file(
         region / "beet.geojson"
     )
-    with pytest.raises(InputError, match=r"57 degrees of longitude.*set rois\.crs"):
+    with pytest.raises(InputError, match=r"57 degrees of longitude.*[Ss]et rois\.crs"):
         build_rois(run_in(tmp_path / "wide", utm))
 
 
 @pytest.mark.parametrize(
     ("crs", "message"),
-    [("EPSG:4326", "does not measure in metres"), ("EPSG:99999", "is no CRS"), ("mercator", "is no CRS")],
+    [("EPSG:4326", "metres"), ("EPSG:99999", "not a CRS"), ("mercator", "not a CRS")],
 )
 def test_a_system_that_cannot_measure_is_refused(
     region: Path, tmp_path: Path, crs: str, message: str
@@ -156,7 +156,7 @@ def test_a_system_that_cannot_measure_is_refused(
 
 
 def test_named_splits_are_for_tables(region: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"rois\.split\.named is for the rows of a table"):
+    with pytest.raises(InputError, match=r"rois\.split\.named .*table"):
         build_rois(run_in(tmp_path / "run", rois_inputs.config(region, split={"named": {"West": "val"}})))
 
 

@@ -1,3 +1,4 @@
+import re
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -84,12 +85,12 @@ def test_the_only_sheet_needs_no_name(tmp_path: Path) -> None:
             ("07-31", "08-01", "02-01", "03-01"),
             r"sheet 'Canola', West: planting_start '07-31' .*jalali",
         ),
-        (("07-01", "12-30", "02-01", "03-01"), r"planting_end '12-30' is no day"),  # 1400 has no leap day
-        (("07-01", "13-01", "02-01", "03-01"), r"planting_end '13-01' is no day"),
-        (("07-01", "08-01", "spring", "03-01"), r"harvest_start is 'spring'; wanted MM-DD"),
+        (("07-01", "12-30", "02-01", "03-01"), r"planting_end '12-30' is not a day"),  # 1400 has no leap day
+        (("07-01", "13-01", "02-01", "03-01"), r"planting_end '13-01' is not a day"),
+        (("07-01", "08-01", "spring", "03-01"), r"harvest_start is 'spring'.*MM-DD"),
         (
             ("07-01", "08-01", "2022-02-01", "03-01"),
-            r"harvest_start '2022-02-01' is no day .*2022 is none of these years",
+            r"harvest_start '2022-02-01' .*years 1400-1401 .*2022",
         ),
     ],
 )
@@ -117,12 +118,34 @@ def test_mistakes_in_sheets_and_columns_name_the_nearest_right_one(tmp_path: Pat
         read_calendar(str(tmp_path), CalendarConfig(path="twice.csv"), [""])
 
 
+def test_a_season_of_a_calendar_with_several_sheets_must_name_one(tmp_path: Path) -> None:
+    write_calendar(tmp_path / "calendar.xlsx", Wheat=[], Beet=[])
+    with pytest.raises(InputError, match=r"no sheet ''.*rois\.parcels.*Wheat, Beet"):
+        read_calendar(str(tmp_path), JALALI, [""])
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_with_other_separators_is_named(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "semi.csv").write_text(separator.join(HEADER) + "\n")
+    with pytest.raises(InputError, match=rf"semi\.csv: .*{re.escape(repr(separator))}.*','"):
+        read_calendar(str(tmp_path), CalendarConfig(path="semi.csv"), [""])
+
+
+def test_a_comma_too_many_is_named_with_its_row(tmp_path: Path) -> None:
+    rows = ["West,03-01,04-01,06-01,07-01,", "East, or so,03-01,04-01,06-01,07-01"]
+    (tmp_path / "commas.csv").write_text("\n".join([",".join(HEADER), *rows]))
+    with pytest.raises(InputError, match=r"commas\.csv, row 3 has 6 columns, its header 5.*quotes"):
+        read_calendar(str(tmp_path), CalendarConfig(path="commas.csv"), [""])
+    (tmp_path / "commas.csv").write_text("\n".join([",".join(HEADER), rows[0]]))
+    assert set(read_calendar(str(tmp_path), CalendarConfig(path="commas.csv"), [""])[""]) == {"West"}
+
+
 def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:
     (tmp_path / "calendar.xlsx").write_text("not a workbook")
-    with pytest.raises(InputError, match=r"cannot read the crop calendar .*calendar\.xlsx"):
+    with pytest.raises(InputError, match=r"cannot read .*calendar\.xlsx"):
         read_calendar(str(tmp_path), JALALI, ["Canola"])
     with pytest.raises(InputError, match="there is no crop calendar"):
         read_calendar(str(tmp_path), CalendarConfig(path="none.xlsx"), ["Canola"])
     (tmp_path / "latin.csv").write_bytes("province,Kohgilūye\xe9".encode("utf-16"))
-    with pytest.raises(InputError, match=r"latin\.csv .*wanted csv in UTF-8"):
+    with pytest.raises(InputError, match=r"latin\.csv .*UTF-8"):
         read_calendar(str(tmp_path), CalendarConfig(path="latin.csv"), [""])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cropray.config.rois import ProvincesConfig
-from cropray.rois.clusters import cluster, cluster_bounds, padded
+from cropray.rois.build import cluster, padded
 from cropray.rois.vectors import Provinces, read_provinces
 from tests.rois_inputs import UTM, field, write_fields
 
@@ -37,14 +37,6 @@ def test_clusters_are_chains_of_near_points(points: np.ndarray) -> None:
 def test_lonely_points_are_in_no_cluster_where_two_are_asked_for() -> None:
     labels = cluster(np.array([[0.0, 0.0], [100.0, 0.0], [9000.0, 0.0]]), 2000.0, 2)
     assert labels.tolist() == [0, 0, -1]
-
-
-def test_bounds_cover_the_members_and_nobody_else() -> None:
-    bounds = np.array([[0, 0, 1, 1], [5, 5, 6, 9], [3, -1, 4, 0.5], [50, 50, 60, 60.0]])
-    np.testing.assert_array_equal(
-        cluster_bounds(bounds, np.array([0, 1, 0, -1])), [[0, -1, 4, 1], [5, 5, 6, 9]]
-    )
-    assert cluster_bounds(bounds, np.full(4, -1)).shape == (0, 4)
 
 
 @given(st.floats(-1e7, 1e7), st.floats(-1e7, 1e7), st.floats(0, 5000), st.floats(0, 5000))

@@ -148,7 +148,7 @@ def test_grids_of_two_splits_may_touch() -> None:
 def test_a_region_widened_to_a_patch_is_audited_as_widened() -> None:
     small = replace(roi("small", 700, 100, size=100.0), split="test")
     rois = [replace(roi("here", 0, 0), split="train"), small]
-    with pytest.raises(InputError, match=r"raise rois\.split\.buffer_m"):
+    with pytest.raises(InputError, match=r"rois\.split\.buffer_m"):
         audit_grids(rois, grids(rois))
 
 

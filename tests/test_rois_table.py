@@ -79,7 +79,7 @@ def test_large_coordinates_are_of_the_named_system_and_refused_without_one(tmp_p
     write_rois(tmp_path, "1113194,6446275,1168854,6490000")
     (roi,) = read_table(config(tmp_path, crs="EPSG:3857"), CLASSES)
     assert roi.crs == "EPSG:3857"
-    with pytest.raises(InputError, match=r"rois\.csv, row 2: .* are no degrees; .*rois\.crs"):
+    with pytest.raises(InputError, match=r"rois\.csv, row 2: .* not degrees.*rois\.crs"):
         read_table(config(tmp_path), CLASSES)
 
 
@@ -96,7 +96,7 @@ def test_splits_go_by_country_or_uuid(tmp_path: Path) -> None:
     write_rois(tmp_path, "10,50,10.5,50.25", "20,50,20.5,50.25", country=["here", "there"], uuid=["a", "b"])
     rois = read_table(config(tmp_path, split={"named": {"here": "train", "b": "test"}}), CLASSES)
     assert [roi.split for roi in rois] == ["train", "test"]
-    with pytest.raises(InputError, match=r"row 3: rois\.split\.named has no split for 'b'. Known: here"):
+    with pytest.raises(InputError, match=r"row 3: rois\.split\.named has no split for 'b'.*here"):
         read_table(config(tmp_path, split={"named": {"here": "train"}}), CLASSES)
 
 
@@ -105,19 +105,20 @@ def test_splits_go_by_country_or_uuid(tmp_path: Path) -> None:
     [
         (
             {"roi": ["a field"]},
-            r"row 2: cannot read roi 'a field'; wanted minx,miny,maxx,maxy, WKT or GeoJSON",
+            r"row 2: cannot read roi 'a field'.*minx,miny,maxx,maxy, WKT or GeoJSON",
         ),
         ({"roi": ["10,50,11"]}, "row 2: cannot read roi"),
-        ({"roi": ["POLYGON EMPTY"]}, "row 2: .* is no box"),
-        ({"roi": ["11,50,10,51"]}, "row 2: .*wanted min x < max x"),
-        ({"roi": ["nan,50,10,51"]}, "row 2: .* is no box"),
+        ({"roi": ["POLYGON EMPTY"]}, "row 2: .* is not a box"),
+        ({"roi": ["11,50,10,51"]}, "row 2: .*min x < max x.*180°"),
+        ({"roi": ["nan,50,10,51"]}, "row 2: .* is not a box"),
         ({"roi": ["10,50,11,51"], "harvest_date": ["August"]}, "row 2: harvest_date is 'August'.*YYYY-MM-DD"),
         ({"roi": ["10,50,11,51"], "uuid": ["../a"]}, r"row 2: uuid '\.\./a' cannot name files"),
         ({"roi": ["10,50,11,51"] * 2}, "twice"),
-        ({"roi": ["10,50,11,51", "1113194,6446275,1168854,6490000"]}, "mixes coordinates of EPSG:3857 and"),
-        ({"min_lon": [1], "min_lat": [1], "max_lon": [2], "maxlat": [2]}, "'max_lat'. Did you mean 'maxlat'"),
-        ({"min_lon": ["x"], "min_lat": [1], "max_lon": [2], "max_lat": [2]}, "row 2: .*'x'.*wanted degrees"),
+        ({"roi": ["10,50,11,51", "1113194,6446275,1168854,6490000"]}, "mixes coordinates .*EPSG:3857 and"),
+        ({"min_lon": [1], "min_lat": [1], "max_lon": [2], "maxlat": [2]}, "'max_lat'.*'maxlat'"),
+        ({"min_lon": ["x"], "min_lat": [1], "max_lon": [2], "max_lat": [2]}, "row 2: .*'x'.*degrees"),
         ({"roi": []}, "has no rows"),
+        ({"roi;country": ["10,50,11,51"]}, "separated by ';'"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path: Path, columns: dict[str, list], message: str) -> None:
@@ -127,8 +128,8 @@ def test_malformed_rows_are_named(tmp_path: Path, columns: dict[str, list], mess
 
 
 def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no table of ROIs .*rois\.csv; check rois\.table"):
+    with pytest.raises(InputError, match=r"no table of ROIs .*rois\.csv.*rois\.table"):
         read_table(config(tmp_path), CLASSES)
     (tmp_path / "rois.xlsx").write_text("no workbook")
-    with pytest.raises(InputError, match=r"cannot read the table .*rois\.xlsx"):
+    with pytest.raises(InputError, match=r"cannot read .*rois\.xlsx"):
         read_table(config(tmp_path, "rois.xlsx"), CLASSES)

@@ -1,4 +1,4 @@
-"""The stage `rois`: parcels or a table in, regions of interest with dates and splits out."""
+"""The stage `rois`: clusters of parcels, or the rows of a table, become ROIs with dates and splits."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from sklearn.cluster import DBSCAN
 
 from cropray.config import Config
 from cropray.config.rois import RoisConfig
 from cropray.errors import InputError, nearest
+from cropray.grid import utm_crs
 from cropray.progress import say
-from cropray.rois.clusters import regions_of
-from cropray.rois.parcels import fingerprints, read_parcels
+from cropray.rois.calendar import Dates, Sheet, read_calendar
+from cropray.rois.parcels import Parcels, Season, fingerprints, read_parcels
 from cropray.rois.splits import SPLITS, audit_splits, components, missing_crops, split_rois
-from cropray.rois.store import Dropped, write_dropped, write_parcels, write_rois
+from cropray.rois.store import Dropped, identity, write_dropped, write_parcels, write_rois
 from cropray.rois.table import read_table
-from cropray.rois.vectors import LONLAT
+from cropray.rois.vectors import LONLAT, metric_crs, read_provinces, reproject
 from cropray.run import Run, Summary
-from cropray.types import Roi
+from cropray.types import DoubleArray, IndexArray, Roi
 
-
-@dataclass(frozen=True)
-class Regions:
-    """What the stage makes, before it is written; fields of `parcels` as `store.read_parcels` says."""
-
-    rois: list[Roi]
-    parcels: gpd.GeoDataFrame
-    dropped: list[Dropped]
-    mended: int = 0
-    repeated: int = 0
+_WIDEST_UTM_DEG = 30.0
+"""Widest span of longitudes for one UTM zone. At 15° from the central meridian lengths are 3.5 % too
+large at the equator, and less elsewhere."""
 
 
 def build_rois(run: Run) -> Summary:
-    """Write `rois/` of the run folder. Raises InputError, with nothing written, for unusable input."""
+    """Write `rois/` in the run folder. Raises InputError for unusable input and then writes nothing."""
     run.begin("rois")
     inputs = {} if _is_simulated(run.config) else fingerprints(run.config.rois)
     finished = run.finished("rois", inputs)
@@ -45,50 +43,179 @@ def build_rois(run: Run) -> Summary:
         say(f"rois: reused {finished['rois']} ROIs in {run.folder}")
         return finished
     with _inputs(run) as config:
-        regions = make_regions(run.config, config)
+        rois, parcels, dropped = make_rois(run.config, config)
+    unique = parcels.frame.drop_duplicates("parcel_id")
     run.claim("rois", inputs)
-    write_parcels(run.folder, regions.parcels)
-    write_dropped(run.folder, regions.dropped)
-    write_rois(run.folder, regions.rois)
-    summary = _summary(regions, run.config.rois.split.buffer_m)
+    write_parcels(run.folder, unique)
+    write_dropped(run.folder, dropped)
+    write_rois(run.folder, rois)
+    summary = {
+        "rois": len(rois),
+        "crs": rois[0].crs,
+        "by_crop": dict(sorted(Counter(roi.crop for roi in rois).items())),
+        "by_split": {split: sum(roi.split == split for roi in rois) for split in SPLITS},
+        "missing": missing_crops(rois),
+        "components": int(components(rois, run.config.rois.split.buffer_m).max()) + 1,
+        "parcels": len(unique),
+        "mended": parcels.mended,
+        "repeated": len(parcels.frame) - len(unique),
+        "dropped": dict(sorted(Counter(row.reason for row in dropped).items())),
+    }
     run.finish("rois", summary, inputs)
-    say(_line(summary))
+    say(_text(summary))
     return summary
 
 
-def make_regions(config: Config, rois_config: RoisConfig) -> Regions:
-    """Everything of the stage but its files, from the inputs that `rois_config` names."""
-    empty = gpd.GeoDataFrame({"parcel_id": [], "crop": []}, geometry=[], crs=LONLAT)
+def make_rois(config: Config, rois_config: RoisConfig) -> tuple[list[Roi], Parcels, list[Dropped]]:
+    """The ROIs, all parcels, and what gives no ROI, from the inputs that `rois_config` names.
+
+    There are no parcels for ROIs from a table. Raises InputError for unusable input.
+    """
+    parcels, dropped = Parcels.none(), list[Dropped]()
     if rois_config.kind == "table":
         rois = read_table(rois_config, config.classes)
-        if not rois_config.split.named:
-            rois = split_rois(rois, rois_config.split, config.seed)
-        regions = Regions(rois, empty, [])
     else:
         _check_settings(config, rois_config)
         parcels = read_parcels(rois_config.data_root, rois_config.parcels)
-        rois, lost = regions_of(parcels, rois_config)
+        rois, dropped = rois_of_clusters(parcels, rois_config)
+    if not rois_config.split.named:
         rois = split_rois(rois, rois_config.split, config.seed)
-        unique = parcels.frame.drop_duplicates("parcel_id")
-        regions = Regions(
-            rois,
-            unique,
-            [*parcels.dropped, *lost],
-            mended=parcels.mended,
-            repeated=len(parcels.frame) - len(unique),
+    audit_splits(rois, rois_config.split.buffer_m)
+    return rois, parcels, [*parcels.dropped, *dropped]
+
+
+def rois_of_clusters(parcels: Parcels, config: RoisConfig) -> tuple[list[Roi], list[Dropped]]:
+    """An ROI without a split for each cluster with a province and dates, and what gives no ROI.
+
+    The province is that of the padded box. Raises InputError if no cluster gives an ROI.
+    """
+    crs = metric_crs(config.crs) if config.crs != "utm" else _utm_zone(parcels.frame)
+    clusters, dropped = _clusters(parcels, crs, config)
+    provinces = [""] * len(clusters)
+    if config.provinces.path:
+        boxes = np.array([each.box for each in clusters]).reshape(-1, 4)
+        provinces = read_provinces(config.data_root, config.provinces, crs).of(boxes)
+    calendar = {}
+    if config.calendar.path:
+        sheets = {season.sheet for season in parcels.seasons}
+        calendar = read_calendar(config.data_root, config.calendar, sheets)
+    rois: list[Roi] = []
+    for each, province in zip(clusters, provinces, strict=True):
+        members = parcels.frame["parcel_id"].iloc[each.rows]
+        parts = [each.season.name, each.season.sheet, *sorted(members)]
+        roi_id = identity(each.season.crop, [part.encode() for part in parts])
+        dates = _dates(calendar, each.season, province, config)
+        if isinstance(dates, str):
+            item = f"cluster {roi_id} of {len(members)} parcels"
+            dropped.append(_dropped(parcels, each.season, each.rows, item, dates))
+            continue
+        min_x, min_y, max_x, max_y = each.box.tolist()
+        rois.append(
+            Roi(
+                roi_id=roi_id,
+                crop=each.season.crop,
+                season=each.season.name,
+                province=province,
+                country=config.country,
+                split="",
+                bounds=(min_x, min_y, max_x, max_y),
+                crs=crs,
+                **vars(dates),
+            )
         )
-    audit_splits(regions.rois, rois_config.split.buffer_m)
-    return regions
+    if not rois:
+        reasons = Counter(row.reason for row in dropped).most_common()
+        lines = [f"  {count} × {reason}" for reason, count in reasons]
+        advice = "Correct rois.provinces, rois.calendar, rois.crs or rois.min_samples."
+        raise InputError("\n".join(["no cluster of parcels gives an ROI:", *lines, advice]))
+    return rois, dropped
+
+
+def cluster(centroids: DoubleArray, eps_m: float, min_samples: int) -> IndexArray:
+    """The cluster of each of (N, 2) points by DBSCAN (Ester et al. 1996), -1 for points in none."""
+    labels: IndexArray = DBSCAN(eps=eps_m, min_samples=min_samples).fit_predict(centroids)
+    return labels
+
+
+def padded(bounds: DoubleArray, min_size_m: float) -> DoubleArray:
+    """(K, 4) bounds whose sides are widened evenly at both ends to at least `min_size_m`."""
+    lower, upper = bounds[:, :2], bounds[:, 2:]
+    missing = np.maximum(min_size_m - (upper - lower), 0) / 2
+    return np.hstack([lower - missing, upper + missing])
+
+
+class _Cluster(NamedTuple):
+    """Neighbouring parcels of one season: their padded box (4,), and their rows in the frame."""
+
+    season: Season
+    box: DoubleArray
+    rows: IndexArray
+
+
+def _clusters(parcels: Parcels, crs: str, config: RoisConfig) -> tuple[list[_Cluster], list[Dropped]]:
+    """The clusters of every season, and the parcels that are in none."""
+    geometry = reproject(parcels.frame, crs, "the parcels").geometry.to_numpy()
+    centroids, bounds = shapely.get_coordinates(shapely.centroid(geometry)), shapely.bounds(geometry)
+    reason = f"fewer than {config.min_samples} parcels within {config.eps_m:g} m"
+    clusters: list[_Cluster] = []
+    dropped: list[Dropped] = []
+    for season, rows in parcels.seasons.items():
+        labels = cluster(centroids[rows], config.eps_m, config.min_samples)
+        groups = pd.DataFrame(bounds[rows]).groupby(labels)
+        boxes = padded(groups.agg({0: "min", 1: "min", 2: "max", 3: "max"}).to_numpy(), config.min_size_m)
+        for label, box in zip(np.unique(labels), boxes, strict=True):
+            members = rows[groups.indices[label]]
+            if label >= 0:
+                clusters.append(_Cluster(season, box, members))
+                continue
+            for row in members:
+                item = f"parcel {parcels.frame['parcel_id'].iloc[row]}"
+                dropped.append(_dropped(parcels, season, np.array([row]), item, reason))
+    return clusters, dropped
+
+
+def _utm_zone(frame: gpd.GeoDataFrame) -> str:
+    """The UTM zone of the middle of all parcels: neighbours across the border of a zone stay together."""
+    west, south, east, north = frame.total_bounds
+    if east - west > _WIDEST_UTM_DEG:
+        raise InputError(
+            f"the parcels span {east - west:.0f} degrees of longitude, too wide for one UTM zone. "
+            "Set rois.crs to a projected CRS of the area (Europe: EPSG:3035)."
+        )
+    return utm_crs((west, south, east, north), LONLAT)
+
+
+def _dates(calendar: dict[str, Sheet], season: Season, province: str, config: RoisConfig) -> Dates | str:
+    """The dates of a season in a province, or the reason why there are none."""
+    if config.provinces.path and not province:
+        return f"in no province of {config.provinces.path}"
+    if not config.calendar.path:
+        return Dates()
+    sheet = calendar[season.sheet]
+    if not config.provinces.path and len(sheet) != 1:
+        raise InputError(
+            f"{config.calendar.path}, sheet {season.sheet!r} has {len(sheet)} rows, but rois.provinces.path "
+            "is not set. Set it, or leave one row."
+        )
+    key = province if config.provinces.path else next(iter(sheet))
+    if key not in sheet:
+        return f"sheet {season.sheet!r} of the calendar has no row for {key}"
+    return sheet[key] or f"sheet {season.sheet!r} of the calendar lacks a date for {key}"
+
+
+def _dropped(parcels: Parcels, season: Season, rows: IndexArray, item: str, reason: str) -> Dropped:
+    files = sorted(set(parcels.frame["file"].iloc[rows]))
+    return Dropped("; ".join(files), season.crop, season.name, item, reason)
 
 
 def _is_simulated(config: Config) -> bool:
-    """Whether the simulated world gives the inputs: then they are its settings."""
+    """Whether the simulated world supplies the inputs, which then depend on its settings only."""
     return config.source.kind == "simulated" and not (config.rois.parcels or config.rois.table)
 
 
 @contextmanager
 def _inputs(run: Run) -> Iterator[RoisConfig]:
-    """The settings with paths of inputs that exist: the simulated world's are made where none are set."""
+    """The settings with the paths of the inputs. The simulated world writes its own."""
     config = run.config.rois
     if not _is_simulated(run.config):
         yield config
@@ -108,45 +235,29 @@ def _inputs(run: Run) -> Iterator[RoisConfig]:
 
 def _check_settings(config: Config, rois_config: RoisConfig) -> None:
     if not rois_config.parcels:
-        raise InputError("rois.parcels is not set; wanted one entry (crop, path) for each crop")
+        raise InputError("rois.parcels is not set. Add an entry (crop, path) for each crop.")
     if rois_config.split.named:
         raise InputError(
-            "rois.split.named is for the rows of a table, but rois.kind is parcels: leave it out"
+            "rois.split.named is for the rows of a table, but rois.kind is parcels. Remove rois.split.named."
         )
     for index, entry in enumerate(rois_config.parcels):
-        # Without labels from parcels, they only say where to look, and may be of any crop.
+        # If parcels are no labels, they only say where to look, and any crop will do.
         if config.labels.parcels and entry.crop not in config.classes:
             raise InputError(
-                f"rois.parcels.{index}.crop is {entry.crop!r} ({entry.path}), which is none of the classes"
-                f".{nearest(entry.crop, config.classes)}"
+                f"rois.parcels.{index}.crop is {entry.crop!r} ({entry.path}), which is none of the classes."
+                f"{nearest(entry.crop, config.classes)}"
             )
 
 
-def _summary(regions: Regions, buffer_m: float) -> Summary:
-    rois = regions.rois
-    return {
-        "rois": len(rois),
-        "crs": rois[0].crs,
-        "by_crop": dict(sorted(Counter(roi.crop for roi in rois).items())),
-        "by_split": {split: sum(roi.split == split for roi in rois) for split in SPLITS},
-        "missing": missing_crops(rois),
-        "components": int(components(rois, buffer_m).max()) + 1,
-        "parcels": len(regions.parcels),
-        "mended": regions.mended,
-        "repeated": regions.repeated,
-        "dropped": dict(sorted(Counter(row.reason for row in regions.dropped).items())),
-    }
-
-
-def _line(summary: Summary) -> str:
+def _text(summary: Summary) -> str:
     """The summary for a person."""
     splits = ", ".join(f"{split} {count}" for split, count in summary["by_split"].items())
     lines = [f"rois: {summary['rois']} ROIs ({splits})"]
     if summary["parcels"]:
-        lines[0] += (
-            f" of {summary['parcels']} parcels, {summary['mended']} mended, "
-            f"{sum(summary['dropped'].values())} parcels or clusters dropped"
-        )
+        lines[0] += f" from {summary['parcels']} parcels, {summary['mended']} of them repaired"
+    if summary["dropped"]:
+        count = sum(summary["dropped"].values())
+        lines.append(f"rois: {count} parcels or clusters gave no ROI (reasons in rois/dropped.csv)")
     for split, crops in summary["missing"].items():
         lines.append(f"rois: {split} has no ROI of {', '.join(filter(None, crops)) or 'any crop'}")
     return "\n".join(lines)

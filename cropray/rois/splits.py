@@ -1,6 +1,6 @@
-"""Train, val and test, made on ROIs before anything is cut. Pure.
+"""Train, val and test splits of ROIs, made before any patch is cut.
 
-Neighbours go together: parcels recur in several seasons, and fields side by side look alike.
+Neighbouring ROIs go together: parcels recur in several seasons, and adjacent fields look alike.
 """
 
 from __future__ import annotations
@@ -23,23 +23,21 @@ from cropray.types import DoubleArray, IndexArray, Roi
 
 SPLITS = ("train", "val", "test")
 
-_METRES_A_DEGREE = 110_574.0
-"""Of latitude at the equator on WGS 84: the shortest degree there is, so no distance is overrated."""
-
-
-_SLIVER = 1e-3
-"""Share of a pixel that projecting an edge and back may be off."""
+# A degree of latitude at the equator on WGS 84. It is the shortest one, so no distance is overestimated.
+_METRES_PER_DEGREE = 110_574.0
+_SLIVER = 1e-3  # share of a pixel by which a reprojected edge may be off
+_SHOWN = 8  # pairs in a message
 
 
 def near_pairs(rois: Sequence[Roi], buffer_m: float) -> npt.NDArray[np.intp]:
-    """(2, P) positions i < j of ROIs nearer to each other on the ground than `buffer_m`.
+    """(2, P) positions i < j of pairs of ROIs that are less than `buffer_m` apart on the ground.
 
-    The buffer is a box in longitude and latitude around each ROI, a little too large rather than
-    too small: at corners a pair up to √2 · `buffer_m` apart counts as near.
+    The buffer is a box in longitude and latitude around each ROI. It errs on the large side: at its
+    corners, a pair up to √2 · `buffer_m` apart counts as near.
     """
     bounds = _lonlat_bounds(rois)
     boxes = shapely.box(*bounds.T)
-    lat_margin = buffer_m / _METRES_A_DEGREE
+    lat_margin = buffer_m / _METRES_PER_DEGREE
     highest = np.minimum(np.abs(bounds[:, [1, 3]]).max(axis=1) + lat_margin, 89.0)
     lon_margin = lat_margin / np.cos(np.radians(highest))
     reach = bounds + np.stack([-lon_margin, np.full(len(rois), -lat_margin)] * 2, axis=1) * [1, 1, -1, -1]
@@ -49,7 +47,7 @@ def near_pairs(rois: Sequence[Roi], buffer_m: float) -> npt.NDArray[np.intp]:
 
 
 def components(rois: Sequence[Roi], buffer_m: float) -> IndexArray:
-    """(N,) number, from 0, of the connected component of near ROIs that each one is in."""
+    """(N,) number, from 0, of the connected component of near ROIs that contains each ROI."""
     pairs = near_pairs(rois, buffer_m)
     links = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(len(rois), len(rois)))
     numbers: IndexArray = connected_components(links, directed=False)[1]
@@ -59,9 +57,9 @@ def components(rois: Sequence[Roi], buffer_m: float) -> IndexArray:
 def split_rois(rois: Sequence[Roi], config: SplitConfig, seed: int) -> list[Roi]:
     """The ROIs with their splits.
 
-    Components of near ROIs are dealt whole, crop by crop, the rarest first (Sechidis, Tsoumakas and
-    Vlahavas 2011, iterative stratification, with components in place of examples). The outcome
-    depends on the seed and the ROIs, not on their order.
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, doi:10.1007/978-3-642-23808-6_10)
+    deals out whole components of near ROIs, crop by crop, the rarest crop first. The result depends on
+    the seed and on the ROIs, but not on their order.
     """
     component = components(rois, config.buffer_m)
     names = _component_names(rois, component)
@@ -75,14 +73,14 @@ def split_rois(rois: Sequence[Roi], config: SplitConfig, seed: int) -> list[Roi]
 
 
 def _deal(counts: DoubleArray, shares: tuple[float, float, float]) -> IndexArray:
-    """The split of each of (N, K) components with so many ROIs of K crops; ties go by position."""
+    """(N,) split of components, from (N, K) numbers of their ROIs of each crop. Ties go by position."""
     demand = _demand(counts, shares)
     dealt = np.full(len(counts), -1, dtype=np.intp)
     while (open_ := dealt < 0).any():
         left = counts[open_].sum(axis=0)
         crop = int(np.where(left > 0, left, np.inf).argmin())
         mine = np.flatnonzero(open_ & (counts[:, crop] > 0))
-        # Those too large for the small splits go first, where most is wanted; the others as they come.
+        # Components that are too large for the smallest split go first, to the split that lacks most.
         smallest = min(demand[split, crop] for split, share in enumerate(shares) if share > 0)
         too_large = counts[mine, crop] > smallest
         for number in [*mine[too_large], *mine[~too_large]]:
@@ -94,7 +92,7 @@ def _deal(counts: DoubleArray, shares: tuple[float, float, float]) -> IndexArray
 
 
 def _demand(counts: DoubleArray, shares: tuple[float, float, float]) -> DoubleArray:
-    """(3, K) ROIs wanted; a crop of three components or more is wanted in every split."""
+    """(3, K) wanted numbers of ROIs. Every split wants a crop that has at least three components."""
     total = counts.sum(axis=0)
     demand = np.outer(shares, total)
     spread = (counts > 0).sum(axis=0) >= len(SPLITS)
@@ -106,68 +104,63 @@ def _demand(counts: DoubleArray, shares: tuple[float, float, float]) -> DoubleAr
 
 
 def audit_splits(rois: Sequence[Roi], buffer_m: float) -> None:
-    """Raises InputError that names ROIs of different splits nearer to each other than `buffer_m`."""
-    clashes = [
-        f"  {rois[one].roi_id} ({rois[one].split}) and {rois[other].roi_id} ({rois[other].split})"
-        for one, other in near_pairs(rois, buffer_m).T
-        if rois[one].split != rois[other].split
-    ]
-    if clashes:
+    """Raises InputError that names ROIs of different splits less than `buffer_m` apart."""
+    pairs = _near_across(rois, buffer_m)
+    if pairs:
         raise InputError(
-            f"{len(clashes)} pairs of ROIs of different splits are nearer than {buffer_m:g} m, so one would "
-            "leak into the other:\n"
-            + _first(clashes)
-            + "\nput both of a pair into one split in rois.split.named, or lower rois.split.buffer_m"
+            f"{len(pairs)} pairs of ROIs of different splits are less than {buffer_m:g} m apart, so one "
+            f"would leak into the other:\n{_listed(rois, pairs)}\nPut both of a pair into the same split in "
+            "rois.split.named, or lower rois.split.buffer_m."
         )
 
 
 def audit_grids(rois: Sequence[Roi], grids: Sequence[Grid]) -> None:
     """Raises InputError that names ROIs of different splits whose grids share ground.
 
-    Grids are the ROIs' bounds snapped outwards, widened to a patch where they are smaller: apart as
-    bounds, ROIs may overlap as pixels.
+    A grid is the bounds of an ROI snapped outwards, and at least as large as a patch. So the pixels of
+    ROIs can overlap even if their bounds do not.
     """
     snapped = [replace(roi, bounds=grid.bounds, crs=grid.crs) for roi, grid in zip(rois, grids, strict=True)]
-    clashes = [
-        f"  {rois[one].roi_id} ({rois[one].split}) and {rois[other].roi_id} ({rois[other].split})"
-        for one, other in near_pairs(snapped, 0.0).T
-        if rois[one].split != rois[other].split and _share_ground(grids[one], grids[other])
-    ]
-    if clashes:
+    near = _near_across(snapped, 0.0)
+    pairs = [(one, other) for one, other in near if _share_ground(grids[one], grids[other])]
+    if pairs:
         raise InputError(
-            f"the pixels of {len(clashes)} pairs of ROIs of different splits overlap once snapped to the "
-            "grid, so one would leak into the other:\n"
-            + _first(clashes)
-            + "\nraise rois.split.buffer_m, or put both of a pair into one split in rois.split.named, and "
-            "start again from rois in a new --run folder"
+            f"the pixels of {len(pairs)} pairs of ROIs of different splits overlap on the grid, so one would "
+            f"leak into the other:\n{_listed(rois, pairs)}\nRaise rois.split.buffer_m, or put both of a pair "
+            "into the same split in rois.split.named. Then start again from rois in a new --run folder."
         )
 
 
+def _near_across(rois: Sequence[Roi], buffer_m: float) -> list[tuple[int, int]]:
+    """The near pairs of ROIs that are in different splits."""
+    pairs = near_pairs(rois, buffer_m).T.tolist()
+    return [(one, other) for one, other in pairs if rois[one].split != rois[other].split]
+
+
+def _listed(rois: Sequence[Roi], pairs: Sequence[tuple[int, int]]) -> str:
+    lines = [
+        f"  {rois[one].roi_id} ({rois[one].split}) and {rois[other].roi_id} ({rois[other].split})"
+        for one, other in pairs[:_SHOWN]
+    ]
+    more = [f"  … and {len(pairs) - _SHOWN} more"] if len(pairs) > _SHOWN else []
+    return "\n".join(lines + more)
+
+
 def _share_ground(one: Grid, other: Grid) -> bool:
-    """Whether two grids overlap by more than their edges; of different CRSs, in that of `one`."""
-    shape = shapely.box(*other.bounds)
-    if other.crs != one.crs:
-        to_one = Transformer.from_crs(other.crs, one.crs, always_xy=True)
-        dense = shapely.segmentize(shape, max(other.shape) * other.resolution / 20)
-        shape = shapely.transform(dense, to_one.transform, interleaved=False)
-    shared = shapely.intersection(shapely.box(*one.bounds), shape)
+    """Whether two grids overlap by more than their edges, compared in the CRS of `one`."""
+    shared = shapely.intersection(shapely.box(*one.bounds), shapely.Polygon(other.outline_in(one.crs)))
     return bool(shared.area > _SLIVER * one.resolution**2)
 
 
-def _first(lines: Sequence[str], most: int = 8) -> str:
-    more = [f"  … and {len(lines) - most} more"] if len(lines) > most else []
-    return "\n".join([*lines[:most], *more])
-
-
 def missing_crops(rois: Sequence[Roi]) -> dict[str, list[str]]:
-    """The crops that a split has no ROI of, by split; a split that lacks none is left out."""
+    """The crops without an ROI in a split, by split. A split that has all crops is not in it."""
     crops = {roi.crop for roi in rois}
     lacking = {split: sorted(crops - {roi.crop for roi in rois if roi.split == split}) for split in SPLITS}
     return {split: names for split, names in lacking.items() if names}
 
 
 def _component_names(rois: Sequence[Roi], component: IndexArray) -> list[str]:
-    """The first roi_id of each component: a name that does not depend on the order of the ROIs."""
+    """The first roi_id of each component: a name independent of the order of the ROIs."""
     names = [""] * (int(component.max()) + 1)
     for position in sorted(range(len(rois)), key=lambda i: rois[i].roi_id, reverse=True):
         names[component[position]] = rois[position].roi_id
@@ -175,7 +168,7 @@ def _component_names(rois: Sequence[Roi], component: IndexArray) -> list[str]:
 
 
 def _lonlat_bounds(rois: Sequence[Roi]) -> DoubleArray:
-    """(N, 4) west, south, east, north of the ROIs, from the corners and middles of their sides."""
+    """(N, 4) west, south, east, north of the ROIs, from the corners and midpoints of their sides."""
     lonlat = np.empty((len(rois), 4))
     for crs in {roi.crs for roi in rois}:
         mine = np.array([position for position, roi in enumerate(rois) if roi.crs == crs])

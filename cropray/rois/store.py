@@ -31,7 +31,7 @@ _DATES = ("planting_start", "planting_end", "harvest_start", "harvest_end")
 
 @dataclass(frozen=True)
 class Dropped:
-    """A parcel or a cluster of parcels that gives no ROI, and why."""
+    """A parcel, or a cluster of parcels, that gives no ROI, with the reason."""
 
     file: str
     crop: str
@@ -44,7 +44,7 @@ def write_rois(folder: Folder, rois: Sequence[Roi]) -> None:
     """Write ROIs, which share one CRS, ordered by roi_id."""
     rois = sorted(rois, key=lambda roi: roi.roi_id)
     (crs,) = {roi.crs for roi in rois}
-    # Declared types: a column without any date would otherwise be stored as of no type.
+    # With declared types: a column without any date would have no type.
     columns = {name: _column([getattr(roi, name) for roi in rois], pa.string()) for name in _TEXT}
     columns |= {name: _column([getattr(roi, name) for roi in rois], pa.date32()) for name in _DATES}
     boxes = shapely.box(*zip(*(roi.bounds for roi in rois), strict=True))
@@ -52,7 +52,7 @@ def write_rois(folder: Folder, rois: Sequence[Roi]) -> None:
 
 
 def read_rois(folder: Folder) -> list[Roi]:
-    """The ROIs of a run folder, ordered by roi_id. Raises InputError where there are none yet."""
+    """The ROIs of a run folder, ordered by roi_id. Raises InputError if there are none yet."""
     frame = gpd.read_parquet(io.BytesIO(folder.read_bytes(ROIS)))
     crs = frame.crs.to_string()
     bounds = frame.geometry.bounds.to_numpy().tolist()
@@ -64,14 +64,14 @@ def read_rois(folder: Folder) -> list[Roi]:
 
 
 def write_parcels(folder: Folder, parcels: gpd.GeoDataFrame) -> None:
-    """Write the parcels that labels burn (columns as of `read_parcels`), ordered by parcel_id."""
+    """Write the parcels that become labels (columns as in `read_parcels`), ordered by parcel_id."""
     frame = parcels[["parcel_id", "crop", "geometry"]].sort_values("parcel_id", ignore_index=True)
     columns = {name: _column(frame[name].tolist(), pa.string()) for name in ("parcel_id", "crop")}
     _write(folder, PARCELS, gpd.GeoDataFrame(columns, geometry=frame.geometry))
 
 
 def read_parcels(folder: Folder) -> gpd.GeoDataFrame:
-    """Every parcel: columns parcel_id, crop, geometry (EPSG:4326); none for ROIs from a table."""
+    """All parcels of a run folder: parcel_id, crop, geometry (EPSG:4326). Empty for ROIs from a table."""
     return gpd.read_parquet(io.BytesIO(folder.read_bytes(PARCELS)))
 
 
@@ -82,8 +82,20 @@ def write_dropped(folder: Folder, dropped: Sequence[Dropped]) -> None:
 
 
 def fingerprint(folder: Folder) -> str:
-    """Names the ROIs and the parcels of a run folder."""
+    """A hash of the ROIs and the parcels of a run folder."""
     return xxhash.xxh3_64_hexdigest(folder.read_bytes(ROIS) + folder.read_bytes(PARCELS))
+
+
+def identity(label: str, parts: Iterable[bytes]) -> str:
+    """`label` as a plain word and a hash of `label` and `parts`, fit for file names.
+
+    Each part is hashed by itself first, so moving the boundary between two parts changes the result.
+    """
+    whole = xxhash.xxh3_64(label.encode())
+    for part in parts:
+        whole.update(xxhash.xxh3_64_digest(part))
+    word = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower()
+    return f"{word}-{whole.hexdigest()}" if word else whole.hexdigest()
 
 
 def _write(folder: Folder, name: str, frame: gpd.GeoDataFrame) -> None:
@@ -98,15 +110,3 @@ def _column(values: list[Any], kind: pa.DataType) -> pd.arrays.ArrowExtensionArr
 
 def _date(value: object) -> date | None:
     return value if isinstance(value, date) and not pd.isna(value) else None
-
-
-def identity(label: str, parts: Iterable[bytes]) -> str:
-    """`label` as a plain word, and a hash of it and of `parts`: fit for names of files.
-
-    Every part is hashed by itself first, so that moving a boundary between parts changes the whole.
-    """
-    whole = xxhash.xxh3_64(label.encode())
-    for part in parts:
-        whole.update(xxhash.xxh3_64_digest(part))
-    word = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower()
-    return f"{word}-{whole.hexdigest()}" if word else whole.hexdigest()

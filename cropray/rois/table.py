@@ -1,21 +1,24 @@
-"""Rectangles from a spreadsheet, for regions whose every pixel is labelled (pretraining)."""
+"""Tables from xlsx and csv files, and the rectangles in one as ROIs (pretraining on dense labels)."""
 
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import pandas as pd
+import openpyxl
 import shapely
 import shapely.geometry
+from openpyxl.utils.exceptions import InvalidFileException
 from shapely.errors import ShapelyError
 
 from cropray.config.rois import RoisConfig
@@ -28,66 +31,108 @@ from cropray.types import Roi
 
 _CORNERS = ("min_lon", "min_lat", "max_lon", "max_lat")
 
+Rows = list[list[str]]
+"""A sheet: its header, then its rows, all of the same length. Cells are text without outer blanks."""
+
+
+def read_sheets(path: Path) -> dict[str, Rows]:
+    """The sheets of an xlsx file, or the one sheet of a csv file (comma-separated, UTF-8).
+
+    Raises InputError for a file that cannot be read.
+    """
+    try:
+        if path.suffix.lower() == ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                sheets: dict[str, Any] = {path.stem: list(csv.reader(file))}
+            _check_separator(sheets[path.stem], path)
+        else:
+            with closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book:
+                sheets = {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}). Save it as csv in UTF-8.") from error
+    except (BadZipFile, KeyError, InvalidFileException, csv.Error) as error:
+        raise InputError(f"cannot read {path} ({error}). Save it as xlsx or csv.") from error
+    return {name: _as_text(rows, path) for name, rows in sheets.items()}
+
+
+def _check_separator(rows: Sequence[Sequence[str]], path: Path) -> None:
+    if rows and len(rows[0]) == 1:
+        for separator in (";", "\t"):
+            if separator in rows[0][0]:
+                raise InputError(f"{path}: columns are separated by {separator!r}. Save it with ','.")
+
+
+def _as_text(rows: Sequence[Sequence[Any]], path: Path) -> Rows:
+    text = [["" if cell is None else str(cell).strip() for cell in row] for row in rows]
+    width = len(text[0]) if text else 0
+    for number, row in enumerate(text, start=1):
+        if any(row[width:]):
+            raise InputError(
+                f"{path}, row {number} has {len(row)} columns, its header {width}. "
+                "Put quotes around text with commas."
+            )
+    return [row[:width] + [""] * (width - len(row)) for row in text]
+
 
 def read_table(config: RoisConfig, classes: Sequence[str]) -> list[Roi]:
-    """The ROIs of a csv or xlsx file (its first sheet), without splits unless `split.named` has them.
+    """The ROIs in the rows of a csv file or of the first sheet of an xlsx file.
 
-    A row gives its box as min_lon, min_lat, max_lon, max_lat (degrees), or in one column `roi` as
-    "minx,miny,maxx,maxy", WKT, or GeoJSON (a geometry, or its coordinates alone), of which the
-    bounds are taken. Coordinates of `roi` that all lie within ±180 and ±90 are degrees (EPSG:4326);
-    others are of `rois.crs`, which must then name a CRS. Optional columns: harvest_date
-    (YYYY-MM-DD, Gregorian), country, uuid (becomes the roi_id), main_type; others are not read.
-    A main_type that names one of `classes` (in any case) becomes the crop of the ROI. Any other, such
-    as "suger beat, kolza, barley" of a published table, is a remark: the ROI has no crop of its own.
-    Raises InputError that names the row for whatever else is there.
+    A row gives its box in the columns min_lon, min_lat, max_lon and max_lat (degrees), or in one column
+    `roi` as "minx,miny,maxx,maxy", WKT, or GeoJSON (a geometry, or its coordinates alone), whose bounds
+    count. Coordinates of `roi` within ±180 and ±90 are degrees (EPSG:4326). Others are in `rois.crs`,
+    which must then name a CRS. Optional columns: harvest_date (YYYY-MM-DD, Gregorian), country, uuid
+    (becomes the roi_id), main_type. A main_type that equals one of `classes`, in any case, becomes the
+    crop of the ROI. Any other main_type, and any other column, is ignored.
+
+    ROIs have no split unless `split.named` gives one. Raises InputError that names the row.
     """
     path = Path(config.data_root).expanduser() / config.table
     if not config.table or not path.is_file():
-        raise InputError(f"there is no table of ROIs {path}; check rois.table and rois.data_root")
-    frame = _read_frame(path)
-    records: Any = frame.to_dict("records")
+        raise InputError(f"there is no table of ROIs {path}. Check rois.table and rois.data_root.")
+    header, *rows = next(iter(read_sheets(path).values()), None) or [[]]
+    columns = [column.lower() for column in header]
+    for column in () if "roi" in columns else _CORNERS:
+        if column not in columns:
+            raise InputError(
+                f"{path} has no column 'roi' and no column {column!r}.{nearest(column, columns)} "
+                f"Give the boxes in 'roi', or in {', '.join(_CORNERS)}."
+            )
     rois = []
-    with progress("regions", len(records)) as bar:
-        for number, record in enumerate(records, start=2):
-            rois.append(_read_row(record, f"{path}, row {number}", config, classes))
-            bar.advance()
-    if not rois:
-        raise InputError(f"{path} has no rows; wanted one for each ROI")
-    _check_unique(rois, path)
-    systems = sorted({roi.crs for roi in rois})
-    if len(systems) > 1:
-        raise InputError(f"{path} mixes coordinates of {' and '.join(systems)}; wanted one CRS in a table")
+    with progress("regions", sum(map(any, rows))) as bar:
+        for number, row in enumerate(rows, start=2):
+            if any(row):
+                record = dict(zip(columns, row, strict=True))
+                rois.append(_read_row(record, f"{path}, row {number}", config, classes))
+                bar.advance()
+    _check_rois(rois, path)
     return rois
 
 
-def _read_frame(path: Path) -> pd.DataFrame:
-    try:
-        if path.suffix.lower() == ".csv":
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-        else:
-            frame = pd.read_excel(path, dtype=str, keep_default_na=False)
-    except (ValueError, BadZipFile) as error:
-        raise InputError(f"cannot read the table {path} ({error}); wanted csv or xlsx") from error
-    frame.columns = frame.columns.str.strip().str.lower()
-    for column in () if "roi" in frame else _CORNERS:
-        if column not in frame:
-            raise InputError(
-                f"{path} has neither a column 'roi' nor {column!r}.{nearest(column, frame.columns)}"
-            )
-    return frame
+def _check_rois(rois: Sequence[Roi], path: Path) -> None:
+    if not rois:
+        raise InputError(f"{path} has no rows. Add one row for each ROI.")
+    seen: set[str] = set()
+    for roi in rois:
+        if roi.roi_id in seen:
+            raise InputError(f"{path} has {roi.roi_id} twice. Remove one of the rows.")
+        seen.add(roi.roi_id)
+    systems = sorted({roi.crs for roi in rois})
+    if len(systems) > 1:
+        raise InputError(f"{path} mixes coordinates in {' and '.join(systems)}. Use one CRS in a table.")
 
 
 def _read_row(record: dict[str, str], where: str, config: RoisConfig, classes: Sequence[str]) -> Roi:
     bounds, crs = _box(record, where, config)
-    country = record.get("country", "").strip() or config.country
-    uuid = record.get("uuid", "").strip()
+    country = record.get("country") or config.country
+    uuid = record.get("uuid", "")
     if re.search(r"[^\w.-]", uuid):
-        raise InputError(f"{where}: uuid {uuid!r} cannot name files; use letters, digits, - and _")
-    harvest = record.get("harvest_date", "").strip()
+        raise InputError(f"{where}: uuid {uuid!r} cannot name files. Use letters, digits, '-' and '_'.")
+    harvest = record.get("harvest_date", "")
+    main_type = record.get("main_type", "").casefold()
     parts = [np.array(bounds, "<f8").tobytes(), harvest.encode()]
     return Roi(
         roi_id=uuid or identity(country, parts),
-        crop=_crop(record.get("main_type", ""), classes),
+        crop=next((name for name in classes if name.casefold() == main_type), ""),
         season="",
         province="",
         country=country,
@@ -98,11 +143,6 @@ def _read_row(record: dict[str, str], where: str, config: RoisConfig, classes: S
     )
 
 
-def _crop(main_type: str, classes: Sequence[str]) -> str:
-    named = main_type.strip().casefold()
-    return next((name for name in classes if name.casefold() == named), "")
-
-
 def _box(record: dict[str, str], where: str, config: RoisConfig) -> tuple[Bounds, str]:
     if "roi" in record:
         bounds = _parse_box(record["roi"], where)
@@ -110,51 +150,48 @@ def _box(record: dict[str, str], where: str, config: RoisConfig) -> tuple[Bounds
         try:
             min_x, min_y, max_x, max_y = (float(record[corner]) for corner in _CORNERS)
         except ValueError as error:
-            raise InputError(f"{where}: {error}; wanted degrees in {', '.join(_CORNERS)}") from error
+            raise InputError(f"{where}: {error}. Give degrees in {', '.join(_CORNERS)}.") from error
         bounds = (min_x, min_y, max_x, max_y)
     if not (all(map(math.isfinite, bounds)) and bounds[0] < bounds[2] and bounds[1] < bounds[3]):
-        raise InputError(f"{where}: {bounds} is no box; wanted min x < max x and min y < max y")
+        raise InputError(
+            f"{where}: {bounds} is not a box. Give min x < max x and min y < max y. "
+            "Split a box that crosses 180° into two rows."
+        )
     if max(abs(bounds[0]), abs(bounds[2])) <= 180 and max(abs(bounds[1]), abs(bounds[3])) <= 90:
         return bounds, LONLAT
     if "roi" not in record or config.crs == "utm":
         raise InputError(
-            f"{where}: {bounds} are no degrees; correct them, or name their CRS in rois.crs (EPSG:3857 …)"
+            f"{where}: {bounds} are not degrees. Correct them, or set rois.crs to their CRS (EPSG:3857 …)."
         )
     return bounds, metric_crs(config.crs)
 
 
 def _parse_box(text: str, where: str) -> Bounds:
     """Bounds of "minx,miny,maxx,maxy", WKT, GeoJSON or a list of coordinates (JSON or Python)."""
-    for parse in (_numbers, _wkt, _json, _literal):
+    for parse in (_corners, _wkt, _geojson):
         try:
-            bounds = parse(text)
+            min_x, min_y, max_x, max_y = map(float, parse(text))
         except (ValueError, SyntaxError, TypeError, KeyError, ShapelyError):
             continue
-        min_x, min_y, max_x, max_y = bounds
-        return float(min_x), float(min_y), float(max_x), float(max_y)
+        return min_x, min_y, max_x, max_y
     raise InputError(
-        f"{where}: cannot read roi {text[:60]!r}; wanted minx,miny,maxx,maxy, WKT or GeoJSON coordinates"
+        f"{where}: cannot read roi {text[:60]!r}. Write minx,miny,maxx,maxy, WKT or GeoJSON coordinates."
     )
 
 
-def _numbers(text: str) -> Bounds:
-    min_x, min_y, max_x, max_y = (float(number) for number in text.strip(" ()[]").split(","))
-    return min_x, min_y, max_x, max_y
+def _corners(text: str) -> Any:
+    return text.strip(" ()[]").split(",")
 
 
 def _wkt(text: str) -> Any:
     return shapely.from_wkt(text).bounds
 
 
-def _json(text: str) -> Any:
-    return _geojson_bounds(json.loads(text))
-
-
-def _literal(text: str) -> Any:
-    return _geojson_bounds(ast.literal_eval(text))
-
-
-def _geojson_bounds(value: Any) -> Any:
+def _geojson(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = ast.literal_eval(text)
     if isinstance(value, dict):
         return shapely.geometry.shape(value.get("geometry", value)).bounds
     coordinates = np.array(value, dtype=float)
@@ -170,7 +207,7 @@ def _harvest(text: str, where: str) -> date | None:
     try:
         return date.fromisoformat(text.removesuffix(" 00:00:00"))
     except ValueError as error:
-        raise InputError(f"{where}: harvest_date is {text!r} ({error}); wanted YYYY-MM-DD") from error
+        raise InputError(f"{where}: harvest_date is {text!r} ({error}). Write YYYY-MM-DD.") from error
 
 
 def _named_split(names: tuple[str, str], where: str, config: RoisConfig) -> str:
@@ -182,11 +219,3 @@ def _named_split(names: tuple[str, str], where: str, config: RoisConfig) -> str:
             return named[name]
     wrong = next(filter(None, names), "")
     raise InputError(f"{where}: rois.split.named has no split for {wrong!r}.{nearest(wrong, named)}")
-
-
-def _check_unique(rois: list[Roi], path: Path) -> None:
-    seen: set[str] = set()
-    for roi in rois:
-        if roi.roi_id in seen:
-            raise InputError(f"{path} has {roi.roi_id} twice; wanted every ROI once, and every uuid")
-        seen.add(roi.roi_id)

@@ -1,4 +1,4 @@
-"""Polygons of vector files: read by pyogrio, mended, checked, brought to one CRS."""
+"""Polygons of vector files: read by pyogrio, checked, repaired and reprojected; provinces of boxes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -31,33 +30,35 @@ _DEGREES_SLACK = 1e-6
 
 
 def matching(root: str, pattern: str) -> list[Path]:
-    """Files of a path or glob, relative to `root`, sorted."""
-    wanted = Path(root).expanduser() / pattern
-    return [Path(name) for name in sorted(glob.glob(str(wanted), recursive=True))]
+    """The files that match a path or glob relative to `root`, sorted."""
+    return [Path(name) for name in sorted(glob.glob(str(Path(root).expanduser() / pattern), recursive=True))]
 
 
 def find_files(root: str, pattern: str) -> list[Path]:
-    """As `matching`. Raises InputError where there is none, and for a folder."""
+    """The files of `matching`. Raises InputError if there is none, and for a folder."""
     files = matching(root, pattern)
     if not files:
         wanted = Path(root).expanduser() / pattern
-        raise InputError(f"there is no file {wanted}; check the path, and rois.data_root it is relative to")
+        raise InputError(f"there is no file {wanted}. Check the path, and rois.data_root if it is relative.")
     for file in files:
         if file.is_dir() and file.suffix != ".gdb":
-            raise InputError(f"{file} is a folder; give a file, or a glob such as {file.name}/*.shp")
+            raise InputError(f"{file} is a folder. Give a file, or a glob such as {file.name}/*.shp.")
     return files
 
 
 def read_polygons(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
-    """All features of a file of one layer with these attribute columns, as they are stored.
+    """All features of a file with one layer, as stored, with these attribute columns.
 
-    Raises InputError for a file that is no vector file, has several layers, no features, no CRS, not
-    these columns, or other geometries than polygons.
+    Raises InputError for a file that is not a vector file, has several layers, no features, no CRS, an
+    unknown column, or geometries other than polygons.
     """
+    _check_shapefile(file, columns)
     try:
         layers = [str(name) for name, _ in pyogrio.list_layers(file)]
         if len(layers) != 1:
-            raise InputError(f"{file} has {len(layers)} layers ({', '.join(layers)}); wanted a file of one")
+            raise InputError(
+                f"{file} has {len(layers)} layers ({', '.join(layers)}). Save one layer in a file of its own."
+            )
         fields = [str(name) for name in pyogrio.read_info(file)["fields"]]
         for column in columns:
             if column not in fields:
@@ -65,101 +66,107 @@ def read_polygons(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
         frame = pyogrio.read_dataframe(file, columns=list(columns), use_arrow=True)
     except pyogrio.errors.DataSourceError as error:
         raise InputError(f"cannot read {file} as a vector file: {error}") from error
-    if "geometry" not in frame:
-        raise InputError(f"{file} has no geometries; wanted polygons")
-    if len(frame) == 0:
-        raise InputError(f"{file} has no features; wanted polygons")
-    if (frame.geometry.isna() | frame.geometry.is_empty).all():
-        raise InputError(f"{file}: all of its {len(frame)} features are empty; wanted polygons")
+    if "geometry" not in frame or (frame.geometry.isna() | frame.geometry.is_empty).all():
+        raise InputError(f"{file} has no features with a geometry. Give a file of polygons.")
     if frame.crs is None:
-        raise InputError(f"{file} has no CRS; give it one (a shapefile needs its .prj beside it)")
+        prj = (
+            f" {file.stem}.prj, which holds it, is missing or empty." if file.suffix.lower() == ".shp" else ""
+        )
+        raise InputError(f"{file} has no CRS.{prj} Save the file with its CRS.")
     types = shapely.get_type_id(frame.geometry.to_numpy())
     wrong = np.flatnonzero(~np.isin(types, _ACCEPTED))
     if len(wrong):
         kind = frame.geometry.iloc[wrong[0]].geom_type
         raise InputError(
-            f"{file} has {len(wrong)} features that are no polygons (feature {wrong[0]} is a {kind}); "
-            "wanted Polygon or MultiPolygon: convert or remove them"
+            f"{file} has {len(wrong)} features that are not polygons (feature {wrong[0]} is a {kind}). "
+            "Convert them to polygons, or remove them."
         )
     return frame
 
 
-def mend(geometries: Geometries) -> tuple[Geometries, BoolArray]:
-    """Valid plane polygons, and True where something had to be mended. Empty or None stays so.
+def _check_shapefile(file: Path, columns: Sequence[str]) -> None:
+    """Raises InputError if a part of a shapefile is missing: GDAL's own errors do not say which."""
+    if file.suffix.lower() != ".shp":
+        return
+    present = {path.suffix.lower() for path in file.parent.iterdir() if path.stem == file.stem}
+    for suffix in (".shx", ".dbf") if columns else (".shx",):
+        if suffix not in present:
+            raise InputError(f"{file.with_suffix(suffix)} is missing beside {file.name}. Copy it too.")
 
-    What of a broken or mixed geometry is no area is left out, so the result may be empty.
+
+def mend(geometries: Geometries) -> tuple[Geometries, BoolArray]:
+    """Valid 2-D polygons, and True where a geometry was repaired.
+
+    Parts of a broken or mixed geometry that have no area are dropped, so a result may be empty. None
+    and empty geometries stay as they are.
     """
     mended = shapely.force_2d(geometries)
     mixed = shapely.get_type_id(mended) == shapely.GeometryType.GEOMETRYCOLLECTION
-    mended[mixed] = [_polygonal_part(geometry) for geometry in mended[mixed]]
+    for index in np.flatnonzero(mixed):
+        parts = shapely.get_parts(mended[index])
+        mended[index] = shapely.union_all(parts[np.isin(shapely.get_type_id(parts), _POLYGONAL)])
     broken = ~(shapely.is_valid(mended) | shapely.is_missing(mended))
     mended[broken] = shapely.make_valid(mended[broken], method="structure", keep_collapsed=False)
     return mended, broken | mixed
 
 
-def _polygonal_part(collection: Any) -> Any:
-    parts = shapely.get_parts(collection)
-    return shapely.union_all(parts[np.isin(shapely.get_type_id(parts), _POLYGONAL)])
-
-
 def reproject(frame: gpd.GeoDataFrame, crs: str, file: Path | str) -> gpd.GeoDataFrame:
-    """The frame in another CRS. Raises InputError where its coordinates cannot be of its own CRS."""
+    """The frame in another CRS. Raises InputError if its coordinates do not fit its own CRS."""
     west, south, east, north = frame.total_bounds
     limits = (180 + _DEGREES_SLACK, 90 + _DEGREES_SLACK)
     if frame.crs.is_geographic and (max(-west, east) > limits[0] or max(-south, north) > limits[1]):
         raise InputError(
-            f"{file} says that its coordinates are degrees ({frame.crs.to_string()}), but they reach from "
-            f"({west:g}, {south:g}) to ({east:g}, {north:g}); correct its CRS"
+            f"{file}: its CRS {frame.crs.to_string()} is in degrees, but its coordinates reach from "
+            f"({west:g}, {south:g}) to ({east:g}, {north:g}). Correct its CRS."
         )
     projected = frame.to_crs(crs)
     if not np.isfinite(projected.total_bounds).all():
         raise InputError(
-            f"{file}: coordinates cannot be brought from {frame.crs.to_string()} to {crs}; correct its CRS"
+            f"{file}: its coordinates cannot be converted from {frame.crs.to_string()} to {crs}. "
+            "Correct its CRS."
         )
     return projected
 
 
-def relative(file: Path, root: str) -> str:
-    """The name of a file below `root`, for records that are the same on every machine."""
-    folder = Path(root).expanduser()
-    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
-
-
 def metric_crs(name: str) -> str:
-    """`name`, of a CRS in which boxes can be measured. Raises InputError for any other."""
+    """`name`, the value of rois.crs. Raises InputError unless it is a projected CRS in metres."""
     try:
         crs = CRS.from_user_input(name)
     except CRSError as error:
         raise InputError(
-            f"rois.crs {name!r} is no CRS ({error}); wanted utm or a code like EPSG:3857"
+            f"rois.crs {name!r} is not a CRS ({error}). Set utm, or a code such as EPSG:3857."
         ) from error
     if not crs.is_projected or crs.axis_info[0].unit_name != "metre":
-        raise InputError(f"rois.crs {name!r} ({crs.name}) does not measure in metres; wanted a projected CRS")
+        raise InputError(
+            f"rois.crs {name!r} ({crs.name}) does not measure in metres. Set utm, or a projected CRS."
+        )
     return name
 
 
 @dataclass(frozen=True)
 class Provinces:
-    """Names and areas; `geometry` are valid polygons in the CRS of the boxes to come."""
+    """Names and valid polygons, in the CRS of the boxes that are looked up."""
 
     names: tuple[str, ...]
     geometry: Geometries
 
     def of(self, boxes: DoubleArray) -> list[str]:
-        """The province of each of (K, 4) bounds: the one that contains it, else the one with the
-        largest overlap; the earlier in the file of equals, "" where no province overlaps.
+        """The province of each of (K, 4) bounds.
+
+        It is the province that contains the box, else the one with the largest overlap. The first in
+        the file wins a tie. A box that overlaps no province has "".
         """
         found = np.full(len(boxes), -1, dtype=np.intp)
         areas = shapely.box(*boxes.T)
         tree = shapely.STRtree(areas)
-        # Asked from the provinces' side, as GEOS then prepares each of their long borders once.
+        # GEOS prepares the geometries of the query: each long border of a province once.
         province, box = tree.query(self.geometry, predicate="contains")
         found[box[::-1]] = province[::-1]
         border = np.flatnonzero(found < 0)
         found[border] = self._largest_overlap(areas[border])
         return [self.names[index] if index >= 0 else "" for index in found]
 
-    def _largest_overlap(self, areas: npt.NDArray[np.object_]) -> IndexArray:
+    def _largest_overlap(self, areas: Geometries) -> IndexArray:
         province, box = shapely.STRtree(areas).query(self.geometry, predicate="intersects")
         overlap = np.zeros((len(areas), len(self.names)))
         overlap[box, province] = shapely.area(shapely.intersection(self.geometry[province], areas[box]))
@@ -168,10 +175,10 @@ class Provinces:
 
 
 def read_provinces(root: str, config: ProvincesConfig, crs: str) -> Provinces:
-    """Raises InputError for a file or a `name_field` that cannot be used."""
+    """The provinces in another CRS. Raises InputError for an unusable file or `name_field`."""
     files = find_files(root, config.path)
     if len(files) > 1:
-        raise InputError(f"provinces.path {config.path!r} fits {len(files)} files; wanted one")
+        raise InputError(f"rois.provinces.path {config.path!r} matches {len(files)} files. Name one file.")
     frame = reproject(read_polygons(files[0], [config.name_field]), crs, files[0])
     geometry, _ = mend(frame.geometry.to_numpy())
     return Provinces(tuple(frame[config.name_field].astype(str).str.strip()), geometry)
