@@ -28,9 +28,9 @@ from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid
 from cropray.imagery.simulated import SimulatedSource
-from cropray.simulation.fields import CROPS
-from cropray.simulation.maps import LAND_COVER_CODES, TRUTH_CODES
+from cropray.simulation.landscape import LAND_COVER_CODES, TRUTH_CODES
 from cropray.simulation.radar import GAMMA0_DB
+from cropray.simulation.tables import CROPS
 from cropray.types import FloatArray, ImageRequest, Period
 
 ROOT = Path(__file__).parents[1]

@@ -23,7 +23,7 @@ from cropray.imagery.earthengine.source import EarthEngineSource
 from cropray.imagery.earthengine.tiling import LearntSize
 from cropray.imagery.simulated import PlaceScenes, SimulatedSource
 from cropray.simulation import radar
-from cropray.simulation.fields import Place, to_world
+from cropray.simulation.landscape import Place, project
 from cropray.types import Composite, CompositeRecipe, ImageRequest, Period
 from tests.earthengine_server import Catalogue, Limits, Serving, serve
 from tests.earthengine_server.catalogue import S1, S2, Gap
@@ -151,7 +151,7 @@ def test_orbits_are_laid_over_one_another_in_the_same_order(monkeypatch: pytest.
 def _descending_across(grid: Grid, orbit: radar.Orbit) -> float:
     """The edge with which a swath begins in the middle of a grid."""
     x, y = grid.bounds[0] + 320, grid.bounds[1] + 200
-    world_x, world_y = to_world(np.array([x]), np.array([y]), grid.crs)
+    world_x, world_y = project(np.array([x]), np.array([y]), grid.crs)
     heading = np.deg2rad(orbit.heading_deg)
     return float(np.mod(np.cos(heading) * world_x - np.sin(heading) * world_y, orbit.spacing_m)[0])
 

@@ -17,7 +17,7 @@ from cropray.rois.build import build_rois
 from cropray.rois.parcels import fingerprints
 from cropray.rois.store import DROPPED, PARCELS, ROIS, read_parcels, read_rois
 from cropray.run import Run
-from cropray.simulation.fields import CROPS
+from cropray.simulation.tables import CROPS
 from cropray.storage import Folder
 from tests import rois_inputs
 from tests.rois_inputs import UTM, field, write_calendar, write_fields

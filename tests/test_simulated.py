@@ -1,4 +1,4 @@
-"""The simulated world as imagery: one world for all grids, and as hard as reality."""
+"""The simulation as imagery: one landscape for all grids, and as hard as reality."""
 
 import pickle
 from datetime import date
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
@@ -18,12 +19,12 @@ from cropray.config.imagery import SimulatedConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.imagery import ImagerySource
-from cropray.imagery.simulated import SimulatedSource
-from cropray.simulation.fields import CROPS, Place
-from cropray.simulation.maps import LAND_COVER_CODES, TRUTH_CODES
+from cropray.imagery.simulated import VERSION, SimulatedSource
+from cropray.simulation.landscape import LAND_COVER_CODES, TRUTH_CODES, Place
 from cropray.simulation.noise import gamma_rows, normal, smooth
 from cropray.simulation.radar import GAMMA0_DB, ORBITS
 from cropray.simulation.sky import cloud_thickness, s2_days
+from cropray.simulation.tables import CROPS
 from cropray.types import ImageRequest, Period
 
 SOURCE = SimulatedSource(SimulatedConfig())
@@ -48,10 +49,29 @@ def test_it_is_a_source_of_imagery():
     assert SOURCE.identity()["s1_quantity"] == "gamma0"
 
 
-def test_another_seed_is_another_world():
+def test_another_seed_is_another_landscape():
     other = SimulatedSource(SimulatedConfig(seed=1))
     assert (other.class_map("truth", GRID) != SOURCE.class_map("truth", GRID)).mean() > 0.5
     assert other.identity() != SOURCE.identity()
+
+
+def test_the_pixels_of_this_version_are_known():
+    """Any change of them needs another VERSION: figures made with the simulation hold for one version."""
+    grid = GRID.window(Window(20, 30, 32, 40))
+    months = [Period(date(2022, month, 1), date(2022, month + 1, 1)) for month in range(3, 8)]
+    image = SOURCE.composite(
+        ImageRequest(grid, grid, tuple(months), maps=("truth", "eucropmap", "land_cover"))
+    )
+    digest = xxhash.xxh3_64()
+    for codes in image.maps.values():
+        digest.update(codes.tobytes())
+    for values, valid in ((image.s2_tchw, image.s2_valid_thw), (image.s1_tchw, image.s1_valid_thw)):
+        digest.update(valid.tobytes())
+        # Means and spreads by month and band: a processor may round single pixels differently.
+        for month, seen in zip(values.astype(np.float64), valid, strict=True):
+            for figure in (*month[:, seen].mean(axis=1), *month[:, seen].std(axis=1)):
+                digest.update(f"{figure:.5f}".encode())
+    assert (VERSION, digest.hexdigest()) == (1, "c9f07c154a49059c")
 
 
 @pytest.mark.parametrize("grid", [GRID, MERCATOR], ids=lambda grid: grid.crs)

@@ -15,9 +15,9 @@ from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid, transform_bounds
 from cropray.imagery.simulated import SimulatedSource
 from cropray.rasters import burn
-from cropray.simulation.fields import CROPS, WORLD_CRS
 from cropray.simulation.inputs import sites, write_inputs
-from cropray.simulation.maps import TRUTH_CODES
+from cropray.simulation.landscape import PLANE_CRS, TRUTH_CODES
+from cropray.simulation.tables import CROPS
 
 CONFIG = SimulatedConfig(sites_per_crop=2, regions=4)
 
@@ -96,7 +96,7 @@ def test_provinces_cover_all_and_do_not_overlap(written):
     assert max(a.intersection(b).area for a, b in combinations(shapes, 2)) < 1e-9
     whole = shapely.union_all(shapes)
     for _, bounds in sites(CONFIG):
-        assert whole.covers(shapely.box(*transform_bounds(bounds, WORLD_CRS, "EPSG:4326")))
+        assert whole.covers(shapely.box(*transform_bounds(bounds, PLANE_CRS, "EPSG:4326")))
     regions = pd.read_csv(directory / "regions.csv")
     assert whole.covers(
         shapely.box(
@@ -121,7 +121,7 @@ def test_regions_are_squares_on_their_grid_far_from_sites_with_some_held_out(wri
     regions = pd.read_csv(directory / "regions.csv")
     assert set(rois.split.named) == set(regions.country)
     assert sorted(rois.split.named.values()) == ["test", "train", "train", "val"]
-    middle = np.mean([transform_bounds(b, WORLD_CRS, "EPSG:4326") for _, b in sites(CONFIG)], axis=0)
+    middle = np.mean([transform_bounds(b, PLANE_CRS, "EPSG:4326") for _, b in sites(CONFIG)], axis=0)
     for row in regions.itertuples():
         grid = Grid.covering((row.min_lon, row.min_lat, row.max_lon, row.max_lat), "EPSG:4326")
         assert grid.shape == (320, 320)

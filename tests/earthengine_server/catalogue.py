@@ -20,7 +20,7 @@ import shapely
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.imagery.simulated import PlaceScenes
 from cropray.simulation import radar
-from cropray.simulation.maps import codes_at
+from cropray.simulation.landscape import codes_at
 from cropray.simulation.radar import Orbit
 from cropray.simulation.sky import s2_days
 from cropray.types import Period

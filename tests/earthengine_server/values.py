@@ -19,7 +19,7 @@ import shapely
 from pyproj import Transformer
 from pyproj.exceptions import CRSError
 
-from cropray.simulation.fields import Place, to_world
+from cropray.simulation.landscape import Place, project
 
 _MEMORY = 96 << 20  # bytes of intermediate bands that one request keeps
 
@@ -95,7 +95,7 @@ class View:
         a, b, c, d, e, f = self.affine
         col, row = np.meshgrid(np.arange(self.shape[1]) + 0.5, np.arange(self.shape[0]) + 0.5)
         try:
-            x, y = to_world((a * col + b * row + c).ravel(), (d * col + e * row + f).ravel(), self.crs)
+            x, y = project((a * col + b * row + c).ravel(), (d * col + e * row + f).ravel(), self.crs)
         except CRSError as error:
             raise ServiceError(f"The CRS {self.crs!r} could not be parsed.") from error
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -211,7 +211,7 @@ def geometry_in_world(shape: shapely.Geometry, crs: str) -> shapely.Geometry:
     """A geometry of straight edges in a CRS, on the plane of the world, its edges densified."""
     longest = max(1e-9, *(shape.bounds[i + 2] - shape.bounds[i] for i in (0, 1)))
     dense = shapely.segmentize(shape, longest / _MOST_SEGMENTS)
-    return shapely.transform(dense, lambda xy: np.stack(to_world(*xy.T, crs), axis=-1))
+    return shapely.transform(dense, lambda xy: np.stack(project(*xy.T, crs), axis=-1))
 
 
 def geometry_from_world(shape: shapely.Geometry) -> dict[str, Any]:

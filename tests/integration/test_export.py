@@ -22,7 +22,7 @@ from cropray.rois.store import read_rois, write_rois
 from cropray.run import Run
 from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
-from cropray.simulation.inputs import CROPS
+from cropray.simulation.tables import CROPS
 from cropray.storage import Folder
 
 CONFIG = Config(
