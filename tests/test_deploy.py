@@ -14,8 +14,7 @@ import yaml
 
 from cropray.cluster import growth
 from cropray.config.load import load_config
-from cropray.config.training import TrainConfig
-from cropray.doctor.cluster import judge_resources
+from cropray.doctor import judge_resources
 from tests.conftest import ROOT
 
 CLUSTER = ROOT / "cluster.yaml"
@@ -67,13 +66,13 @@ def test_exports_have_nodes_of_their_own_and_trainings_a_gpu_each(cluster: dict[
     assert growth(cluster) == {"CPU": 2 + 8 * 8 + 4 * 12, "ee": 32, "GPU": 4}
     now = {"CPU": 2.0}
 
-    def verdict(export: dict[str, float], **settings: Any) -> str:
-        return judge_resources(now, growth(cluster), {"pretrain": TrainConfig(**settings)}, export).verdict
+    def verdict(*settings: str) -> str:
+        return judge_resources(now, growth(cluster), load_config(None, settings)).verdict
 
-    assert verdict({"ee": 1.0}, workers=4) == "warning"
-    assert verdict({}, workers=5) == "bad"
-    assert verdict({}, workers=4, gpus=1) == "ok"
-    assert verdict({}, workers=5, gpus=1) == "bad"
+    assert verdict("ray.export_resources.ee=1", "pretrain.workers=4") == "warning"
+    assert verdict("pretrain.workers=5") == "bad"
+    assert verdict("pretrain.workers=4", "pretrain.gpus=1", "finetune.gpus=1") == "ok"
+    assert verdict("pretrain.workers=5", "pretrain.gpus=1") == "bad"
 
 
 def test_the_project_is_installed_by_its_constraints_and_the_token_goes_along(

@@ -14,8 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from cropray.config import Config
 from cropray.config.load import updated
-from cropray.doctor.finding import ok
-from cropray.doctor.services import tracking
+from cropray.doctor import Finding, examine_tracking
 from cropray.errors import InputError
 from cropray.tracking.connection import server_errors
 from cropray.tracking.runs import open_client
@@ -124,12 +123,12 @@ def test_doctor_writes_to_a_database_and_leaves_it_as_it_is(
     database = tmp_path / "mlflow.db"
     open_client(f"sqlite:///{database}")
     before = database.read_bytes()
-    finding = tracking(updated(Config(), {"tracking.uri": f"sqlite:///{database}"}), None)
-    assert finding == ok("tracking", f"sqlite:///{database} may be read and written")
+    finding = examine_tracking(updated(Config(), {"tracking.uri": f"sqlite:///{database}"}), None)
+    assert finding == Finding("tracking", "ok", f"sqlite:///{database} can be read and written")
     read_only = f"sqlite:///file:{database}?mode=ro&uri=true"
-    finding = tracking(updated(Config(), {"tracking.uri": read_only}), None)
+    finding = examine_tracking(updated(Config(), {"tracking.uri": read_only}), None)
     assert finding.verdict == "bad"
-    assert finding.found.endswith("is a database that may be read and not written")
+    assert "may be read and not written" in finding.found
     assert database.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["mlflow.db"]
 

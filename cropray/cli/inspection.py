@@ -56,12 +56,11 @@ def doctor(
     Exits with 1 if something must be fixed before stages can run.
     """
     from cropray.cluster import kept
-    from cropray.doctor.examine import examine
-    from cropray.doctor.finding import exit_code, shown
+    from cropray.doctor import examine, format_findings
 
     findings = list(examine(configured(config, set), kept(run) if run else "", online=online))
-    sys.stdout.write(shown(findings, as_json=as_json))
-    raise typer.Exit(exit_code(findings))
+    sys.stdout.write(format_findings(findings, as_json=as_json))
+    raise typer.Exit(int(any(finding.verdict == "bad" for finding in findings)))
 
 
 TargetArgument = Annotated[str, typer.Argument(metavar="URI|RUN", help="Run, folder of shards, or shard.")]

