@@ -18,6 +18,7 @@ import yaml
 from cropray.config import Config, RayConfig
 from cropray.config.load import updated
 from cropray.errors import InputError
+from cropray.progress import is_verbose
 from cropray.run import flat
 
 
@@ -97,14 +98,17 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
 def _begin(config: RayConfig, *, dashboard: bool) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    logs: dict[str, Any] = {
+        "log_to_driver": is_verbose(),
+        "logging_level": "INFO" if is_verbose() else "ERROR",
+    }
     address = address_of(config)
     try:
         if address:
             _knock(address)
         with _native_messages_silenced():
             if address:
-                ray.init(address=address, **quiet)
+                ray.init(address=address, **logs)
             else:
                 ray.init(
                     address="local",
@@ -112,7 +116,7 @@ def _begin(config: RayConfig, *, dashboard: bool) -> None:
                     resources={name: n * config.concurrency for name, n in config.export_resources.items()},
                     include_dashboard=dashboard,
                     runtime_env={"worker_process_setup_hook": _TELLS} if dashboard else None,
-                    **quiet,
+                    **logs,
                 )
     except Exception as error:  # of many kinds, plain Exception among them; all say why there is no Ray
         ray.shutdown()
