@@ -10,7 +10,7 @@ from cropray.bands import NODATA
 from cropray.storage import Folder
 from tests.samples import make_patch, write_samples
 
-SPECIFICATION = Path(__file__).parents[1] / "docs" / "shards.md"
+SPECIFICATION = Path(__file__).parents[1] / "docs" / "format.md"
 
 
 @pytest.mark.parametrize("codec", ["none", "lz4", "compact"])

@@ -79,7 +79,7 @@ def test_metadata_survives_the_schema() -> None:
 
 
 def test_a_shard_can_be_read_by_its_own_metadata_alone(tmp_path: Path) -> None:
-    """What docs/shards.md promises: Parquet, JSON and numpy are enough."""
+    """What docs/format.md promises: Parquet, JSON and numpy are enough."""
     (uri,) = write_samples(Folder(str(tmp_path)), [5])
     table = pq.read_table(uri)
     about = json.loads(table.schema.metadata[b"cropray"])["tensors"]["s2"]

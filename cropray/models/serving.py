@@ -23,7 +23,7 @@ from cropray.types import IntArray
 
 _BANDS = {"s1": S1_BANDS, "s2": S2_BANDS}
 _STORED = np.dtype("<i2")
-_ENCODINGS = ("plain", "residuals")  # of the tensor columns of shards: docs/shards.md
+_ENCODINGS = ("plain", "residuals")  # of the tensor columns of shards: docs/format.md
 
 # Atmospheric correction leaves water and shadows a little below 0; further below is another scale.
 _BELOW = {"s2": 0.2, "s1": 0.0}
@@ -39,7 +39,7 @@ def stored_inputs(
     """s1 (B, 2, T, H, W) and s2 (B, 10, T, H, W) as int16, of arrays or of the columns of shards.
 
     An input is an int16 array of that shape, or an array (B,) of bytes, as a tensor column of shards
-    is read. `description` is JSON as in a shard's metadata (docs/shards.md), or a part of it: what it
+    is read. `description` is JSON as in a shard's metadata (docs/format.md), or a part of it: what it
     says of bands, scale, quantity, type, encoding and nodata must be what the model wants. Raises
     InputError that names the input where it is missing, of other bands, months, sides, type or scale.
     """

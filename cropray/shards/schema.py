@@ -1,7 +1,7 @@
 """The shard format: which columns a Parquet shard has, what they hold, and how samples are checked.
 
 A tensor is one flat binary value a sample (C order, little endian). What all samples of a shard
-share stands as JSON in the Parquet schema metadata under the key `cropray`; docs/shards.md shows
+share stands as JSON in the Parquet schema metadata under the key `cropray`; docs/format.md shows
 it. Axes: C bands, T months (oldest first), H rows, W columns.
 """
 
