@@ -9,7 +9,7 @@ import numpy as np
 
 from cropray.config.rois import WindowConfig
 from cropray.grid import Grid
-from cropray.maps.plan import MapPlan
+from cropray.maps.request import MapPlan
 from cropray.maps.tiles import (
     PredictionSettings,
     TileResult,

@@ -1,20 +1,14 @@
 """Pictures show what they should, in the colours of the classes."""
 
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cropray.figures import pictures
-from cropray.figures.pictures import UNSEEN, class_colours, colour_table
-from cropray.grid import Window
-from cropray.maps.cartography import map_picture
-from cropray.maps.tiles import (
-    NODATA,
-)
-from cropray.rasters import create_tiled
+from cropray.figures.charts import curves_chart
+from cropray.figures.pictures import UNSEEN, class_colours, colour_table, map_picture
 from cropray.types import BACKGROUND, UNLABELLED
 from tests.maps_world import CLASSES, GRID
 
@@ -79,17 +73,15 @@ def test_curves_take_a_history_with_gaps() -> None:
         {"epoch": 1, "train_loss": 1.0, "val_mean_f1": None, "val_classes": {"a": {"f1": 0.1}}, "lr": 1e-3},
         {"epoch": 2, "train_loss": 0.5, "val_mean_f1": 0.4, "val_classes": {"a": None}, "lr": 1e-3},
     ]
-    image = pixels(pictures.curves_picture(history, "finetune"))
+    image = pixels(curves_chart(history, "finetune"))
     assert share(image, class_colours(1)[0]) > 0.001
-    pixels(pictures.curves_picture([{"epoch": 1, "train_loss": 1.0}]))
+    pixels(curves_chart([{"epoch": 1, "train_loss": 1.0}]))
 
 
-def test_the_map_picture_has_class_colours_scale_bar_and_frame(tmp_path: Path) -> None:
+def test_the_map_picture_has_class_colours_scale_bar_and_frame() -> None:
     values = np.zeros(GRID.shape, np.uint8)
     values[:, 200:] = 2
-    with create_tiled(tmp_path / "a.tif", GRID, count=1, dtype="uint8", nodata=NODATA) as writer:
-        writer.write(values[None], Window(0, 0, *GRID.shape))
-    image = pixels(map_picture(str(tmp_path / "a.tif"), CLASSES, "title"))
+    image = pixels(map_picture(values, GRID, CLASSES, "title"))
     first, last = class_colours(3)[0], class_colours(3)[2]
     assert share(image, first) == pytest.approx(share(image, last) * 200 / 130, rel=0.1)
     # The bar is 500 m of the map's 3,300 m: the longest black run, but for the frame.

@@ -8,7 +8,7 @@ import shapely
 from pyproj import Transformer
 
 from cropray.grid import Grid, Window
-from cropray.maps.areas import areas_csv, class_areas, pixel_hectares
+from cropray.maps.mosaic import class_areas, pixel_hectares
 from cropray.maps.tiles import (
     NODATA,
 )
@@ -66,6 +66,3 @@ def test_class_areas_count_every_pixel_once(tmp_path: Path) -> None:
     }
     hectares = pixel_hectares(grid)
     assert areas["sugar beet"]["hectares"] == pytest.approx(hectares[values == 2].sum(), rel=1e-6)
-    table = areas_csv(areas).splitlines()
-    assert table[0] == "class,pixels,hectares"
-    assert table[2] == "maize,0,0.0"

@@ -1,5 +1,6 @@
 """The files of a map: rasters, areas, STAC item."""
 
+import csv
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +14,14 @@ import rasterio
 from cropray.errors import InputError
 from cropray.figures.pictures import colour_table
 from cropray.grid import Window
-from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, decode_tile, encode_tile
-from cropray.maps.plan import MapPlan
+from cropray.maps.mosaic import MAP, PROBABILITIES, assemble
 from cropray.maps.products import MapIdentity, publish_map
+from cropray.maps.request import MapPlan
 from cropray.maps.tiles import (
     NODATA,
     TileResult,
+    decode_tile,
+    encode_tile,
     predict_tile,
 )
 from cropray.storage import Folder
@@ -58,6 +61,9 @@ def test_a_published_map_holds_what_was_predicted_and_says_what_it_means(tmp_pat
         assert raster.descriptions == CLASSES
         assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
     assert json.loads((folder / "areas.json").read_text())["classes"] == areas
+    table = list(csv.DictReader((folder / "areas.csv").read_text().splitlines()))
+    assert [row["class"] for row in table] == [*CLASSES, "none of the classes"]
+    assert [int(row["pixels"]) for row in table] == [row["pixels"] for row in areas.values()]
     pixels = sum(row["pixels"] for row in areas.values())
     assert pixels == (wanted.class_hw != NODATA).sum()
 
@@ -97,8 +103,8 @@ def test_a_map_that_cannot_be_written_leaves_none(tmp_path: Path) -> None:
 
 
 def test_probabilities_are_left_out_on_demand(tmp_path: Path) -> None:
-    plan, tile = MapPlan("", GRID.window(Window(0, 0, 64, 64))), Window(0, 0, 64, 64)
+    grid, tile = GRID.window(Window(0, 0, 64, 64)), Window(0, 0, 64, 64)
     part = TileResult(np.zeros((64, 64), np.uint8), np.zeros((3, 64, 64), np.uint8))
-    made = assemble(plan, [tile], lambda _: part, tmp_path, classes=CLASSES, tags={}, probabilities=False)
+    made = assemble(grid, [tile], lambda _: part, tmp_path, classes=CLASSES, tags={}, probabilities=False)
     assert [path.name for path in made] == [MAP]
     assert [path.name for path in tmp_path.iterdir()] == [MAP]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.grid import Window
-from cropray.maps.plan import MapPlan
+from cropray.maps.request import MapPlan
 from cropray.maps.tiles import (
     NODATA,
     axis_starts,

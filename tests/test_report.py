@@ -8,8 +8,7 @@ import pytest
 
 from cropray.config import Config
 from cropray.errors import InputError
-from cropray.figures.charts import EVALUATION
-from cropray.figures.sweep import Axis, sweep_picture
+from cropray.figures.charts import EVALUATION, Axis, sweep_chart
 from cropray.report.pages import REPORT, evaluation, report
 from cropray.run import Run
 from cropray.storage import Folder
@@ -166,7 +165,7 @@ def test_a_sweep_is_told_by_its_best_trials(finished: Run) -> None:
     trials = [trial(1, "finished"), trial(2, "behind"), trial(3, "open"), failed]
     folder = finished.folder.child("tune/rates")
     folder.write_text("sweep.json", json.dumps({"stage": "finetune", "trials": trials}))
-    folder.write_bytes("sweep.png", sweep_picture([Axis("finetune.lr", True, ())], [], "score"))
+    folder.write_bytes("sweep.png", sweep_chart([Axis("finetune.lr", True, ())], [], "score"))
     report(finished)
     text = page_of(finished).text
     assert "rates: 4 trials of finetune" in text

@@ -14,7 +14,7 @@ from cropray.config import Config
 from cropray.config.load import load_config, updated
 from cropray.config.training import Dimension, TuneConfig
 from cropray.errors import InputError
-from cropray.figures.sweep import Axis, sweep_picture
+from cropray.figures.charts import Axis, sweep_chart
 from cropray.training.validate import SCORE
 from cropray.tuning.search import Search
 from cropray.tuning.space import Trial, check_space, judged, propose, trials_of
@@ -237,5 +237,5 @@ def test_a_sweep_is_drawn_whatever_it_came_to(n: int) -> None:
         for i in range(n)
     ]
     unjudged = {"finetune.lr": 1.0, "finetune.unlabelled": "ignore", "score": None, "stopped": True}
-    picture = matplotlib.image.imread(io.BytesIO(sweep_picture(axes, [*trials, unjudged], "score")))
+    picture = matplotlib.image.imread(io.BytesIO(sweep_chart(axes, [*trials, unjudged], "score")))
     assert picture.std() > 0.02

@@ -1,1 +1,1 @@
-"""Pictures and charts as PNG: arrays and records in, bytes out. No files, no rasters, no Ray."""
+"""Pictures and charts: arrays and records in, PNG bytes out."""

@@ -1,26 +1,85 @@
-"""Charts of an evaluation and of an export, as PNG."""
+"""Charts of an export, a training, a sweep and an evaluation, as PNG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from cropray.figures.pictures import png
+from cropray.figures.pictures import class_colours, png
+from cropray.types import DoubleArray
 
 EVALUATION = "evaluation/evaluation.json"
-"""Where a run folder keeps the result of which the charts are."""
+"""The result of an evaluation in a run folder."""
+
+SWEEP = "sweep.json"
+"""The stage and the trials, best first, in the folder of a sweep."""
+
+PICTURE = "sweep.png"
 
 Shares = npt.NDArray[np.floating]
 
 _COLOURS = {"network": "#117733", "forest": "#DDCC77", "majority": "#BBBBBB"}  # Tol's muted scheme
+_FEW = 4  # values of an axis of a sweep that are all written
+
+
+def validity_chart(months: Sequence[str], s2: Shares, s1: Shares) -> bytes:
+    """Share of pixels with a valid view, by month and sensor."""
+    figure = Figure(figsize=(1.2 + 0.85 * len(months), 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(months))
+    for shift, name, values, colour in (
+        (-0.2, "Sentinel-2", s2, "#117733"),
+        (0.2, "Sentinel-1", s1, "#332288"),
+    ):
+        bars = axes.bar(places + shift, values, 0.38, label=name, color=colour)
+        axes.bar_label(bars, [f"{100 * value:.0f}" for value in values], fontsize="x-small")
+    axes.set_xticks(places, months, fontsize="small")
+    axes.set_ylabel("valid pixels")
+    axes.set_ylim(0, 1.1)
+    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
+    return png(figure)
+
+
+def curves_chart(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
+    """Training curves by epoch: losses on the left, scores on the validation split on the right.
+
+    `history` has one row per epoch, as in `history.json`. A score may be None in some epochs.
+    """
+    epochs = [int(row["epoch"]) for row in history]
+    items = [(name, value) for row in history for name, value in row.items()]
+    names = list(dict.fromkeys(name for name, value in items if isinstance(value, int | float)))
+    losses = [name for name in names if "loss" in name]
+    scores = [name for name in names if name.startswith("val_") and name not in losses]
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    for axes, group in zip(figure.subplots(1, 2), (losses, scores), strict=True):
+        for name, colour in zip(group, class_colours(len(group)), strict=True):
+            values = [row.get(name) for row in history]
+            known = [(e, v) for e, v in zip(epochs, values, strict=True) if isinstance(v, int | float)]
+            axes.plot(*zip(*known, strict=True), marker="o", ms=3, label=name, color=np.array(colour) / 255)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    if title:
+        figure.suptitle(title)
+    return png(figure)
 
 
 def confusion_chart(result: dict[str, Any], method: str = "network") -> bytes:
-    """The confusion matrix as shares of the truth of each class, with the classes' pixels beside it."""
+    """The confusion matrix as shares of the true pixels of each class, with their numbers."""
     counts = np.array(result["methods"][method]["confusion"])
     columns = [*result["classes"], "none"]
     rows = columns[: len(counts)]
@@ -33,26 +92,19 @@ def confusion_chart(result: dict[str, Any], method: str = "network") -> bytes:
     axes.set_yticks(range(len(rows)), [f"{n} ({int(t):,})" for n, t in zip(rows, totals[:, 0], strict=True)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth (pixels)")
-    if len(columns) <= 12:  # beyond that the numbers no longer fit their cells
+    if len(columns) <= 12:  # numbers of more classes do not fit their cells
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:
-                axes.text(
-                    column,
-                    row,
-                    f"{100 * share:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize="small",
-                    color="white" if share > 0.55 else "black",
-                )
+                colour = "white" if share > 0.55 else "black"
+                text = f"{100 * share:.0f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize="small", color=colour)
     return png(figure)
 
 
 def scores_chart(result: dict[str, Any]) -> bytes:
-    """F1 (recall, where only parcels are annotated) of each class, one bar a method."""
+    """F1 of each class by method, or recall if only parcels are annotated."""
     measure = "recall" if result["scope"] == "annotated" else "f1"
-    methods = result["methods"]
-    classes = result["classes"]
+    methods, classes = result["methods"], result["classes"]
     figure = Figure(figsize=(1.6 + 0.75 * len(classes), 3.2), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(methods)
@@ -70,21 +122,109 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     return png(figure)
 
 
-def validity_chart(months: Sequence[str], s2: Shares, s1: Shares) -> bytes:
-    """Share of pixels with a clear view, by month and sensor."""
-    figure = Figure(figsize=(1.2 + 0.85 * len(months), 2.4), layout="constrained")
-    axes = figure.add_subplot()
-    places = np.arange(len(months))
-    for shift, name, values, colour in (
-        (-0.2, "Sentinel-2", s2, "#117733"),
-        (0.2, "Sentinel-1", s1, "#332288"),
-    ):
-        bars = axes.bar(places + shift, values, 0.38, label=name, color=colour)
-        axes.bar_label(bars, [f"{100 * value:.0f}" for value in values], fontsize="x-small")
-    axes.set_xticks(places, months, fontsize="small")
-    axes.set_ylabel("valid pixels")
-    axes.set_ylim(0, 1.1)
-    axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
+@dataclass(frozen=True)
+class Axis:
+    """One setting of a sweep. `choices` are its values as text, empty for numbers."""
+
+    name: str
+    logarithmic: bool
+    choices: tuple[str, ...]
+
+    def positions(self, values: Sequence[Any]) -> list[float]:
+        """(N,) numbers: indices of choices, or the values themselves."""
+        if self.choices:
+            return [float(self.choices.index(str(value))) for value in values]
+        return [float(value) for value in values]
+
+    def heights(self, values: Sequence[Any]) -> list[float]:
+        """(N,) positions between 0 and 1, all 0.5 if they are equal."""
+        numbers = self.positions(values)
+        if self.choices:
+            return [number / max(1, len(self.choices) - 1) for number in numbers]
+        if self.logarithmic:
+            numbers = [math.log(number) for number in numbers]
+        low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+        return [(number - low) / (high - low) if high > low else 0.5 for number in numbers]
+
+    def marks(self, values: Sequence[Any]) -> list[tuple[float, str]]:
+        """Heights with their text: all choices and a few values, else the lowest and the highest."""
+        marks = sorted(
+            {
+                round(height, 3): str(value) if self.choices else f"{value:.3g}"
+                for value, height in zip(values, self.heights(values), strict=True)
+            }.items()
+        )
+        return marks if self.choices or len(marks) <= _FEW else [marks[0], marks[-1]]
+
+
+def sweep_chart(axes: Sequence[Axis], trials: Sequence[Mapping[str, Any]], score: str) -> bytes:
+    """Each trial as a line through its values to its score, and below the score over each setting.
+
+    A trial has the names of the axes as keys, and "score" and "stopped". Trials whose score is None are
+    left out. A stopped trial, which missed its last epoch, is dotted above and hollow below.
+    """
+    shown = sorted(
+        (trial for trial in trials if trial["score"] is not None), key=lambda trial: trial["score"]
+    )
+    scores = [float(trial["score"]) for trial in shown]
+    norm = Normalize(scores[0], scores[-1]) if scores else None
+    colours = ScalarMappable(norm, "viridis").to_rgba(np.array(scores))
+    figure = Figure(figsize=(max(6.4, 2.2 * (len(axes) + 1)), 6.4), layout="constrained")
+    grid = figure.add_gridspec(2, len(axes), height_ratios=(1.1, 1))
+    columns = {axis: [trial[axis.name] for trial in shown] for axis in axes}
+    stopped = [bool(trial["stopped"]) for trial in shown]
+    score_axis = Axis(score, logarithmic=False, choices=())
+    _parallel(figure.add_subplot(grid[0, :]), columns | {score_axis: scores}, stopped, colours)
+    for number, (axis, values) in enumerate(columns.items()):
+        panel = figure.add_subplot(grid[1, number])
+        _scatter(panel, axis, axis.positions(values), scores, stopped, colours)
+        panel.set_ylabel("" if number else score)
+        panel.tick_params(labelleft=not number)
     return png(figure)
+
+
+def _parallel(
+    panel: Axes,
+    columns: Mapping[Axis, Sequence[Any]],
+    stopped: Sequence[bool],
+    colours: DoubleArray,
+) -> None:
+    """Parallel coordinates. Trials come in the order of their scores: the best lie on top."""
+    heights = [axis.heights(values) for axis, values in columns.items()]
+    for line, ended, colour in zip(zip(*heights, strict=True), stopped, colours, strict=True):
+        panel.plot(line, ":" if ended else "-", color=colour, alpha=0.85)
+    backing = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    style: dict[str, Any] = {"fontsize": "small", "va": "center", "bbox": backing}
+    for place, (axis, values) in enumerate(columns.items()):
+        panel.axvline(place, color="0.8", zorder=0)
+        for height, text in axis.marks(values):
+            panel.annotate(text, (place, height), (4, 0), textcoords="offset points", **style)
+    panel.set_xticks(range(len(columns)), [axis.name for axis in columns])
+    panel.set_yticks([])
+    panel.set_xlim(-0.1, len(columns) - 0.6)
+    panel.spines[:].set_visible(False)
+    panel.set_title("each line is a trial (dotted: stopped before its last epoch)", fontsize="medium")
+
+
+def _scatter(
+    panel: Axes,
+    axis: Axis,
+    positions: Sequence[float],
+    scores: Sequence[float],
+    stopped: Sequence[bool],
+    colours: DoubleArray,
+) -> None:
+    for position, score, ended, colour in zip(positions, scores, stopped, colours, strict=True):
+        panel.plot(position, score, "o", color=colour, fillstyle="none" if ended else "full")
+    if axis.logarithmic:  # few labels, and slanted: the panels are narrow
+        panel.set_xscale("log")
+        decades = math.log10(max(positions) / min(positions)) if positions else 0.0
+        locator = LogLocator(subs=(1.0,) if decades > 2 else (1.0, 3.0)) if decades >= 1 else MaxNLocator(3)
+        panel.xaxis.set_major_locator(locator)
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.tick_params(axis="x", labelrotation=30)
+    if axis.choices:
+        panel.set_xticks(range(len(axis.choices)), axis.choices, rotation=30, ha="right")
+    panel.set_xlabel(axis.name)
+    panel.grid(color="0.92")

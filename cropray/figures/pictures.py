@@ -1,4 +1,4 @@
-"""Pictures of patches, classes and training, as PNG. Matplotlib without a display or global state."""
+"""Pictures of patches, classes and maps, as PNG. Matplotlib without a display or global state."""
 
 from __future__ import annotations
 
@@ -12,34 +12,41 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch as Swatch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Rectangle
+from pyproj import Geod, Transformer
 
 from cropray.bands import NODATA, S2_NAMES
+from cropray.grid import Grid
 from cropray.types import BACKGROUND, UNLABELLED, ByteArray, IntArray
 
-# One fixed colour per class in rasters, pictures and legends, safe for colour-blind eyes. Colours by
-# Paul Tol (2021), Colour Schemes, SRON technical note SRON/EPS/TN/09-002: "muted" for up to nine
-# classes, "discrete rainbow" beyond.
 Rgb = tuple[int, int, int]
+
+# One colour per class in rasters, pictures and legends, safe for colour-blind readers: Paul Tol (2021),
+# Colour Schemes, SRON/EPS/TN/09-002, "muted" for up to nine classes and "discrete rainbow" beyond.
 _MUTED = "CC6677 332288 DDCC77 117733 88CCEE 882255 44AA99 999933 AA4499"
 _RAINBOW = (
     "D1BBD7 AE76A3 882E72 1965B0 5289C7 7BAFDE 4EB265 90C987 CAE0AB F7F056 F6C141 F1932D "
     "E8601C DC050C 72190E D9CCE3 BA8DB4 994F88 437DBF 6195CF F7CB45 F4A736 E65518 A5170E 42150A"
 )
 _BACKGROUND: Rgb = (221, 221, 221)  # Tol's pale grey
-UNKNOWN: Rgb = (255, 255, 255)  # without a label, or in a map nodata
+UNKNOWN: Rgb = (255, 255, 255)  # pixels without a label, and nodata in a map
 UNSEEN: Rgb = (255, 170, 187)  # Tol's light pink: no land, cloud or snow has this colour
 
+_DPI = 110
+_FRAME = "0.5"  # grey, so that white images have an edge too
+_RGB = [S2_NAMES.index(name) for name in ("B04", "B03", "B02")]
 
-def _rgb(name: str) -> Rgb:
-    red, green, blue = bytes.fromhex(name)
-    return red, green, blue
+
+def class_names(classes: Sequence[str]) -> dict[int, str]:
+    """Names of the values of a class map, without nodata."""
+    return dict(enumerate(classes)) | {BACKGROUND: "none of the classes"}
 
 
 def class_colours(n_classes: int) -> list[Rgb]:
-    """Colours of classes 0..n-1; beyond 25 classes they repeat."""
+    """Colours of classes 0..n-1. They repeat after 25 classes."""
     names = (_MUTED if n_classes <= 9 else _RAINBOW).split()
-    return [_rgb(names[index % len(names)]) for index in range(n_classes)]
+    colours = [bytes.fromhex(names[index % len(names)]) for index in range(n_classes)]
+    return [(red, green, blue) for red, green, blue in colours]
 
 
 def colour_table(n_classes: int) -> dict[int, Rgb]:
@@ -56,15 +63,10 @@ def colourised(class_hw: ByteArray, n_classes: int) -> ByteArray:
     return coloured
 
 
-_DPI = 110
-_FRAME = "0.5"  # grey: white images have an edge too
-_RGB = [S2_NAMES.index(name) for name in ("B04", "B03", "B02")]
-
-
 def true_colour(s2_cthw: IntArray) -> npt.NDArray[np.float32]:
-    """(H, W, 3) in 0..1 of stored Sentinel-2 integers, of the month with most valid pixels.
+    """(H, W, 3) in 0..1 of stored Sentinel-2 integers, from the month with the most valid pixels.
 
-    Each band is stretched from its 2nd to its 98th percentile; pixels without a view are white.
+    Each band is stretched from its 2nd to its 98th percentile. Invalid pixels are white.
     """
     valid_thw = (s2_cthw != NODATA).all(axis=0)
     month = int(np.argmax(valid_thw.sum(axis=(1, 2))))
@@ -80,18 +82,18 @@ def comparison_picture(
     s2_cthw: IntArray | None = None,
     title: str = "",
 ) -> bytes:
-    """Truth and prediction side by side with one legend, after the true colour where it is given."""
+    """True colour, if given, truth and prediction side by side, with a legend."""
     panels: list[tuple[npt.NDArray[Any], str]] = []
     if s2_cthw is not None:
         panels.append((true_colour(s2_cthw), "true colour"))
-    panels += [(colourised(truth_hw, len(classes)), "truth")]
-    panels += [(colourised(prediction_hw, len(classes)), "prediction")]
+    panels.append((colourised(truth_hw, len(classes)), "truth"))
+    panels.append((colourised(prediction_hw, len(classes)), "prediction"))
     figure = Figure(figsize=(3.2 * len(panels) + 1.6, 3.6), layout="constrained")
     for axes, (image, name) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _image(axes, image, name)
     if title:
         figure.suptitle(title)
-    class_legend(figure, classes, np.union1d(truth_hw, prediction_hw))
+    _class_legend(figure, classes, np.union1d(truth_hw, prediction_hw))
     return png(figure)
 
 
@@ -105,10 +107,10 @@ def sample_picture(
     title: str = "",
     truth_hw: ByteArray | None = None,
 ) -> bytes:
-    """One sample: true colour above and VV below by month, then its label, and its truth if given.
+    """One sample: true colour above VV by month, then its label above its truth, if given.
 
-    All months share one stretch, from the 2nd to the 98th percentile of the valid pixels, so that
-    they can be compared; pixels without a view are pink, for white may be a cloud or snow.
+    All months share one stretch, from the 2nd to the 98th percentile of the valid pixels, and can be
+    compared. Invalid pixels are pink, since clouds and snow are white.
     """
     rgb_thwc, vv_thwc = np.moveaxis(s2_cthw[_RGB], 0, -1), s1_cthw[0, ..., None].repeat(3, axis=-1)
     figure = Figure(figsize=(1.6 * (len(months) + 1) + 1.6, 3.9), layout="constrained")
@@ -128,14 +130,82 @@ def sample_picture(
     figure.suptitle(title, fontsize="medium")
     present = np.union1d(label_hw, label_hw if truth_hw is None else truth_hw)
     others = {"unlabelled": UNKNOWN} if UNLABELLED in present else {}
-    class_legend(figure, classes, present, others | ({"no clear view": UNSEEN} if unseen else {}))
+    _class_legend(figure, classes, present, others | ({"no clear view": UNSEEN} if unseen else {}))
     return png(figure)
+
+
+def map_picture(class_hw: ByteArray, grid: Grid, classes: Sequence[str], title: str) -> bytes:
+    """A class map with a legend, a scale bar and a frame in degrees.
+
+    `grid` is the grid of the map. `class_hw` may have fewer pixels over the same bounds.
+    """
+    left, bottom, right, top = grid.bounds
+    aspect = grid.width / grid.height
+    width, height = (6.5, 6.5 / aspect) if aspect >= 1 else (6.5 * aspect, 6.5)
+    figure = Figure(figsize=(max(width, 3) + 2.2, max(height, 2) + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(
+        colourised(class_hw, len(classes)), extent=(left, right, bottom, top), interpolation="nearest"
+    )
+    axes.set_title(title, fontsize="medium", loc="left")
+    to_degrees = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    _degree_frame(axes, grid, to_degrees)
+    _scale_bar(axes, grid, to_degrees)
+    _class_legend(figure, classes, np.unique(class_hw))
+    return png(figure)
+
+
+def _degree_frame(axes: Axes, grid: Grid, to_degrees: Transformer) -> None:
+    """Ticks at round degrees: longitudes along the lower edge, latitudes along the left edge."""
+    left, bottom, right, top = grid.bounds
+    x, y = np.linspace(left, right, 101), np.linspace(bottom, top, 101)
+    lon, _ = to_degrees.transform(x, np.full_like(x, bottom))
+    _, lat = to_degrees.transform(np.full_like(y, left), y)
+    lon_ticks, lat_ticks = _round_steps(lon[0], lon[-1]), _round_steps(lat[0], lat[-1])
+    axes.set_xticks(np.interp(lon_ticks, lon, x), [_degrees(v, "E", "W") for v in lon_ticks])
+    axes.set_yticks(
+        np.interp(lat_ticks, lat, y), [_degrees(v, "N", "S") for v in lat_ticks], rotation=90, va="center"
+    )
+    axes.tick_params(labelsize="small")
+
+
+def _scale_bar(axes: Axes, grid: Grid, to_degrees: Transformer) -> None:
+    """A bar of a round length on the ground at mid-latitude, at most a quarter of the width."""
+    left, bottom, right, top = grid.bounds
+    middle = (bottom + top) / 2
+    lon, lat = to_degrees.transform([left, right], [middle, middle])
+    width_m = Geod(ellps="WGS84").line_length(lon, lat)
+    length_m = _round_below(width_m / 4)
+    length = length_m / width_m * (right - left)
+    x, y = left + 0.04 * (right - left), bottom + 0.04 * (top - bottom)
+    thickness = 0.012 * (top - bottom)
+    axes.add_patch(Rectangle((x, y), length, thickness, facecolor="black", edgecolor="white"))
+    text = f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m"
+    backing = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
+    place = (x + length / 2, y + 2 * thickness)
+    axes.text(*place, text, ha="center", va="bottom", fontsize="small", bbox=backing)
+
+
+def _round_steps(low: float, high: float) -> npt.NDArray[np.float64]:
+    """Two to five multiples of a round step within [low, high]."""
+    step = _round_below((high - low) / 2)
+    return np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+
+
+def _round_below(value: float) -> float:
+    """The largest of 1, 2 and 5 times a power of ten that is not above `value`."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(max(factor for factor in (1, 2, 5) if factor * power <= value * (1 + 1e-9)) * power)
+
+
+def _degrees(value: float, positive: str, negative: str) -> str:
+    return f"{abs(value):.6g}°{positive if value >= 0 else negative}"
 
 
 def _stretched(
     values_thwc: npt.NDArray[np.integer[Any]], valid_thw: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """(T, H, W, C) in 0..1 by the 2nd and 98th percentile of each channel; 1 where not valid."""
+    """(T, H, W, C) in 0..1 by the 2nd and 98th percentile of each channel, 1 for invalid pixels."""
     out = np.ones(values_thwc.shape, np.float32)
     if valid_thw.any():
         known = values_thwc[valid_thw].astype(np.float32)
@@ -144,53 +214,18 @@ def _stretched(
     return out
 
 
-def curves_picture(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes:
-    """Training curves by epoch: losses on the left, measures on the validation split on the right.
-
-    `history` has one dict an epoch, as `history.json`; a measure may be None in some epochs.
-    """
-    epochs = [int(row["epoch"]) for row in history]
-    numbers = [(name, value) for row in history for name, value in row.items()]
-    names = list(dict.fromkeys(name for name, value in numbers if isinstance(value, int | float)))
-    losses = [name for name in names if "loss" in name]
-    measures = [name for name in names if name.startswith("val_") and name not in losses]
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    for axes, group in zip(figure.subplots(1, 2), (losses, measures), strict=True):
-        for name, colour in zip(group, class_colours(len(group)), strict=True):
-            values = [row.get(name) for row in history]
-            known = [(e, v) for e, v in zip(epochs, values, strict=True) if isinstance(v, int | float)]
-            axes.plot(*zip(*known, strict=True), marker="o", ms=3, label=name, color=np.array(colour) / 255)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize="small")
-    if title:
-        figure.suptitle(title)
-    return png(figure)
-
-
-def class_legend(
+def _class_legend(
     figure: Figure, classes: Sequence[str], present: npt.NDArray[Any], others: Mapping[str, Rgb] | None = None
 ) -> None:
-    """A legend to the right: the values in the picture, in the order of the classes, then `others`."""
+    """A legend on the right of the values that are present, in the order of the classes, then `others`."""
     table = colour_table(len(classes))
-    names = dict(enumerate(classes)) | {BACKGROUND: "none of the classes"}
-    colours = {name: table[value] for value, name in names.items() if value in present} | dict(others or {})
+    colours = {name: table[value] for value, name in class_names(classes).items() if value in present}
     swatches = [
         Swatch(facecolor=np.array(rgb) / 255, edgecolor=_FRAME, linewidth=0.5, label=name)
-        for name, rgb in colours.items()
+        for name, rgb in (colours | dict(others or {})).items()
     ]
     if swatches:
         figure.legend(handles=swatches, loc="outside right upper", frameon=False, fontsize="small")
-
-
-def png(figure: Figure) -> bytes:
-    """The same figure gives the same bytes: no date, no version in the metadata."""
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _image(axes: Axes, image: npt.NDArray[Any], title: str) -> None:
@@ -198,3 +233,11 @@ def _image(axes: Axes, image: npt.NDArray[Any], title: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(edgecolor=_FRAME, linewidth=0.5)
     axes.set_title(title, fontsize="medium")
+
+
+def png(figure: Figure) -> bytes:
+    """The PNG of a figure. The same figure gives the same bytes: no date or version in the metadata."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()

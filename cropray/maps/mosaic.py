@@ -1,42 +1,31 @@
-"""Finished tiles to one pair of Cloud-Optimized GeoTIFFs, tile by tile."""
+"""The tiles of a map as Cloud-Optimized GeoTIFFs, and the hectares in them. Memory is that of one tile."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
+from pyproj import Geod, Transformer
 
-from cropray.figures.pictures import colour_table
+from cropray.figures.pictures import class_names, colour_table
 from cropray.grid import Grid, Window
-from cropray.maps.plan import MapPlan
 from cropray.maps.tiles import NODATA, TileResult
-from cropray.rasters import TiledWriter, create_tiled, write_cog
-from cropray.types import BACKGROUND
+from cropray.rasters import create_tiled, read_grid, read_window, write_cog
 
 MAP = "map.tif"
 PROBABILITIES = "probabilities.tif"
 
-
-def encode_tile(result: TileResult) -> bytes:
-    """A part: compressed npz of the two arrays."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, class_hw=result.class_hw, percent_khw=result.percent_khw)
-    return buffer.getvalue()
-
-
-def decode_tile(data: bytes) -> TileResult:
-    """The tile of a part."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return TileResult(arrays["class_hw"], arrays["percent_khw"])
+_BLOCK = 512  # pixels a side of what is read at once
+_CELL = 32  # pixels a side of a cell whose pixels count as equally large
+_M2_PER_HECTARE = 1e4
 
 
 def assemble(
-    plan: MapPlan,
+    grid: Grid,
     tiles: Iterable[Window],
     read_tile: Callable[[Window], TileResult],
     directory: Path,
@@ -45,65 +34,91 @@ def assemble(
     tags: Mapping[str, str],
     probabilities: bool,
 ) -> list[Path]:
-    """Write map.tif, and probabilities.tif where wanted, into a local directory.
+    """Write map.tif, and probabilities.tif if wanted, into a local directory.
 
-    map.tif is uint8: 0..n-1, 254 none of the classes, 255 nodata, with a colour table and the names
-    under the tag CLASSES (JSON, by value). probabilities.tif has one uint8 band a class, in per
-    cent. One tile is held at a time. Raises InputError where the disk is full.
+    map.tif is uint8: 0..n-1, 254 for none of the classes, 255 for nodata. It has a colour table, and the
+    names by value as JSON in the tag CLASSES. probabilities.tif has one uint8 band per class, in per cent.
+    Raises InputError if the disk is full.
     """
-    names = dict(enumerate(classes)) | {BACKGROUND: "none of the classes"}
-    tags = {**tags, "CLASSES": json.dumps(names, ensure_ascii=False)}
-    scratch = {name: directory / f"flat-{name}" for name in (MAP, PROBABILITIES)}
+    tags = {**tags, "CLASSES": json.dumps(class_names(classes), ensure_ascii=False)}
+    made = [directory / MAP, *([directory / PROBABILITIES] if probabilities else [])]
+    flat = [path.with_name(f"flat-{path.name}") for path in made]
     with ExitStack() as stack:
-        class_writer = stack.enter_context(_class_raster(scratch[MAP], plan.grid, classes, tags))
-        percent_writer = None
-        if probabilities:
-            percent_writer = stack.enter_context(
-                _percent_raster(scratch[PROBABILITIES], plan.grid, classes, tags)
+        write_class = stack.enter_context(
+            create_tiled(
+                flat[0],
+                grid,
+                count=1,
+                dtype="uint8",
+                nodata=NODATA,
+                descriptions=["class"],
+                tags=tags,
+                colours=colour_table(len(classes)),
             )
+        ).write
+        write_percent = None
+        if probabilities:
+            write_percent = stack.enter_context(
+                create_tiled(
+                    flat[1],
+                    grid,
+                    count=len(classes),
+                    dtype="uint8",
+                    nodata=NODATA,
+                    descriptions=classes,
+                    tags={**tags, "UNIT": "per cent"},
+                )
+            ).write
         for tile in tiles:
             result = read_tile(tile)
             if (result.class_hw == NODATA).all():
-                continue  # the file is sparse: what is not written is nodata
-            class_writer.write(result.class_hw[None], tile)
-            if percent_writer is not None:
-                percent_writer.write(result.percent_khw, tile)
-    made = [_as_cog(scratch[MAP], directory / MAP, "nearest")]
-    if probabilities:
-        made.append(_as_cog(scratch[PROBABILITIES], directory / PROBABILITIES, "average"))
+                continue  # the file is sparse: blocks that are never written are nodata
+            write_class(result.class_hw[None], tile)
+            if write_percent is not None:
+                write_percent(result.percent_khw, tile)
+    for source, target in zip(flat, made, strict=True):
+        write_cog(source, target, overviews="nearest" if target.name == MAP else "average")
+        source.unlink()  # now: the flat file of a large map is as large as the map
     return made
 
 
-def _class_raster(
-    path: Path, grid: Grid, classes: Sequence[str], tags: Mapping[str, str]
-) -> AbstractContextManager[TiledWriter]:
-    return create_tiled(
-        path,
-        grid,
-        count=1,
-        dtype="uint8",
-        nodata=NODATA,
-        descriptions=["class"],
-        tags=tags,
-        colours=colour_table(len(classes)),
-    )
+def class_areas(path: str, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Pixels and hectares of each class of a class map, and of none of the classes, without nodata.
+
+    These are counts of mapped pixels. An estimate of the area would correct them for the errors of the
+    map (Olofsson et al. 2014, doi:10.1016/j.rse.2014.02.015).
+    """
+    grid = read_grid(path)
+    pixels = np.zeros(256, np.int64)
+    hectares = np.zeros(256)
+    for block in grid.blocks(_BLOCK):
+        values = read_window(path, block)[0].ravel()
+        if (values == NODATA).all():
+            continue
+        pixels += np.bincount(values, minlength=256)
+        hectares += np.bincount(values, pixel_hectares(grid.window(block)).ravel(), minlength=256)
+    return {
+        name: {"pixels": int(pixels[value]), "hectares": round(float(hectares[value]), 4)}
+        for value, name in class_names(classes).items()
+    }
 
 
-def _percent_raster(
-    path: Path, grid: Grid, classes: Sequence[str], tags: Mapping[str, str]
-) -> AbstractContextManager[TiledWriter]:
-    return create_tiled(
-        path,
-        grid,
-        count=len(classes),
-        dtype="uint8",
-        nodata=NODATA,
-        descriptions=classes,
-        tags={**tags, "UNIT": "per cent"},
-    )
+def pixel_hectares(grid: Grid) -> npt.NDArray[np.float64]:
+    """(H, W): the area of each pixel on the WGS 84 ellipsoid, in hectares, for any CRS.
 
-
-def _as_cog(flat: Path, target: Path, overviews: Literal["nearest", "average"]) -> Path:
-    write_cog(flat, target, overviews=overviews)
-    flat.unlink()  # at once: a large map's scratch is as large as the map
-    return target
+    Geodesic polygons (Karney 2013, Algorithms for geodesics, doi:10.1007/s00190-012-0578-z) give the area
+    of cells of at most 32 x 32 pixels, whose pixels get equal shares. The scale of a projection changes
+    little within a cell, so sums are right to 1e-6.
+    """
+    rows, cols = (np.append(np.arange(0, length, _CELL), length) for length in grid.shape)
+    x, y = np.meshgrid(grid.x0 + cols * grid.resolution, grid.y0 - rows * grid.resolution)
+    lon, lat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    geod = Geod(ellps="WGS84")
+    hectares_hw = np.empty(grid.shape)
+    for i in range(len(rows) - 1):
+        for j in range(len(cols) - 1):
+            corners = (i, i, i + 1, i + 1), (j, j + 1, j + 1, j)
+            area_m2, _ = geod.polygon_area_perimeter(lon[corners], lat[corners])
+            cell = hectares_hw[rows[i] : rows[i + 1], cols[j] : cols[j + 1]]
+            cell[:] = abs(area_m2) / _M2_PER_HECTARE / cell.size
+    return hectares_hw

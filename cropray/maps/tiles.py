@@ -1,23 +1,23 @@
-"""One tile of a map: patches on a lattice of the whole map, predicted and blended. No Ray, no files.
+"""One tile of a map: patches on a lattice of the whole map are predicted and blended.
 
-The lattice belongs to the map and not to the tile: a patch that crosses the border of two tiles is
-predicted for both from the same pixels, so borders cannot show and the size of a tile changes
-nothing. Shape suffixes: N patches, K classes, H rows, W columns; see `types` for the rest.
+All tiles share the lattice. A patch that crosses the border of two tiles is predicted for both from the
+same pixels, so borders never show and the size of the tiles does not matter. Shape suffixes: N patches,
+K classes, H rows, W columns, and those of `types`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.grid import Grid, Window
 from cropray.imagery import ImagerySource
-from cropray.models.decision import decide
+from cropray.models.decision import Predictor, decide
 from cropray.shards.schema import quantise
 from cropray.types import (
     UNLABELLED,
@@ -31,16 +31,13 @@ from cropray.types import (
     Period,
 )
 
-if TYPE_CHECKING:
-    from cropray.models.decision import Predictor
-
 NODATA = UNLABELLED
-"""In a map, class and per cent alike: outside the area, or no valid view in any month."""
+"""Value of a class or percentage in a map outside the area, or without a valid view in any month."""
 
 
 @dataclass(frozen=True)
 class PredictionSettings:
-    """What every tile of a map is predicted with. `size` and `overlap` are of patches, in pixels."""
+    """The settings that all tiles of a map share. `size` and `overlap` are of patches, in pixels."""
 
     periods: tuple[Period, ...]
     as_of: date
@@ -51,8 +48,21 @@ class PredictionSettings:
 
 
 class TileResult(NamedTuple):
-    class_hw: ByteArray  # 0..K-1, BACKGROUND where no class reaches its threshold, NODATA
-    percent_khw: ByteArray  # probability of each class, 0..100, NODATA
+    class_hw: ByteArray  # 0..K-1, BACKGROUND if no class reaches its threshold, or NODATA
+    percent_khw: ByteArray  # probability of each class, 0..100, or NODATA
+
+
+def encode_tile(result: TileResult) -> bytes:
+    """A part of a map: the arrays of a tile as a compressed npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, class_hw=result.class_hw, percent_khw=result.percent_khw)
+    return buffer.getvalue()
+
+
+def decode_tile(data: bytes) -> TileResult:
+    """The tile of `encode_tile`."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return TileResult(arrays["class_hw"], arrays["percent_khw"])
 
 
 def predict_tile(
@@ -63,11 +73,10 @@ def predict_tile(
     predictor: Predictor,
     settings: PredictionSettings,
 ) -> TileResult:
-    """Class and probabilities of the pixels of `core`, a window of the map's `grid`.
+    """Classes and probabilities of the pixels of `core`, a window of the map's `grid`.
 
-    `wanted_hw` (the shape of `core`) says which pixels lie in the area. Imagery is asked for once,
-    for all patches that touch a wanted pixel; patches may reach beyond the map, where imagery is
-    context like any other. Memory is that of one tile.
+    `wanted_hw` (H, W of `core`) is True in the area. One request fetches the imagery of all patches
+    that touch a wanted pixel. Patches may extend beyond the map, where imagery is context.
     """
     n_classes = len(predictor.checkpoint.classes)
     patches = [
@@ -92,26 +101,30 @@ def predict_tile(
     seen_hw: BoolArray = np.any(composite.s2_valid_thw | composite.s1_valid_thw, axis=0)
     del composite
     blend = _Blend(core, n_classes, patch_weights(settings.size, settings.overlap))
-    for batch in _batches(patches, settings.batch_size):
+    for start in range(0, len(patches), settings.batch_size):
+        batch = patches[start : start + settings.batch_size]
         slices = [patch.within(hull).slices for patch in batch]
         s1_bcthw = np.stack([s1_cthw[:, :, rows, cols] for rows, cols in slices])
         s2_bcthw = np.stack([s2_cthw[:, :, rows, cols] for rows, cols in slices])
         for patch, values_khw in zip(batch, predictor.probabilities(s1_bcthw, s2_bcthw), strict=True):
             blend.add(patch, values_khw)
-    return _result(blend.mean(), wanted_hw & _seen_of_core(seen_hw, hull, core), predictor)
+    shared = hull.shared(core)
+    seen_core_hw = np.zeros_like(wanted_hw)
+    seen_core_hw[shared.within(core).slices] = seen_hw[shared.within(hull).slices]
+    return _result(blend.mean(), wanted_hw & seen_core_hw, predictor)
 
 
 def stored(composite: Composite) -> tuple[IntArray, IntArray]:
-    """s1 and s2 (C, T, H, W) as stored integers, in the units on which networks are trained."""
+    """s1 and s2 (C, T, H, W) as stored integers, as in the training data."""
     s1 = quantise(composite.s1_tchw, composite.s1_valid_thw[:, None], S1_BANDS[0].scale)
     s2 = quantise(composite.s2_tchw, composite.s2_valid_thw[:, None], S2_BANDS[0].scale)
     return s1.swapaxes(0, 1), s2.swapaxes(0, 1)
 
 
 def axis_starts(length: int, size: int, overlap: int) -> range:
-    """First pixels of the patches along one axis: a stride of `size - overlap`, every pixel covered.
+    """First pixels of the patches along one axis, at a stride of `size - overlap`.
 
-    What they cover beyond the axis hangs over both ends alike, so starts may be negative.
+    The patches cover every pixel. They extend evenly beyond both ends, so starts may be negative.
     """
     stride = size - overlap
     count = max(0, -(-(length - size) // stride)) + 1
@@ -121,17 +134,17 @@ def axis_starts(length: int, size: int, overlap: int) -> range:
 
 
 def patches_over(core: Window, shape: tuple[int, int], size: int, overlap: int) -> list[Window]:
-    """The patches of the lattice of a map of `shape` (H, W) that touch `core`, row by row."""
+    """The patches of a map of `shape` (H, W) that touch `core`, row by row."""
     rows, cols = (axis_starts(length, size, overlap) for length in shape)
     patches = (Window(row, col, size, size) for row in rows for col in cols)
     return [patch for patch in patches if patch.overlaps(core)]
 
 
 def patch_weights(size: int, overlap: int) -> FloatArray:
-    """(size, size): 1 inside, falling linearly over the overlap towards each edge.
+    """(size, size): 1 inside, falling linearly across the overlap towards each edge.
 
-    The weights of neighbours add up to 1, and what a network sees least of, the surroundings of
-    pixels at the edge of its patch, counts least.
+    The weights of neighbours add up to 1. Pixels near the edge of a patch, where the network sees the
+    least context, count least.
     """
     distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
     ramp = np.minimum(1.0, distance / max(overlap, 0.5)).astype(np.float32)
@@ -139,7 +152,7 @@ def patch_weights(size: int, overlap: int) -> FloatArray:
 
 
 class _Blend:
-    """The weighted mean of patches over one core window."""
+    """The weighted mean of patches in one core window."""
 
     def __init__(self, core: Window, n_classes: int, weights_hw: FloatArray) -> None:
         self._core = core
@@ -156,7 +169,7 @@ class _Blend:
         self._weight_hw[rows, cols] += weights_hw
 
     def mean(self) -> FloatArray:
-        """(K, H, W); 0 where no patch lies."""
+        """(K, H, W), 0 outside all patches."""
         weight_hw: FloatArray = np.maximum(self._weight_hw, np.float32(1e-12))
         return self._sum_khw / weight_hw
 
@@ -167,15 +180,3 @@ def _result(probabilities_khw: FloatArray, shown_hw: BoolArray, predictor: Predi
     return TileResult(
         np.where(shown_hw, class_hw, np.uint8(NODATA)), np.where(shown_hw, percent_khw, np.uint8(NODATA))
     )
-
-
-def _seen_of_core(seen_hw: BoolArray, hull: Window, core: Window) -> BoolArray:
-    """Of a mask of `hull` the part of `core`; False where the hull does not reach."""
-    shared = hull.shared(core)
-    seen_core_hw = np.zeros((core.height, core.width), np.bool_)
-    seen_core_hw[shared.within(core).slices] = seen_hw[shared.within(hull).slices]
-    return seen_core_hw
-
-
-def _batches(patches: Sequence[Window], size: int) -> Iterator[Sequence[Window]]:
-    return (patches[start : start + size] for start in range(0, len(patches), size))

@@ -22,11 +22,16 @@ from cropray.config import Config
 from cropray.errors import format_error
 from cropray.grid import Window
 from cropray.imagery import ImagerySource, MeteredSource, open_source
-from cropray.maps.areas import check_source, given_as_of, prediction_settings, season_warning
-from cropray.maps.mosaic import decode_tile, encode_tile
-from cropray.maps.plan import MapPlan, plan_maps
 from cropray.maps.products import MapIdentity, publish_map
-from cropray.maps.tiles import PredictionSettings, TileResult, predict_tile
+from cropray.maps.request import (
+    MapPlan,
+    check_source,
+    given_as_of,
+    plan_maps,
+    prediction_settings,
+    season_warning,
+)
+from cropray.maps.tiles import PredictionSettings, TileResult, decode_tile, encode_tile, predict_tile
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.decision import Predictor
 from cropray.models.heads import with_head

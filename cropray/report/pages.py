@@ -14,9 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from cropray import __version__
 from cropray.config import Config
 from cropray.errors import InputError
-from cropray.figures.charts import EVALUATION, validity_chart
-from cropray.figures.pictures import class_colours, curves_picture
-from cropray.figures.sweep import PICTURE, SWEEP
+from cropray.figures.charts import EVALUATION, PICTURE, SWEEP, curves_chart, validity_chart
+from cropray.figures.pictures import class_colours
 from cropray.progress import progress, say
 from cropray.rois.calendar import periods_for
 from cropray.run import Run, Summary
@@ -77,7 +76,7 @@ def curves(run: Run) -> list[Section]:
             continue
         history = json.loads(folder.read_text("history.json"))
         rows = [{key: row[key] for key in _CURVES if key in row} for row in history]
-        found.append({"name": name, "epochs": len(history), "picture": _uri(curves_picture(rows))})
+        found.append({"name": name, "epochs": len(history), "picture": _uri(curves_chart(rows))})
     return found
 
 

@@ -138,7 +138,7 @@ def _of_best_trial(
     settings: dict[str, Any], stage: str, sweep: Folder, recipe: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The settings of a sweep as its best trial had them; those of the stage stand in the checkpoint."""
-    from cropray.figures.sweep import SWEEP
+    from cropray.figures.charts import SWEEP
 
     values = json.loads(sweep.read_text(SWEEP))["trials"][0]["values"].items()
     model = {key.removeprefix("model."): value for key, value in values if key.startswith("model.")}

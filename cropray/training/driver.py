@@ -13,7 +13,8 @@ import numpy as np
 
 from cropray.cluster import ray_session, reach
 from cropray.errors import InputError
-from cropray.figures.pictures import comparison_picture, curves_picture
+from cropray.figures.charts import curves_chart
+from cropray.figures.pictures import comparison_picture
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cropray.models.decision import Predictor, decide
 from cropray.progress import say
@@ -40,7 +41,7 @@ def training_pictures(
     checkpoint: Checkpoint, history: History, val: ShardReader | None, title: str
 ) -> dict[str, bytes]:
     """PNGs by name: `curves.png`, and a few of the samples in `val`, each of another crop where it can be."""
-    pictures = {"curves.png": curves_picture(history, title)}
+    pictures = {"curves.png": curves_chart(history, title)}
     if val is None or not len(val.table):
         return pictures
     batch = val.take(_most_labelled(val))

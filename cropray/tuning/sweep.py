@@ -18,7 +18,7 @@ from cropray.config.load import updated
 from cropray.config.training import Dimension, TuneConfig
 from cropray.errors import InputError
 from cropray.evaluation.evaluate import evaluate
-from cropray.figures.sweep import PICTURE, SWEEP, Axis, sweep_picture
+from cropray.figures.charts import PICTURE, SWEEP, Axis, sweep_chart
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder, in_thread
@@ -265,7 +265,7 @@ def _publish(run: Run, trials: Sequence[Trial], tracker: Tracker) -> str:
     axes = [_axis(key, dimension) for key, dimension in sorted(settings.space.items())]
     flat = [{**trial.values, "score": trial.score, "stopped": trial.end != "finished"} for trial in trials]
     folder.write_text(SWEEP, json.dumps({"stage": settings.stage, "trials": rows}, indent=1) + "\n")
-    folder.write_bytes(PICTURE, sweep_picture(axes, flat, SCORE))
+    folder.write_bytes(PICTURE, sweep_chart(axes, flat, SCORE))
     for name in (SWEEP, PICTURE):
         tracker.artifact_bytes(name, folder.read_bytes(name))
     tracker.metrics({SCORE: score}, step=best.best_epoch)

@@ -14,8 +14,7 @@ from cropray.config import Config
 from cropray.config.load import updated
 from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.maps.areas import prediction_settings
-from cropray.maps.plan import plan_maps
+from cropray.maps.request import plan_maps, prediction_settings
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation

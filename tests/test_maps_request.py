@@ -15,8 +15,7 @@ from cropray.config import Config
 from cropray.config.load import updated
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
-from cropray.maps.areas import check_source, prediction_settings, season_warning
-from cropray.maps.plan import plan_maps
+from cropray.maps.request import check_source, plan_maps, prediction_settings, season_warning
 from cropray.storage import Folder
 from tests.maps_world import CLASSES, World
 
@@ -42,9 +41,10 @@ def test_a_vector_file_is_mapped_inside_its_polygons(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("area", "message"),
     [
-        ("10,50,9,51", "is no bounding box in degrees"),
-        ("1,2,3,100", "is no bounding box in degrees"),
-        ("nowhere.shp", "is no file that is there; wanted"),
+        ("10,50,9,51", "not a bounding box in degrees.*vector file"),
+        ("1,2,3,100", "not a bounding box in degrees"),
+        ("nowhere.shp", "does not exist.*rois:SPLIT"),
+        ("178.5,-18,-179,-17", r"crosses 180°.*178\.5,-18,180,-17.*-180,-18,-179,-17"),
     ],
 )
 def test_an_area_that_is_none_is_explained(tmp_path: Path, area: str, message: str) -> None:
