@@ -1,4 +1,4 @@
-"""The sections of the report: each reads the files of one stage, and is None where they are absent."""
+"""The report of a run: one HTML page. Each section reads the files of a stage and is empty without them."""
 
 from __future__ import annotations
 
@@ -8,163 +8,102 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from cropray import __version__
-from cropray.config import Config
 from cropray.errors import InputError
 from cropray.figures.charts import EVALUATION, PICTURE, SWEEP, curves_chart, validity_chart
 from cropray.figures.pictures import class_colours
 from cropray.progress import progress, say
 from cropray.rois.calendar import periods_for
-from cropray.run import Run, Summary
+from cropray.run import Run, Summary, config_of
 from cropray.shards.ledger import LEDGER, read_ledger
+
+REPORT = "report.html"
 
 Section = dict[str, Any]
 
-STAGES = ("rois", "export", "compact", "pretrain", "finetune", "evaluate")
-
-_CURVES = ("epoch", "train_loss", "val_loss", "val_mean_average_precision", "val_mean_f1")
+_STAGES = ("rois", "export", "compact", "pretrain", "finetune", "evaluate")
 _FACTS = (
     "rois", "parcels", "tiles", "patches", "samples", "parameters", "epochs", "best_epoch", "registered",
     "blocks", "pixels",
 )  # fmt: skip
-_TRIALS = 20  # of a sweep that are in its table
-_MAPS = 6  # pictures of maps in the page: the rest is listed
-_PALE = "#dddddd"
+_CURVES = ("epoch", "train_loss", "val_loss", "val_mean_average_precision", "val_mean_f1")
+_TRIALS = 20  # rows of the table of a sweep
+_MAPS = 6  # pictures of a prediction
+_NO_CLASS = "#dddddd"
 
 
-def colours_of(classes: Sequence[str]) -> dict[str, str]:
-    """CSS colours of the classes and of no class, the same as in the maps."""
-    rgb = dict(zip(classes, class_colours(len(classes)), strict=True))
-    return {name: "#{:02x}{:02x}{:02x}".format(*value) for name, value in rgb.items()} | {
-        "none": _PALE,
-        "none of the classes": _PALE,
-    }
+def report(run: Run) -> Summary:
+    """Write report.html with the configuration in the run folder.
+
+    Raises InputError if the run has finished no stage yet.
+    """
+    run = Run(run.folder, config_of(run.folder) or run.config)
+    stages = _stages(run)
+    if not stages:
+        raise InputError(f"{run.folder} has finished no stage yet. Run cropray rois first.")
+    sections = {}
+    with progress("report", len(_SECTIONS)) as bar:
+        for name, section in _SECTIONS.items():
+            sections[name] = section(run)
+            bar.advance()
+    page = _template().render(
+        name=run.folder.uri.rstrip("/").rsplit("/", 1)[-1],
+        folder=run.folder.uri,
+        version=__version__,
+        config=run.config,
+        config_yaml=run.config.to_yaml(),
+        colours=_css_colours(run.config.classes),
+        stages=stages,
+        **sections,
+    )
+    run.folder.write_text(REPORT, page)
+    say(f"report: {run.folder}/{REPORT}")
+    return {"report": f"{run.folder}/{REPORT}", "stages": [stage["name"] for stage in stages]}
 
 
-def stages(run: Run) -> list[Section]:
-    """What each stage recorded: its seconds, where it counts them, and its main figures."""
+def _stages(run: Run) -> list[Section]:
+    """The main figures of each finished stage."""
     found = []
-    for stage in STAGES:
+    for stage in _STAGES:
         summary = run.summary(stage)
-        if summary is None:
-            continue
-        facts = {key: summary[key] for key in _FACTS if key in summary}
-        found.append({"name": stage, "seconds": summary.get("seconds"), "facts": facts})
+        if summary is not None:
+            facts = {key: summary[key] for key in _FACTS if key in summary}
+            found.append({"name": stage, "seconds": summary.get("seconds"), "facts": facts})
     return found
 
 
-def data(run: Run) -> Section | None:
-    """Regions by crop and split, and the ledger of the export in a few figures."""
+def _data(run: Run) -> Section | None:
+    """ROIs by crop and split, and the main figures of the export."""
     rois = run.summary("rois")
     if rois is None:
         return None
     return {"rois": rois, "samples": (run.summary("compact") or {}).get("samples"), "ledger": _ledger(run)}
 
 
-def curves(run: Run) -> list[Section]:
-    """Training curves, oldest training first: of the network that was started from, too."""
-    folders = {}
-    if run.config.finetune.init and not run.config.finetune.init.startswith("models:"):
-        folders["pretraining, another run"] = run.place(run.config.finetune.init)
-    folders |= {stage: run.folder.child(f"models/{stage}") for stage in ("pretrain", "finetune")}
-    found = []
-    for name, folder in folders.items():
-        if not folder.exists("history.json"):
-            continue
-        history = json.loads(folder.read_text("history.json"))
-        rows = [{key: row[key] for key in _CURVES if key in row} for row in history]
-        found.append({"name": name, "epochs": len(history), "picture": _uri(curves_chart(rows))})
-    return found
-
-
-def sweeps(run: Run) -> list[Section]:
-    """The trials of each sweep that came to its end."""
-    root = run.folder.child("tune")
-    found = []
-    for path in root.names(f"/{SWEEP}"):
-        name = path.split("/", 1)[0]
-        sweep = json.loads(root.read_text(path))
-        trials = sweep["trials"]
-        found.append(
-            {
-                "name": name,
-                **sweep,
-                "searched": sorted(trials[0]["values"]),
-                "shown": trials[:_TRIALS],
-                "picture": _uri(root.read_bytes(f"{name}/{PICTURE}")),
-            }
-        )
-    return found
-
-
-def evaluation(run: Run) -> Section | None:
-    """The evaluation's result with its pictures."""
-    if not run.folder.exists(EVALUATION):
-        return None
-    result: Section = json.loads(run.folder.read_text(EVALUATION))
-    folder = run.folder.child("evaluation")
-    shown = {name: _uri(folder.read_bytes(name)) for name in ("confusion.png", "scores.png")}
-    first, *others = result["methods"]
-    return {
-        **result,
-        "confusion": shown["confusion.png"],
-        "scores": shown["scores.png"],
-        "rois": [_uri(folder.read_bytes(name)) for name in result["pictures"]],
-        "first": first,
-        "verdicts": [_verdict(name, result["differences"][name]) for name in others],
-    }
-
-
-def maps(run: Run) -> list[Section]:
-    """The predicted maps, each with its pictures and with its areas added up."""
-    root = run.folder.child("maps")
-    found = []
-    for summary in root.names("summary.json"):
-        name = summary.split("/", 1)[0]
-        record = json.loads(root.read_text(summary))["summary"]
-        folder = root.child(name)
-        pictures = folder.names("picture.png")
-        found.append(
-            {
-                "name": name,
-                "as_of": record["as_of"],
-                "model": record["model"],
-                "warning": record["warning"],
-                "hectares": _summed([part["hectares"] for part in record["maps"]]),
-                "pictures": [_uri(folder.read_bytes(picture)) for picture in pictures[:_MAPS]],
-                "number": len(record["maps"]),
-            }
-        )
-    return found
-
-
 def _ledger(run: Run) -> Section | None:
     if not run.folder.exists(LEDGER):
         return None
     rows = read_ledger(run.folder)
-    valid = {
-        sensor: np.average(
-            [getattr(row, f"valid_{sensor}") for row in rows if row.patches],
-            axis=0,
-            weights=[row.patches for row in rows if row.patches],
-        )
-        for sensor in ("s2", "s1")
-        if any(row.patches for row in rows)
-    }
+    full = [row for row in rows if row.patches]
+    validity = None
+    if full:
+        weights = [row.patches for row in full]
+        s2 = np.average([row.valid_s2 for row in full], axis=0, weights=weights)
+        s1 = np.average([row.valid_s1 for row in full], axis=0, weights=weights)
+        validity = _data_uri(validity_chart(_months(run), s2, s1))
     return {
         "tiles": len(rows),
         "patches": sum(row.patches for row in rows),
         "gigabytes": sum(row.nbytes for row in rows) / 1e9,
-        "empty": sum(not row.patches for row in rows),
-        "validity": _uri(validity_chart(_months(run), valid["s2"], valid["s1"])) if valid else None,
+        "empty": len(rows) - len(full),
+        "validity": validity,
     }
 
 
 def _months(run: Run) -> list[str]:
-    """Names of the months that are seen: of the calendar, or counted back from the harvest."""
+    """Names of the months of the window: first days, or months before the harvest."""
     window = run.config.window
     if window.anchor == "as_of":
         return [f"{period.start:%-d %b %Y}" for period in periods_for(window, None)]
@@ -172,73 +111,110 @@ def _months(run: Run) -> list[str]:
     return [f"{first - i} to {first - i - 1}" for i in range(window.months)]
 
 
+def _curves(run: Run) -> list[Section]:
+    """Curves of the trainings, oldest first. The run that gave the initial weights is the first."""
+    folders = {}
+    if run.config.finetune.init and not run.config.finetune.init.startswith("models:"):
+        folders["pretraining, another run"] = run.place(run.config.finetune.init)
+    folders |= {stage: run.folder.child(f"models/{stage}") for stage in ("pretrain", "finetune")}
+    found = []
+    for name, folder in folders.items():
+        if folder.exists("history.json"):
+            history = json.loads(folder.read_text("history.json"))
+            rows = [{key: row[key] for key in _CURVES if key in row} for row in history]
+            found.append({"name": name, "epochs": len(history), "picture": _data_uri(curves_chart(rows))})
+    return found
+
+
+def _sweeps(run: Run) -> list[Section]:
+    """The best trials of each finished sweep."""
+    root = run.folder.child("tune")
+    found = []
+    for path in root.names(f"/{SWEEP}"):
+        name = path.split("/", 1)[0]
+        sweep = json.loads(root.read_text(path))
+        trials = sweep["trials"]
+        picture = _data_uri(root.read_bytes(f"{name}/{PICTURE}"))
+        searched = sorted(trials[0]["values"])
+        found.append(
+            {"name": name, **sweep, "searched": searched, "shown": trials[:_TRIALS], "picture": picture}
+        )
+    return found
+
+
+def _evaluation(run: Run) -> Section | None:
+    """The result of the evaluation with its pictures."""
+    if not run.folder.exists(EVALUATION):
+        return None
+    result: Section = json.loads(run.folder.read_text(EVALUATION))
+    folder = run.folder.child("evaluation")
+    first, *others = result["methods"]
+    return {
+        **result,
+        "confusion": _data_uri(folder.read_bytes("confusion.png")),
+        "scores": _data_uri(folder.read_bytes("scores.png")),
+        "rois": [_data_uri(folder.read_bytes(name)) for name in result["pictures"]],
+        "first": first,
+        "verdicts": [_verdict(name, result["differences"][name]) for name in others],
+    }
+
+
 def _verdict(name: str, difference: Section) -> str:
-    """Which is ahead, as far as the interval of the paired difference says."""
+    """Whether the network or another method is ahead, by the interval of their paired difference."""
     if difference["interval"] is None or difference["score"] is None:
-        return f"There is no interval to set the network beside the {name} with."
+        return f"There is no interval for the difference between the network and the {name}."
     low, high = difference["interval"]
     figures = f"{difference['score']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
     if low > 0:
         return f"The network is ahead of the {name}: {figures}."
     if high < 0:
         return f"The network is behind the {name}: {figures}."
-    return f"The blocks do not tell the network from the {name}: {figures}."
+    return f"The difference between the network and the {name} is not statistically significant: {figures}."
 
 
-def _summed(tables: Sequence[dict[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for table in tables for name in table)
-    return {name: sum(table.get(name, 0.0) for table in tables) for name in names}
+def _maps(run: Run) -> list[Section]:
+    """The predictions, each with its first pictures and the sum of its areas."""
+    root = run.folder.child("maps")
+    found = []
+    for path in root.names("summary.json"):
+        name = path.split("/", 1)[0]
+        summary = json.loads(root.read_text(path))["summary"]
+        folder = root.child(name)
+        hectares: dict[str, float] = {}
+        for part in summary["maps"]:
+            for crop, area in part["hectares"].items():
+                hectares[crop] = hectares.get(crop, 0.0) + area
+        found.append(
+            {
+                "name": name,
+                **{key: summary[key] for key in ("as_of", "model", "warning")},
+                "hectares": hectares,
+                "pictures": [_data_uri(folder.read_bytes(p)) for p in folder.names("picture.png")[:_MAPS]],
+                "number": len(summary["maps"]),
+            }
+        )
+    return found
 
-
-def _uri(png: bytes) -> str:
-    """A picture inside the page, so that the page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-REPORT = "report.html"
 
 _SECTIONS: dict[str, Callable[[Run], Any]] = {
-    "data": data,
-    "curves": curves,
-    "sweeps": sweeps,
-    "evaluation": evaluation,
-    "maps": maps,
+    "data": _data,
+    "curves": _curves,
+    "sweeps": _sweeps,
+    "evaluation": _evaluation,
+    "maps": _maps,
 }
 
 
-def report(run: Run) -> Summary:
-    """Write report.html; the configuration is the one that the run folder was made with.
-
-    Raises InputError where the run has finished no stage yet.
-    """
-    made = _as_made(run)
-    found = stages(made)
-    if not found:
-        raise InputError(f"{run.folder} has finished no stage yet: there is nothing to report")
-    sections = {}
-    with progress("report", len(_SECTIONS)) as bar:
-        for name, section in _SECTIONS.items():
-            sections[name] = section(made)
-            bar.advance()
-    page = _template().render(
-        name=run.folder.uri.rstrip("/").rsplit("/", 1)[-1],
-        folder=run.folder.uri,
-        version=__version__,
-        config=made.config,
-        config_yaml=made.config.to_yaml(),
-        colours=colours_of(made.config.classes),
-        stages=found,
-        **sections,
-    )
-    run.folder.write_text(REPORT, page)
-    say(f"report: {run.folder}/{REPORT}")
-    return {"report": f"{run.folder}/{REPORT}", "stages": [stage["name"] for stage in found]}
+def _css_colours(classes: Sequence[str]) -> dict[str, str]:
+    """CSS colours of the classes and of none of them, as in the maps."""
+    rgb = zip(classes, class_colours(len(classes)), strict=True)
+    colours = {name: "#{:02x}{:02x}{:02x}".format(*value) for name, value in rgb}
+    return colours | {"none": _NO_CLASS, "none of the classes": _NO_CLASS}
 
 
-def _as_made(run: Run) -> Run:
-    if not run.folder.exists("config.yaml"):
-        return run
-    return Run(run.folder, Config.model_validate(yaml.safe_load(run.folder.read_text("config.yaml"))))
+def _data_uri(png: bytes) -> str:
+    """A picture inside the page, which then needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _template() -> Template:
