@@ -187,8 +187,7 @@ def versions() -> str:
 
 def examine_tracking(config: Config, folder: Folder | None) -> Finding:
     """MLflow is read, and a database is tried for writing without a change. None is created."""
-    from cropray.tracking.connection import shown, sqlite_file
-    from cropray.tracking.runs import open_client, tracking_uri, try_writing
+    from cropray.tracking.connection import open_client, redacted, sqlite_file, tracking_uri, try_writing
 
     if not config.tracking.uri and folder is None:
         return Finding("tracking", "ok", "SQLite in the run folder (tracking.uri is not set)")
@@ -201,7 +200,7 @@ def examine_tracking(config: Config, folder: Folder | None) -> Finding:
         access = "can be read and written" if try_writing(uri) else "can be read; writing was not tried"
     except InputError as error:
         return Finding("tracking", "bad", _line(error))
-    return Finding("tracking", "ok", f"{shown(uri)} {access}")
+    return Finding("tracking", "ok", f"{redacted(uri)} {access}")
 
 
 def examine_earth_engine(config: Config, *, online: bool) -> Finding:

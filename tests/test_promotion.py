@@ -16,8 +16,8 @@ from cropray.evaluation.promotion import compare, not_worse, promote
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.run import Run
 from cropray.shards.file import fingerprint, shard_uris
+from cropray.tracking.connection import open_client, tracking_uri
 from cropray.tracking.registry import register_checkpoint, resolve_model
-from cropray.tracking.runs import open_client, tracking_uri
 from cropray.tracking.versions import find, list_versions, page, table
 from cropray.types import BACKGROUND
 from tests.lands import LANDS, ready_run, small_checkpoint

@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
+from urllib.parse import unquote
 
 import mlflow
 import numpy as np
@@ -28,10 +30,10 @@ from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
 from cropray.storage import Folder
-from cropray.tracking import runs
+from cropray.tracking.connection import open_client, tracking_uri
 from cropray.tracking.packaging import save_model_folder
-from cropray.tracking.registry import register, register_checkpoint, resolve_model
-from cropray.tracking.runs import open_client, tracked, tracking_uri
+from cropray.tracking.registry import register, register_checkpoint, relocate, resolve_model
+from cropray.tracking.runs import tracked
 from cropray.tracking.versions import list_versions
 from tests.lands import beside_others
 
@@ -163,17 +165,15 @@ def test_a_remote_run_folder_needs_a_server() -> None:
 def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = Config(tracking=TrackingConfig(uri="http://127.0.0.1:9"))
-    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*tracking\.uri.*is it up"):
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*tracking\.uri.*check that it runs"):
         resolve_model("models:/cropray@candidate", Run(Folder(str(tmp_path)), config))
 
 
-def test_a_server_that_never_answers_is_told_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_ANSWER_S", 0.3)
+def test_a_server_that_never_answers_is_reported_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        waiting = Run(Folder(str(tmp_path)), updated(Config(), {"tracking.uri": uri}))
-        with pytest.raises(InputError, match=rf"{uri} .*no answer in 0\.3 s: is it up"):
-            list_versions(waiting)
+        with pytest.raises(InputError, match=rf"{uri} .*no answer in 0\.3 s"):
+            open_client(uri, answer_s=0.3)
 
 
 def test_an_empty_reference_is_the_runs_own_last_model(tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_a_registered_model_is_the_checkpoint_by_alias_and_by_version(run: Run, 
     [
         ("models:/cropray@champion", r"versions \[1.*@candidate"),
         ("models:/cropray/99", r"versions \[1"),
-        ("models:/wheat@champion", r"no model 'wheat'.*which has: cropray"),
-        ("models:/cropray", "not of the form"),
+        ("models:/wheat@champion", r"no model 'wheat'.*it has: cropray"),
+        ("models:/cropray", "form models:/NAME@ALIAS"),
     ],
 )
 def test_a_missing_model_is_told_with_what_there_is(
@@ -311,43 +311,160 @@ def test_packages_of_other_versions_than_the_models_are_named_as_it_loads(
     assert "numpy (" not in done.stderr
 
 
-def test_a_run_that_was_moved_takes_its_registry_along(run: Run, registered: str, tmp_path: Path) -> None:
-    with tracked(run, "compact") as before:
-        before.artifact_bytes("notes/a.txt", b"a")
+@pytest.fixture
+def copy(run: Run, registered: str, tmp_path: Path) -> Iterator[Run]:
+    """A copy of the run folder, from the moment at which the original's files are no longer there."""
+    with tracked(run, "compact") as tracker:
+        tracker.artifact_bytes("notes/a.txt", b"a")
+        tracker.metrics({"loss": 0.5}, step=1)
+    folder = Folder(str(tmp_path / "a copy"))
+    shutil.copytree(run.folder.local(), folder.local())
+    hidden = run.folder.local("mlflow").rename(tmp_path / "hidden")
+    yield Run(folder, run.config)
+    assert not run.folder.local("mlflow").exists()
+    hidden.rename(run.folder.local("mlflow"))
+
+
+def test_a_run_folder_that_was_moved_keeps_its_registry(run: Run, registered: str, copy: Run) -> None:
+    folder = resolve_model(f"models:/cropray/{registered}", copy)
+    assert load_checkpoint(folder).describe() == small_checkpoint().describe()
+    with tracked(copy, "compact") as again:
+        again.artifact_bytes("b.txt", b"b")
+    assert list(copy.folder.local("mlflow/artifacts").rglob("b.txt"))
+    with tracked(copy, "compact") as resumed:
+        assert resumed.run_id == again.run_id
+    save_checkpoint(small_checkpoint(seed=3), copy.folder.child("models/third"))
+    new = register_checkpoint(copy, "run:models/third")["registered"]
+    assert load_checkpoint(resolve_model(new, copy)).classes == CLASSES
+
+
+def test_a_copy_does_not_touch_the_original(run: Run, registered: str, tmp_path: Path) -> None:
+    def files() -> dict[str, bytes]:
+        return {name: run.folder.read_bytes(name) for name in run.folder.names()}
+
+    before = files()
     copy = Run(Folder(str(tmp_path / "copy")), run.config)
     shutil.copytree(run.folder.local(), copy.folder.local())
-    hidden = run.folder.local("mlflow").rename(tmp_path / "hidden")
-    try:
-        folder = resolve_model(f"models:/cropray/{registered}", copy)
-        assert load_checkpoint(folder).describe() == small_checkpoint().describe()
-        with tracked(copy, "export") as new:
-            new.artifact_bytes("b.txt", b"b")
-        assert list(copy.folder.local("mlflow/artifacts").rglob("b.txt"))
-        client = open_client(tracking_uri(copy))
-        loaded = mlflow.pyfunc.load_model(
-            client.get_model_version_download_uri("cropray", registered), suppress_warnings=True
-        )
-        assert loaded.metadata.signature.inputs.input_names() == ["s1", "s2"]
-        with sqlite3.connect(copy.folder.local("mlflow/mlflow.db")) as database:
-            held = "".join(database.iterdump())
-        assert f"{copy.folder}/mlflow/artifacts" in held
-        assert f"{run.folder}/mlflow/artifacts" not in held  # no column was forgotten
-    finally:
-        hidden.rename(run.folder.local("mlflow"))
-    with tracked(copy, "compact") as resumed:
-        assert resumed.run_id == before.run_id
-    with tracked(run, "compact") as again:  # the one that was copied stays as it is
-        assert sorted(path.path for path in again.client.list_artifacts(again.run_id, "notes")) == [
-            "notes/a.txt"
-        ]
+    with tracked(copy, "finetune") as tracker:
+        tracker.artifact_bytes("b.txt", b"b")
+        register(copy, "finetune", copy.folder.child("models/finetune"), tracker)
+    relocate(copy)
+    resolve_model(f"models:/cropray/{registered}", copy)
+    assert files() == before
 
 
-def test_files_that_a_registry_no_longer_has_are_told_by_their_place(run: Run, registered: str) -> None:
+def test_plain_mlflow_loads_a_model_of_a_moved_run_folder_once_it_is_relocated(
+    run: Run, copy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = open_client(tracking_uri(copy))
+    client.create_model_version("cropray", "file:///nowhere")
+    client.delete_model_version("cropray", "2")
+    save_checkpoint(small_checkpoint(seed=4), copy.folder.child("models/fourth"))
+    assert register_checkpoint(copy, "run:models/fourth")["registered"] == "models:/cropray/3"
+    client.set_registered_model_alias("cropray", "champion", "1")
+    client.set_registered_model_tag("cropray", "team", "south")
+    before = [version.to_json() for version in list_versions(copy)]
+
+    with monkeypatch.context() as patched:  # a first attempt is interrupted between the two models
+        patched.setattr(mlflow.MlflowClient, "rename_registered_model", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            relocate(copy)
+    assert relocate(copy)["versions"] == 0  # what was left to do was the last name
+    assert relocate(copy)["versions"] == 0
+
+    assert [version.to_json() for version in list_versions(copy)] == before
+    assert client.get_registered_model("cropray").tags == {"team": "south"}
+    for number, seed in (("1", 0), ("3", 4)):
+        location = client.get_model_version_download_uri("cropray", number)
+        assert Path(unquote(location.removeprefix("file://"))).is_relative_to(copy.folder.local())
+        model = mlflow.pyfunc.load_model(location, suppress_warnings=True)
+        batch = stored_patches()
+        expected = Predictor(small_checkpoint(seed)).probabilities(batch["s1"], batch["s2"])
+        np.testing.assert_array_equal(model.predict(batch), expected)
+
+
+def test_only_the_registry_of_a_run_folder_is_relocated(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no registry at sqlite"):
+        relocate(Run(Folder(str(tmp_path)), Config()))
+    server = updated(Config(), {"tracking.uri": "http://u:p@ss@127.0.0.1:9"})
+    with pytest.raises(InputError, match=r"tracking\.uri is http://…@127") as error:
+        relocate(Run(run.folder, server))
+    assert "ss@" not in str(error.value)
+
+
+DRIVER = """
+import os, signal, sys
+from cropray.config import Config
+from cropray.run import Run
+from cropray.storage import Folder
+from cropray.tracking.runs import tracked
+with tracked(Run(Folder(sys.argv[1]), Config()), sys.argv[2]) as parent:
+    with tracked(Run(Folder(sys.argv[1]), Config()), sys.argv[2] + "/0", parent=parent.run_id):
+        print("up", flush=True)
+        if sys.argv[3] == "stays":
+            sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_runs_of_a_killed_driver_end_with_the_next_start(tmp_path: Path) -> None:
+    other = Run(Folder(str(tmp_path)), Config())
+    client = open_client(tracking_uri(other))
+
+    def driver(stage: str, what: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", DRIVER, str(tmp_path), stage, what]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        return process
+
+    def statuses(stage: str) -> list[str]:
+        names = [f"mlflow/{stage}.json", f"mlflow/{stage}/0.json"]
+        ids = [json.loads(other.folder.read_text(name))["run_id"] for name in names]
+        return [client.get_run(run_id).info.status for run_id in ids]
+
+    with driver("tune/a", "dies") as killed, driver("tune/b", "stays") as busy:
+        killed.wait(timeout=60)
+        assert statuses("tune/a") == ["RUNNING", "RUNNING"]
+        with tracked(other, "evaluate") as tracker:
+            assert client.get_run(tracker.run_id).info.status == "RUNNING"
+        assert statuses("tune/a") == ["KILLED", "KILLED"]
+        assert statuses("tune/b") == ["RUNNING", "RUNNING"]
+        busy.kill()
+
+
+def test_a_run_that_another_replaced_ends_too(tmp_path: Path) -> None:
+    other = Run(Folder(str(tmp_path)), Config())
+    with tracked(other, "pretrain") as forgotten:
+        other.folder.delete("mlflow/pretrain.json")
+        with tracked(other, "pretrain") as new:
+            statuses = [new.client.get_run(one.run_id).info.status for one in (forgotten, new)]
+            assert statuses == ["KILLED", "RUNNING"]
+
+
+def test_a_stage_can_say_how_its_run_and_nested_ones_end(tmp_path: Path) -> None:
+    other = Run(Folder(str(tmp_path)), Config())
+    with tracked(other, "tune/x") as parent:
+        with suppress(KeyboardInterrupt), tracked(other, "tune/x/0", parent=parent.run_id) as pruned:
+            pruned.end("FINISHED", {"cropray.end": "pruned"})
+            raise KeyboardInterrupt
+        with tracked(other, "tune/x/1", parent=parent.run_id) as running:
+            assert [(stage, child.run_id) for stage, child in parent.running_children()] == [
+                ("tune/x/1", running.run_id)
+            ]
+        assert parent.running_children() == []
+    found = parent.client.get_run(pruned.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["cropray.end"] == "pruned"
+    assert found.data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_files_that_a_registry_no_longer_has_are_named(run: Run, registered: str) -> None:
     location = open_client(tracking_uri(run)).get_model_version_download_uri("cropray", registered)
     hidden = Path(location.removeprefix("file://"))
     hidden.rename(hidden.with_name("elsewhere"))
     try:
-        with pytest.raises(InputError, match=r"files of models:/cropray/1 are not where .* says.*moved"):
+        with pytest.raises(InputError, match=r"files of models:/cropray/1 are not in file:.*moved"):
             resolve_model(f"models:/cropray/{registered}", run)
     finally:
         hidden.with_name("elsewhere").rename(hidden)
@@ -357,7 +474,7 @@ def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
     damaged = Run(Folder(str(tmp_path)), Config())
     damaged.folder.write_text("mlflow/mlflow.db", "nothing of the kind" * 100)
     with (
-        pytest.raises(InputError, match=r"mlflow\.db.* not a database; .*cropray register"),
+        pytest.raises(InputError, match=r"mlflow\.db.* not a database; .*cropray models register"),
         tracked(damaged, "x"),
     ):
         pass
@@ -385,7 +502,7 @@ def test_a_registry_that_may_only_be_read_is_read_and_not_written(
     reader = Run(Folder(str(tmp_path / "run")), Config(classes=CLASSES, tracking=tracking))
     assert load_checkpoint(resolve_model(f"models:/cropray/{registered}", reader)).classes == CLASSES
     save_checkpoint(small_checkpoint(seed=9), reader.folder.child("models/finetune"))
-    with pytest.raises(InputError, match="may be read and not written; get the permission"):
+    with pytest.raises(InputError, match="read but not write; get permission"):
         register_checkpoint(reader)
 
 

@@ -1,4 +1,4 @@
-"""What a person is told of an MLflow that cannot be used: one phrase, and what helps."""
+"""An MLflow that cannot be used: the message names it, the problem and a remedy."""
 
 import json
 import socket
@@ -16,8 +16,7 @@ from cropray.config import Config
 from cropray.config.load import updated
 from cropray.doctor import Finding, examine_tracking
 from cropray.errors import InputError
-from cropray.tracking.connection import server_errors
-from cropray.tracking.runs import open_client
+from cropray.tracking.connection import open_client, redacted, server_errors
 
 URI = "http://127.0.0.1:5000"
 
@@ -27,7 +26,7 @@ def _no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-def told(uri: str) -> str:
+def message_for(uri: str) -> str:
     with pytest.raises(InputError) as error:
         open_client(uri)
     message = str(error.value)
@@ -68,49 +67,61 @@ def web_server(status: int, body: str) -> Iterator[str]:
 def test_a_server_that_cannot_be_reached() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    assert "cannot be reached; is it up, and may this machine reach it?" in told(f"http://127.0.0.1:{port}")
+    assert "cannot be reached; check that it runs" in message_for(f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(
     ("status", "body", "problem"),
     [
-        (200, "<html>hello</html>", "answers, but not as an MLflow server does; correct tracking.uri"),
-        (404, "<html>nothing</html>", "answers, but not as an MLflow server does; correct tracking.uri"),
-        (500, "<html>sorry</html>", "answers with errors alone; look into its log"),
-        (401, "who are you?", "does not know who asks (401); set MLFLOW_TRACKING_USERNAME"),
+        (
+            200,
+            "<html>hello</html>",
+            "not as an MLflow server does; correct host, port",
+        ),
+        (
+            404,
+            "<html>nothing</html>",
+            "not as an MLflow server does; correct host, port",
+        ),
+        (500, "<html>sorry</html>", "answers with errors only; read its log"),
+        (401, "who are you?", "does not know you (401); set MLFLOW_TRACKING_USERNAME"),
         (403, json.dumps({"error_code": "PERMISSION_DENIED"}), "does not permit this; set MLFLOW_TRACKING"),
     ],
 )
 def test_a_server_that_is_no_mlflow_or_refuses(status: int, body: str, problem: str) -> None:
     with web_server(status, body) as uri:
-        assert problem in told(uri)
+        assert problem in message_for(uri)
 
 
 @pytest.mark.parametrize(
     ("uri", "problem"),
     [
-        ("ftp://127.0.0.1/mlflow", "is of a kind that MLflow does not know; wanted http://HOST:PORT"),
-        ("sqlite:/mlflow.db", "is no address; wanted http://HOST:PORT"),
-        ("http:/127.0.0.1", "is no address; wanted http://HOST:PORT"),
-        ("http://[127.0.0.1", "is no address (Invalid IPv6 URL); wanted http://HOST:PORT"),
+        ("ftp://127.0.0.1/mlflow", "is of a kind that MLflow does not support; wanted http://HOST:PORT"),
+        ("sqlite:/mlflow.db", "is not an address; wanted http://HOST:PORT"),
+        ("http:/127.0.0.1", "is not an address; wanted http://HOST:PORT"),
+        ("http://[127.0.0.1", "is not an address (Invalid IPv6 URL); wanted http://HOST:PORT"),
         ("mssql://127.0.0.1/mlflow", "needs the package pyodbc, which is not installed"),
     ],
 )
 def test_an_address_that_mlflow_cannot_use(uri: str, problem: str) -> None:
-    assert problem in told(uri)
+    assert problem in message_for(uri)
 
 
 def test_a_file_that_is_no_database_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "junk.db").write_text("nothing of the kind" * 100)
-    assert "is a file, but not a database; correct tracking.uri" in told(f"sqlite:///{tmp_path}/junk.db")
-    assert "is a folder of files, which MLflow has given up; wanted http" in told(f"file://{tmp_path}/mlruns")
+    assert "is a file but not a database; correct tracking.uri" in message_for(
+        f"sqlite:///{tmp_path}/junk.db"
+    )
+    assert "is a folder of files, which MLflow no longer supports; wanted http" in message_for(
+        f"file://{tmp_path}/mlruns"
+    )
 
 
 def test_a_database_that_may_only_be_read(tmp_path: Path) -> None:
     open_client(f"sqlite:///{tmp_path}/mlflow.db")
     reader = open_client(f"sqlite:///file:{tmp_path}/mlflow.db?mode=ro&uri=true")
     with (
-        pytest.raises(InputError, match=r"may be read and not written; get the permission.*to another$"),
+        pytest.raises(InputError, match=r"read but not write; .*tracking\.uri"),
         server_errors(URI),
     ):
         reader.create_registered_model("cropray")
@@ -128,12 +139,12 @@ def test_doctor_writes_to_a_database_and_leaves_it_as_it_is(
     read_only = f"sqlite:///file:{database}?mode=ro&uri=true"
     finding = examine_tracking(updated(Config(), {"tracking.uri": read_only}), None)
     assert finding.verdict == "bad"
-    assert "may be read and not written" in finding.found
+    assert "read but not write" in finding.found
     assert database.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["mlflow.db"]
 
 
-def test_an_error_that_is_not_known_is_told_without_sql_and_cut_between_words() -> None:
+def test_an_unknown_error_is_shown_without_sql_and_cut_between_words() -> None:
     said = "the disk is on fire " * 50
     with pytest.raises(InputError) as error, server_errors("http://me:secret@127.0.0.1:5000"):
         raise MlflowException(f"(sqlite3.OperationalError) {said}\n[SQL: INSERT INTO runs]\n(Background on")
@@ -141,14 +152,23 @@ def test_an_error_that_is_not_known_is_told_without_sql_and_cut_between_words() 
     assert before.startswith("MLflow at http://…@127.0.0.1:5000 (tracking.uri) failed: (sqlite3.Operational")
     assert len(before) < 400
     assert set(before.split()[6:]) == {*said.split(), "…"}
-    assert after.startswith("mend it or make room")
-    with pytest.raises(InputError, match=r"failed: full; mend it"), server_errors(URI):
+    assert "run the same command again" in after
+    with pytest.raises(InputError, match=r"failed: full; "), server_errors(URI):
         raise MlflowException("full\n[SQL: INSERT INTO runs]\n(Background on this error at: a link)")
 
 
-def test_sqlalchemy_errors_are_told_too() -> None:
+def test_sqlalchemy_errors_are_reported_too() -> None:
     from sqlalchemy.exc import OperationalError
 
     locked = OperationalError("UPDATE runs", {}, sqlite3.OperationalError("database is locked"))
-    with pytest.raises(InputError, match=r"failed: .*database is locked; mend it"), server_errors(URI):
+    with pytest.raises(InputError, match=r"failed: .*database is locked; "), server_errors(URI):
         raise locked
+
+
+@pytest.mark.parametrize("secret", ["secret", "p@ss", "a:b@c:d", "%40@@"])
+def test_no_password_of_a_uri_is_shown(secret: str) -> None:
+    uri = f"postgresql://me:{secret}@127.0.0.1:5000/mlflow"
+    with pytest.raises(InputError) as error, server_errors(uri):
+        raise MlflowException(f"cannot connect to {uri}, Max retries exceeded")
+    assert redacted(uri) == "postgresql://…@127.0.0.1:5000/mlflow"
+    assert not any(part in str(error.value) for part in (secret, "me:", "@c", "ss@"))

@@ -1,4 +1,4 @@
-"""`cropray register` and `cropray models …`: each command calls one function."""
+"""`cropray models …`: each command calls one function."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typer
 
 from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened
 
-models_app = typer.Typer(help="Look at registered models, promote one.", no_args_is_help=True)
+models_app = typer.Typer(help="Register models, look at them, promote one.", no_args_is_help=True)
 
 
+@models_app.command("register")
 def register(
     run: RunOption,
     model: Annotated[
@@ -20,7 +21,7 @@ def register(
     config: ConfigOption = None,
     set: SetOption = None,
 ) -> None:
-    """A checkpoint as a new version in the registry, with its card and lineage."""
+    """Register a checkpoint as a new version, with its card and lineage."""
     from cropray.tracking.registry import register_checkpoint
 
     emit(register_checkpoint(opened(run, config, set), model))
@@ -79,3 +80,11 @@ def promote_model(
     from cropray.evaluation.promotion import promote
 
     emit(promote(opened(run, config, set), model, force))
+
+
+@models_app.command("relocate")
+def relocate_models(run: RunOption, config: ConfigOption = None, set: SetOption = None) -> None:
+    """After a run folder was moved or copied: let MLflow itself find the models in it."""
+    from cropray.tracking.registry import relocate
+
+    emit(relocate(opened(run, config, set)))

@@ -92,7 +92,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(shards_app, name="shards")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(models_app, name="models")
-app.command("register")(register)
+app.command("register", hidden=True)(register)  # the former name of `models register`
 
 
 def _version() -> None:

@@ -15,7 +15,7 @@ from cropray.run import Run, Summary
 from cropray.shards.file import fingerprint, shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.tracking.registry import resolve_model
-from cropray.tracking.versions import Version, crown, find, find_champion
+from cropray.tracking.versions import Version, find, find_champion, set_champion
 
 _FORCE = "or promote it anyway, on record: --force REASON"
 
@@ -41,7 +41,7 @@ def promote(run: Run, reference: str = "", force: str = "") -> Summary:
         return {"champion": candidate.uri, "before": champion.uri}
     evidence = {"forced": force} if force else _evidence(run, candidate, champion)
     before = champion and champion.uri
-    record = crown(run, candidate, {"before": before, **evidence})
+    record = set_champion(run, candidate, {"before": before, **evidence})
     return {"champion": candidate.uri, "before": before, **evidence, **record}
 
 

@@ -1,167 +1,188 @@
-"""MLflow's SQLite database: made whole, and told where its files lie when its run folder was moved."""
+"""MLflow clients by URI, and what MLflow reports as errors that say what to do."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
-import sqlite3
 import textwrap
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cropray.errors import InputError
-from cropray.progress import say
-from cropray.storage import Folder
+from cropray.run import Run
+from cropray.storage import Folder, within
 
-_FILES = "artifacts"
-_OWN = "/mlflow/artifacts"
-"""How the location of the files ends, of every experiment in a run folder's own database."""
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
-# All columns in which MLflow keeps where files are, as absolute URIs.
-_MOVES = (
-    "UPDATE runs SET artifact_uri = replace(artifact_uri, :there, :here)",
-    "UPDATE logged_models SET artifact_location = replace(artifact_location, :there, :here)",
-    "UPDATE model_versions SET source = replace(source, :there, :here)",
-    "UPDATE model_versions SET storage_location = replace(storage_location, :there, :here)",
-    "UPDATE experiments SET artifact_location = :here WHERE artifact_location = :there",
+ARTIFACTS = "mlflow/artifacts"
+"""Where a run folder's own database keeps files, below the run folder."""
+
+_DATABASE = "mlflow/mlflow.db"
+_ANSWER_S = 30.0  # MLflow's client alone would wait four times two minutes
+_LONGEST_REASON = 300  # characters
+_SQL_DETAILS = re.compile(r" ?(\[SQL:|\(Background on this error).*", re.DOTALL)  # statements and a link
+
+_REACH = (
+    "check that it runs and that this machine can reach it. Correct tracking.uri, or leave it out: MLflow's "
+    "database is then a file in the run folder"
+)
+_WANTED = "wanted http://HOST:PORT of an MLflow server, or a database as sqlite:///FILE"
+_LOG_IN = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user with "
+    "this permission"
+)
+_FALLBACK_REMEDY = "fix the cause or free some space, then run the same command again: finished work is kept"
+# MLflow and its database have no error class for each of these, so their text tells them apart.
+_KNOWN = (
+    ("error responses", "answers with errors only", "read its log, then run the same command again"),
+    ("Max retries exceeded|Connection aborted|onnection refused", "cannot be reached", _REACH),
+    (
+        "not in a valid JSON format|error code 40[45]",
+        "answers, but not as an MLflow server does",
+        "correct host, port and path in tracking.uri (the path matters if it is behind another server)",
+    ),
+    ("error code 401|Unauthorized", "does not know you (401)", _LOG_IN),
+    ("error code 403|Permission denied|PERMISSION_DENIED", "does not permit this", _LOG_IN),
+    ("unsupported URI", "is of a kind that MLflow does not support", _WANTED),
+    ("Could not parse SQLAlchemy URL|Invalid url", "is not an address", _WANTED),
+    (
+        "filesystem tracking backend",
+        "is a folder of files, which MLflow no longer supports",
+        f"{_WANTED}; mlflow migrate-filestore converts such a folder",
+    ),
+    (
+        "readonly database",
+        "is a database that you may read but not write",
+        "get permission to write it, or set tracking.uri to another",
+    ),
+    (
+        "not a database",
+        "is a file but not a database",
+        "correct tracking.uri, restore the file, or move it away and register the run's model again "
+        "(cropray models register)",
+    ),
 )
 
 
+def tracking_uri(run: Run) -> str:
+    """`tracking.uri`, or the SQLite database of the run folder. Raises InputError on object storage."""
+    if run.config.tracking.uri:
+        return run.config.tracking.uri
+    if not run.folder.is_local:
+        raise InputError(
+            f"the run folder {run.folder} is not on a local file system, so MLflow's database cannot be in "
+            "it; set tracking.uri to an MLflow server (http://HOST:PORT) or to a database URL"
+        )
+    return f"sqlite:///{run.folder.local(_DATABASE)}"
+
+
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of a URI; None where it is another kind, or has options of SQLite (`file:…`)."""
+    """The database file of a URI. None for another kind, or if SQLite gets options (`file:…`)."""
     path = uri.removeprefix("sqlite:///")
     return None if path == uri or path.startswith("file:") else Path(path)
 
 
-def files_beside(database: Path) -> str:
-    """Where artifacts go: a server knows that itself, a database's lie beside it."""
-    return (database.parent / _FILES).absolute().as_uri()
+def open_client(uri: str, answer_s: float = _ANSWER_S) -> MlflowClient:
+    """A client of a tracking server and its registry. A SQLite file that does not exist is created.
 
-
-def make_whole(database: Path) -> None:
-    """Make a database that is not there yet; MLflow cannot go on with one of half its tables."""
+    Raises InputError if the address is wrong or the server does not answer within `answer_s` seconds.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # Standard output is for the results of the stages.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # The user learns of an absent server in seconds, not after minutes of retries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     from mlflow import MlflowClient
 
-    if database.exists():
-        return
-    with Folder(str(database.parent)).making(database.name) as temporary:
-        uri = f"sqlite:///{temporary}"
-        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it raises what it logs as errors
+    database = sqlite_file(uri)
+    with _address_errors(uri):
+        if database is not None and not database.exists():
+            _create(database)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        try:
+            within(answer_s, lambda: client.search_experiments(max_results=1))
+        except TimeoutError as error:
+            raise InputError(f"MLflow at {redacted(uri)} (tracking.uri) gives {error}: {_REACH}") from error
+    return client
 
 
-def follow(database: Path) -> None:
-    """Where a run folder was moved or copied, its own database is told so: files are here now.
+def open_existing(run: Run) -> MlflowClient | None:
+    """A client of the run's server, or None if the run has neither a server nor a database yet."""
+    database = sqlite_file(tracking_uri(run))
+    return None if database is not None and not database.exists() else open_client(tracking_uri(run))
 
-    Runs, versions, aliases and tags stay as they are. Raises InputError where it may not be written.
+
+def try_writing(uri: str) -> bool:
+    """Write to the database of a URI without changing it. False for a server: it offers no such test.
+
+    Raises InputError if the database cannot be written.
     """
-    here = files_beside(database)
-    if not database.exists():
-        return
-    try:
-        with closing(sqlite3.connect(database)) as connection, connection:
-            found = connection.execute("SELECT artifact_location FROM experiments").fetchall()
-            for there in {str(row[0]) for row in found} - {here}:
-                if there.endswith(_OWN):
-                    for statement in _MOVES:
-                        connection.execute(statement, {"there": there, "here": here})
-                    say(f"mlflow: the run folder was moved; its files are in {here}, no more in {there}")
-    except sqlite3.DatabaseError as error:
-        raise InputError(
-            f"{database}, MLflow's database of this run, cannot be used: {error}; get the permission to "
-            "write it, put back a copy of it, or move it away and register the run's model anew (cropray "
-            "register)"
-        ) from error
+    from sqlalchemy import NullPool, create_engine, text
 
-
-_LONGEST = 300  # characters of an error that is not known here
-_OF_SQLALCHEMY = re.compile(r" ?(\[SQL:|\(Background on this error).*", re.DOTALL)  # statements and a link
-
-REACH = (
-    "is it up, and may this machine reach it? Correct tracking.uri, or leave it out: then MLflow's database "
-    "is a file in the run folder"
-)
-_OTHER_KIND = "wanted http://HOST:PORT of an MLflow server, or a database as sqlite:///FILE"
-_LOG_IN = (
-    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user who may "
-    "do this"
-)
-_UNREACHED = ("cannot be reached", REACH)
-_NO_MLFLOW = (
-    "answers, but not as an MLflow server does",
-    "correct tracking.uri: host, port, and the path, if it stands behind another server",
-)
-_NO_ADDRESS = ("is no address", _OTHER_KIND)
-_UNKNOWN_USER = ("does not know who asks (401)", _LOG_IN)
-_FORBIDDEN = ("does not permit this", _LOG_IN)
-_FOLDER = (
-    "is a folder of files, which MLflow has given up",
-    f"{_OTHER_KIND}; mlflow migrate-filestore takes along what is there",
-)
-# What MLflow and its database say, for they have no class of its own for each.
-_KNOWN = (
-    ("error responses", ("answers with errors alone", "look into its log, and run the same command again")),
-    ("Max retries exceeded", _UNREACHED),
-    ("Connection aborted", _UNREACHED),
-    ("onnection refused", _UNREACHED),
-    ("not in a valid JSON format", _NO_MLFLOW),
-    ("error code 404", _NO_MLFLOW),
-    ("error code 405", _NO_MLFLOW),
-    ("error code 401", _UNKNOWN_USER),
-    ("Unauthorized", _UNKNOWN_USER),
-    ("error code 403", _FORBIDDEN),
-    ("Permission denied", _FORBIDDEN),
-    ("PERMISSION_DENIED", _FORBIDDEN),
-    ("unsupported URI", ("is of a kind that MLflow does not know", _OTHER_KIND)),
-    ("Could not parse SQLAlchemy URL", _NO_ADDRESS),
-    ("Invalid url", _NO_ADDRESS),
-    ("filesystem tracking backend", _FOLDER),
-    (
-        "readonly database",
-        (
-            "is a database that may be read and not written",
-            "get the permission, or set tracking.uri to another",
-        ),
-    ),
-    ("not a database", ("is a file, but not a database", "correct tracking.uri, or put back a copy of it")),
-)
-_REMEDY = "mend it or make room, and run the same command again: what is finished is kept"
+    if uri.startswith("http"):
+        return False
+    with _address_errors(uri), create_engine(uri, poolclass=NullPool).connect() as connection:
+        connection.execute(text("UPDATE experiments SET name = name WHERE 1 = 0"))
+        connection.rollback()
+    return True
 
 
 @contextmanager
 def server_errors(uri: str) -> Iterator[None]:
-    """What the server or database of a URI refuses or fails to do becomes an InputError with what helps."""
+    """Turn errors of the server or database at a URI into InputError with a remedy."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        reason = shown(_OF_SQLALCHEMY.sub("", str(error)))
-        found = textwrap.shorten(reason, _LONGEST, placeholder=" …")
-        other = (f"failed: {found}", _REMEDY)
-        problem, remedy = next((known for sign, known in _KNOWN if sign in reason), other)
-        raise InputError(f"MLflow at {shown(uri)} (tracking.uri) {problem}; {remedy}") from error
+        reason = redacted(_SQL_DETAILS.sub("", str(error)))
+        short = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
+        fallback = ("", f"failed: {short}", _FALLBACK_REMEDY)
+        _, problem, remedy = next((known for known in _KNOWN if re.search(known[0], reason)), fallback)
+        raise InputError(f"MLflow at {redacted(uri)} (tracking.uri) {problem}; {remedy}") from error
 
 
-def shown(uri: str) -> str:
-    """A URI, or a text with one, without the password that may stand in it."""
-    return re.sub(r"//[^@/\s]*@", "//…@", uri)
+def redacted(text: str) -> str:
+    """A URI, or a text that contains one, without user name and password."""
+    return re.sub(r"//[^/\s]*@", "//…@", text)
+
+
+def quoted(text: str) -> str:
+    """A string in a condition of MLflow's search."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def _create(database: Path) -> None:
+    """Create a database whole: MLflow cannot continue with half of its tables."""
+    from mlflow import MlflowClient
+
+    with Folder(str(database.parent)).making(database.name) as temporary:
+        uri = f"sqlite:///{temporary}"
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
 
 
 @contextmanager
-def address_errors(uri: str) -> Iterator[None]:
-    """As `server_errors`, while a client is made: addresses that cannot be one, and a database's driver."""
+def _address_errors(uri: str) -> Iterator[None]:
+    """Like `server_errors`, and for addresses that are malformed or whose driver is missing."""
     try:
         with server_errors(uri):
             yield
     except ModuleNotFoundError as error:
         raise InputError(
-            f"MLflow at {shown(uri)} (tracking.uri) needs the package {error.name}, which is not installed: "
-            "install it wherever the stages run"
+            f"MLflow at {redacted(uri)} (tracking.uri) needs the package {error.name}, which is not "
+            "installed: install it on every machine that runs a stage"
         ) from error
     except InputError:
         raise
     except ValueError as error:
         raise InputError(
-            f"MLflow at {shown(uri)} (tracking.uri) is no address ({error}); {_OTHER_KIND}"
+            f"MLflow at {redacted(uri)} (tracking.uri) is not an address ({error}); {_WANTED}"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,31 +17,44 @@ from cropray.run import Run, Summary
 from cropray.storage import Folder
 from cropray.tracking import lineage as origin
 from cropray.tracking.card import description, model_card
-from cropray.tracking.connection import server_errors, shown
+from cropray.tracking.connection import (
+    ARTIFACTS,
+    open_client,
+    open_existing,
+    quoted,
+    redacted,
+    server_errors,
+    tracking_uri,
+)
 from cropray.tracking.packaging import save_model_folder
-from cropray.tracking.runs import Tracker, client_of, tracked, tracking_uri
+from cropray.tracking.runs import Tracker, tracked
 from cropray.tracking.stac_mlm import mlm_item
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 CARD, ITEM, LINEAGE = "README.md", "stac-item.json", "lineage.json"
-"""Beside the files that MLflow writes in a model's folder."""
+"""Files of ours in a model's folder, beside MLflow's own."""
+
+CREATED = f"{origin.PREFIX}created"
+"""Tag of a relocated version: when it was first registered (ISO 8601)."""
 
 _HISTORY = "history.json"
 _PAGE = 100
 _SHOWN_MODELS = 20
 _REFERENCE = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
+_RELOCATING = " (relocating)"
 
 
 def register_checkpoint(run: Run, reference: str = "") -> Summary:
-    """Register a checkpoint folder, as a reference means it (`resolve_model`), with `tracking.alias`.
+    """Register the checkpoint that a reference names (see `resolve_model`) with the alias `tracking.alias`.
 
     Raises InputError for a model that comes from the registry already.
     """
     if reference.startswith("models:"):
-        raise InputError(f"{reference} is registered already; give a checkpoint folder, or nothing")
+        raise InputError(f"{reference} is registered already. Give a checkpoint folder, or nothing")
     folder = resolve_model(reference, run)
     stage = str(load_checkpoint(folder).recipe.get("stage", "finetune"))
     with tracked(run, "register") as tracker:
@@ -49,75 +63,110 @@ def register_checkpoint(run: Run, reference: str = "") -> Summary:
         "registered": f"models:/{registered_name(run, stage)}/{version}",
         "alias": run.config.tracking.alias,
         "checkpoint": folder.uri,
-        "registry": shown(tracking_uri(run)),
+        "registry": redacted(tracking_uri(run)),
     }
 
 
 def register(run: Run, stage: str, folder: Folder, tracker: Tracker) -> str:
-    """Log a checkpoint folder as a model, register it as a new version, set the alias on it.
+    """Log a checkpoint folder as a model, register it as a new version and set the alias; the version.
 
-    Returns the version. The model is a pyfunc of two named tensors of stored integers, s1
-    (B, 2, T, H, W) and s2 (B, 10, T, H, W); it loads without Ray and without this package. Beside it
-    lie its card, its STAC item and its lineage, which stands in the version's tags too. A checkpoint
-    that is registered already with the same code keeps its version.
+    The model is a pyfunc of two named tensors of stored integers, s1 (B, 2, T, H, W) and s2
+    (B, 10, T, H, W). It loads without Ray and without this package. Its card, STAC item and lineage are in
+    its folder. A checkpoint that is already registered with the same code keeps its version.
     """
     client, name = tracker.client, registered_name(run, stage)
     checkpoint = load_checkpoint(folder)
     facts = origin.lineage(run, stage, folder, checkpoint)
     tags = origin.tags(facts)
-    known = (origin.CHECKPOINT, origin.CODE)
-    same = [
-        found for found in versions(client, name) if all(found.tags.get(tag) == tags[tag] for tag in known)
-    ]
-    version = same[0].version if same else _registered(run, stage, folder, tracker, checkpoint, facts, tags)
+    identity = (origin.CHECKPOINT, origin.CODE)
+    same = [old for old in versions(client, name) if all(old.tags.get(tag) == tags[tag] for tag in identity)]
+    version = same[0].version if same else _create(run, stage, folder, tracker, checkpoint, facts, tags)
     client.set_registered_model_alias(name, run.config.tracking.alias, version)
     return str(version)
 
 
 def registered_name(run: Run, stage: str) -> str:
-    """Pretrained networks have a name of their own: their classes are others."""
+    """`tracking.model_name`. Pretrained networks have other classes, and so a name of their own."""
     name = run.config.tracking.model_name
     return f"{name}-pretrained" if stage == "pretrain" else name
 
 
 def resolve_model(reference: str, run: Run) -> Folder:
-    """The checkpoint folder that a reference means.
+    """The checkpoint folder that a reference names.
 
-    "" is the run's own finetuned model, else its pretrained one; `models:/name@alias` and
-    `models:/name/version` come from the registry and are copied into the run folder, where every
-    worker can read them; anything else is a folder by path or URI, or by `run:PATH` from the run
-    folder. What is read is the checkpoint: the packages that the registered model lists need not be
-    installed. Raises InputError where there is no such model, and says which there are.
+    "" is the run's own finetuned model, or its pretrained one if there is no other. `models:/NAME@ALIAS`
+    and `models:/NAME/VERSION` are copied from the registry into the run folder, where every worker can
+    read them. Anything else is a folder by path or URI; `run:PATH` is relative to the run folder. Only the
+    checkpoint is read: the packages that a registered model requires need not be installed. Raises
+    InputError with the known models if there is no such model.
     """
     if reference.startswith("models:"):
-        return _from_registry(reference, run)
+        return _download(reference, run)
     if reference:
         folder = run.place(reference)
         if not folder.exists(DESCRIPTION):
-            there = ", ".join(folder.names()[:8]) or "nothing"
-            raise InputError(f"{folder} is no checkpoint folder: no {DESCRIPTION} there, but {there}")
+            files = ", ".join(folder.names()[:8]) or "nothing"
+            raise InputError(f"{folder} is not a checkpoint folder: it has no {DESCRIPTION}, but {files}")
         return folder
     for stage in ("finetune", "pretrain"):
         folder = run.folder.child(f"models/{stage}")
         if folder.exists(DESCRIPTION):
             return folder
-    raise InputError(f"{run.folder} has no trained model yet: run cropray finetune, or name a model")
+    raise InputError(f"{run.folder} has no trained model yet. Run cropray finetune, or name a model")
+
+
+def relocate(run: Run) -> Summary:
+    """Point the registry of a run folder that was moved or copied to the files in it.
+
+    cropray finds the files without this; plain MLflow does not, because it keeps absolute locations and
+    cannot change them. So each model is created again, with the same version numbers, tags and aliases,
+    under another name, and then takes the place of the old one; after an interruption the same command
+    finishes the work. MLflow's interface still shows parameters and metrics of older runs but not their
+    files, which are in `mlflow/artifacts`. Raises InputError if the run has no registry of its own.
+    """
+    if run.config.tracking.uri:
+        raise InputError(
+            f"tracking.uri is {redacted(run.config.tracking.uri)}: only the registry in a run folder can be "
+            "relocated. Leave tracking.uri out"
+        )
+    client, uri = open_registry(run)
+    with server_errors(uri):
+        for model in all_pages(client.search_registered_models):
+            name = model.name.removesuffix(_RELOCATING)
+            if name != model.name:  # of an interrupted relocation
+                if registered_model(name, client) is None:
+                    client.rename_registered_model(model.name, name)
+                else:
+                    client.delete_registered_model(model.name)
+        moved = [_recreate(run, client, model) for model in all_pages(client.search_registered_models)]
+    return {"versions": sum(moved), "registry": uri}
+
+
+def open_registry(run: Run) -> tuple[MlflowClient, str]:
+    """A client of the run's registry, and its URI. Raises InputError if it does not exist yet."""
+    client, uri = open_existing(run), tracking_uri(run)
+    if client is None:
+        raise InputError(
+            f"there is no registry at {redacted(uri)} yet. Give the folder of a run with a trained model "
+            "(--run), or set tracking.uri to an MLflow server"
+        )
+    return client, uri
 
 
 def find_version(reference: str, client: MlflowClient, uri: str) -> ModelVersion:
-    """The version that a `models:/` reference means. Raises InputError that says what is there."""
+    """The version that a `models:/` reference names. Raises InputError with what exists instead."""
     from mlflow.exceptions import MlflowException
 
     match = _REFERENCE.fullmatch(reference)
     if match is None:
-        raise InputError(f"{reference!r} is not of the form models:/name@alias or models:/name/version")
+        raise InputError(f"{reference!r} does not have the form models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, version = match["name"], match["alias"], match["version"]
     model = registered_model(name, client)
     if model is None:
-        there = ", ".join(other.name for other in client.search_registered_models(max_results=_SHOWN_MODELS))
+        others = ", ".join(other.name for other in client.search_registered_models(max_results=_SHOWN_MODELS))
         raise InputError(
-            f"there is no model {name!r} in the registry {shown(uri)}, which has: {there or 'none'}; "
-            "set tracking.uri to the registry that has it"
+            f"there is no model {name!r} in the registry {redacted(uri)}; it has: {others or 'none'}. Set "
+            "tracking.uri to the registry that has it"
         )
     try:
         if alias is not None:
@@ -128,15 +177,15 @@ def find_version(reference: str, client: MlflowClient, uri: str) -> ModelVersion
             raise
         aliases = ", ".join(f"@{key} (version {value})" for key, value in sorted(model.aliases.items()))
         numbers = sorted(int(found.version) for found in versions(client, name))
-        hint = f"; {CHAMPION} is given by cropray models promote" if alias == CHAMPION else ""
+        hint = f". cropray models promote sets @{CHAMPION}" if alias == CHAMPION else ""
         raise InputError(
-            f"there is no {reference} in the registry {shown(uri)}: {name} has the versions {numbers} "
+            f"there is no {reference} in the registry {redacted(uri)}: {name} has the versions {numbers} "
             f"and the aliases {aliases or 'none'}{hint}"
         ) from error
 
 
 def registered_model(name: str, client: MlflowClient) -> RegisteredModel | None:
-    """The model of this name, None where there is none. Asked for by name: lists come in pages."""
+    """The model of this name, or None."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -149,23 +198,73 @@ def registered_model(name: str, client: MlflowClient) -> RegisteredModel | None:
 
 def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     """All versions of a model, the newest first."""
-    quote = '"' if "'" in name else "'"
-    return sorted(
-        search_versions(client, f"name={quote}{name}{quote}"), key=lambda version: -int(version.version)
-    )
+    found = all_pages(client.search_model_versions, f"name={quoted(name)}")
+    return sorted(found, key=lambda version: -int(version.version))
 
 
-def search_versions(client: MlflowClient, condition: str) -> list[ModelVersion]:
-    """All versions of which a condition of MLflow's holds."""
-    page = client.search_model_versions(condition, max_results=_PAGE)
-    found = list(page)
-    while page.token:
-        page = client.search_model_versions(condition, max_results=_PAGE, page_token=page.token)
+def all_pages(search: Callable[..., Any], condition: str | None = None) -> list[Any]:
+    """What a search of MLflow's registry finds, on all of its pages."""
+    found, token = [], None
+    while True:
+        page = search(condition, max_results=_PAGE, page_token=token)
         found += page
-    return found
+        if not page.token:
+            return found
+        token = page.token
 
 
-def _registered(
+def open_files(run: Run, client: MlflowClient, version: ModelVersion) -> ArtifactRepository:
+    """The files of a version. Raises InputError if they are gone."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    location = _location(run, client, version)
+    if location.startswith("file:") and not Folder(location).exists():
+        raise InputError(
+            f"the files of models:/{version.name}/{version.version} are not in {location}, where the "
+            f"registry {redacted(tracking_uri(run))} says they are: they were deleted or moved (MLflow keeps "
+            "absolute paths). Put them back, link them there, or name a checkpoint folder instead"
+        )
+    return get_artifact_repository(location, tracking_uri=tracking_uri(run))
+
+
+def _location(run: Run, client: MlflowClient, version: ModelVersion) -> str:
+    """Where the files of a version are. A run folder that was moved or copied has them itself."""
+    source = str(client.get_model_version_download_uri(version.name, version.version))
+    _, below, path = source.rpartition(f"/{ARTIFACTS}/")
+    if run.config.tracking.uri or not below:
+        return source
+    moved = run.folder.local(f"{ARTIFACTS}/{path}")
+    return moved.as_uri() if moved.exists() else source
+
+
+def _recreate(run: Run, client: MlflowClient, model: RegisteredModel) -> int:
+    """Create a model again if files of it have moved; how many versions moved."""
+    found = {int(version.version): version for version in versions(client, model.name)}
+    places = {number: _location(run, client, version) for number, version in found.items()}
+    moved = [number for number, version in found.items() if version.source != places[number]]
+    if not moved:
+        return 0
+    name = model.name + _RELOCATING
+    client.create_registered_model(name, tags=model.tags, description=model.description)
+    for number in range(1, max(found) + 1):
+        if number not in found:  # it was deleted, but its number stays taken
+            client.create_model_version(name, source=ARTIFACTS)
+            client.delete_model_version(name, str(number))
+            continue
+        old = found[number]
+        created = datetime.fromtimestamp(old.creation_timestamp / 1000, UTC).isoformat()
+        tags = {CREATED: created} | old.tags
+        client.create_model_version(
+            name, places[number], run_id=old.run_id, tags=tags, description=old.description
+        )
+    for alias, number in model.aliases.items():
+        client.set_registered_model_alias(name, alias, str(number))
+    client.delete_registered_model(model.name)
+    client.rename_registered_model(name, model.name)
+    return len(moved)
+
+
+def _create(
     run: Run,
     stage: str,
     folder: Folder,
@@ -174,7 +273,7 @@ def _registered(
     facts: dict[str, Any],
     tags: dict[str, str],
 ) -> str:
-    """Write the model's folder, give it to the server, make a version of it; the version."""
+    """Write the model's folder, upload it and create a version of it; the version."""
     from mlflow.entities import LoggedModelOutput
 
     client, name = tracker.client, registered_name(run, stage)
@@ -182,27 +281,23 @@ def _registered(
     history = json.loads(folder.read_text(_HISTORY)) if folder.exists(_HISTORY) else []
     card = model_card(name, checkpoint, facts, history)
     item = mlm_item(checkpoint, name, datetime.now(UTC), f"Crops by pixel: {', '.join(checkpoint.classes)}")
-    papers = {CARD: card, ITEM: json.dumps(item, indent=1), LINEAGE: json.dumps(facts, indent=1, default=str)}
+    extra = {CARD: card, ITEM: json.dumps(item, indent=1), LINEAGE: json.dumps(facts, indent=1, default=str)}
     logged = client.create_logged_model(
         mlflow_run.info.experiment_id,
         name=stage,
         source_run_id=tracker.run_id,
         params=mlflow_run.data.params,
     )
+    identity = {"run_id": tracker.run_id, "model_uuid": logged.model_id, "model_id": logged.model_id}
     with tempfile.TemporaryDirectory() as scratch:
         saved = Path(scratch) / "model"
-        identity = {
-            "run_id": tracker.run_id,
-            "model_uuid": logged.model_id,
-            "model_id": logged.model_id,
-        }
-        save_model_folder(saved, checkpoint, folder, Path(scratch), identity, papers)
+        save_model_folder(saved, checkpoint, folder, Path(scratch), identity, extra)
         client.log_model_artifacts(logged.model_id, str(saved))
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(tracker.run_id, models=[LoggedModelOutput(logged.model_id, step=0)])
     if registered_model(name, client) is None:
         client.create_registered_model(name)
-    made = client.create_model_version(
+    version = client.create_model_version(
         name,
         logged.artifact_location,
         run_id=tracker.run_id,
@@ -210,24 +305,16 @@ def _registered(
         tags=tags | {origin.MODEL_ID: logged.model_id},  # MLflow's own database forgets it
         description=description(card),
     )
-    return str(made.version)
+    return str(version.version)
 
 
-def _from_registry(reference: str, run: Run) -> Folder:
-    from mlflow.artifacts import download_artifacts
-
-    uri, client = tracking_uri(run), client_of(run)
+def _download(reference: str, run: Run) -> Folder:
+    uri = tracking_uri(run)
+    client = open_client(uri)
     with server_errors(uri), tempfile.TemporaryDirectory() as scratch:
         found = find_version(reference, client, uri)
         target = run.folder.child(f"models/registry/{found.name}/{found.version}")
-        source = client.get_model_version_download_uri(found.name, found.version)
-        if source.startswith("file:") and not Folder(source).exists():
-            raise InputError(
-                f"the files of {reference} are not where the registry {shown(uri)} says, in {source}: they "
-                "were deleted or moved (MLflow keeps absolute paths). Put them back, link them there, or "
-                "name the checkpoint folder instead of the reference"
-            )
-        local = download_artifacts(f"{source}/artifacts/checkpoint", dst_path=scratch, tracking_uri=uri)
-        for path in sorted(Path(local).iterdir()):
+        files = open_files(run, client, found).download_artifacts("artifacts/checkpoint", scratch)
+        for path in sorted(Path(files).iterdir()):
             target.publish(path, path.name)
     return target

@@ -1,57 +1,65 @@
-"""One MLflow run a stage: parameters, metrics and artifacts, taken up again when the stage resumes.
+"""One MLflow run per stage: parameters, metrics and artifacts. A stage that resumes continues its run.
 
-Everything goes through a client of an explicit URI, so no global state of MLflow is touched.
+Every call goes through a client with an explicit URI, so MLflow's global state stays untouched.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
+import queue
 import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tenacity import Retrying, retry_if_exception, wait_fixed
+
 from cropray.errors import InputError
+from cropray.progress import say
 from cropray.run import Run, flat
-from cropray.storage import within
+from cropray.storage import Folder, in_thread
 from cropray.tracking.connection import (
-    REACH,
-    address_errors,
-    files_beside,
-    follow,
-    make_whole,
+    ARTIFACTS,
+    open_client,
+    quoted,
     server_errors,
-    shown,
     sqlite_file,
+    tracking_uri,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Limits of MLflow's REST API for one log-batch request and one value.
+# Limits of MLflow's REST API for one log-batch request and for one value.
 _BATCH = 100
 _MAX_VALUE = 6000
-_ANSWER_S = 30.0  # by itself MLflow's client waits two minutes, four times
-_PARENT = "mlflow.parentRunId"  # by which MLflow shows runs below another
+_PARENT = "mlflow.parentRunId"  # MLflow's interface nests runs by this tag
+_RUN, _STAGE, _PROCESS = "cropray.run", "cropray.stage", "cropray.process"
 _NOT_IN_NAMES = re.compile(r"[^\w.\- :/]")
+# Errors of a server that is overloaded or starting, not of one that refuses.
+_TEMPORARY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_HASTE_S = 5.0  # for metrics that are still queued when an error ends the stage
 
 
 @dataclass
 class Tracker:
-    """Writes to one MLflow run. Not shared between processes: the driver holds it."""
+    """Writes to one MLflow run."""
 
     client: MlflowClient
     run_id: str
+    ended: bool = False
     _known: set[str] = field(default_factory=set)
 
     def params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters. One that is already there keeps its value: MLflow never changes it."""
+        """Record parameters. MLflow never changes one, so a known parameter keeps its value."""
         from mlflow.entities import Param
 
         values = {metric_name(key): str(value)[:_MAX_VALUE] for key, value in params.items()}
@@ -60,186 +68,238 @@ class Tracker:
             self.client.log_batch(self.run_id, params=new[start : start + _BATCH])
         self._known.update(param.key for param in new)
 
-    def metrics(self, metrics: Mapping[str, float], step: int, *, when_s: float | None = None) -> None:
-        """Record metrics of a step, at a time (seconds since 1970) or now."""
+    def metrics(
+        self, metrics: Mapping[str, float], step: int, *, when_s: float | None = None, model_id: str = ""
+    ) -> None:
+        """Record metrics of a step, at a time (seconds since 1970) or now, of a logged model if given."""
         from mlflow.entities import Metric
 
-        now_ms = int(1000 * (time.time() if when_s is None else when_s))
-        values = [Metric(metric_name(key), float(value), now_ms, step) for key, value in metrics.items()]
+        when_ms = int(1000 * (time.time() if when_s is None else when_s))
+        values = [
+            Metric(metric_name(key), float(value), when_ms, step, model_id=model_id or None)
+            for key, value in metrics.items()
+        ]
         for start in range(0, len(values), _BATCH):
             self.client.log_batch(self.run_id, metrics=values[start : start + _BATCH])
 
     def steps_of(self, metric: str) -> set[int]:
-        """The steps of which a metric is recorded."""
-        history = self.client.get_metric_history(self.run_id, metric)
-        return {entry.step for entry in history}
+        """The steps for which a metric is recorded."""
+        return {entry.step for entry in self.client.get_metric_history(self.run_id, metric)}
+
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags. Unlike parameters, they can change."""
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, str(value))
 
     def artifact_bytes(self, name: str, data: bytes) -> None:
-        """Put a file beside the run; its name may have folders."""
+        """Add a file to the run. Its name may contain folders."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             self.client.log_artifacts(self.run_id, folder)
 
-    def artifact(self, path: Path | str) -> None:
-        """Copy a local file beside the run."""
-        self.client.log_artifact(self.run_id, str(path))
+    def end(self, status: str, tags: Mapping[str, Any] | None = None) -> None:
+        """End the run as FINISHED, FAILED or KILLED; how the `tracked` block ends no longer matters."""
+        self.tags(tags or {})
+        self.client.set_terminated(self.run_id, status)
+        self.ended = True
+
+    def running_children(self) -> list[tuple[str, Tracker]]:
+        """The runs nested in this one that have not ended, each with the name of its stage."""
+        nested = f"tags.`{_PARENT}` = '{self.run_id}' and attributes.status = 'RUNNING'"
+        experiment_id = self.client.get_run(self.run_id).info.experiment_id
+        found = self.client.search_runs([experiment_id], nested, max_results=10_000)
+        return [(run.data.tags[_STAGE], Tracker(self.client, run.info.run_id)) for run in found]
+
+
+class MetricQueue:
+    """Sends metrics from a thread, in order, and repeats each until the server has taken it.
+
+    A server that is away neither stops nor delays a training. MLflow's asynchronous logging drops what a
+    server does not take, and its threads keep an interrupted process alive: for minutes if the server
+    accepts connections and does not answer. Leaving the block waits for the rest. Raises InputError if it
+    does not arrive within `patience_s` seconds, and MlflowException if the server refuses a record.
+    """
+
+    def __init__(self, tracker: Tracker, *, retry_s: float = 3.0, patience_s: float = 120.0) -> None:
+        self._tracker, self._patience_s = tracker, patience_s
+        self._records = queue.SimpleQueue[tuple[Mapping[str, float], int, float] | None]()
+        self._away = False
+        self._retrying = Retrying(
+            retry=retry_if_exception(_is_temporary),
+            wait=wait_fixed(retry_s),
+            before_sleep=lambda _: self._say_away(),
+        )
+        self._sender = in_thread(self._send_all)
+
+    def metrics(self, metrics: Mapping[str, float], step: int, when_s: float) -> None:
+        """Queue the metrics of a step at a time (seconds since 1970)."""
+        if self._sender.done():
+            self._sender.result()
+        self._records.put((metrics, step, when_s))
+
+    def __enter__(self) -> MetricQueue:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._away:
+            say(f"waiting for the MLflow server: {self._records.qsize() + 1} records are left to send")
+        self._records.put(None)
+        wait([self._sender], timeout=self._patience_s if kind is None else _HASTE_S)
+        if kind is not None:
+            return  # the error that ended the block matters more
+        if not self._sender.done():
+            raise InputError(
+                f"the MLflow server did not answer for {self._patience_s:g} s, and {self._records.qsize()} "
+                "records are left to send. When it is back, run the same command again: it sends them"
+            )
+        self._sender.result()
+
+    def _send_all(self) -> None:
+        while (record := self._records.get()) is not None:
+            metrics, step, when_s = record
+            self._retrying(self._tracker.metrics, metrics, step, when_s=when_s)
+            self._away = False
+
+    def _say_away(self) -> None:
+        if not self._away:
+            say("the MLflow server does not answer; the training continues, its metrics are sent later")
+        self._away = True
+
+
+def _is_temporary(error: BaseException) -> bool:
+    """Whether a server was away, rather than that it refused."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    if isinstance(error, RestException):
+        return error.error_code in _TEMPORARY
+    return isinstance(error, MlflowException)
 
 
 @contextmanager
 def tracked(run: Run, stage: str, *, parent: str = "") -> Iterator[Tracker]:
     """The MLflow run of a stage, with the resolved configuration as parameters and as a file.
 
-    Its id is kept in the run folder (`mlflow/<stage>.json`): a stage that resumes goes on in the
-    same run. The run ends as FINISHED, FAILED where an exception left the block, or KILLED where
-    it was interrupted. With the id of a `parent` it is nested in that run. Raises InputError where no
-    tracking server can be used, and where it fails on the way (of its database on a full disk, for one).
+    Its id is in the run folder (`mlflow/<stage>.json`): a stage that resumes continues the same run. The
+    run ends as FINISHED, as FAILED after an exception, or as KILLED after an interrupt, unless
+    `Tracker.end` has ended it. `parent` is the id of the run in which it is nested. Runs that a killed
+    process of this run folder left open end as KILLED. Raises InputError if the tracking server cannot be
+    used or fails on the way (on a full disk, for example).
     """
-    uri, client = tracking_uri(run), client_of(run)
-    with server_errors(uri), _recorded(run, stage, parent, client) as tracker:
-        yield tracker
-
-
-def end_children(tracker: Tracker) -> None:
-    """End the runs nested in this one that are still said to be running: whatever they were of is gone."""
-    client, run_id = tracker.client, tracker.run_id
-    experiment = client.get_run(run_id).info.experiment_id
-    of_this = f"tags.`{_PARENT}` = '{run_id}' and attributes.status = 'RUNNING'"
-    while found := client.search_runs([experiment], of_this):
-        for child in found:
-            client.set_terminated(child.info.run_id, "KILLED")
-
-
-@contextmanager
-def _recorded(run: Run, stage: str, parent: str, client: MlflowClient) -> Iterator[Tracker]:
-    run_id = _resumed(run, stage, client) or _created(run, stage, parent, client)
-    tracker = Tracker(client, run_id, set(client.get_run(run_id).data.params))
-    tracker.params(flat(run.config.model_dump(mode="json")))
-    with tempfile.TemporaryDirectory() as folder:
-        resolved = Path(folder) / "config.yaml"
-        resolved.write_text(run.config.to_yaml())
-        tracker.artifact(resolved)
-    status = "FAILED"
-    try:
-        yield tracker
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        client.set_terminated(run_id, status)
-
-
-def tracking_uri(run: Run) -> str:
-    """`tracking.uri`, or SQLite under the run folder. Raises InputError on object storage."""
-    if run.config.tracking.uri:
-        return run.config.tracking.uri
-    if not run.folder.is_local:
-        raise InputError(
-            f"the run folder {run.folder} is not on a local file system, where MLflow's database could "
-            "lie: set tracking.uri to an MLflow server (http://… or a database URL)"
-        )
-    return f"sqlite:///{run.folder.local('mlflow/mlflow.db')}"
-
-
-def open_client(uri: str) -> MlflowClient:
-    """A client of a tracking server and its registry; a SQLite file that is not there is made.
-
-    Raises InputError where the server does not answer in time.
-    """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Standard output belongs to the results of the stages.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # A server that is not there is told to the user in seconds, not after minutes of retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    from mlflow import MlflowClient
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what it logs as errors it raises too
-    database = sqlite_file(uri)
-    with address_errors(uri):
-        if database is not None:
-            make_whole(database)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        try:
-            within(_ANSWER_S, lambda: client.search_experiments(max_results=1))
-        except TimeoutError as error:
-            raise InputError(f"MLflow at {shown(uri)} (tracking.uri) gives {error}: {REACH}") from error
-    return client
-
-
-def try_writing(uri: str) -> bool:
-    """Change nothing in the database of a URI, as by a write; whether that could be tried.
-
-    No server can be asked so. Raises InputError where the database may not be written.
-    """
-    from sqlalchemy import NullPool, create_engine, text
-
-    if uri.startswith("http"):
-        return False
-    with address_errors(uri), create_engine(uri, poolclass=NullPool).connect() as connection:
-        connection.execute(text("UPDATE experiments SET name = name WHERE 1 = 0"))
-        connection.rollback()
-    return True
-
-
-def client_of(run: Run) -> MlflowClient:
-    """As `open_client`, of the server of a run; its own database follows a run folder that was moved."""
     uri = tracking_uri(run)
-    database = None if run.config.tracking.uri else sqlite_file(uri)
-    if database is not None:
-        follow(database)
-    return open_client(uri)
-
-
-def open_existing(run: Run) -> MlflowClient | None:
-    """As `client_of`; None where the run has no tracking server and no database of its own yet."""
-    database = sqlite_file(tracking_uri(run))
-    return None if database is not None and not database.exists() else client_of(run)
-
-
-def _resumed(run: Run, stage: str, client: MlflowClient) -> str | None:
-    """The id of the stage's earlier run on this server, set to running again."""
-    from mlflow.exceptions import MlflowException
-
-    name = f"mlflow/{stage}.json"
-    if not run.folder.exists(name):
-        return None
-    record: dict[str, str] = json.loads(run.folder.read_text(name))
-    if record["uri"] != run.config.tracking.uri:
-        return None
-    try:
-        client.update_run(record["run_id"], status="RUNNING")
-    except MlflowException:
-        return None  # deleted on the server by somebody: a new one
-    return record["run_id"]
-
-
-def _created(run: Run, stage: str, parent: str, client: MlflowClient) -> str:
-    experiment_id = _experiment(run, client)
-    label = run.folder.uri.rstrip("/").rsplit("/", 1)[-1]
-    tags = {"cropray.stage": stage, "cropray.run": run.folder.uri}
-    if parent:
-        tags[_PARENT] = parent
-    info = client.create_run(experiment_id, tags=tags, run_name=f"{label}/{stage}").info
-    record = {"uri": run.config.tracking.uri, "run_id": info.run_id}
-    run.folder.write_text(f"mlflow/{stage}.json", json.dumps(record, indent=1) + "\n")
-    return str(info.run_id)
-
-
-def _experiment(run: Run, client: MlflowClient) -> str:
-    """The id of the configured experiment, made where it is not there."""
-    name = run.config.tracking.experiment
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    database = sqlite_file(tracking_uri(run))
-    beside = None if database is None else files_beside(database)
-    return str(client.create_experiment(name, artifact_location=beside))
+    client = open_client(uri)
+    with server_errors(uri):
+        experiment_id = _experiment(run, client)
+        run_id = _resumed(run, stage, client) or _created(run, stage, parent, client, experiment_id)
+        if not parent:
+            _end_orphans(run, client, experiment_id)
+        tracker = Tracker(client, run_id, _known=set(client.get_run(run_id).data.params))
+        tracker.tags({_PROCESS: f"{os.getpid()}@{socket.gethostname()}"})
+        tracker.params(flat(run.config.model_dump(mode="json")))
+        client.log_text(run_id, run.config.to_yaml(), "config.yaml")
+        status = "FAILED"
+        try:
+            yield tracker
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            if not tracker.ended:
+                tracker.end(status)
 
 
 def metric_name(key: str) -> str:
-    """As MLflow accepts it: classes and regions have names that a user chose, commas and all."""
+    """A name that MLflow accepts: users choose the names of classes and regions."""
     return _NOT_IN_NAMES.sub("_", key)
+
+
+def _experiment(run: Run, client: MlflowClient) -> str:
+    """The id of the experiment for new runs.
+
+    MLflow keeps absolute locations and cannot change them. In a run folder that was moved or copied, new
+    runs get an experiment of their own, so that they leave the original alone.
+    """
+    name, database = run.config.tracking.experiment, sqlite_file(tracking_uri(run))
+    found = client.get_experiment_by_name(name)
+    if found is not None and not _is_here(run, found.artifact_location):
+        name = f"{name} in {run.folder}"
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            say(f"mlflow: the run folder was moved or copied. New runs are in the experiment {name!r}")
+    if found is not None:
+        return str(found.experiment_id)
+    # A server chooses the location of files itself.
+    location = None if database is None else (database.parent / "artifacts").absolute().as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _is_here(run: Run, location: str) -> bool:
+    """False for files of the run folder's own database that are somewhere else."""
+    if run.config.tracking.uri or not (files := Folder(location)).is_local:
+        return True
+    return files.local().resolve() == run.folder.local(ARTIFACTS).resolve()
+
+
+def _resumed(run: Run, stage: str, client: MlflowClient) -> str | None:
+    """The id of the stage's earlier run, which is running again. None if there is none to continue."""
+    from mlflow.exceptions import MlflowException
+
+    record = _record(run, stage)
+    if record.get("uri") != run.config.tracking.uri:
+        return None
+    try:
+        experiment_id = client.get_run(record["run_id"]).info.experiment_id
+        if not _is_here(run, client.get_experiment(experiment_id).artifact_location):
+            return None
+        client.update_run(record["run_id"], status="RUNNING")
+    except MlflowException:
+        return None  # somebody deleted it on the server
+    return record["run_id"]
+
+
+def _created(run: Run, stage: str, parent: str, client: MlflowClient, experiment_id: str) -> str:
+    label = run.folder.uri.rstrip("/").rsplit("/", 1)[-1]
+    tags = {_STAGE: stage, _RUN: run.folder.uri} | ({_PARENT: parent} if parent else {})
+    info = client.create_run(experiment_id, tags=tags, run_name=f"{label}/{stage}").info
+    record = {"uri": run.config.tracking.uri, "run_id": info.run_id}
+    run.folder.write_text(_record_name(stage), json.dumps(record, indent=1) + "\n")
+    return str(info.run_id)
+
+
+def _record_name(stage: str) -> str:
+    return f"mlflow/{stage}.json"
+
+
+def _record(run: Run, stage: str) -> dict[str, str]:
+    name = _record_name(stage)
+    return dict(json.loads(run.folder.read_text(name))) if run.folder.exists(name) else {}
+
+
+def _end_orphans(run: Run, client: MlflowClient, experiment_id: str) -> None:
+    """End the runs of this run folder whose process is gone, or whose stage has begun another run."""
+    own = not run.config.tracking.uri  # then all runs of the database are this run folder's
+    searched = [found.experiment_id for found in client.search_experiments()] if own else [experiment_id]
+    of_folder = "" if own else f"tags.`{_RUN}` = {quoted(run.folder.uri)} and "
+    for found in client.search_runs(searched, f"{of_folder}attributes.status = 'RUNNING'"):
+        tags, run_id = found.data.tags, found.info.run_id
+        replaced = _STAGE in tags and _record(run, tags[_STAGE]).get("run_id") != run_id
+        if replaced or _has_died(tags.get(_PROCESS, "")):
+            client.set_terminated(run_id, "KILLED")
+
+
+def _has_died(process: str) -> bool:
+    """Whether a process of this machine has ended. Nobody here can tell of another machine's."""
+    identity, _, host = process.partition("@")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(identity), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # it is another user's
+    return False

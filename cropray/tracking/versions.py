@@ -1,4 +1,4 @@
-"""Versions of registered models: what is known of each, who is champion, and the scores of evaluations."""
+"""Versions of registered models: what is known of each, which is champion, and the scores of evaluations."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropray.config import CHAMPION
-from cropray.errors import InputError
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.card import description, with_evaluation
-from cropray.tracking.connection import server_errors, shown
+from cropray.tracking.connection import open_existing, server_errors, tracking_uri
 from cropray.tracking.lineage import CHECKPOINT, EVALUATION, MODEL_ID, PARENT, PREFIX, WEIGHTS, checkpoint_id
-from cropray.tracking.registry import CARD, find_version, registered_model, search_versions, versions
-from cropray.tracking.runs import (
-    Tracker,
-    metric_name,
-    open_existing,
-    tracked,
-    tracking_uri,
+from cropray.tracking.registry import (
+    CARD,
+    CREATED,
+    all_pages,
+    find_version,
+    open_files,
+    open_registry,
+    registered_model,
+    versions,
 )
+from cropray.tracking.runs import tracked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 PROMOTION = f"{PREFIX}promotion"
-"""Tag: what spoke for a champion, or why it was forced, as JSON."""
+"""Tag: why a version became champion, as JSON."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a registered model; `evaluation` is None until `cropray evaluate` measured it."""
+    """One version of a registered model. `evaluation` is None until `cropray evaluate` has scored it."""
 
     name: str
     number: str
@@ -68,59 +70,56 @@ class Version:
 
 
 def list_versions(run: Run) -> list[Version]:
-    """All versions of all models of the registry, the newest first. Raises InputError without one."""
-    client, uri = _registry(run)
+    """All versions of all models in the registry, the newest first. Raises InputError without one."""
+    client, uri = open_registry(run)
     with server_errors(uri):
-        models, page = [], client.search_registered_models(max_results=100)
-        models += page
-        while page.token:
-            page = client.search_registered_models(max_results=100, page_token=page.token)
-            models += page
+        models = all_pages(client.search_registered_models)
         return [_version(found, model.aliases) for model in models for found in versions(client, model.name)]
 
 
 def find(run: Run, reference: str) -> Version:
-    """The version of a `models:/` reference. Raises InputError that says what there is."""
-    client, uri = _registry(run)
+    """The version that a `models:/` reference names. Raises InputError with what exists instead."""
+    client, uri = open_registry(run)
     with server_errors(uri):
         found = find_version(reference, client, uri)
         return _version(found, client.get_registered_model(found.name).aliases)
 
 
 def find_champion(run: Run, candidate: Version) -> Version | None:
-    """The champion among the versions of the candidate's model, None where there is none yet."""
-    client, uri = _registry(run)
+    """The champion among the versions of the candidate's model, or None."""
+    client, uri = open_registry(run)
     with server_errors(uri):
         model = registered_model(candidate.name, client)
-        number = None if model is None else model.aliases.get(CHAMPION)
-        if model is None or number is None:
+        if model is None or CHAMPION not in model.aliases:
             return None
-        return _version(client.get_model_version(candidate.name, number), model.aliases)
+        return _version(client.get_model_version(model.name, model.aliases[CHAMPION]), model.aliases)
 
 
-def crown(run: Run, candidate: Version, evidence: Mapping[str, Any]) -> dict[str, str]:
-    """Record who promotes it, when and why, then give it the alias `champion`; the record."""
-    client, uri = _registry(run)
-    told = {"by": _user(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+def set_champion(run: Run, candidate: Version, evidence: Mapping[str, Any]) -> dict[str, str]:
+    """Record who promotes a version, when and why, then give it the alias `champion`; who and when."""
+    client, uri = open_registry(run)
+    # The user of the tracking server, or else of this machine.
+    by = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    signature = {"by": by, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     with server_errors(uri):
-        record = json.dumps({**evidence, **told}, sort_keys=True)
+        record = json.dumps({**evidence, **signature}, sort_keys=True)
         client.set_model_version_tag(candidate.name, candidate.number, PROMOTION, record)
         client.set_registered_model_alias(candidate.name, CHAMPION, candidate.number)
-    return told
+    return signature
 
 
 def link_evaluation(run: Run, folder: Folder, result: Mapping[str, Any], shards: str) -> list[str]:
-    """Give the figures of an evaluation to every version of the checkpoint in `folder`; their URIs.
+    """Record an evaluation with every version of the checkpoint in `folder`; their URIs.
 
-    They go into the tag `cropray.evaluation`, the metrics of the logged model and its card. Without a
-    registry, and without such a version, nothing is done. `shards` is the fingerprint of those that it
-    was measured on. Doing it again changes nothing but the time.
+    The scores go into the tag `cropray.evaluation`, the metrics of the logged model and its card. Nothing
+    happens without a registry or such a version. `shards` is the fingerprint of the evaluated shards.
     """
     client = open_existing(run)
     if client is None:
         return []
     with server_errors(tracking_uri(run)):
-        found = search_versions(client, f"tags.`{CHECKPOINT}` = '{checkpoint_id(folder)}'")
+        condition = f"tags.`{CHECKPOINT}` = '{checkpoint_id(folder)}'"
+        found = all_pages(client.search_model_versions, condition)
     if not found:
         return []
     with tracked(run, "evaluate") as tracker:
@@ -135,13 +134,13 @@ def link_evaluation(run: Run, folder: Folder, result: Mapping[str, Any], shards:
         }
         for version in found:
             client.set_model_version_tag(version.name, version.version, EVALUATION, json.dumps(record))
-            _log_figures(tracker, version, _figures(result))
-            _rewrite_card(client, version, result)
+            tracker.metrics(_scores(result), step=0, model_id=version.tags[MODEL_ID])
+            _rewrite_card(run, client, version, result)
     return [f"models:/{version.name}/{version.version}" for version in found]
 
 
 def table(rows: Sequence[Version]) -> str:
-    """Versions as lines for a person."""
+    """Versions as lines of text."""
     head = ("MODEL", "ALIASES", "CREATED", "SCORE ON TEST", "CHECKPOINT", "STARTED FROM")
     by_weights = {row.tags.get(WEIGHTS): row.uri for row in rows}
     lines = [head] + [
@@ -163,7 +162,7 @@ def table(rows: Sequence[Version]) -> str:
 
 
 def page(version: Version) -> str:
-    """One version for a person: its tags and its card."""
+    """One version as text: its tags and its card."""
     data = version.to_json()
     lines = [
         ("model", version.uri),
@@ -177,64 +176,42 @@ def page(version: Version) -> str:
     return "".join(f"{key.ljust(width)}  {value}\n" for key, value in lines) + f"\n{version.card}"
 
 
-def _registry(run: Run) -> tuple[MlflowClient, str]:
-    client, uri = open_existing(run), tracking_uri(run)
-    if client is None:
-        raise InputError(
-            f"there is no registry at {shown(uri)} yet: give the folder of a run with a trained model "
-            "(--run), or set tracking.uri to an MLflow server"
-        )
-    return client, uri
-
-
 def _version(found: ModelVersion, aliases: Mapping[str, Any]) -> Version:
+    tags = dict(found.tags)
+    created = tags.pop(CREATED, None)
     return Version(
         found.name,
         str(found.version),
         tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(found.version))),
-        datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-        dict(found.tags),
+        datetime.fromisoformat(created)
+        if created
+        else datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+        tags,
         found.description or "",
     )
 
 
-def _figures(result: Mapping[str, Any]) -> dict[str, float]:
+def _scores(result: Mapping[str, Any]) -> dict[str, float]:
     row = result["methods"]["network"]
     named = {f"test_{result['score']}": row["score"], "test_accuracy": row["accuracy"]}
-    for figures in row["per_class"]:
-        named |= {f"test_{key}/{figures['class']}": figures[key] for key in figures if key != "class"}
+    for scores in row["per_class"]:
+        named |= {f"test_{key}/{scores['class']}": scores[key] for key in scores if key != "class"}
     return {name: float(value) for name, value in named.items() if value is not None}
 
 
-def _log_figures(tracker: Tracker, version: ModelVersion, figures: Mapping[str, float]) -> None:
-    for name, value in figures.items():
-        tracker.client.log_metric(tracker.run_id, metric_name(name), value, model_id=version.tags[MODEL_ID])
-
-
-def _rewrite_card(client: MlflowClient, version: ModelVersion, result: Mapping[str, Any]) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    source = client.get_model_version_download_uri(version.name, version.version)
+def _rewrite_card(run: Run, client: MlflowClient, version: ModelVersion, result: Mapping[str, Any]) -> None:
+    files = open_files(run, client, version)
     with tempfile.TemporaryDirectory() as scratch:
-        local = Path(
-            download_artifacts(f"{source}/{CARD}", dst_path=scratch, tracking_uri=client.tracking_uri)
-        )
-        card = with_evaluation(local.read_text(), result)
-        changed = Path(scratch) / "changed" / CARD
-        changed.parent.mkdir()
-        changed.write_text(card)
-        client.log_model_artifact(version.tags[MODEL_ID], str(changed))
+        path = Path(files.download_artifacts(CARD, scratch))
+        card = with_evaluation(path.read_text(), result)
+        path.write_text(card)
+        files.log_artifact(str(path))
     client.update_model_version(version.name, version.version, description(card))
 
 
 def _score(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return "not evaluated"
-    value, spread = evaluation["value"], evaluation["interval"]
-    between = f" ({spread[0]:.3f} to {spread[1]:.3f})" if spread else ""
-    return f"{evaluation['score']} {'undefined' if value is None else f'{value:.3f}'}{between}"
-
-
-def _user() -> str:
-    """Who is known to the tracking server, else to this machine."""
-    return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    value, interval = evaluation["value"], evaluation["interval"]
+    spread = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{evaluation['score']} {'undefined' if value is None else f'{value:.3f}'}{spread}"

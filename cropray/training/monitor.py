@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cropray.errors import InputError
 from cropray.progress import Progress, progress, say
-from cropray.tracking.outbox import Outbox
-from cropray.tracking.runs import Tracker
+from cropray.tracking.runs import MetricQueue, Tracker
 from cropray.training.control import Note
 from cropray.training.plan import TrainingPlan
 from cropray.training.resources import Asked, placed, waiting
@@ -50,23 +49,23 @@ class Follower:
         then its state has been kept, unless a second interrupt came before.
         """
         self._recorded = self.tracker.steps_of("train_loss")
-        with Outbox(self.tracker) as outbox, progress(self.label, self.plan.steps) as bar:
+        with MetricQueue(self.tracker) as queue, progress(self.label, self.plan.steps) as bar:
             try:
-                self._until_done(bar, outbox, None)
+                self._until_done(bar, queue, None)
             except KeyboardInterrupt:
-                self._leave(bar, outbox)
+                self._leave(bar, queue)
                 raise
         outcome = self.training.result()
         if not outcome.finished:  # asked to by another process than this one
             raise KeyboardInterrupt
         return outcome.history
 
-    def _until_done(self, bar: Progress, outbox: Outbox, patience_s: float | None) -> None:
+    def _until_done(self, bar: Progress, queue: MetricQueue, patience_s: float | None) -> None:
         start = said = time.monotonic()
         while True:
             last = self.training.done()  # asked before the notes are read, so that none is missed
             for note in self._heard():
-                self._take(note, bar, outbox)
+                self._take(note, bar, queue)
             if last:
                 return
             now = time.monotonic()
@@ -84,7 +83,7 @@ class Follower:
         notes: list[Note] = ray.get(self.desk.heard.remote())
         return notes
 
-    def _take(self, note: Note, bar: Progress, outbox: Outbox) -> None:
+    def _take(self, note: Note, bar: Progress, queue: MetricQueue) -> None:
         if note.problem:
             self.desk.ask_to_leave.remote()  # the next attempt would meet the same
             raise InputError(note.problem)
@@ -96,18 +95,18 @@ class Follower:
         for entry in note.entries:
             if entry["epoch"] not in self._recorded:
                 self._recorded.add(entry["epoch"])
-                outbox.metrics(flat_entry(entry), entry["epoch"], entry["time"])
+                queue.metrics(flat_entry(entry), entry["epoch"], entry["time"])
         if note.entries:
             first = note.entries[0]["epoch"]
             self.history = [e for e in self.history if e["epoch"] < first] + list(note.entries)
             if self.tell is not None:
                 self.tell(self.history)
 
-    def _leave(self, bar: Progress, outbox: Outbox) -> None:
+    def _leave(self, bar: Progress, queue: MetricQueue) -> None:
         self.desk.ask_to_leave.remote()
         if self._begun:
             say(f"{self.label}: keeps its state and leaves; a second interrupt leaves at once")
-            self._until_done(bar, outbox, _PATIENCE_S)
+            self._until_done(bar, queue, _PATIENCE_S)
 
 
 def flat_entry(entry: dict[str, Any]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
-from cropray.tracking.runs import Tracker, end_children, tracked
+from cropray.tracking.runs import Tracker, tracked
 from cropray.training.control import open_desk
 from cropray.training.driver import publish_best
 from cropray.training.lock import held
@@ -94,7 +94,8 @@ def _swept(run: Run, inputs: Inputs) -> Summary:
             try:
                 _search(run, tracker.run_id)
             finally:  # Tune ends a trial without a word to MLflow
-                end_children(tracker)
+                for _, child in tracker.running_children():
+                    child.end("KILLED")
             trials = _trials(run)
             version = _publish(run, trials, tracker)
     best, ends = trials[0], Counter(trial.end for trial in trials)

@@ -10,7 +10,7 @@ import pytest
 
 from cropray.config.load import updated
 from cropray.run import Run
-from cropray.tracking.runs import open_client
+from cropray.tracking.connection import open_client
 from cropray.training.driver import pretrain
 from cropray.training.monitor import Follower
 from tests.integration.test_training import history, prepared
@@ -87,7 +87,7 @@ def test_nothing_is_lost_of_the_record_while_the_server_is_away(
         summary = pretrain(run)
         assert summary["epochs"] == EPOCHS
         assert line.refused
-        assert "the MLflow server does not answer; the training goes on" in capsys.readouterr().err
+        assert "the MLflow server does not answer; the training continues" in capsys.readouterr().err
 
         client, identity = open_client(server), summary["mlflow_run"]
         recorded = client.get_metric_history(identity, "train_loss")
