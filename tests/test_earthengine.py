@@ -1,8 +1,9 @@
-"""Earth Engine as a source: attempts, quota and pieces, against the server of the tests."""
+"""Earth Engine as a source: attempts, quota and chunks, against the server of the tests."""
 
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -20,12 +21,11 @@ from cropray.config.imagery import EarthEngineConfig
 from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.imagery import ImagerySource, MeteredSource, open_source
-from cropray.imagery.earthengine import graph as earthengine_client
-from cropray.imagery.earthengine import source as earthengine
-from cropray.imagery.earthengine.assets import MapAsset
-from cropray.imagery.earthengine.failures import RequestError, UnavailableError
-from cropray.imagery.earthengine.quota import ComputeSlots, LocalQuota
-from cropray.imagery.earthengine.session import retry_after_s
+from cropray.imagery.earthengine import graph
+from cropray.imagery.earthengine import source as source_module
+from cropray.imagery.earthengine.graph import MapAsset
+from cropray.imagery.earthengine.quota import LocalQuota
+from cropray.imagery.earthengine.session import RequestError, UnavailableError, retry_after_s
 from cropray.imagery.earthengine.source import EarthEngineSource
 from cropray.imagery.earthengine.tiling import S2_NAMES
 from cropray.types import Composite, ImageRequest, Period
@@ -43,9 +43,7 @@ def server() -> Iterator[Serving]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Waits between attempts of hundredths of a second, and nothing fetched from elsewhere."""
-    monkeypatch.setattr(earthengine, "_LONGEST_WAIT_S", 0.02)
+def no_fetch_from_outside() -> Iterator[None]:
     with mock.patch("ee.deprecation._FetchDataCatalogStac", return_value={}):
         yield
 
@@ -59,7 +57,7 @@ def source_of(server: Serving, **settings: Any) -> tuple[EarthEngineSource, Loca
     server.plan()
     config = EarthEngineConfig(url=server.url, per_second=1000, **settings)
     quota = LocalQuota(config.in_flight, config.per_second, config.lease_s)
-    return EarthEngineSource(config, quota), quota
+    return EarthEngineSource(config, quota, max_wait_s=0.02), quota
 
 
 def assert_equal(got: Composite, wanted: Composite) -> None:
@@ -102,7 +100,7 @@ def test_the_identity_is_that_of_the_pixels_and_not_of_the_account() -> None:
         ("size", "too_large"),
     ],
 )
-def test_a_request_that_fails_once_is_told_and_its_pixels_are_the_same(
+def test_a_request_that_fails_once_is_reported_and_its_pixels_are_the_same(
     server: Serving, undisturbed: Composite, kind: Any, outcome: str
 ) -> None:
     source, quota = source_of(server)
@@ -116,7 +114,9 @@ def test_a_request_that_fails_once_is_told_and_its_pixels_are_the_same(
     assert quota.status().requests == (3 if outcome == "too_large" else 2)
 
 
-def test_an_answer_past_the_deadline_is_asked_for_again(server: Serving, undisturbed: Composite) -> None:
+def test_a_request_not_answered_by_the_deadline_is_sent_again(
+    server: Serving, undisturbed: Composite
+) -> None:
     source, quota = source_of(server, deadline_s=2.0)
     server.plan(Fault("delay", times=1, seconds=60))
     assert_equal(source.composite(REQUEST), undisturbed)
@@ -125,14 +125,14 @@ def test_an_answer_past_the_deadline_is_asked_for_again(server: Serving, undistu
     assert 1.9 < attempt.seconds < 10
 
 
-def test_a_slot_is_given_up_while_an_answer_is_waited_for(server: Serving, undisturbed: Composite) -> None:
-    slots = ComputeSlots(1)
+def test_a_slot_is_released_while_a_thread_waits(server: Serving, undisturbed: Composite) -> None:
+    slots = threading.Semaphore(1)
     source = EarthEngineSource(EarthEngineConfig(url=server.url, per_second=1000), slots=slots)
     server.plan()
     server.service.latency = 1.0
 
     def tile(_: int) -> Composite:
-        with slots.held():
+        with slots:
             return source.composite(REQUEST)
 
     server.forget()
@@ -155,7 +155,7 @@ def test_attempts_are_bounded_and_the_last_error_is_raised(server: Serving) -> N
     assert [attempt.outcome for attempt in quota.take_unanswered()] == ["unavailable"] * 3
 
 
-def test_a_piece_that_cannot_be_halved_any_more_fails(server: Serving) -> None:
+def test_a_chunk_that_cannot_be_halved_any_more_fails(server: Serving) -> None:
     source, quota = source_of(server)
     server.plan(Fault("memory"))
     with pytest.raises(RequestError, match="memory limit"):
@@ -181,12 +181,10 @@ def test_a_refused_request_is_not_sent_again(server: Serving) -> None:
     assert quota.status().requests == 0
 
 
-def test_nothing_but_pixels_is_asked_for_and_the_graph_is_built_once(server: Serving) -> None:
+def test_only_pixels_are_requested_and_the_graph_is_built_once(server: Serving) -> None:
     source, _ = source_of(server)
     before = server.counters()["requests"]
-    with mock.patch.object(
-        earthengine_client, "month_function", wraps=earthengine_client.month_function
-    ) as built:
+    with mock.patch.object(graph, "month_function", wraps=graph.month_function) as built:
         for _ in range(3):
             source.composite(REQUEST)
     assert built.call_count == 1
@@ -219,7 +217,7 @@ def test_a_preflight_is_one_pixel(server: Serving) -> None:
 
 
 def test_without_a_server_the_address_is_named() -> None:
-    source = EarthEngineSource(EarthEngineConfig(url="http://127.0.0.1:9", attempts=2))
+    source = EarthEngineSource(EarthEngineConfig(url="http://127.0.0.1:9", attempts=2), max_wait_s=0.02)
     with pytest.raises(InputError, match=r"does not answer.*source\.earthengine\.url"):
         source.preflight(REQUEST)
 
@@ -261,7 +259,7 @@ def starts(server: Serving) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["429", "503"])
-def test_the_service_is_given_the_time_that_it_asks_for(
+def test_a_request_waits_as_long_as_the_service_asks(
     server: Serving, undisturbed: Composite, kind: Any
 ) -> None:
     source, quota = source_of(server)
@@ -275,7 +273,7 @@ def test_the_service_is_given_the_time_that_it_asks_for(
     assert attempt.retry_after_s == 2
 
 
-def test_a_date_to_wait_for_is_reckoned_by_the_clock_of_the_service(server: Serving) -> None:
+def test_a_date_to_wait_for_is_compared_with_the_clock_of_the_service(server: Serving) -> None:
     source, quota = source_of(server)
     server.service.clock_ahead_s = 5000.0
     try:
@@ -322,7 +320,7 @@ def test_how_long_to_wait_is_read_as_http_has_it(headers: dict[str, str], wanted
     assert retry_after_s(headers) == wanted
 
 
-def test_two_services_asked_at_the_same_time_are_not_mixed_up(server: Serving) -> None:
+def test_requests_to_two_services_at_the_same_time_are_not_mixed_up(server: Serving) -> None:
     """The client is set to one account and address a process."""
     here, _ = source_of(server)
     with serve(Catalogue(seed=7)) as elsewhere:
@@ -350,23 +348,23 @@ def test_an_account_that_is_refused_does_not_lend_its_name_to_another(server: Se
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("S2_COLLECTION", "COPERNICUS/S2_NOT", r"asset 'COPERNICUS/S2_NOT' not found.*may the account"),
+        ("S2_COLLECTION", "COPERNICUS/S2_NOT", r"asset 'COPERNICUS/S2_NOT' not found.*may read"),
         ("S2_NAMES", [*S2_NAMES[:-1], "B99"], r"Band pattern 'B99'"),
     ],
 )
-def test_what_the_service_does_not_have_is_told_after_one_request(
+def test_an_unknown_asset_or_band_is_reported_after_one_request(
     server: Serving, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, said: str
 ) -> None:
-    monkeypatch.setattr(earthengine_client, name, value)
+    monkeypatch.setattr(graph, name, value)
     source, quota = source_of(server)
     with pytest.raises(InputError, match=said):
         source.preflight(REQUEST)
     assert quota.status().requests == 1
 
 
-def test_a_map_asset_that_is_not_there_is_told(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_map_asset_is_reported(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = MapAsset("JRC/D5/EUCROPMAP/V0", "classification", (100, 211))
-    monkeypatch.setattr(earthengine, "map_asset", lambda *_: gone)
+    monkeypatch.setattr(source_module, "map_asset", lambda *_: gone)
     source, _ = source_of(server)
     with pytest.raises(InputError, match="asset 'JRC/D5/EUCROPMAP/V0' not found"):
         source.preflight(REQUEST)

@@ -18,9 +18,7 @@ from cropray.config.imagery import EarthEngineConfig, SimulatedConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
-from cropray.imagery.earthengine import source as earthengine
 from cropray.imagery.earthengine.source import EarthEngineSource
-from cropray.imagery.earthengine.tiling import LearntSize
 from cropray.imagery.simulated import PlaceScenes, SimulatedSource
 from cropray.simulation import radar
 from cropray.simulation.landscape import Place, project
@@ -207,23 +205,21 @@ def test_pixels_do_not_depend_on_how_a_request_was_split(server: Serving) -> Non
     with serve(limits=Limits(work=80 * 70 * 13, per_second=10_000)) as small:
         split = source_of(small).composite(request)
         counted = small.counters()["statuses"]
-    # Halved until 75 x 65 px of one month fit: 2 x 2 x 2 pieces, 7 refused on the way.
+    # Halved until 75 x 65 px of one month fit: 2 x 2 x 2 chunks, 7 refused on the way.
     assert counted == {"200": 8, "400": 7}
     for name in ("s2_tchw", "s1_tchw", "s2_valid_thw", "s1_valid_thw"):
         np.testing.assert_array_equal(getattr(split, name), getattr(whole, name))
     np.testing.assert_array_equal(split.maps["eucropmap"], whole.maps["eucropmap"])
 
 
-def test_a_request_beyond_the_limit_of_bytes_is_asked_for_in_parts_and_never_refused(
-    server: Serving, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_beyond_the_limit_of_bytes_is_sent_in_chunks_and_never_refused(server: Serving) -> None:
     large = replace(INSIDE, height=130, width=40)
     request = ImageRequest(large, large, (MARCH, JUNE), maps=("eucropmap",))
     whole = source_of(server).composite(request)
     most = 100_000  # in the place of 48 MiB, which both count alike; these are 384,800 bytes
-    monkeypatch.setattr(earthengine, "LearntSize", lambda: LearntSize(most))
     with serve(limits=Limits(response_bytes=most, per_second=10_000)) as narrow:
-        split = source_of(narrow).composite(request)
+        config = EarthEngineConfig(url=narrow.url, per_second=10_000)
+        split = EarthEngineSource(config, max_bytes=most).composite(request)
         assert narrow.counters()["statuses"] == {"200": 4}
     for name in ("s2_tchw", "s1_tchw", "s2_valid_thw", "s1_valid_thw"):
         np.testing.assert_array_equal(getattr(split, name), getattr(whole, name))
@@ -233,7 +229,7 @@ def test_a_request_beyond_the_limit_of_bytes_is_asked_for_in_parts_and_never_ref
 @pytest.mark.parametrize(
     ("project", "words"),
     [
-        ("missing", "is there a project 'missing'"),
+        ("missing", "'missing' exists"),
         ("disabled", "enable the Earth Engine API"),
         ("forbidden", "needs the roles"),
         ("unregistered", "register 'unregistered'"),

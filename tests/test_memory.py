@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cropray.imagery.earthengine.quota import ComputeSlots
+from cropray.imagery.earthengine.quota import released
 
 
 def test_many_wait_at_once_and_few_work_at_once() -> None:
-    slots, lock = ComputeSlots(2), threading.Lock()
+    slots, lock = threading.Semaphore(2), threading.Lock()
     most = {"waiting": 0, "working": 0}
     now = dict.fromkeys(most, 0)
     everyone = threading.Barrier(8, timeout=20)
@@ -28,9 +28,9 @@ def test_many_wait_at_once_and_few_work_at_once() -> None:
             now[what] -= 1
 
     def tile(_: int) -> None:
-        with slots.held():
+        with slots:
             during("working")
-            with slots.released():
+            with released(slots):
                 during("waiting")
             during("working")
 
@@ -40,9 +40,13 @@ def test_many_wait_at_once_and_few_work_at_once() -> None:
 
 
 def test_a_wait_that_fails_takes_its_slot_again() -> None:
-    slots = ComputeSlots(1)
+    slots = threading.Semaphore(1)
     for _ in range(3):
-        with pytest.raises(OSError, match="no answer"), slots.held(), slots.released():
+        with pytest.raises(OSError, match="no answer"), slots, released(slots):
             raise OSError("no answer")
-    with slots.held():
+    assert slots.acquire(blocking=False)
+
+
+def test_without_slots_there_is_nothing_to_release() -> None:
+    with released(None):
         pass

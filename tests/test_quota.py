@@ -24,7 +24,7 @@ def limiter(in_flight: int = 8, per_second: float = 1e9, lease_s: float = 100.0)
 
 
 def started(limit: Limiter, now: float) -> list[int]:
-    """Tickets of all requests that may start now."""
+    """Permits of all requests that may start now."""
     permits = []
     while (permit := limit.try_start(now)) is not None:
         permits.append(permit)
@@ -111,7 +111,7 @@ def test_the_permit_of_a_killed_worker_expires() -> None:
     assert limit.status(101.0).in_flight == 1
 
 
-def test_nothing_starts_before_the_service_said_so() -> None:
+def test_nothing_starts_before_the_time_that_the_service_names() -> None:
     limit = limiter(in_flight=8)
     first, second = (limit.try_start(now) or 0 for now in (0.0, 0.1))
     limit.finish(first, Attempt("a tile", "rate_limited", 1.0, error="429", retry_after_s=30.0), 1.0)
@@ -179,7 +179,7 @@ def test_threads_share_one_quota() -> None:
     assert quota.status().in_flight == 0
 
 
-def test_requests_without_an_answer_are_told_once() -> None:
+def test_requests_without_an_answer_are_reported_once() -> None:
     quota = LocalQuota(in_flight=3, per_second=1000, lease_s=100)
     for attempt in (DONE, TOO_MANY, DONE):
         quota.release(quota.acquire(), attempt)

@@ -196,7 +196,7 @@ def test_scale_and_offset_are_read_where_stac_1_1_writes_them() -> None:
             {"offset": 0},
             "boa_offset_applied is False",
         ),
-        ({"s2:processing_baseline": "N0400"}, None, "no number"),
+        ({"s2:processing_baseline": "N0400"}, None, "wanted a number"),
     ],
 )
 def test_an_item_that_leaves_the_offset_open_is_refused_by_name(
@@ -281,11 +281,11 @@ def test_linear_and_decibel_items_give_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("properties", "band", "settings", "words"),
     [
-        ({}, None, {}, "does not say the quantity"),
-        ({"sar:product_type": "GRD"}, {"data_type": "uint16"}, {}, "raw GRD digital numbers cannot be used"),
-        ({}, None, {"quantity": "sigma0"}, "does not say the unit"),
+        ({}, None, {}, "does not state the quantity"),
+        ({"sar:product_type": "GRD"}, {"data_type": "uint16"}, {}, "raw GRD cannot be used"),
+        ({}, None, {"quantity": "sigma0"}, "does not state the unit"),
         ({}, {"data_type": "uint16"}, {"quantity": "sigma0", "unit": "linear"}, "without a scale"),
-        (GAMMA0, None, {"quantity": "sigma0"}, "says quantity gamma0, source.stac.s1.quantity says sigma0"),
+        (GAMMA0, None, {"quantity": "sigma0"}, "quantity gamma0, but source.stac.s1.quantity is sigma0"),
         ({**GAMMA0, "card4l:measurement_convention": "amplitude"}, None, {}, "'amplitude'"),
         ({**GAMMA0, "card4l:measurement_type": "beta0"}, None, {}, "'beta0'"),
         ({**GAMMA0, "proj:code": None}, None, {}, "not geocoded"),
@@ -340,7 +340,7 @@ def test_bands_are_found_by_key_name_and_common_name() -> None:
     assert find_asset(item, ("B02", "blue")).href == "1.tif"
     assert find_asset(item, ("B03", "green")).href == "2.tif"
     assert find_asset(item, ("B08", "nir")).href == "10.tif"
-    with pytest.raises(InputError, match=r"S2 of scenes.*B11.*swir16.*there is visual, B02_10m"):
+    with pytest.raises(InputError, match=r"S2 of scenes.*B11.*swir16.*visual, B02_10m"):
         find_asset(item, ("B11", "swir16"))
 
 
@@ -384,7 +384,7 @@ def test_a_file_that_is_no_item_collection_is_refused(tmp_path: Path, text: str)
 
 def test_a_missing_file_and_a_missing_collection_are_refused(tmp_path: Path) -> None:
     src = source(tmp_path, s2_settings={"collection": "sentinel-2-l2a"})
-    with pytest.raises(InputError, match=r"no items of the collection 'sentinel-2-l2a'; there is scenes"):
+    with pytest.raises(InputError, match=r"no items of the collection 'sentinel-2-l2a'.* scenes"):
         composite(src)
     (tmp_path / "s2.json").unlink()
     with pytest.raises(InputError, match=r"no s2\.json"):
@@ -392,10 +392,10 @@ def test_a_missing_file_and_a_missing_collection_are_refused(tmp_path: Path) -> 
 
 
 def test_settings_must_name_one_catalogue_a_sensor() -> None:
-    with pytest.raises(InputError, match=r"source\.stac\.s2 needs one of items .* and api"):
+    with pytest.raises(InputError, match=r"source\.stac\.s2\.items .*source\.stac\.s2\.api"):
         StacSource(StacConfig())
     both = StacSentinel2Config(items="a.json", api="http://localhost")
-    with pytest.raises(InputError, match=r"source\.stac\.s2 needs one of"):
+    with pytest.raises(InputError, match=r"source\.stac\.s2\.items"):
         StacSource(StacConfig(s2=both))
     api = StacSentinel1Config(api="http://localhost")
     with pytest.raises(InputError, match=r"source\.stac\.s1\.collection"):

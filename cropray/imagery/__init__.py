@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from cropray.types import Composite, ImageRequest
 
 if TYPE_CHECKING:
+    from threading import Semaphore
+
     from cropray.config import Config
-    from cropray.imagery.earthengine.quota import ComputeSlots, RequestQuota
+    from cropray.imagery.earthengine.quota import RequestQuota
 
 
 @runtime_checkable
@@ -46,12 +48,12 @@ class MeteredSource(ImagerySource, Protocol):
 
 
 def open_source(
-    config: Config, quota: RequestQuota | None = None, slots: ComputeSlots | None = None
+    config: Config, quota: RequestQuota | None = None, slots: Semaphore | None = None
 ) -> ImagerySource:
     """The source that `source.kind` names. Raises InputError where its settings are incomplete.
 
-    `quota` limits the requests of all processes; without it, a metered source limits its own.
-    `slots` are those that the calling threads hold.
+    `quota` limits the requests of all processes; without it, a metered source limits its own. Each calling
+    thread holds one of `slots`, which a source may release while it waits for an answer.
     """
     match config.source.kind:
         case "simulated":

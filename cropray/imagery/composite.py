@@ -1,11 +1,12 @@
-"""Scenes to one image a period: pure numpy, the same for every source that offers scenes.
+"""Scenes to one image a period. Pure numpy, the same for every source that offers scenes.
 
+`choose_orbits` selects radar scenes; `median_reflectance` and `mosaic_backscatter` reduce scenes.
 Shape suffixes: N scenes, C bands, H rows, W columns, T periods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -16,10 +17,19 @@ import numpy.typing as npt
 
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.errors import InputError
-from cropray.types import BoolArray, ByteArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
+from cropray.types import (
+    BoolArray,
+    ByteArray,
+    Composite,
+    CompositeRecipe,
+    DoubleArray,
+    FloatArray,
+    ImageRequest,
+    Period,
+)
 
-_BLOCK_VALUES = 1 << 19  # floats of a stack that is sorted at once: 2 MiB stay in the cache
-_FAR = np.float32(1e30)  # beyond every reflectance; finite, so that sums stay defined
+_BLOCK_VALUES = 1 << 19  # floats that are sorted at once: 2 MiB stay in the cache
+_FAR = np.float32(1e30)  # beyond every reflectance, but finite, so that sums stay defined
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class S1Scene:
     when: datetime  # UTC, aware
     relative_orbit: int
     orbit_pass: Literal["ascending", "descending"]
-    contains_extent: bool  # the footprint contains the request's extent (not only its grid)
+    contains_extent: bool  # the footprint contains the extent of the request (not only its grid)
     power_chw: FloatArray  # linear backscatter in the order of S1_BANDS, NaN = nodata
 
     def __post_init__(self) -> None:
@@ -63,20 +73,18 @@ def composite_scenes(
 ) -> Composite:
     """Reduce the scenes of each period to one image a sensor.
 
-    Sentinel-2: see `median_reflectance`; Sentinel-1: see `mosaic_backscatter`. Periods are taken
-    one after the other, so at most the Sentinel-2 scenes of one period are held at once. `s1` must
-    offer every scene that touches `request.extent`, also those without a pixel on `request.grid`:
-    the choice of passes and the order of orbits are counted on them and so equal in all tiles of
-    an ROI. A period without scenes is all invalid. `Composite.scenes` counts the scenes offered
-    (Sentinel-2) and chosen (Sentinel-1).
+    Periods are taken one after the other, so that at most the Sentinel-2 scenes of one period are held at
+    once. `s1` must offer every scene that touches `request.extent`, also those without a pixel on
+    `request.grid`: orbits are chosen by them, and so equally in all tiles of an ROI. A period without
+    scenes is all invalid. `Composite.scenes` counts the scenes offered (Sentinel-2) and used (Sentinel-1).
 
-    Raises InputError for a recipe with `cloud_score`, which scenes do not carry, and ValueError for
-    a scene outside its period, later than `request.not_after`, or of another shape than the grid.
+    Raises InputError for a recipe with `cloud_score`, which scenes do not carry, and ValueError for a scene
+    outside its period, later than `request.not_after`, or of another shape than the grid.
     """
     if request.recipe.cloud_score is not None:
         raise InputError(
             "composite.cloud_score needs Cloud Score+, which only source.kind: earthengine has; leave it "
-            "out and choose classes by composite.scl_invalid"
+            "out and list the classes to mask in composite.scl_invalid"
         )
     size = (len(request.periods), *request.grid.shape)
     s2_tchw = np.full((size[0], len(S2_BANDS), *size[1:]), np.nan, np.float32)
@@ -87,7 +95,7 @@ def composite_scenes(
         optical = list(_checked(s2(period), request, period))
         s2_valid_thw[t] = median_reflectance(optical, request.recipe, out_chw=s2_tchw[t])
         s2_counts.append(len(optical))
-        del optical  # before the radar is read: memory is bounded by one sensor of one period
+        del optical  # before radar is read: memory is bounded by one sensor of one period
         radar = _checked(s1(period), request, period)
         s1_valid_thw[t], used = mosaic_backscatter(radar, request.recipe, out_chw=s1_tchw[t])
         s1_counts.append(used)
@@ -103,12 +111,11 @@ def composite_scenes(
 
 
 def median_reflectance(scenes: Sequence[S2Scene], recipe: CompositeRecipe, out_chw: FloatArray) -> BoolArray:
-    """Per band the median of the clear views of each pixel, written to `out_chw`; returns where (H, W).
+    """The median of each band over the clear views of a pixel, written to `out_chw`; returns where (H, W).
 
-    A view is clear where its SCL class is not in `recipe.scl_invalid` and all bands are finite, so
-    that every band of a pixel is the median over the same dates. Of an even number of views it is
-    the mean of the two in the middle, as `numpy.median`. Pixels without a clear view keep what
-    `out_chw` held.
+    A view is clear where its SCL class is not in `recipe.scl_invalid` and all bands are finite, so that
+    every band of a pixel is the median over the same dates. For an even number of views it is the mean of
+    the middle two, as in `numpy.median`. Pixels without a clear view keep the values of `out_chw`.
     """
     clear_classes = ~np.isin(np.arange(256), recipe.scl_invalid)
     views = [(scene.reflectance_chw, _clear(scene, clear_classes)) for scene in scenes]
@@ -128,56 +135,64 @@ def median_reflectance(scenes: Sequence[S2Scene], recipe: CompositeRecipe, out_c
     return valid_hw
 
 
+class Orbit(NamedTuple):
+    """Scenes that see a place under one angle, and either all contain the extent or all do not."""
+
+    orbit_pass: str
+    contains_extent: bool
+    relative_orbit: int
+
+
+def choose_orbits(scenes: Mapping[Orbit, int], passes: Sequence[str]) -> list[Orbit]:
+    """The orbits that a mosaic uses, topmost first; `scenes` counts the scenes of each.
+
+    1. The first of `passes` with a scene whose footprint contains the extent is taken, and only the scenes
+       that contain it. Where no pass has one, all scenes of these passes are taken.
+    2. The order is by pass as in `passes`, then most scenes first, then the lower relative orbit number.
+
+    This is the rule of the published recipe, with the order of the mosaic, which it left to chance, made
+    explicit.
+    """
+    containing = [name for name in passes if any(o.orbit_pass == name and o.contains_extent for o in scenes)]
+    used = containing[:1] or list(passes)
+    chosen = [o for o in scenes if o.orbit_pass in used and o.contains_extent == bool(containing)]
+    return sorted(chosen, key=lambda o: (used.index(o.orbit_pass), -scenes[o], o.relative_orbit))
+
+
 def mosaic_backscatter(
     scenes: Iterable[S1Scene], recipe: CompositeRecipe, out_chw: FloatArray
 ) -> tuple[BoolArray, int]:
-    """One image of dB from the scenes of a period, written to `out_chw`; returns where and how many used.
+    """One image in dB from the scenes of a period, written to `out_chw`.
 
-    1. The passes are tried in the order of `recipe.s1_passes`: the first that has a scene whose
-       footprint contains the extent is taken, and of it those containing scenes only. Where no pass
-       has one, all scenes of these passes are taken.
-    2. Scenes of one relative orbit (and pass) are averaged in linear power: they see a place under
-       one angle. A pixel counts where both polarisations are finite and above zero.
-    3. The orbits are laid over one another: by pass in the order of `recipe.s1_passes`, then those
-       of most scenes first, then the lower relative orbit number; the first valid pixel stays.
-    4. The result is 10·log10 of the power.
-
-    This is the rule of the published recipe with the order of the mosaic, which it left to chance,
-    made explicit. Pixels that no orbit sees keep what `out_chw` held.
+    Scenes of one orbit are averaged in linear power; a pixel counts where both polarisations are finite and
+    above zero. The orbits of `choose_orbits` are laid over one another: the first valid pixel stays. Pixels
+    that no orbit sees keep the values of `out_chw`. Returns where it is valid (H, W) and the number of
+    scenes used.
     """
-    means = _orbit_means(scenes, out_chw.shape)
-    containing = [p for p in recipe.s1_passes if any(o.orbit_pass == p and o.contains for o in means)]
-    passes = containing[:1] or list(recipe.s1_passes)
-    chosen = [o for o in means if o.orbit_pass in passes and o.contains == bool(containing)]
-    chosen.sort(key=lambda o: (passes.index(o.orbit_pass), -means[o].scenes, o.relative_orbit))
+    sums = _orbit_sums(scenes, out_chw.shape)
+    chosen = choose_orbits({orbit: total.scenes for orbit, total in sums.items()}, recipe.s1_passes)
     valid_hw = np.zeros(out_chw.shape[1:], np.bool_)
     for orbit in chosen:
-        mean = means[orbit]
-        new_hw = (mean.count_hw > 0) & ~valid_hw
-        out_chw[:, new_hw] = 10 * np.log10(mean.sum_chw[:, new_hw] / mean.count_hw[new_hw])
+        total = sums[orbit]
+        new_hw = (total.count_hw > 0) & ~valid_hw
+        out_chw[:, new_hw] = 10 * np.log10(total.sum_chw[:, new_hw] / total.count_hw[new_hw])
         valid_hw |= new_hw
-    return valid_hw, sum(means[orbit].scenes for orbit in chosen)
-
-
-class _Orbit(NamedTuple):
-    orbit_pass: str
-    contains: bool
-    relative_orbit: int
+    return valid_hw, sum(sums[orbit].scenes for orbit in chosen)
 
 
 @dataclass
 class _Sum:
-    """What has been seen of one orbit: float64, so that the order of scenes does not show."""
+    """The views of one orbit, in float64, so that the order of scenes does not matter."""
 
-    sum_chw: npt.NDArray[np.float64]
+    sum_chw: DoubleArray
     count_hw: npt.NDArray[np.int32]
     scenes: int = 0
 
 
-def _orbit_means(scenes: Iterable[S1Scene], shape: tuple[int, ...]) -> dict[_Orbit, _Sum]:
-    sums: dict[_Orbit, _Sum] = {}
+def _orbit_sums(scenes: Iterable[S1Scene], shape: tuple[int, ...]) -> dict[Orbit, _Sum]:
+    sums: dict[Orbit, _Sum] = {}
     for scene in scenes:
-        key = _Orbit(scene.orbit_pass, scene.contains_extent, scene.relative_orbit)
+        key = Orbit(scene.orbit_pass, scene.contains_extent, scene.relative_orbit)
         if key not in sums:
             sums[key] = _Sum(np.zeros(shape), np.zeros(shape[1:], np.int32))
         total = sums[key]
@@ -195,10 +210,10 @@ def _clear(scene: S2Scene, clear_classes: BoolArray) -> BoolArray:
 
 
 def _median(views: list[tuple[FloatArray, BoolArray]], planes: list[FloatArray]) -> FloatArray:
-    """Median (C, H, W) of the clear of n views; `planes` are n + 1 buffers that are used up.
+    """Median (C, H, W) of the clear ones of n views; `planes` are n + 1 buffers that are overwritten.
 
-    What is not clear is put by turns above and below all reflectances, so that the middle of all
-    is the middle of the clear: exactly so for an even number of those, else one place lower.
+    Views that are not clear are put alternately above and below all reflectances, so that the middle of all
+    views is the middle of the clear ones: exactly for an even number of unclear ones, else one place lower.
     """
     odd_hw = np.zeros(views[0][1].shape, np.bool_)
     for plane, (values, clear) in zip(planes, views, strict=False):
@@ -216,11 +231,11 @@ def _median(views: list[tuple[FloatArray, BoolArray]], planes: list[FloatArray])
 
 
 def _sorted_planes(planes: list[FloatArray]) -> list[FloatArray]:
-    """All planes but the last with every pixel's values in ascending order, in the same buffers.
+    """All planes but the last, each pixel's values in ascending order, in the same buffers.
 
-    A sorting network of whole-plane minima and maxima: every step is one vectorised pass over
-    contiguous memory, an order of magnitude faster than sorting many short columns. The last plane
-    takes the minima, so nothing is copied.
+    A sorting network of whole-plane minima and maxima: each step is one vectorised pass over contiguous
+    memory, an order of magnitude faster than sorting many short columns. The last plane takes the minima,
+    so that nothing is copied.
     """
     *planes, spare = planes
     for low, high in _network(len(planes)):
@@ -248,7 +263,7 @@ def _network(n: int) -> tuple[tuple[int, int], ...]:
 
 
 def _checked(scenes: Iterable[_Scene], request: ImageRequest, period: Period) -> Iterator[_Scene]:
-    """The scenes as they come; ValueError for the first that the request does not allow."""
+    """The scenes as they come. Raises ValueError for the first that the request does not allow."""
     for scene in scenes:
         values = scene.reflectance_chw if isinstance(scene, S2Scene) else scene.power_chw
         if scene.when not in period:

@@ -23,7 +23,7 @@ from cropray.grid import Grid
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
 from cropray.simulation import radar, vegetation
 from cropray.simulation import sky as clouds
-from cropray.simulation.landscape import Place, codes_at, land_of, project
+from cropray.simulation.landscape import PLANE_CRS, Place, codes_at, land_of
 from cropray.simulation.noise import normal, normal_rows, scene_rows
 from cropray.simulation.tables import LANDS
 from cropray.types import BoolArray, ByteArray, Composite, FloatArray, ImageRequest, IndexArray, Period
@@ -44,13 +44,8 @@ class SimulatedSource:
         self.config = config
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "kind": "simulated",
-            "version": VERSION,
-            "seed": self.config.seed,
-            "year": self.config.year,
-            "s1_quantity": "gamma0",
-        }
+        chosen = {"seed": self.config.seed, "year": self.config.year}
+        return {"kind": "simulated", "version": VERSION, **chosen, "s1_quantity": "gamma0"}
 
     def composite(self, request: ImageRequest) -> Composite:
         tile = _Tile(request.grid, request.extent, self.config.seed)
@@ -190,7 +185,7 @@ class _Tile(PlaceScenes):
         return map(self.s2_scene, clouds.s2_days(self.seed, period))
 
     def s1_scenes(self, period: Period) -> Iterator[S1Scene]:
-        outline = project(*_outline(self._extent), self._extent.crs)
+        outline = self._extent.outline_in(PLANE_CRS, per_side=32).T
         for orbit in radar.ORBITS:
             covered = orbit.covers(*outline)
             if covered.any():
@@ -214,13 +209,3 @@ def _measured(seen_pc: FloatArray, noise_pc: FloatArray, gain: FloatArray, haze:
     seen_pc += noise_pc
     seen_pc += haze
     return np.maximum(seen_pc, np.float32(1e-4), out=seen_pc)
-
-
-def _outline(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Points along the edge of a grid, in its CRS."""
-    min_x, min_y, max_x, max_y = grid.bounds
-    x, y = np.linspace(min_x, max_x, 33), np.linspace(min_y, max_y, 33)
-    return (
-        np.concatenate([x, x, np.full(33, min_x), np.full(33, max_x)]),
-        np.concatenate([np.full(33, min_y), np.full(33, max_y), y, y]),
-    )

@@ -1,8 +1,7 @@
 """Sentinel-1 and Sentinel-2 scenes of any STAC ItemCollection or API, on the grid of a request.
 
-Resampling: SCL always nearest. Bands nearest where the item says that they are in the CRS of the
-grid, which is snapped to 20 m, so that their pixels nest exactly and nothing is interpolated; else
-bilinear, which leaves out missing pixels.
+Resampling is nearest for SCL, and for bands whose item says that they are in the CRS of the grid: the grid is
+snapped to 20 m, so their pixels nest exactly. Other bands are resampled bilinearly, without missing pixels.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pystac
@@ -23,7 +23,6 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.loader import RasterLoadParams, RasterSource, RioDriver
-from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from cropray.bands import S1_BANDS, S2_BANDS, SCL_ALIASES
@@ -36,6 +35,7 @@ from cropray.imagery.stac_items import (
     backscatter,
     backscatter_scaling,
     find_asset,
+    footprint,
     is_in_crs,
     item_time,
     nodata,
@@ -46,39 +46,52 @@ from cropray.rasters import read_window
 from cropray.storage import Folder
 from cropray.types import Composite, FloatArray, ImageRequest, Period
 
+_READERS = 8  # scenes read at a time: remote files are latency, not bandwidth
 
-class Catalogue(Protocol):
-    """Items of one collection."""
+_Scene = TypeVar("_Scene", S1Scene, S2Scene)
 
-    def identity(self) -> dict[str, Any]: ...
 
+class Catalogue(ABC):
+    """The items of one collection."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """JSON that names the items, for the identity of the source."""
+
+    @abstractmethod
     def sample(self) -> list[pystac.Item]:
-        """Items to learn from what the collection holds: all of a file, one of an API."""
-        ...
+        """Items that show what the collection holds: all of a file, one of an API."""
+
+    @abstractmethod
+    def candidates(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
+        """At least all items that touch `area` (lon, lat) in [start, end)."""
 
     def search(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
-        """Items that touch `area` (lon, lat) in [start, end), by time and id."""
-        ...
+        """The items that touch `area` (lon, lat) in [start, end), by time and id."""
+        found = [
+            item
+            for item in self.candidates(area, start, end)
+            if start <= item_time(item).date() < end and footprint(item).intersects(area)
+        ]
+        return sorted(found, key=lambda item: (item_time(item), item.id))
 
 
 @dataclass(frozen=True)
-class FileCatalogue:
-    """A STAC ItemCollection at a path or URI; relative asset paths are taken from its place."""
+class FileCatalogue(Catalogue):
+    """A STAC ItemCollection at a path or URI. Relative paths of assets start from its folder."""
 
     uri: str
     collection: str
 
     def identity(self) -> dict[str, Any]:
-        """The content decides, wherever the file lies."""
+        """Depends on the content, wherever the file lies."""
         return {"items_sha256": hashlib.sha256(self._bytes).hexdigest(), "collection": self.collection}
 
     def sample(self) -> list[pystac.Item]:
         return self._items
 
-    def search(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
-        return _ordered(
-            item for item in self._items if start <= item_time(item).date() < end and _touches(item, area)
-        )
+    def candidates(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:  # noqa: ARG002
+        return self._items
 
     @cached_property
     def _bytes(self) -> bytes:
@@ -88,27 +101,27 @@ class FileCatalogue:
     @cached_property
     def _items(self) -> list[pystac.Item]:
         try:
-            read = json.loads(self._bytes)
-            if not isinstance(read, dict):
-                raise InputError(f"{self.uri} is no STAC ItemCollection: it holds no JSON object")
-            items = list(pystac.ItemCollection.from_dict(read, preserve_dict=False))
+            content = json.loads(self._bytes)
+            if not isinstance(content, dict):
+                raise InputError(f"{self.uri} is not a STAC ItemCollection: it holds no JSON object")
+            items = list(pystac.ItemCollection.from_dict(content, preserve_dict=False))
         except (ValueError, KeyError, pystac.STACError, pystac.STACTypeError) as error:
-            raise InputError(f"{self.uri} is no STAC ItemCollection (JSON): {error}") from error
+            raise InputError(f"{self.uri} is not a STAC ItemCollection (JSON): {error}") from error
         for item in items:
             item.set_self_href(self.uri)
             item.make_asset_hrefs_absolute()
         found = [item for item in items if self.collection in ("", item.collection_id)]
         if not found:
-            there = sorted({item.collection_id or "(no collection)" for item in items})
+            collections = sorted({item.collection_id or "(no collection)" for item in items})
             raise InputError(
-                f"{self.uri} has no items of the collection {self.collection!r}; "
-                f"there is {', '.join(there) or 'nothing'}"
+                f"{self.uri} has no items of the collection {self.collection!r}; it has those of "
+                f"{', '.join(collections) or 'none'}"
             )
         return found
 
 
 @dataclass(frozen=True)
-class ApiCatalogue:
+class ApiCatalogue(Catalogue):
     """A collection of a STAC API with item search."""
 
     url: str
@@ -118,15 +131,13 @@ class ApiCatalogue:
         return {"api": self.url, "collection": self.collection}
 
     def sample(self) -> list[pystac.Item]:
-        return self._search(max_items=1)
+        return self._query(max_items=1)
 
-    def search(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
+    def candidates(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
         last = end - timedelta(days=1)
-        items = self._search(bbox=area.bounds, datetime=f"{start}T00:00:00Z/{last}T23:59:59.999999Z")
-        # The box is coarser than the area, and servers differ at the ends of an interval.
-        return _ordered(i for i in items if start <= item_time(i).date() < end and _touches(i, area))
+        return self._query(bbox=area.bounds, datetime=f"{start}T00:00:00Z/{last}T23:59:59.999999Z")
 
-    def _search(self, **query: Any) -> list[pystac.Item]:
+    def _query(self, **query: Any) -> list[pystac.Item]:
         from pystac_client import Client
         from pystac_client.exceptions import APIError
         from pystac_client.warnings import DoesNotConformTo
@@ -134,11 +145,11 @@ class ApiCatalogue:
         try:
             client = Client.open(self.url)
             items = list(client.search(collections=[self.collection], **query).items())
-            # Nothing found, or nothing to find it in?
-            known = bool(items) or client.get_collection(self.collection) is not None
+            # No items are no error, unless the collection does not exist.
+            exists = bool(items) or client.get_collection(self.collection) is not None
         except (APIError, DoesNotConformTo, pystac.STACError, pystac.STACTypeError) as error:
             raise InputError(f"the STAC API {self.url} cannot be searched: {error}") from error
-        if not known:
+        if not exists:
             raise InputError(f"the STAC API {self.url} has no collection {self.collection!r}")
         return items
 
@@ -146,32 +157,14 @@ class ApiCatalogue:
 def open_catalogue(config: StacCollectionConfig, key: str) -> Catalogue:
     """The catalogue of the settings under `key`. Raises InputError where they do not name one."""
     if bool(config.items) == bool(config.api):
-        raise InputError(f"{key} needs one of items (a file of STAC items) and api (the URL of a STAC API)")
+        raise InputError(
+            f"set either {key}.items (a file of STAC items) or {key}.api (the URL of a STAC API)"
+        )
     if config.items:
         return FileCatalogue(config.items, config.collection)
     if not config.collection:
         raise InputError(f"{key}.api needs {key}.collection, the id of a collection at {config.api}")
     return ApiCatalogue(config.api, config.collection)
-
-
-def footprint(item: pystac.Item) -> BaseGeometry:
-    """The item's geometry (lon, lat). Raises InputError where it has none."""
-    if item.geometry is None:
-        raise InputError(f"the STAC item {item.id} has no geometry")
-    return shape(item.geometry)
-
-
-def _touches(item: pystac.Item, area: BaseGeometry) -> bool:
-    return bool(footprint(item).intersects(area))
-
-
-def _ordered(items: Any) -> list[pystac.Item]:
-    return sorted(items, key=lambda item: (item_time(item), item.id))
-
-
-_READERS = 8  # scenes read at once: remote files are latency, not bandwidth
-
-_Scene = TypeVar("_Scene", S1Scene, S2Scene)
 
 
 class StacSource:
@@ -184,7 +177,7 @@ class StacSource:
         self._s1 = open_catalogue(config.s1, "source.stac.s1")
 
     def __reduce__(self) -> tuple[type[StacSource], tuple[StacConfig]]:
-        return StacSource, (self._config,)  # items are read anew, not sent along
+        return StacSource, (self._config,)  # without the items, which are read again
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -195,7 +188,7 @@ class StacSource:
         }
 
     def composite(self, request: ImageRequest) -> Composite:
-        """See ImagerySource. Scenes of one period are held at a time."""
+        """See ImagerySource. The scenes of one period are held at a time."""
         if request.maps:
             raise InputError(
                 f"source.kind: stac offers no maps, so source:{request.maps[0]} cannot be read; give a "
@@ -205,23 +198,24 @@ class StacSource:
         grid, extent = _outline(request.grid), _outline(request.extent)
         s2_items = self._s2.search(grid, start, end)
         s1_items = self._s1.search(extent, start, end)
+        read_s2 = partial(self._read_s2, grid=request.grid)
         read_s1 = partial(self._read_s1, grid=request.grid, extent=extent, quantity=self._quantity)
         with warnings.catch_warnings():
-            # Said at random of the buffers that GDAL warps into; files are looked at in `_read`.
+            # GDAL gives it at random, of the buffers that it warps into; `_read` checks the files.
             warnings.filterwarnings("ignore", "Dataset has no geotransform")
             return composite_scenes(
                 request,
-                lambda period: _scenes(s2_items, period, partial(self._read_s2, grid=request.grid)),
+                lambda period: _scenes(s2_items, period, read_s2),
                 lambda period: _scenes(s1_items, period, read_s1),
             )
 
     @cached_property
     def _quantity(self) -> str:
-        """Backscatter of one kind alone: gamma0 and sigma0 are never mixed."""
+        """gamma0 or sigma0: the two are never mixed."""
         found = {self._backscatter(item).quantity for item in self._s1.sample()}
         if len(found) != 1:
-            kinds = " and ".join(sorted(found)) or "nothing"
-            raise InputError(f"source.stac.s1 holds {kinds}; wanted is one quantity, gamma0 or sigma0")
+            quantities = " and ".join(sorted(found)) or "nothing"
+            raise InputError(f"source.stac.s1 holds {quantities}; wanted either gamma0 or sigma0")
         return found.pop()
 
     def _backscatter(self, item: pystac.Item) -> Backscatter:
@@ -236,7 +230,7 @@ class StacSource:
         for c, band in enumerate(S2_BANDS):
             asset = find_asset(item, band.aliases)
             scale, offset = reflectance_scaling(item, asset, self._config.s2)
-            number_hw = _read(item, asset, grid, src_nodata_override=0)  # so in every L2A product
+            number_hw = _read(item, asset, grid, src_nodata_override=0)  # in every L2A product
             reflectance_chw[c] = (number_hw + np.float32(offset / scale)) * np.float32(scale)
         scl_hw = _read(item, find_asset(item, SCL_ALIASES), grid, nearest=True, src_nodata_override=0)
         return S2Scene(item_time(item), reflectance_chw, np.nan_to_num(scl_hw, nan=0).astype(np.uint8))
@@ -244,7 +238,7 @@ class StacSource:
     def _read_s1(self, item: pystac.Item, grid: Grid, extent: BaseGeometry, quantity: str) -> S1Scene:
         kind = self._backscatter(item)
         if kind.quantity != quantity:
-            raise InputError(f"the STAC item {item.id} holds {kind.quantity}, others {quantity}")
+            raise InputError(f"the STAC item {item.id} holds {kind.quantity}, other items {quantity}")
         power_chw = np.empty((len(S1_BANDS), *grid.shape), np.float32)
         for c, band in enumerate(S1_BANDS):
             asset = find_asset(item, band.aliases)
@@ -268,27 +262,26 @@ def _scenes(
 def _read(
     item: pystac.Item, asset: pystac.Asset, grid: Grid, *, nearest: bool = False, **src_nodata: float | None
 ) -> FloatArray:
-    """The numbers (H, W) of an asset on the grid, NaN where there are none.
+    """The numbers (H, W) of an asset on the grid, NaN where they are missing.
 
     `src_nodata` are the settings of that name of odc.loader's RasterLoadParams.
     """
-    aligned = nearest or is_in_crs(item, asset, grid.crs)
     params = RasterLoadParams(
         dtype="float32",
         fill_value=np.nan,
-        resampling="nearest" if aligned else "bilinear",
+        resampling="nearest" if nearest or is_in_crs(item, asset, grid.crs) else "bilinear",
         **src_nodata,
     )
-    geobox, driver = _geobox(grid), RioDriver()
+    geobox, driver = GeoBox(grid.shape, Affine(*grid.transform), grid.crs), RioDriver()
     out_hw = np.full(grid.shape, np.nan, np.float32)
     load = driver.new_load(geobox)
     try:
         with driver.restore_env(driver.capture_env(), load) as context:
             where, numbers = driver.open(RasterSource(asset.href), context).read(params, geobox)
         if not numbers.size:
-            _check_georeference(asset.href)  # far away, or nowhere?
-    except AssertionError:  # how odc-geo meets a raster without a CRS
-        _check_georeference(asset.href)
+            read_window(asset.href, Window(0, 0, 1, 1))  # InputError for a raster without a georeference
+    except AssertionError:  # raised by odc-geo for a raster without a CRS
+        read_window(asset.href, Window(0, 0, 1, 1))
         raise
     except OSError as error:
         raise InputError(f"cannot read {asset.href} of the STAC item {item.id}: {error}") from error
@@ -296,15 +289,6 @@ def _read(
     return out_hw
 
 
-def _check_georeference(href: str) -> None:
-    """Raises InputError for a raster that does not say where it lies."""
-    read_window(href, Window(0, 0, 1, 1))
-
-
-def _geobox(grid: Grid) -> GeoBox:
-    return GeoBox(grid.shape, Affine(*grid.transform), grid.crs)
-
-
 def _outline(grid: Grid) -> BaseGeometry:
-    """The outline of a grid in longitude and latitude, edges densified."""
+    """The outline of a grid in longitude and latitude, with densified edges."""
     return shapely.Polygon(grid.outline_in("EPSG:4326"))

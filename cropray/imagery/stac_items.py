@@ -1,6 +1,7 @@
-"""What a STAC item says: which asset is which band, how its numbers become physical, which orbit.
+"""Metadata of STAC items: which asset holds a band, how its numbers become physical, which orbit.
 
-Pure functions of `pystac.Item`; what an item leaves open is an InputError that names it, never a guess.
+Pure functions of `pystac.Item`. Metadata that are missing or ambiguous are an InputError that names the item;
+nothing is guessed.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import pystac
+from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
 
 from cropray.config.imagery import StacSentinel1Config, StacSentinel2Config
 from cropray.errors import InputError
 
-OFFSET_BASELINE = 4.0
-"""Processing baseline since which L2A numbers carry an offset (25 January 2022; reprocessed older
-scenes too, so that the date alone decides nothing). Sentinel-2 Products Specification Document."""
-
-BOA_OFFSET = -0.1
-"""BOA_ADD_OFFSET of -1000 over the quantification value of 10000."""
-
+# Sentinel-2 Products Specification Document: since processing baseline 04.00 (25 January 2022, and older
+# scenes processed again) numbers carry BOA_ADD_OFFSET, -1000 over the quantification value of 10000.
+_OFFSET_BASELINE, _BOA_OFFSET = 4.0, -0.1
 _DEFAULT_SCALE = 1e-4
 _UNITS = {"db": "dB", "decibel": "dB", "power": "linear", "linear": "linear"}
 
@@ -33,48 +32,59 @@ class Scaling(NamedTuple):
 
 
 class Backscatter(NamedTuple):
-    """What calibrated radar numbers are."""
+    """What calibrated radar numbers mean."""
 
     quantity: str  # "gamma0" or "sigma0"
     unit: str  # "linear" or "dB"
 
 
 def item_time(item: pystac.Item) -> datetime:
-    """The acquisition in UTC: `datetime`, or `start_datetime` where that is null."""
+    """The time of acquisition in UTC: `datetime`, or `start_datetime` where that is null."""
     when = item.datetime or item.common_metadata.start_datetime
     if when is None:
         raise InputError(f"{_name(item)} has neither datetime nor start_datetime")
     return when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def find_asset(item: pystac.Item, aliases: Sequence[str]) -> pystac.Asset:
-    """The asset of a band: by key, else by the name or common name that its band metadata give.
+def footprint(item: pystac.Item) -> BaseGeometry:
+    """The geometry of the item (lon, lat). Raises InputError where it has none."""
+    if item.geometry is None:
+        raise InputError(f"{_name(item)} has no geometry")
+    return shape(item.geometry)
 
-    Where several assets hold one band (one a resolution), the finest that says its `gsd` is taken.
-    Raises InputError that lists what is there.
+
+def find_asset(item: pystac.Item, aliases: Sequence[str]) -> pystac.Asset:
+    """The asset of a band: by its key, else by the name or common name in its band metadata.
+
+    Where several assets hold one band (one for each resolution), the one with the smallest `gsd` is taken.
+    Raises InputError that lists the assets.
     """
     for alias in aliases:
         if alias in item.assets:
             return item.assets[alias]
     for alias in aliases:
-        named = [a for a in item.assets.values() if alias in (_field(a, "name"), _common_name(a))]
+        named = [
+            asset
+            for asset in item.assets.values()
+            if alias in (_field(asset, "name"), _field(asset, "eo:common_name"), _field(asset, "common_name"))
+        ]
         if named:
             return min(named, key=lambda asset: float(_stated(item, asset, "gsd") or "inf"))
     raise InputError(
         f"{_name(item)} has no asset for {aliases[0]}: wanted a key, band name or eo:common_name of "
-        f"{', '.join(aliases)}; there is {', '.join(item.assets) or 'none'}"
+        f"{', '.join(aliases)}; its assets are {', '.join(item.assets) or 'none'}"
     )
 
 
 def reflectance_scaling(item: pystac.Item, asset: pystac.Asset, config: StacSentinel2Config) -> Scaling:
     """Scale and offset of a Sentinel-2 L2A band.
 
-    In this order: `config.offset`; `earthsearch:boa_offset_applied: true` (0; the flag is set where
-    the pixels were shifted, while the band metadata keep the product's offset); the band's
-    `raster:offset`, the processing baseline (>= 04.00: -0.1), or both where they agree. A stated
-    offset of 0 under a later baseline says that it was applied, unless the flag says it was not.
+    The offset is, in this order: `config.offset`; 0 for `earthsearch:boa_offset_applied: true` (set where
+    the pixels were shifted, while the band metadata keep the product's offset); the band's `raster:offset`
+    or the processing baseline's (-0.1 from 04.00), where both are given only if they agree. A `raster:offset`
+    of 0 under a later baseline means that the offset was applied, unless the flag is false.
 
-    Raises InputError where nothing is stated or two statements contradict each other.
+    Raises InputError where nothing is stated, or statements contradict each other.
     """
     scale = float(_stated(item, asset, "raster:scale", _DEFAULT_SCALE))
     if config.offset is not None:
@@ -82,42 +92,39 @@ def reflectance_scaling(item: pystac.Item, asset: pystac.Asset, config: StacSent
     applied = item.properties.get("earthsearch:boa_offset_applied")
     if applied is True:
         return Scaling(scale, 0.0)
-    stated = _stated(item, asset, "raster:offset")
-    baseline = _baseline(item)
-    hint = "source.stac.s2.offset can state it (-0.1: to be applied, 0: none or already applied)"
-    if baseline is None:
-        if stated is None:
-            raise InputError(
-                f"{_name(item)} leaves open whether its numbers carry the offset of -1000 of baseline "
-                "04.00: it has no s2:processing_baseline (or processing:version), no raster:bands offset "
-                f"and no earthsearch:boa_offset_applied; {hint}"
-            )
-        return Scaling(scale, float(stated))
-    expected = BOA_OFFSET if baseline >= OFFSET_BASELINE else 0.0
-    if stated is None:
+    stated, baseline = _stated(item, asset, "raster:offset"), _baseline(item)
+    expected = None if baseline is None else _BOA_OFFSET if baseline >= _OFFSET_BASELINE else 0.0
+    hint = "set source.stac.s2.offset (-0.1: apply it; 0: there is none, or it is applied already)"
+    if expected is None and stated is None:
+        raise InputError(
+            f"{_name(item)} does not say whether its numbers carry the offset of -1000 of baseline 04.00: it "
+            "has no s2:processing_baseline (or processing:version), no raster:bands offset and no "
+            f"earthsearch:boa_offset_applied; {hint}"
+        )
+    if stated is None and expected is not None:
         return Scaling(scale, expected)
-    agree = abs(float(stated) - expected) < 1e-9
-    if agree or (float(stated) == 0 and applied is None):
+    if expected is None:
         return Scaling(scale, float(stated))
+    if abs(float(stated) - expected) < 1e-9 or (float(stated) == 0 and applied is None):
+        return Scaling(scale, float(stated))
+    flag = "" if applied is None else f", earthsearch:boa_offset_applied is {applied}"
     raise InputError(
         f"{_name(item)} contradicts itself: processing baseline {baseline:05.2f} means an offset of "
-        f"{expected:g}, its band metadata say {stated:g}"
-        + ("" if applied is None else f", earthsearch:boa_offset_applied is {applied}")
-        + f"; {hint}"
+        f"{expected:g}, its band metadata say {stated:g}{flag}; {hint}"
     )
 
 
 def backscatter(item: pystac.Item, asset: pystac.Asset, config: StacSentinel1Config) -> Backscatter:
-    """What the numbers of a Sentinel-1 band are, from the item or, where it is silent, the settings.
+    """What the numbers of a Sentinel-1 band mean, by the item or, where it says nothing, by the settings.
 
-    Read are `card4l:measurement_type` and `card4l:measurement_convention`, and the band's
-    `raster:unit`. Raises InputError for items that are not calibrated or not geocoded (as far as
-    said), and for settings that contradict the item.
+    Reads `card4l:measurement_type`, `card4l:measurement_convention` and the band's `raster:unit`. Raises
+    InputError for items that are known not to be calibrated or geocoded, and where settings contradict
+    the item.
     """
-    if not _has_projection(item, asset):
+    if not any(_stated(item, asset, f"proj:{key}") for key in ("code", "epsg", "wkt2", "projjson")):
         raise InputError(
-            f"{_name(item)} is not geocoded (no proj:code, proj:epsg, proj:wkt2 or proj:projjson): raw "
-            "GRD in radar geometry cannot be used; wanted is terrain-corrected backscatter"
+            f"{_name(item)} is not geocoded (no proj:code, proj:epsg, proj:wkt2 or proj:projjson). Raw GRD "
+            "in radar geometry cannot be used; wanted is terrain-corrected backscatter"
         )
     convention = _stated(item, asset, "raster:unit") or item.properties.get("card4l:measurement_convention")
     unit = _UNITS.get(str(convention).lower(), "") if convention else ""
@@ -127,22 +134,21 @@ def backscatter(item: pystac.Item, asset: pystac.Asset, config: StacSentinel1Con
     if quantity not in ("", "gamma0", "sigma0"):
         raise InputError(f"{_name(item)} holds {quantity!r}; wanted is gamma0 or sigma0")
     found = Backscatter(
-        _agreed(item, "quantity", quantity, config.quantity), _agreed(item, "unit", unit, config.unit)
+        _either(item, "quantity", quantity, config.quantity), _either(item, "unit", unit, config.unit)
     )
     data_type = str(_stated(item, asset, "raster:data_type", ""))
     if found.unit == "linear" and "int" in data_type and _stated(item, asset, "raster:scale") is None:
         raise InputError(
-            f"{_name(item)} holds {data_type} without a scale, as raw GRD digital numbers do: these are "
-            "not calibrated; wanted is gamma0 or sigma0"
+            f"{_name(item)} holds {data_type} without a scale, like the digital numbers of raw GRD, which "
+            "are not calibrated; wanted is gamma0 or sigma0"
         )
     return found
 
 
 def backscatter_scaling(item: pystac.Item, asset: pystac.Asset) -> Scaling:
     """Scale and offset of a Sentinel-1 band, 1 and 0 where none are stated."""
-    return Scaling(
-        float(_stated(item, asset, "raster:scale", 1.0)), float(_stated(item, asset, "raster:offset", 0.0))
-    )
+    scale, offset = _stated(item, asset, "raster:scale", 1.0), _stated(item, asset, "raster:offset", 0.0)
+    return Scaling(float(scale), float(offset))
 
 
 def orbit(item: pystac.Item) -> tuple[Literal["ascending", "descending"], int]:
@@ -150,8 +156,8 @@ def orbit(item: pystac.Item) -> tuple[Literal["ascending", "descending"], int]:
     state, number = item.properties.get("sat:orbit_state"), item.properties.get("sat:relative_orbit")
     if state not in ("ascending", "descending") or number is None:
         raise InputError(
-            f"{_name(item)} must say sat:orbit_state (ascending or descending) and sat:relative_orbit, "
-            f"got {state!r} and {number!r}"
+            f"{_name(item)} needs sat:orbit_state (ascending or descending) and sat:relative_orbit; it has "
+            f"{state!r} and {number!r}"
         )
     return state, int(number)
 
@@ -168,18 +174,15 @@ def is_in_crs(item: pystac.Item, asset: pystac.Asset, crs: str) -> bool:
     return str(code).upper() == crs.upper()
 
 
-def _has_projection(item: pystac.Item, asset: pystac.Asset) -> bool:
-    return any(_stated(item, asset, f"proj:{key}") for key in ("code", "epsg", "wkt2", "projjson"))
-
-
-def _agreed(item: pystac.Item, what: str, stated: str, setting: str) -> str:
+def _either(item: pystac.Item, what: str, stated: str, setting: str) -> str:
+    """What the item states, else the setting. Raises InputError for neither, or two that differ."""
     if stated and setting and stated != setting:
-        raise InputError(f"{_name(item)} says {what} {stated}, source.stac.s1.{what} says {setting}")
+        raise InputError(f"{_name(item)} has the {what} {stated}, but source.stac.s1.{what} is {setting}")
     if not stated and not setting:
         raise InputError(
-            f"{_name(item)} does not say the {what} of its numbers: raw GRD digital numbers cannot be "
-            "used; if these are calibrated and geocoded, say what they are with source.stac.s1.quantity "
-            "(gamma0 or sigma0) and source.stac.s1.unit (linear or dB)"
+            f"{_name(item)} does not state the {what} of its numbers. Digital numbers of raw GRD cannot be "
+            "used; for calibrated and geocoded backscatter set source.stac.s1.quantity (gamma0 or sigma0) "
+            "and source.stac.s1.unit (linear or dB)"
         )
     return stated or setting
 
@@ -189,7 +192,7 @@ def _baseline(item: pystac.Item) -> float | None:
     try:
         return None if stated is None else float(stated)
     except ValueError as error:
-        raise InputError(f"{_name(item)} has the processing baseline {stated!r}, no number") from error
+        raise InputError(f"{_name(item)} has the processing baseline {stated!r}; wanted a number") from error
 
 
 def _field(asset: pystac.Asset, key: str) -> Any:
@@ -197,20 +200,15 @@ def _field(asset: pystac.Asset, key: str) -> Any:
     fields = asset.extra_fields
     if key in fields:
         return fields[key]
-    short = key.rsplit(":", 1)[-1]
     for bands in (fields.get("raster:bands"), fields.get("eo:bands"), fields.get("bands")):
-        for name in (key, short):
+        for name in (key, key.rsplit(":", 1)[-1]):
             if bands and name in bands[0]:
                 return bands[0][name]
     return None
 
 
-def _common_name(asset: pystac.Asset) -> Any:
-    return _field(asset, "eo:common_name") or _field(asset, "common_name")
-
-
 def _stated(item: pystac.Item, asset: pystac.Asset, key: str, default: Any = None) -> Any:
-    """A field of the band, else the asset, else the item."""
+    """A field of the band, else of the asset, else of the item."""
     value = _field(asset, key)
     if value is None:
         value = item.properties.get(key)
@@ -218,5 +216,5 @@ def _stated(item: pystac.Item, asset: pystac.Asset, key: str, default: Any = Non
 
 
 def _name(item: pystac.Item) -> str:
-    where = f" of {item.collection_id}" if item.collection_id else ""
-    return f"the STAC item {item.id}{where}"
+    collection = f" of {item.collection_id}" if item.collection_id else ""
+    return f"the STAC item {item.id}{collection}"

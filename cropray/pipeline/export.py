@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
 from cropray.errors import format_error
 from cropray.imagery import ImagerySource, MeteredSource, open_source
-from cropray.imagery.earthengine.quota import ComputeSlots
 from cropray.pipeline.cluster_quota import ClusterQuota, QuotaWatch, cluster_quota, threads_of, workers_of
 from cropray.pipeline.crew import Crew, Died, crew
 from cropray.pipeline.events import TILE_FAILURES, EventLog, event_log, refuse_failures
@@ -60,14 +60,14 @@ class TileExporter:
     ) -> None:
         self._config, self._metadata, self._folder = config, metadata, folder
         return_large_arrays()
-        self._slots = ComputeSlots(_AT_WORK)
+        self._slots = threading.Semaphore(_AT_WORK)
         self._source = open_source(config, quota, self._slots)
         self._parcels = read_parcels(folder)
 
     def do(self, tile: Tile) -> Outcome:
         started, error, patches = time.monotonic(), "", 0
         try:
-            with self._slots.held():
+            with self._slots:
                 row = export_tile(
                     tile, self._config, self._metadata, self._parcels, self._source, self._folder
                 )

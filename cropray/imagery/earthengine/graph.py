@@ -1,8 +1,8 @@
-"""The only importer of the Earth Engine client: the graph of a request, and the session that sends it.
+"""The only importer of the Earth Engine client: the graph of a request, and the client that sends it.
 
-The graph is the rule of `composite` as functions of the server: whatever depends on which scenes
-there are is decided there, so that a tile is one request for pixels and nothing else. It is built
-once for a recipe, as a function of a month; a request maps it over its months.
+The graph is the rule of `composite` as functions of the server. The server decides everything that depends on
+which scenes exist, so a chunk is one request for pixels and nothing else. The graph is built once for a
+recipe, as a function of a month; a request maps it over its months.
 """
 
 from __future__ import annotations
@@ -12,34 +12,43 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ee
+import numpy as np
+import numpy.typing as npt
 from google.auth.exceptions import GoogleAuthError, TransportError
 from googleapiclient.errors import Error as GoogleApiError
 from googleapiclient.errors import HttpError
 
 from cropray.bands import NODATA, S1_BANDS
 from cropray.config.imagery import EarthEngineConfig
+from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.imagery.earthengine.assets import (
-    CLOUD_SCORE_COLLECTION,
-    S1_COLLECTION,
-    S2_COLLECTION,
-    MapAsset,
-)
-from cropray.imagery.earthengine.failures import UnavailableError, failure
 from cropray.imagery.earthengine.session import (
     Transport,
+    UnavailableError,
+    client_failure,
     credentials_of,
+    failure,
     project_of,
-    refused_sign_in,
     retry_after_s,
-    without_answer,
+    sign_in_failure,
 )
-from cropray.imagery.earthengine.tiling import S1_NAMES, S2_NAMES, band_names
-from cropray.types import CompositeRecipe, Period
+from cropray.imagery.earthengine.tiling import S1_NAMES, S2_NAMES, Chunk, band_names
+from cropray.types import ByteArray, CompositeRecipe, ImageRequest
 
+S2_COLLECTION = "COPERNICUS/S2_SR_HARMONIZED"
+S1_COLLECTION = "COPERNICUS/S1_GRD"
+CLOUD_SCORE_COLLECTION = "GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED"
+
+OTHER = -1
+"""Code of a pixel whose code is not in the legend."""
+
+_EUCROPMAP = (100, *range(211, 220), 221, 222, 223, *range(230, 234), 240, 250, 290, 300, 500, 600, 700, 800)
+_WORLDCOVER = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
 _PASS, _ORBIT = "orbitProperties_pass", "relativeOrbitNumber_start"
 _URLS = {
     "standard": "https://earthengine.googleapis.com",
@@ -47,15 +56,59 @@ _URLS = {
 }
 
 
-Outline = list[list[float]]
-"""A closed ring of longitudes and latitudes."""
+@dataclass(frozen=True)
+class MapAsset:
+    """An image collection that is one map, or one for each `year`. `codes` is its legend.
+
+    Codes are sent as one byte, their position in the legend, so that a label map and six months of an ROI
+    of 480 px square fit into one response.
+    """
+
+    collection: str
+    band: str
+    codes: tuple[int, ...]
+    year: int | None = None
+
+    def image(self, name: str) -> Any:
+        """Bytes: 1..n for the codes of the legend, 255 for others, 0 where the map is masked."""
+        images = ee.ImageCollection(self.collection)
+        if self.year is not None:
+            images = images.filterDate(f"{self.year}-01-01", f"{self.year + 1}-01-01")
+        indices = list(range(1, len(self.codes) + 1))
+        codes = images.select(self.band).mosaic().remap(list(self.codes), indices, 255)
+        return codes.unmask(0, False).toByte().rename(name)
+
+    def decode(self, stored_hw: ByteArray) -> npt.NDArray[np.int32]:
+        """Codes from the bytes of `image`, 0 where the map is masked."""
+        codes = np.full(256, OTHER, np.int32)
+        codes[: len(self.codes) + 1] = (0, *self.codes)
+        decoded: npt.NDArray[np.int32] = codes[stored_hw]
+        return decoded
+
+
+def map_asset(name: str, eucropmap_year: int) -> MapAsset:
+    """The asset of a map by its name in the settings. Raises InputError for an unknown name.
+
+    Legends as in the catalogue of Earth Engine: d'Andrimont et al. 2021 (doi:10.1016/j.rse.2021.112708) and
+    ESA WorldCover 2021 (doi:10.5281/zenodo.7254221).
+    """
+    maps = {
+        "eucropmap": MapAsset("JRC/D5/EUCROPMAP/V1", "classification", _EUCROPMAP, eucropmap_year),
+        "land_cover": MapAsset("ESA/WorldCover/v200", "Map", _WORLDCOVER),
+    }
+    if name not in maps:
+        raise InputError(
+            f"source.kind: earthengine has no map {name!r}; source: takes one of {', '.join(maps)}, "
+            "another map can be given as a raster file"
+        )
+    return maps[name]
 
 
 def month_function(recipe: CompositeRecipe) -> Any:
     """The server's function of (start, end, area, extent) to an image of a month.
 
-    Its bands are those of Sentinel-2 and Sentinel-1 in units of the stored integers, not yet
-    rounded. `area` is the outline of what is asked for, `extent` of the whole ROI.
+    Its bands are those of Sentinel-2 and Sentinel-1 in units of the stored integers, not yet rounded. `area`
+    is the outline of the request's grid, `extent` that of the whole ROI.
     """
 
     def month(row: Any) -> Any:
@@ -68,7 +121,7 @@ def month_function(recipe: CompositeRecipe) -> Any:
 
 
 def _reflectance(dates: Any, area: Any, recipe: CompositeRecipe) -> Any:
-    """`composite.median_reflectance`: per band the median of the clear views."""
+    """`composite.median_reflectance`: the median of the clear views of each band."""
     scenes = ee.ImageCollection(S2_COLLECTION).filter(dates).filterBounds(area)
     if recipe.cloud_score is not None:
         scenes = scenes.linkCollection(ee.ImageCollection(CLOUD_SCORE_COLLECTION), ["cs_cdf"])
@@ -78,13 +131,13 @@ def _reflectance(dates: Any, area: Any, recipe: CompositeRecipe) -> Any:
         whole = bands.mask().reduce(ee.Reducer.min()).gt(0)
         return bands.updateMask(whole.And(_is_clear(scene, recipe))).toFloat()
 
-    # A month without a scene would have no band: one more view, masked throughout, changes nothing.
+    # A month without a scene would have no bands. One more view, all masked, changes nothing.
     nothing = ee.ImageCollection([_nothing(S2_NAMES).toFloat()])
     return scenes.map(clear_view).merge(nothing).median()
 
 
 def _is_clear(scene: Any, recipe: CompositeRecipe) -> Any:
-    # unmask: without sameFootprint=False it leaves masked what lies outside a scene's footprint.
+    # unmask: without sameFootprint=False pixels outside a scene's footprint stay masked.
     if recipe.cloud_score is not None:
         return scene.select("cs_cdf").unmask(0, False).gte(recipe.cloud_score)
     invalid = list(recipe.scl_invalid)
@@ -93,7 +146,7 @@ def _is_clear(scene: Any, recipe: CompositeRecipe) -> Any:
 
 
 def _backscatter(dates: Any, extent: Any, recipe: CompositeRecipe) -> Any:
-    """`composite.mosaic_backscatter`: means of relative orbits, one laid over the other, in dB."""
+    """`composite.mosaic_backscatter`: means of relative orbits, laid over one another, in dB."""
     passes = [name.upper() for name in recipe.s1_passes]
     scenes = (
         ee.ImageCollection(S1_COLLECTION)
@@ -105,12 +158,8 @@ def _backscatter(dates: Any, extent: Any, recipe: CompositeRecipe) -> Any:
     )
     for name in S1_NAMES:
         scenes = scenes.filter(ee.Filter.listContains("transmitterReceiverPolarisation", name))
-    containing = scenes.filter(ee.Filter.contains(".geo", extent))
-    chosen = scenes
-    for name in reversed(passes):
-        of_pass = containing.filter(ee.Filter.eq(_PASS, name))
-        chosen = ee.Algorithms.If(of_pass.size().gt(0), of_pass, chosen)
     layers = ee.List([_nothing(S1_NAMES).toDouble().set("order", 1e12)])
+    chosen = _choose_scenes(scenes, extent, passes)
     for rank, name in enumerate(passes):
         of_pass = ee.ImageCollection(chosen).filter(ee.Filter.eq(_PASS, name))
         layers = layers.cat(_orbit_means(of_pass, rank))
@@ -119,10 +168,20 @@ def _backscatter(dates: Any, extent: Any, recipe: CompositeRecipe) -> Any:
     return mosaic.log10().multiply(10 / S1_BANDS[0].scale)
 
 
+def _choose_scenes(scenes: Any, extent: Any, passes: Sequence[str]) -> Any:
+    """`composite.choose_orbits`: of the first pass that contains the extent, else all scenes."""
+    containing = scenes.filter(ee.Filter.contains(".geo", extent))
+    chosen = scenes
+    for name in reversed(passes):
+        of_pass = containing.filter(ee.Filter.eq(_PASS, name))
+        chosen = ee.Algorithms.If(of_pass.size().gt(0), of_pass, chosen)
+    return chosen
+
+
 def _orbit_means(scenes: Any, rank: int) -> Any:
     """A list of images: the mean of each relative orbit, in linear power.
 
-    Of their `order` the lowest lies on top: by pass, then most scenes, then the lower number.
+    The lowest `order` lies on top: by pass, then most scenes, then the lower number.
     """
 
     def orbit_mean(number: Any) -> Any:
@@ -140,41 +199,31 @@ def _power(scene: Any) -> Any:
 
 
 def _nothing(names: Sequence[str]) -> Any:
-    """Masked bands, to be cast to the type of those that they join: collections are reduced of one type."""
+    """Masked bands, to be cast to the type of those that they join: collections are reduced in one type."""
     return ee.Image.constant([0] * len(names)).rename(names).updateMask(0)
 
 
-def _coded(name: str, asset: MapAsset) -> Any:
-    """A map as bytes: 1..n for the codes of its legend, 255 for others, 0 where it says nothing."""
-    images = ee.ImageCollection(asset.collection)
-    if asset.year is not None:
-        images = images.filterDate(f"{asset.year}-01-01", f"{asset.year + 1}-01-01")
-    indices = list(range(1, len(asset.codes) + 1))
-    codes = images.select(asset.band).mosaic().remap(list(asset.codes), indices, 255)
-    return codes.unmask(0, False).toByte().rename(name)
-
-
 class _Turns:
-    """Whose account and address the client of this process is set to: it knows one at a time.
+    """The account and address that the `ee` module is set to: it knows one at a time in a process.
 
-    Several sessions take turns: one waits for the answers to another's requests, then connects
-    anew. A single session waits for nothing.
+    Clients of several accounts take turns: one waits for the answers to the other's requests, then connects
+    again. A single client never waits.
     """
 
     def __init__(self) -> None:
-        self._entrance = threading.Lock()  # whoever waits to connect lets nobody past
+        self._entrance = threading.Lock()  # held by a client that waits to connect
         self._left = threading.Condition()
-        self._whose: Session | None = None
+        self._current: Client | None = None
         self._inside = 0
 
     @contextmanager
-    def of(self, session: Session) -> Iterator[None]:
+    def of(self, client: Client) -> Iterator[None]:
         with self._entrance, self._left:
-            self._left.wait_for(lambda: self._whose is session or not self._inside)
-            if self._whose is not session:
-                self._whose = None  # also where connecting fails
-                session.connect()
-                self._whose = session
+            self._left.wait_for(lambda: self._current is client or not self._inside)
+            if self._current is not client:
+                self._current = None  # also where connecting fails
+                client.connect()
+                self._current = client
             self._inside += 1
         try:
             yield
@@ -187,8 +236,8 @@ class _Turns:
 _TURNS = _Turns()
 
 
-class Session:
-    """Requests on one account to one address; threads may share it. Connects with the first request."""
+class Client:
+    """Requests on one account to one address. Threads may share it. It connects with the first request."""
 
     def __init__(self, config: EarthEngineConfig) -> None:
         self._config = config
@@ -196,12 +245,15 @@ class Session:
         self._transport = Transport(
             config.deadline_s, config.in_flight, through_proxies=not config.is_loopback
         )
+        self.last_answer = self._transport.last_answer
         self._months: dict[CompositeRecipe, Any] = {}
 
     def connect(self) -> None:
-        """Set the client of this process to this account and address."""
+        """Set the `ee` module of this process to this account and address."""
         config = self._config
-        with _no_endless_fetch():
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(10)  # the module fetches a list of deprecated assets without a time-out
+        try:
             ee.data.setMaxRetries(0)  # ours are bounded, counted and logged
             ee.Initialize(
                 credentials_of(config),
@@ -209,96 +261,71 @@ class Session:
                 project=self._project or None,  # None: that of the credentials
                 http_transport=self._transport,
             )
+        finally:
+            socket.setdefaulttimeout(before)
 
-    def pixels(
-        self,
-        grid: Grid,
-        periods: Sequence[Period],
-        recipe: CompositeRecipe,
-        outlines: tuple[Outline, Outline],
-        maps: Mapping[str, MapAsset],
-    ) -> bytes:
-        """Composites of `periods` and `maps` on `grid` as NPY: see `band_names`, then the maps.
+    def pixels(self, chunk: Chunk, request: ImageRequest, assets: Mapping[str, MapAsset]) -> bytes:
+        """A chunk of a request as NPY: the composites (see `band_names`), then the maps.
 
-        `outlines` are those of the area and the extent (see `month_function`), in degrees. Raises
-        InputError where there are no credentials, no project or no permission, or the request is
-        refused; RequestError where another attempt may be answered.
+        Raises InputError where there are no credentials, no project or no permission, or the request is
+        refused; RequestError where another attempt may succeed.
         """
         with self._failures(), _TURNS.of(self):
+            image = self._composites(chunk, request)
+            for name in chunk.maps:
+                image = image.addBands(assets[name].image(name))
             body = {
-                "expression": self._expression(periods, recipe, outlines, maps),
+                "expression": image,
                 "fileFormat": "NPY",
-                "grid": _wire_grid(grid),
+                "grid": _wire_grid(request.grid.window(chunk.window)),
                 "workloadTag": self._config.workload_tag,
             }
             content: bytes = ee.data.computePixels(body)
         return content
 
-    @property
-    def restricted(self) -> bool:
-        """Whether the last answer to this thread said that the project is in restricted mode."""
-        return self._transport.restricted
-
-    def _expression(
-        self,
-        periods: Sequence[Period],
-        recipe: CompositeRecipe,
-        outlines: tuple[Outline, Outline],
-        maps: Mapping[str, MapAsset],
-    ) -> Any:
-        if recipe not in self._months:
-            self._months[recipe] = month_function(recipe)
-        area, extent = (ee.Geometry.Polygon([outline], None, False) for outline in outlines)
+    def _composites(self, chunk: Chunk, request: ImageRequest) -> Any:
+        if request.recipe not in self._months:
+            self._months[request.recipe] = month_function(request.recipe)
+        area, extent = (
+            ee.Geometry.Polygon([_outline(grid)], None, False) for grid in (request.grid, request.extent)
+        )
+        periods = request.periods[chunk.first : chunk.stop]
         rows = [[period.start.isoformat(), period.end.isoformat(), area, extent] for period in periods]
-        months = ee.ImageCollection.fromImages(ee.List(rows).map(self._months[recipe]))
+        months = ee.ImageCollection.fromImages(ee.List(rows).map(self._months[request.recipe]))
         stored = months.toBands().rename(band_names(len(periods))).round().clamp(NODATA + 1, 32767)
-        image = stored.unmask(NODATA, False).toInt16()
-        for name, asset in maps.items():
-            image = image.addBands(_coded(name, asset))
-        return image
+        return stored.unmask(NODATA, False).toInt16()
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """Exceptions of the client and below as ours."""
+        """Exceptions of the client and of what it uses, as ours."""
         try:
             yield
         except (ee.EEException, GoogleApiError) as error:
-            # The client wraps an answer's status away, but keeps the answer as the context.
+            # The client drops the status of an answer, but keeps the answer as the context.
             answer = error if isinstance(error, HttpError) else error.__context__
             if isinstance(answer, HttpError):
                 waits_s = retry_after_s(answer.resp)
                 raise failure(int(answer.resp.status), str(answer.reason), self._project, waits_s) from error
-            raise without_answer(str(error)) from error
+            raise client_failure(str(error)) from error
         except GoogleAuthError as error:
             if error.retryable or isinstance(error, TransportError):
                 raise UnavailableError(f"signing in: {error}") from error
-            raise refused_sign_in(error, self._transport.clock_ahead_s) from error
+            raise sign_in_failure(error, self.last_answer.clock_ahead_s) from error
         except (ConnectionError, TimeoutError) as error:
             raise UnavailableError(str(error) or type(error).__name__) from error
 
 
-@contextmanager
-def _no_endless_fetch() -> Iterator[None]:
-    """A time-out for the list of deprecated assets, which the client fetches without one."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+@lru_cache(64)
+def _outline(grid: Grid) -> list[list[float]]:
+    """A closed ring of longitudes and latitudes, to a tenth of a millimetre."""
+    ring: list[list[float]] = grid.outline_in("EPSG:4326").round(9).tolist()
+    return ring
 
 
 def _wire_grid(grid: Grid) -> dict[str, Any]:
-    a, b, c, d, e, f = grid.transform
+    names = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
     return {
         "dimensions": {"width": grid.width, "height": grid.height},
-        "affineTransform": {
-            "scaleX": a,
-            "shearX": b,
-            "translateX": c,
-            "shearY": d,
-            "scaleY": e,
-            "translateY": f,
-        },
+        "affineTransform": dict(zip(names, grid.transform, strict=True)),
         "crsCode": grid.crs,
     }

@@ -1,31 +1,31 @@
-"""Requests to a service with a quota: how many may be on their way, and how many may start a second.
+"""Limits on the requests to a metered service: how many are in flight, and how many start a second.
 
-The number in flight adapts as congestion control does (additive increase, multiplicative decrease:
-Chiu and Jain 1989, doi:10.1016/0169-7552(89)90019-6): an answer adds a fraction of one, so that a
-whole round adds one; a "too many requests" halves it, once for all requests that were on their way
-by then. Where an answer says how long to wait (Retry-After), nothing starts before that.
-`Limiter` is the rule without clock or threads, `LocalQuota` applies it in one process.
+The number in flight adapts by additive increase and multiplicative decrease, as congestion control does
+(Chiu and Jain 1989, doi:10.1016/0169-7552(89)90019-6). An answer adds a fraction of one, so that a whole
+round adds one. "Too many requests" halves the number, once for all requests that were then in flight.
+Where an answer says how long to wait (Retry-After), nothing starts before.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 RequestOutcome = Literal["done", "rate_limited", "unavailable", "too_large", "refused"]
 
-_RESTRICTED_IN_FLIGHT = 2  # of a project in restricted mode: the service queues what is more
-_SPEED_OVER_S = 30.0
+_RESTRICTED_IN_FLIGHT = 2  # for a project in restricted mode, of which the service queues more
+_RATE_WINDOW_S = 30.0
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one request. `name` says what was asked for, `error` why it was not answered."""
+    """The result of one request. `name` says what was requested, `error` why there is no answer."""
 
     name: str
     outcome: RequestOutcome
@@ -33,13 +33,13 @@ class Attempt:
     nbytes: int = 0
     error: str = ""
     restricted: bool = False  # the answer said that the project is in restricted mode
-    retry_after_s: float = 0.0  # it said that nothing should be asked for so long
+    retry_after_s: float = 0.0  # the answer asked to send nothing for so long
 
 
 @dataclass(frozen=True)
 class QuotaStatus:
-    """Counts since the start; `bytes_per_s` over the last half minute. `paused_s`: still to wait
-    because the service asked for it.
+    """Counts since the start. `bytes_per_s` is over the last half minute; `paused_s` is how long the
+    service still asks to wait.
     """
 
     in_flight: int
@@ -53,72 +53,56 @@ class QuotaStatus:
 
 
 class RequestQuota(Protocol):
-    """Leave to send requests. Every permit is given back with what became of the request."""
+    """Permits to send requests. Each permit is released with the result of its request."""
 
     def acquire(self) -> int:
-        """Wait until a request may start; its permit."""
+        """Wait until a request may start, and return its permit."""
         ...
 
     def release(self, permit: int, attempt: Attempt) -> None: ...
 
 
-class _Answer(NamedTuple):
-    at: float
-    nbytes: int
-
-
-@dataclass
 class Limiter:
-    """The rule alone. Times are seconds of one monotonic clock and are passed in.
+    """The rule, without clock or threads: times are seconds of one monotonic clock.
 
-    `lease_s`: a permit that was not given back for so long is taken for lost, as of a worker that
-    was killed, and no longer counts as in flight.
+    A permit that is not released within `lease_s` counts as lost with its worker, and is no longer in flight.
     """
 
-    in_flight: int
-    per_second: float
-    lease_s: float
-    requests: int = field(default=0, init=False)
-    rate_limited: int = field(default=0, init=False)
-    nbytes: int = field(default=0, init=False)
-    restricted: bool = field(default=False, init=False)
-    _allowed: float = field(init=False)
-    _started: dict[int, float] = field(default_factory=dict, init=False)  # by permit
-    _next_start: float = field(default=float("-inf"), init=False)
-    _paused_until: float = field(default=float("-inf"), init=False)
-    _reduced: float = field(default=float("-inf"), init=False)
-    _answers: deque[_Answer] = field(default_factory=deque, init=False)
-
-    def __post_init__(self) -> None:
-        self._allowed = float(self.in_flight)
+    def __init__(self, in_flight: int, per_second: float, lease_s: float) -> None:
+        self._in_flight, self._per_second, self._lease_s = in_flight, per_second, lease_s
+        self.requests = self.rate_limited = self.nbytes = 0
+        self.restricted = False
+        self._allowed = float(in_flight)
+        self._started: dict[int, float] = {}  # by permit
+        self._next_start = self._paused_until = self._reduced = -math.inf
+        self._answers: deque[tuple[float, int]] = deque()  # time, bytes
 
     @property
     def allowed(self) -> int:
-        most = _RESTRICTED_IN_FLIGHT if self.restricted else self.in_flight
+        most = _RESTRICTED_IN_FLIGHT if self.restricted else self._in_flight
         return max(1, min(most, int(self._allowed)))
 
     def try_start(self, now: float) -> int | None:
         """The permit of a request that starts now, or None where it has to wait."""
-        for permit in [t for t, start in self._started.items() if now - start > self.lease_s]:
-            del self._started[permit]
+        self._started = {p: start for p, start in self._started.items() if now - start <= self._lease_s}
         if len(self._started) >= self.allowed or now < self._next_start:
             return None
-        self._next_start = max(now, self._next_start) + 1 / self.per_second
+        self._next_start = max(now, self._next_start) + 1 / self._per_second
         self.requests += 1
         self._started[self.requests] = now
         return self.requests
 
     def wait_s(self, now: float) -> float:
-        """For how long nothing can start unless a permit is given back."""
+        """How long nothing can start unless a permit is released."""
         if len(self._started) < self.allowed:
             return max(0.0, self._next_start - now)
-        return max(0.0, min(self._started.values()) + self.lease_s - now)
+        return max(0.0, min(self._started.values()) + self._lease_s - now)
 
     def finish(self, permit: int, attempt: Attempt, now: float) -> None:
-        """Take a permit back and learn from what became of its request."""
+        """Release a permit and adapt to the result of its request."""
         started = self._started.pop(permit, now)
         self.nbytes += attempt.nbytes
-        self._answers.append(_Answer(now, attempt.nbytes))
+        self._answers.append((now, attempt.nbytes))
         self._paused_until = max(self._paused_until, now + attempt.retry_after_s)
         self._next_start = max(self._next_start, self._paused_until)
         if attempt.outcome == "rate_limited":
@@ -127,10 +111,10 @@ class Limiter:
                 self._allowed, self._reduced = max(1.0, self._allowed / 2), now
         elif attempt.outcome == "done":
             self.restricted = attempt.restricted
-            self._allowed = min(float(self.in_flight), self._allowed + 1 / self._allowed)
+            self._allowed = min(float(self._in_flight), self._allowed + 1 / self._allowed)
 
     def status(self, now: float) -> QuotaStatus:
-        while self._answers and self._answers[0].at < now - _SPEED_OVER_S:
+        while self._answers and self._answers[0][0] < now - _RATE_WINDOW_S:
             self._answers.popleft()
         return QuotaStatus(
             in_flight=len(self._started),
@@ -138,7 +122,7 @@ class Limiter:
             requests=self.requests,
             rate_limited=self.rate_limited,
             nbytes=self.nbytes,
-            bytes_per_s=sum(answer.nbytes for answer in self._answers) / _SPEED_OVER_S,
+            bytes_per_s=sum(nbytes for _, nbytes in self._answers) / _RATE_WINDOW_S,
             restricted=self.restricted,
             paused_s=max(0.0, self._paused_until - now),
         )
@@ -147,34 +131,27 @@ class Limiter:
 class LocalQuota:
     """The quota of one process, for any number of threads."""
 
-    def __init__(
-        self,
-        in_flight: int,
-        per_second: float,
-        lease_s: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, in_flight: int, per_second: float, lease_s: float) -> None:
         self._limiter = Limiter(in_flight, per_second, lease_s)
-        self._clock = clock
         self._changed = threading.Condition()
         self._unanswered: list[Attempt] = []
 
     def acquire(self) -> int:
         with self._changed:
-            while (permit := self._limiter.try_start(self._clock())) is None:
-                self._changed.wait(self._limiter.wait_s(self._clock()))
+            while (permit := self._limiter.try_start(time.monotonic())) is None:
+                self._changed.wait(self._limiter.wait_s(time.monotonic()))
             return permit
 
     def release(self, permit: int, attempt: Attempt) -> None:
         with self._changed:
-            self._limiter.finish(permit, attempt, self._clock())
+            self._limiter.finish(permit, attempt, time.monotonic())
             if attempt.outcome != "done":
                 self._unanswered.append(attempt)
             self._changed.notify_all()
 
     def status(self) -> QuotaStatus:
         with self._changed:
-            return self._limiter.status(self._clock())
+            return self._limiter.status(time.monotonic())
 
     def take_unanswered(self) -> list[Attempt]:
         """The requests without an answer since the last call, for the event log."""
@@ -183,26 +160,18 @@ class LocalQuota:
             return taken
 
 
-class ComputeSlots:
-    """How many threads of a process compute at a time; a thread that waits for an answer gives its slot up.
+@contextmanager
+def released(slots: threading.Semaphore | None) -> Iterator[None]:
+    """Give up the slot that this thread holds while it waits for an answer, and take one again at the end.
 
-    Many requests can then be in flight, while memory holds the pixels of few tiles.
+    Slots bound how many threads of a process hold pixels at a time, where many more may be waiting. With
+    None there is nothing to give up.
     """
-
-    def __init__(self, count: int) -> None:
-        self._free = threading.Semaphore(count)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Wait for a slot and hold it."""
-        with self._free:
-            yield
-
-    @contextmanager
-    def released(self) -> Iterator[None]:
-        """Within `held`: give the slot up, and wait for one again at the end."""
-        self._free.release()
-        try:
-            yield
-        finally:
-            self._free.acquire()
+    if slots is None:
+        yield
+        return
+    slots.release()
+    try:
+        yield
+    finally:
+        slots.acquire()

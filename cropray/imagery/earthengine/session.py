@@ -1,14 +1,25 @@
-"""On whose account Earth Engine is asked: credentials and project. Keys are read here and stay here."""
+"""The account and the connection for Earth Engine: credentials, HTTP, and what a failed request means.
+
+| answer | exception | consequence |
+|---|---|---|
+| 429; 403 for a rate | RateLimitedError | wait, fewer in flight, try again |
+| 5xx; no answer in time; a dropped, truncated or damaged one | UnavailableError | wait, try again |
+| 400 for size, memory or computing time | TooLargeError | request less at once |
+| any other | InputError | none: it needs a person |
+
+Keys are read here and stay here.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from email.utils import mktime_tz, parsedate_tz
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +34,7 @@ from requests.adapters import HTTPAdapter
 
 from cropray.config.imagery import EarthEngineConfig
 from cropray.errors import InputError
+from cropray.imagery.earthengine.quota import RequestOutcome
 
 SIGN_IN = (
     "run `earthengine authenticate` or `gcloud auth application-default login`, or give a service "
@@ -35,8 +47,109 @@ NO_PROJECT = (
 )
 
 _SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
-_CLOCK_OFF_S = 60.0  # the service lets less than a few minutes pass
-_STORED = "persistent"  # the client's word for what it finds itself
+_CLOCK_OFF_S = 60.0  # the service tolerates less than a few minutes
+_STORED = "persistent"  # by which the client means the credentials that it finds itself
+_QUOTA_HEADER = "x-earth-engine-quota-status"
+_CONNECT_S = 20.0
+_READ_BYTES = 1 << 20
+_FIRST_BYTES = (b"{", b"\x93")  # of JSON and of NPY; a proxy's page may come with the status of a success
+
+# In the words of the service.
+_TOO_LARGE = re.compile(
+    r"memory limit exceeded|computation timed out|must be less than or equal to|is too large"
+    r"|too many (bands|pixels)",
+    re.IGNORECASE,
+)
+_RATE = re.compile(r"rate ?limit|quota exceeded|resource.?exhausted", re.IGNORECASE)
+
+# What a person can do, by the status (None: any) and words of a refusal; the first that matches.
+_ADVICE: tuple[tuple[int | None, str, str], ...] = (
+    (401, "", f"the credentials are not accepted: {SIGN_IN}"),
+    (
+        None,
+        "has not been used|is disabled",
+        "enable the Earth Engine API for {project!r} "
+        "(https://console.cloud.google.com/apis/library/earthengine.googleapis.com?project={project})",
+    ),
+    (None, "not registered", "register {project!r} at https://console.cloud.google.com/earth-engine"),
+    (
+        403,
+        "[Pp]ermission",
+        "the account needs the roles Earth Engine Resource Viewer and Service Usage Consumer on {project!r}, "
+        "or set another project in source.earthengine.project",
+    ),
+    (
+        None,
+        "asset .* not found",
+        "check that the catalogue of Earth Engine has it and that you may read it",
+    ),
+    (404, "", "check that the project {project!r} exists (source.earthengine.project or EE_PROJECT)"),
+)
+
+
+class RequestError(OSError):
+    """A request without a usable answer. The service may have said how long to wait."""
+
+    outcome: RequestOutcome = "unavailable"
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimitedError(RequestError):
+    outcome: RequestOutcome = "rate_limited"
+
+
+class UnavailableError(RequestError):
+    outcome: RequestOutcome = "unavailable"
+
+
+class TooLargeError(RequestError):
+    outcome: RequestOutcome = "too_large"
+
+
+def failure(status: int, message: str, project: str, retry_after_s: float = 0.0) -> RequestError | InputError:
+    """What an answer without a result means; `message` is the service's own."""
+    text = " ".join(message.split())[:500].rstrip(".") or f"HTTP {status} without a message"
+    if status == 429 or (status == 403 and _RATE.search(text)):
+        return RateLimitedError(f"{status}: {text}", retry_after_s)
+    if status >= 500 or status < 300:  # below 300: a page instead of a result
+        return UnavailableError(f"{status}: {text}", retry_after_s)
+    if status in (400, 413) and _TOO_LARGE.search(text):
+        return TooLargeError(f"{status}: {text}")
+    matching = (
+        f"; {advice.format(project=project)}"
+        for of_status, words, advice in _ADVICE
+        if of_status in (None, status) and re.search(words, text)
+    )
+    return InputError(f"Earth Engine refused the request ({status}): {text}{next(matching, '')}")
+
+
+def sign_in_failure(error: GoogleAuthError, clock_ahead_s: float | None) -> InputError:
+    """What a refusal by the sign-in service means.
+
+    A key signs with the time of this machine, so the service refuses it where the clock is off.
+    `clock_ahead_s` is how far the clock is ahead of the answer's date, None where it has none.
+    """
+    reason = str(error.args[0] if error.args else type(error).__name__).rstrip(".")
+    advice = SIGN_IN
+    if clock_ahead_s is not None and abs(clock_ahead_s) > _CLOCK_OFF_S:
+        off = f"{timedelta(seconds=round(abs(clock_ahead_s)))} {'ahead' if clock_ahead_s > 0 else 'behind'}"
+        advice = (
+            f"the clock of this machine is {off}: set it (timedatectl set-ntp true) and run the same command "
+            "again"
+        )
+    return InputError(f"Earth Engine: signing in failed: {reason}; {advice}")
+
+
+def client_failure(message: str) -> InputError:
+    """What an error means that the client raises before it sends anything."""
+    if "authorize access" in message:
+        return InputError(NO_CREDENTIALS)
+    if "no project found" in message:
+        return InputError(NO_PROJECT)
+    return InputError(f"Earth Engine: {message}")
 
 
 def project_of(config: EarthEngineConfig) -> str:
@@ -46,22 +159,22 @@ def project_of(config: EarthEngineConfig) -> str:
 
 
 def credentials_of(config: EarthEngineConfig) -> Any:
-    """What `ee.Initialize` takes: a service account's key by the settings, then by the environment,
-    then the default credentials that GOOGLE_APPLICATION_CREDENTIALS names; else the client looks for
-    what `earthengine authenticate` or gcloud stored. A loopback address needs none, and only a key
-    of the settings is used there.
+    """What `ee.Initialize` takes as credentials.
 
-    Raises InputError for a key that cannot be read.
+    In this order: a service account's key from the settings, one from the environment, the default
+    credentials that GOOGLE_APPLICATION_CREDENTIALS names; else the client looks for what
+    `earthengine authenticate` or gcloud stored. A loopback address needs none, and uses only a key from the
+    settings. Raises InputError for a key that cannot be read.
     """
     if config.service_account_key:
-        return _key_in(config.service_account_key)
+        return _read_key(config.service_account_key)
     if config.is_loopback:
         return AnonymousCredentials()
     key = os.environ.get("EE_SERVICE_ACCOUNT_KEY", "")
     if key.lstrip().startswith("{"):
         return _service_account(key, "EE_SERVICE_ACCOUNT_KEY")
     if key:
-        return _key_in(key)
+        return _read_key(key)
     if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         try:
             credentials, _ = google.auth.default(scopes=_SCOPES)
@@ -71,30 +184,7 @@ def credentials_of(config: EarthEngineConfig) -> Any:
     return _STORED
 
 
-def refused_sign_in(error: GoogleAuthError, clock_ahead_s: float | None) -> InputError:
-    """What the sign-in service said. A key signs with the time of this machine, so a clock that is
-    off is refused; `clock_ahead_s` is by how much it is ahead, where the answer told.
-    """
-    said = str(error.args[0] if error.args else type(error).__name__).rstrip(".")
-    if clock_ahead_s is not None and abs(clock_ahead_s) > _CLOCK_OFF_S:
-        return InputError(
-            f"Earth Engine: signing in failed: {said}; the clock of this machine is "
-            f"{timedelta(seconds=round(abs(clock_ahead_s)))} {'ahead' if clock_ahead_s > 0 else 'behind'}: "
-            "set it (timedatectl set-ntp true) and run the same command again"
-        )
-    return InputError(f"Earth Engine: signing in failed: {said}; {SIGN_IN}")
-
-
-def without_answer(message: str) -> InputError:
-    """What the client says before it has asked anything."""
-    if "authorize access" in message:
-        return InputError(NO_CREDENTIALS)
-    if "no project found" in message:
-        return InputError(NO_PROJECT)
-    return InputError(f"Earth Engine: {message}")
-
-
-def _key_in(path: str) -> Any:
+def _read_key(path: str) -> Any:
     try:
         text = Path(path).expanduser().read_text()
     except OSError as error:
@@ -106,42 +196,32 @@ def _service_account(text: str, where: str) -> Any:
     try:
         return service_account.Credentials.from_service_account_info(json.loads(text), scopes=_SCOPES)
     except (ValueError, AttributeError, TypeError):
-        # Without its cause: what it says may quote the key.
-        raise InputError(f"{where} is not the key of a service account; wanted: the JSON of one") from None
+        # Without its cause, which may quote the key.
+        raise InputError(f"{where} is not the key of a service account; wanted is its JSON") from None
 
 
-_QUOTA_HEADER = "x-earth-engine-quota-status"
-_CONNECT_S = 20.0
-_CHUNK = 1 << 20
-_BEGINNINGS = (b"{", b"\x93")  # of JSON and of NPY; a page of a proxy passes for a success too
+class LastAnswer(threading.local):
+    """What the last answer to this thread said."""
+
+    restricted = False  # the project is in restricted mode
+    clock_ahead_s: float | None = None  # how far this machine's clock is ahead of its date, if it has one
 
 
 class Transport:
-    """`requests` behind the interface of httplib2, which the client asks for.
+    """`requests` behind the interface of httplib2, which the client wants.
 
-    The client's own has no deadline for a whole answer and ten connections. Raises TimeoutError
-    past the deadline and ConnectionError for every other way in which no whole answer came, as the
-    client's own does; and InputError for a server whose certificate is not trusted.
+    The client's own transport has no deadline for a whole answer, and ten connections. As that one does,
+    this raises TimeoutError past the deadline and ConnectionError where no whole answer comes for another
+    reason. Raises InputError for a server whose certificate is not trusted.
     """
 
     def __init__(self, deadline_s: float, connections: int, *, through_proxies: bool) -> None:
         self._deadline_s = deadline_s
+        self.last_answer = LastAnswer()
         self._session = requests.Session()
         self._session.trust_env = through_proxies
-        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=connections)
-        self._session.mount("https://", adapter)
-        self._session.mount("http://", adapter)
-        self._last = threading.local()
-
-    @property
-    def restricted(self) -> bool:
-        """Whether the last answer to this thread said that the project is in restricted mode."""
-        return getattr(self._last, "restricted", False)
-
-    @property
-    def clock_ahead_s(self) -> float | None:
-        """By how much this machine's clock was ahead of the last answer to this thread, if it said."""
-        return getattr(self._last, "clock_ahead_s", None)
+        for scheme in ("https://", "http://"):
+            self._session.mount(scheme, HTTPAdapter(pool_connections=4, pool_maxsize=connections))
 
     def request(
         self,
@@ -157,36 +237,32 @@ class Transport:
             with self._session.request(
                 method, uri, data=body, headers=headers, timeout=timeout, stream=True
             ) as response:
-                content = self._read(response, end)
+                chunks = []
+                for chunk in response.iter_content(_READ_BYTES):
+                    chunks.append(chunk)
+                    if time.monotonic() > end:
+                        raise TimeoutError(f"no whole answer within {self._deadline_s:g} s")
         except requests.Timeout as error:
             raise TimeoutError(f"no answer within {self._deadline_s:g} s") from error
         except requests.exceptions.SSLError as error:
-            raise _refused_certificate(uri, error) from error
+            raise _certificate_failure(uri, error) from error
         except requests.RequestException as error:
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
-        if response.ok and content[:1] not in _BEGINNINGS:
+        content = b"".join(chunks)
+        if response.ok and content[:1] not in _FIRST_BYTES:
             raise ConnectionError(f"the answer is neither JSON nor an array but {content[:40]!r}")
         fields = {name.lower(): value for name, value in response.headers.items()}
-        # Taken out, for the client would warn of it with every answer.
-        self._last.restricted = "parallelism_restricted=true" in fields.pop(_QUOTA_HEADER, "")
-        said = http_time(fields.get("date", ""))
-        self._last.clock_ahead_s = None if said is None else time.time() - said
+        # Removed, because the client would print a warning with every answer.
+        self.last_answer.restricted = "parallelism_restricted=true" in fields.pop(_QUOTA_HEADER, "")
+        sent = http_time(fields.get("date", ""))
+        self.last_answer.clock_ahead_s = None if sent is None else time.time() - sent
         return httplib2.Response({**fields, "status": str(response.status_code)}), content
-
-    def _read(self, response: requests.Response, end: float) -> bytes:
-        chunks = []
-        for chunk in response.iter_content(_CHUNK):
-            chunks.append(chunk)
-            if time.monotonic() > end:
-                raise TimeoutError(f"no whole answer within {self._deadline_s:g} s")
-        return b"".join(chunks)
 
 
 def http_time(text: str) -> float | None:
-    """Seconds since 1970 of a date as HTTP writes it (RFC 9110, 5.6.7); None for anything else."""
-    parsed = parsedate_tz(text)
+    """Seconds since 1970 of a date as in HTTP (RFC 9110, 5.6.7); None for anything else."""
     try:
-        return None if parsed is None else float(mktime_tz(parsed))
+        return parsedate_to_datetime(text).timestamp()
     except (ValueError, OverflowError):
         return None
 
@@ -194,21 +270,21 @@ def http_time(text: str) -> float | None:
 def retry_after_s(headers: Mapping[str, str]) -> float:
     """How long an answer asks to wait (RFC 9110, 10.2.3: seconds, or a date); 0 where it does not.
 
-    A date is reckoned from the answer's own, so that the clock of this machine does not matter.
+    A date is compared with the answer's own, so that the clock of this machine does not matter.
     """
-    asked = headers.get("retry-after", "").strip()
-    if asked.isascii() and asked.isdigit():
-        return float(asked)
-    until, said = http_time(asked), http_time(headers.get("date", ""))
-    return 0.0 if until is None else max(0.0, until - (time.time() if said is None else said))
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    until, sent = http_time(value), http_time(headers.get("date", ""))
+    return 0.0 if until is None else max(0.0, until - (time.time() if sent is None else sent))
 
 
-def _refused_certificate(uri: str, error: requests.exceptions.SSLError) -> Exception:
-    """Not to be tried again where it is the certificate; a handshake that broke off is."""
+def _certificate_failure(uri: str, error: requests.exceptions.SSLError) -> Exception:
+    """An untrusted certificate needs a person; a handshake that broke off can be tried again."""
     if "CERTIFICATE_VERIFY_FAILED" not in str(error):
         return ConnectionError(f"{type(error).__name__}: {error}")
     reason = str(error).partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
     return InputError(
-        f"the certificate of {urlsplit(uri).hostname} is not trusted ({reason}); is the clock of this "
-        "machine right? Behind a proxy with certificates of its own, name their file in REQUESTS_CA_BUNDLE"
+        f"the certificate of {urlsplit(uri).hostname} is not trusted ({reason}). Check the clock of this "
+        "machine; behind a proxy with its own certificates, name their file in REQUESTS_CA_BUNDLE"
     )

@@ -1,4 +1,4 @@
-"""Requests cut by bytes: as few as fit, every pixel and month once, and what they would take."""
+"""Requests cut by bytes: as few chunks as fit, every pixel and month once, and their estimate_cost cost."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cropray.grid import Grid
 from cropray.imagery.earthengine.tiling import (
     BANDS,
     MAX_BYTES,
-    LearntSize,
-    Piece,
+    AdaptiveSize,
+    Chunk,
     band_names,
-    estimated,
-    plan_pieces,
+    estimate_cost,
+    plan_chunks,
 )
 from cropray.types import ImageRequest, Period
 
@@ -35,76 +35,76 @@ def request(height: int, width: int, months: int = 6, maps: tuple[str, ...] = ()
 
 
 def test_six_months_and_a_label_map_of_480_px_square_are_one_request() -> None:
-    (piece,) = plan_pieces(request(480, 480, maps=("eucropmap",)))
-    assert piece.nbytes == 480 * 480 * (72 * 3 + 2) <= LIMIT
-    assert len(plan_pieces(request(484, 484, maps=("eucropmap",)))) == 2
+    (chunk,) = plan_chunks(request(480, 480, maps=("eucropmap",)))
+    assert chunk.nbytes == 480 * 480 * (72 * 3 + 2) <= LIMIT
+    assert len(plan_chunks(request(484, 484, maps=("eucropmap",)))) == 2
 
 
 @given(st.integers(1, 1500), st.integers(1, 1500), st.integers(1, 24), st.sets(st.sampled_from("ab")))
-def test_pieces_fit_and_cover_a_request_once(height: int, width: int, months: int, maps: set[str]) -> None:
-    pieces = plan_pieces(request(height, width, months, tuple(maps)))
+def test_chunks_fit_and_cover_a_request_once(height: int, width: int, months: int, maps: set[str]) -> None:
+    chunks = plan_chunks(request(height, width, months, tuple(maps)))
     seen = np.zeros((months, height, width), int)
     mapped = np.zeros((height, width), int)
-    for piece in pieces:
-        assert piece.nbytes <= LIMIT
-        assert piece.bands == len(band_names(piece.stop - piece.first)) + len(piece.maps)
-        rows, cols = piece.window.slices
-        seen[piece.first : piece.stop, rows, cols] += 1
-        mapped[rows, cols] += piece.maps == tuple(maps)
+    for chunk in chunks:
+        assert chunk.nbytes <= LIMIT
+        assert chunk.bands == len(band_names(chunk.stop - chunk.first)) + len(chunk.maps)
+        rows, cols = chunk.window.slices
+        seen[chunk.first : chunk.stop, rows, cols] += 1
+        mapped[rows, cols] += chunk.maps == tuple(maps)
     assert (seen == 1).all()
     assert (mapped == 1).all() or not maps
     whole = height * width * (months * BANDS * 3 + len(maps) * 2)
-    assert len(pieces) <= 2 * -(-whole // LIMIT)
+    assert len(chunks) <= 2 * -(-whole // LIMIT)
 
 
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 12))
 def test_halving_ends_with_single_months_of_small_windows_and_loses_nothing(
     height: int, width: int, months: int
 ) -> None:
-    (whole,) = plan_pieces(request(height, width, months, ("a",)), most_bytes=1 << 60)
+    (whole,) = plan_chunks(request(height, width, months, ("a",)), max_bytes=1 << 60)
     queue, smallest = [whole], []
     while queue:
-        piece = queue.pop()
-        queue.extend(piece.halves() or ())
-        if piece.halves() is None:
-            smallest.append(piece)
-    assert all(piece.stop - piece.first == 1 for piece in smallest)
-    assert max(max(piece.window.height, piece.window.width) for piece in smallest) < 128
-    assert sum(piece.nbytes for piece in smallest) == whole.nbytes
+        chunk = queue.pop()
+        queue.extend(chunk.halves() or ())
+        if chunk.halves() is None:
+            smallest.append(chunk)
+    assert all(chunk.stop - chunk.first == 1 for chunk in smallest)
+    assert max(max(chunk.window.height, chunk.window.width) for chunk in smallest) < 128
+    assert sum(chunk.nbytes for chunk in smallest) == whole.nbytes
 
 
 def test_space_is_halved_before_months_and_maps_come_with_the_first_months() -> None:
-    (piece,) = plan_pieces(request(100, 200, maps=("eucropmap",)))
-    left, right = piece.halves() or ()
+    (chunk,) = plan_chunks(request(100, 200, maps=("eucropmap",)))
+    left, right = chunk.halves() or ()
     assert (left.window.width, right.window.width, right.window.col) == (100, 100, 100)
     early, late = left.halves() or ()
     assert (early.first, early.stop, early.maps) == (0, 3, ("eucropmap",))
     assert (late.first, late.stop, late.maps) == (3, 6, ())
 
 
-def test_what_is_refused_three_times_in_a_row_is_asked_for_in_halves_from_then_on() -> None:
-    size = LearntSize()
-    (piece,) = plan_pieces(request(400, 400))
+def test_after_three_refusals_in_a_row_requests_are_half_as_large() -> None:
+    size = AdaptiveSize()
+    (chunk,) = plan_chunks(request(400, 400))
     for _ in range(2):
-        size.refuse(piece)
-    size.answer(piece)
+        size.record_refusal(chunk)
+    size.record_answer(chunk)
     for _ in range(2):
-        size.refuse(piece)
-    assert size.most_bytes == MAX_BYTES
-    size.answer(piece.halves()[0])  # a half says nothing of the whole
-    size.refuse(piece)
-    assert size.most_bytes == piece.nbytes // 2
-    assert len(plan_pieces(request(400, 400), size.most_bytes)) == 2
+        size.record_refusal(chunk)
+    assert size.max_bytes == MAX_BYTES
+    size.record_answer(chunk.halves()[0])  # a half says nothing of the whole
+    size.record_refusal(chunk)
+    assert size.max_bytes == chunk.nbytes // 2
+    assert len(plan_chunks(request(400, 400), size.max_bytes)) == 2
 
 
 def test_an_estimate_is_that_of_its_assumptions() -> None:
     config = EarthEngineConfig(in_flight=4, per_second=10, assumed_eecu_s=36, assumed_request_s=20)
-    pieces = [piece for _ in range(100) for piece in plan_pieces(request(400, 500))]
-    got = estimated(pieces, config)
+    chunks = [chunk for _ in range(100) for chunk in plan_chunks(request(400, 500))]
+    got = estimate_cost(chunks, config)
     assert got["requests"] == 100
     assert got["response_bytes"] == 100 * 400 * 500 * 72 * 3
     assert got["eecu_hours"] == pytest.approx(100 * 0.2 * 6 * 36 / 3600)
     assert got["wall_time_s"] == pytest.approx(100 * 400 * 500 * 72 * 3 / LIMIT * 20 / 4, rel=1e-3)
-    small: list[Piece] = [piece for _ in range(100) for piece in plan_pieces(request(8, 8))]
-    assert estimated(small, config)["wall_time_s"] == pytest.approx(10.0)
+    small: list[Chunk] = [chunk for _ in range(100) for chunk in plan_chunks(request(8, 8))]
+    assert estimate_cost(small, config)["wall_time_s"] == pytest.approx(10.0)
     assert "36 EECU-seconds a megapixel and month" in got["assumed"]
