@@ -23,7 +23,7 @@ from cropray.config.training import TrainConfig
 from cropray.errors import InputError
 from cropray.run import Run
 from cropray.storage import Folder, within
-from cropray.training.resources import Asked, each_worker, shortage
+from cropray.training.resources import ResourceRequest, shortage, worker_resources
 
 Verdict = Literal["ok", "warning", "bad"]
 
@@ -121,8 +121,10 @@ def judge_resources(have: Mapping[str, float], most: Mapping[str, float] | None,
     verdict = Finding("resources", "ok", found)
     for stage in ("finetune", "pretrain"):
         settings: TrainConfig = getattr(config, stage)
-        asked = Asked((settings.min_workers, settings.max_workers), each_worker(settings, have), grows=False)
-        if short := shortage(stage, asked, most):
+        request = ResourceRequest(
+            (settings.min_workers, settings.max_workers), worker_resources(settings, have)
+        )
+        if short := shortage(stage, request, most):
             return Finding("resources", "bad", f"{found}; {short[0]}", short[1])
         count, later = settings.min_workers, most.get("GPU", 0)
         if settings.gpus is None and later and have.get("GPU", 0) < count:

@@ -18,7 +18,7 @@ from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
 from cropray.shards.file import shard_uris
 from cropray.storage import Folder
-from cropray.training.companions import Companion
+from cropray.training.loop import AuxiliaryTask
 from cropray.training.monitor import flat_entry
 from cropray.training.plan import Data, make_plan, training_inputs
 from cropray.training.step import Trainer, initial_network
@@ -72,15 +72,15 @@ def test_a_label_set_comes_as_often_as_its_weight_says_and_goes_round(
     folders: tuple[Folder, Folder], weight: float
 ) -> None:
     data = reader(folders[1])
-    companion = Companion(HEAD, data, weight)
-    steps = [list(companion.before(step)) for step in range(20)]
+    task = AuxiliaryTask(HEAD, data, weight)
+    steps = [list(task.before(step)) for step in range(20)]
     assert {len(batches) for batches in steps} <= {int(weight), int(weight) + 1}
     read = [ids(batch) for batches in steps for batch in batches]
     assert len(read) == int(20 * weight)
     expected = [ids(batch) for epoch in range(20) for batch in data.epoch(epoch)]
     assert read == expected[: len(read)]
     for start in (3, 7, 15):  # taken up there
-        again = Companion(HEAD, data, weight)
+        again = AuxiliaryTask(HEAD, data, weight)
         rest = [ids(batch) for step in range(start, 20) for batch in again.before(step)]
         assert rest == read[len(read) - len(rest) :]
 
@@ -119,13 +119,13 @@ def test_both_heads_learn_and_the_record_tells_of_both(
     loop = make_loop(folders[0], Folder(str(tmp_path)), Script(), replace(RECIPE, epochs=8), folders[1])
     assert loop.run()
     for name in ("train_loss", f"train_loss_{HEAD}"):
-        losses = [entry[name] for entry in loop.standing.history]
+        losses = [entry[name] for entry in loop.state.history]
         assert losses[-1] < 0.8 * losses[0]
     stored = load_checkpoint(Folder(str(tmp_path / "epoch-0008")))
     assert class_lists(stored) == {MAIN: CLASSES, HEAD: CLASSES}
     assert stored.thresholds is not None
     assert stored.heads[HEAD].thresholds is None  # it has no validation split
-    assert "val_heads" not in loop.standing.history[-1]
+    assert "val_heads" not in loop.state.history[-1]
 
 
 def test_a_head_beside_is_validated_on_its_own_split_and_the_main_one_chooses_the_epoch(
@@ -140,7 +140,7 @@ def test_a_head_beside_is_validated_on_its_own_split_and_the_main_one_chooses_th
     recipe = replace(RECIPE, epochs=2)
     loop = make_loop(own, Folder(str(tmp_path / "states")), Script(), recipe, beside)
     assert loop.run()
-    entry = loop.standing.history[-1]
+    entry = loop.state.history[-1]
     stored = load_checkpoint(Folder(str(tmp_path / "states" / "epoch-0002")))
     figures = entry["val_heads"][HEAD]
     assert stored.heads[HEAD].thresholds == pytest.approx(
@@ -181,7 +181,7 @@ def test_a_joint_training_left_at_any_step_ends_as_if_undisturbed(
     rest = make_loop(own, halves, Script(), beside=beside)
     assert rest.run()
     assert same(rest.trainer.state(), whole.trainer.state())
-    for one, two in zip(rest.standing.history, whole.standing.history, strict=True):
+    for one, two in zip(rest.state.history, whole.state.history, strict=True):
         assert [one[name] for name in one if "loss" in name] == [two[name] for name in two if "loss" in name]
 
 

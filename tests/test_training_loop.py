@@ -16,7 +16,7 @@ from cropray.models.checkpoint import load_checkpoint
 from cropray.shards.file import shard_uris
 from cropray.shards.order import EpochState, Stretch
 from cropray.storage import Folder
-from cropray.training.loop import _continued
+from cropray.training.loop import continued
 from cropray.training.plan import Data
 from cropray.training.state import newest
 from cropray.training.validate import best_entry
@@ -52,9 +52,9 @@ def one_thread() -> Iterator[None]:
     torch.set_rng_state(generator)
 
 
-def finished(shards: Folder, states: Path, watch: Script | None = None) -> Any:
-    loop = make_loop(shards, Folder(str(states)), watch or Script())
-    assert loop.run() == (watch is None or not watch.leave_at)
+def finished(shards: Folder, states: Path, script: Script | None = None) -> Any:
+    loop = make_loop(shards, Folder(str(states)), script or Script())
+    assert loop.run() == (script is None or not script.leave_at)
     return loop
 
 
@@ -83,26 +83,26 @@ def test_a_training_left_at_any_step_ends_as_if_undisturbed(
     shards: Folder, undisturbed: Any, tmp_path: Path, leave_at: int
 ) -> None:
     finished(shards, tmp_path, Script(leave_at=leave_at))
-    kept, damaged = newest(Folder(str(tmp_path)))
+    snapshot, damaged = newest(Folder(str(tmp_path)))
     epoch, step = divmod(leave_at, STEPS)
-    assert kept is not None
+    assert snapshot is not None
     assert damaged == []
     # Left at an epoch's last step, it has still to be validated.
-    assert kept.name == f"epoch-{epoch + (step > 0):04d}-step-{step or STEPS:07d}"
+    assert snapshot.name == f"epoch-{epoch + (step > 0):04d}-step-{step or STEPS:07d}"
     loop = finished(shards, tmp_path)
     assert same(loop.trainer.state(), undisturbed.trainer.state())
-    assert untimed(loop.standing.history) == untimed(undisturbed.standing.history)
+    assert untimed(loop.state.history) == untimed(undisturbed.state.history)
 
 
 def test_keeping_states_on_the_way_changes_nothing(shards: Folder, undisturbed: Any, tmp_path: Path) -> None:
     loop = finished(shards, tmp_path, Script(store_at=(2, 3, 8)))
     assert same(loop.trainer.state(), undisturbed.trainer.state())
-    assert untimed(loop.standing.history) == untimed(undisturbed.standing.history)
+    assert untimed(loop.state.history) == untimed(undisturbed.state.history)
 
 
 def test_of_old_states_the_newest_and_the_best_stay(shards: Folder, tmp_path: Path) -> None:
     loop = finished(shards, tmp_path, Script(store_at=(8, 14)))
-    best = f"epoch-{best_entry(loop.standing.history)['epoch']:04d}"
+    best = f"epoch-{best_entry(loop.state.history)['epoch']:04d}"
     assert {path.name for path in tmp_path.iterdir()} == {best, "epoch-0003", "epoch-0003-step-0000002"}
 
 
@@ -117,8 +117,8 @@ def test_the_average_of_the_weights_is_what_is_published(
 
 
 def test_the_loss_of_an_epoch_is_that_of_all_its_pixels(shards: Folder, undisturbed: Any) -> None:
-    entry = undisturbed.standing.history[-1]
-    assert entry["train_loss"] < undisturbed.standing.history[0]["train_loss"]
+    entry = undisturbed.state.history[-1]
+    assert entry["train_loss"] < undisturbed.state.history[0]["train_loss"]
     assert set(entry["train_class_loss"]) == set(CLASSES)
     assert entry["skipped_steps"] == 0
     assert entry["workers"] == 1
@@ -131,9 +131,9 @@ def test_states_that_are_cut_short_are_passed_over(shards: Folder, undisturbed: 
     whole = state.read_bytes()
     for damage in (whole[:-100], whole[:50] + b"\0" + whole[51:]):
         state.write_bytes(damage)
-        kept, damaged = newest(states)
-        assert kept is not None
-        assert (kept.name, damaged) == ("epoch-0002-step-0000002", [state.parent.name])
+        snapshot, damaged = newest(states)
+        assert snapshot is not None
+        assert (snapshot.name, damaged) == ("epoch-0002-step-0000002", [state.parent.name])
     state.unlink()
     assert newest(states)[1] == [state.parent.name]
     loop = finished(shards, tmp_path)
@@ -143,12 +143,12 @@ def test_states_that_are_cut_short_are_passed_over(shards: Folder, undisturbed: 
 
 def test_an_epoch_goes_on_in_its_order_or_is_shared_out_anew() -> None:
     state = EpochState(2).after(2, 8, 5)
-    assert _continued(state, 2, 8) == (EpochState(2), 5)
-    assert _continued(state, 1, 16) == (state, 0)
+    assert continued(state, 2, 8) == (EpochState(2), 5)
+    assert continued(state, 1, 16) == (state, 0)
     twice = state.after(1, 16, 3)
-    assert _continued(twice, 1, 16) == (state, 3)
-    assert _continued(twice, 2, 8) == (twice, 0)
-    assert _continued(EpochState(0), 1, 8) == (EpochState(0), 0)
+    assert continued(twice, 1, 16) == (state, 3)
+    assert continued(twice, 2, 8) == (twice, 0)
+    assert continued(EpochState(0), 1, 8) == (EpochState(0), 0)
     assert twice.read == (Stretch(2, 8, 5), Stretch(1, 16, 3))
 
 
@@ -178,10 +178,10 @@ def test_two_ranks_left_and_taken_up_end_as_if_undisturbed(two_ranks: Path) -> N
 def test_one_rank_goes_on_for_two(shards: Folder, two_ranks: Path, tmp_path: Path) -> None:
     """The rest of the epoch in another order, then epochs of as many steps at the same rates."""
     shutil.copytree(two_ranks / "left", tmp_path / "states")
-    loop = make_loop(shards, Folder(str(tmp_path / "states")), watch := Script())
+    loop = make_loop(shards, Folder(str(tmp_path / "states")), script := Script())
     assert loop.run()
-    assert watch.samples == [BATCH] * (3 * STEPS - LEFT_AT)
-    alone = untimed(loop.standing.history)
+    assert script.samples == [BATCH] * (3 * STEPS - LEFT_AT)
+    alone = untimed(loop.state.history)
     together = untimed(torch.load(two_ranks / "whole-0.pt", weights_only=True)["history"])
     assert alone[0] == together[0]
     for entry, other in zip(alone[1:], together[1:], strict=True):
@@ -204,7 +204,7 @@ def test_ranks_that_change_in_the_middle_read_every_sample_once(shards: Folder) 
     data = Data(shard_uris(shards, "train"), 0.0)
 
     def read(world_size: int, state: EpochState, steps: int | None) -> list[str]:
-        before, start = _continued(state, world_size, BATCH // world_size)
+        before, start = continued(state, world_size, BATCH // world_size)
         names = []
         for rank in range(world_size):
             reader = data.reader(BATCH // world_size, seed=3, rank=rank, world_size=world_size)
@@ -246,7 +246,7 @@ make_loop(Folder(sys.argv[1]), Folder(sys.argv[2]), Script(store_at=(2, 4))).run
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (states / "epoch-0001-step-0000004" / "state.pt").exists()
-    kept, damaged = newest(Folder(str(states)))
-    assert kept is not None
-    assert (kept.name, damaged) == ("epoch-0001-step-0000002", ["epoch-0001-step-0000004"])
+    snapshot, damaged = newest(Folder(str(states)))
+    assert snapshot is not None
+    assert (snapshot.name, damaged) == ("epoch-0001-step-0000002", ["epoch-0001-step-0000004"])
     assert same(finished(shards, states).trainer.state(), undisturbed.trainer.state())

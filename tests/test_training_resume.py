@@ -8,8 +8,8 @@ import pytest
 from cropray.errors import InputError
 from cropray.storage import Folder
 from cropray.training.plan import TrainingPlan, make_plan
-from cropray.training.state import Kept, StateWriter
-from cropray.training.worker import _found
+from cropray.training.state import Snapshot, StateWriter
+from cropray.training.worker import resumable
 from tests.training_data import make_run, write_split
 
 
@@ -26,25 +26,25 @@ def planned(folder: Folder, **settings: Any) -> TrainingPlan:
 
 def leave_state(plan: TrainingPlan) -> None:
     writer = StateWriter(plan.states)
-    writer.put(Kept("epoch-0001-step-0000001", dict(plan.identity), {}), None, None)
+    writer.put(Snapshot("epoch-0001-step-0000001", dict(plan.identity), {}), None, None)
     writer.wait()
 
 
 def test_a_training_of_other_data_or_settings_is_refused(folder: Folder, tmp_path: Path) -> None:
     leave_state(planned(folder))
-    kept, damaged = _found(planned(folder, workers=2, threads=2), 0)
-    assert kept is not None
-    assert (kept.name, damaged) == ("epoch-0001-step-0000001", [])
+    snapshot, damaged = resumable(planned(folder, workers=2, threads=2), 0)
+    assert snapshot is not None
+    assert (snapshot.name, damaged) == ("epoch-0001-step-0000001", [])
     with pytest.raises(InputError, match=r"checkpoints/finetune .* other data or"):
-        _found(planned(folder, lr=0.5), 0)
+        resumable(planned(folder, lr=0.5), 0)
     other = Folder(str(tmp_path))
     write_split(other, "train", 8, seed=1)
     (tmp_path / "checkpoints").symlink_to(folder.local("checkpoints"))
     with pytest.raises(InputError, match=r"checkpoints/finetune .* other data or"):
-        _found(planned(other), 0)
+        resumable(planned(other), 0)
 
 
 def test_a_training_without_a_state_begins(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     write_split(folder, "train", 8)
-    assert _found(planned(folder), 0) == (None, [])
+    assert resumable(planned(folder), 0) == (None, [])

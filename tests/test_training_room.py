@@ -8,7 +8,14 @@ from cropray.config import Config
 from cropray.config.load import updated
 from cropray.config.training import TrainConfig
 from cropray.errors import InputError
-from cropray.training.resources import Asked, check_trials, check_workers, each_worker, placed, waiting
+from cropray.training.resources import (
+    ResourceRequest,
+    check_trials,
+    check_workers,
+    placed,
+    waiting,
+    worker_resources,
+)
 
 SPACE = {"finetune.lr": {"loguniform": [1e-5, 1e-2]}}
 
@@ -26,11 +33,11 @@ SPACE = {"finetune.lr": {"loguniform": [1e-5, 1e-2]}}
 def test_workers_take_gpus_that_are_there_unless_they_are_told_to_ask(
     gpus: float | None, have: dict[str, float], each: dict[str, float]
 ) -> None:
-    assert each_worker(TrainConfig(workers=2, gpus=gpus), have) == each
+    assert worker_resources(TrainConfig(workers=2, gpus=gpus), have) == each
 
 
 def test_one_worker_can_ask_for_a_share_of_a_gpu_and_several_cannot() -> None:
-    assert each_worker(TrainConfig(gpus=0.25), {}, cpus=0.5) == {"CPU": 0.5, "GPU": 0.25}
+    assert worker_resources(TrainConfig(gpus=0.25), {}, cpus=0.5) == {"CPU": 0.5, "GPU": 0.25}
     with pytest.raises(ValueError, match="cannot share a GPU"):
         TrainConfig(gpus=0.5, workers=2)
     with pytest.raises(ValueError, match="less than or equal to 1"):
@@ -38,15 +45,15 @@ def test_one_worker_can_ask_for_a_share_of_a_gpu_and_several_cannot() -> None:
 
 
 def test_gpus_that_ray_never_has_are_refused_with_the_arithmetic() -> None:
-    asked = Asked((2, 4), {"CPU": 1, "GPU": 1}, grows=False)
-    check_workers("pretrain", asked, {"CPU": 2.0, "GPU": 2.0})
-    check_workers("pretrain", asked, None)  # nobody can tell: it is waited for
+    request = ResourceRequest((2, 4), {"CPU": 1, "GPU": 1})
+    check_workers("pretrain", request, {"CPU": 2.0, "GPU": 2.0})
+    check_workers("pretrain", request, None)  # nobody can tell: it is waited for
     with pytest.raises(
         InputError, match=r"pretrain.workers = 2 × 1 GPUs each are 2 GPUs, but Ray has 1: set pretrain.gpus"
     ):
-        check_workers("pretrain", asked, {"CPU": 8.0, "GPU": 1.0})
+        check_workers("pretrain", request, {"CPU": 8.0, "GPU": 1.0})
     with pytest.raises(InputError, match=r"are 2 CPUs, but Ray has 1: set fewer pretrain.workers"):
-        check_workers("pretrain", asked, {"CPU": 1.0, "GPU": 4.0})
+        check_workers("pretrain", request, {"CPU": 1.0, "GPU": 4.0})
 
 
 def sweep(**settings: Any) -> Config:
@@ -80,20 +87,28 @@ def test_of_workers_that_are_searched_the_most_must_find_room() -> None:
         check_trials(searched, have, have)
 
 
-def test_what_is_waited_for_is_told_with_what_is_free() -> None:
-    asked = Asked((2, 4), {"CPU": 1, "GPU": 1, "ee": 0.5}, grows=True)
+def test_what_is_waited_for_is_said_with_what_is_free() -> None:
+    request = ResourceRequest((2, 4), {"CPU": 1, "GPU": 1, "ee": 0.5}, autoscaled=True)
     have, free = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 3.0}
-    assert waiting(asked, have, free) == (
-        "waits for room for its workers (2 to 4, each with 1 CPU and 1 GPU and 0.5 ee); free in Ray: 3 of 8 "
-        "CPUs, 0 of 1 GPUs, 0 of 0 ees; nodes are added where the cluster may have more (ray status)"
-    )
-    assert "nodes" not in waiting(Asked((1, 1), {"CPU": 1}, grows=False), have, free)
+    said = waiting(request, have, free)
+    for fact in (
+        "2 to 4 workers",
+        "1 CPU and 1 GPU and 0.5 ee each",
+        "3 of 8 CPUs",
+        "0 of 1 GPUs",
+        "0 of 0 ees",
+    ):
+        assert fact in said
+    assert "adds nodes" in said
+    alone = waiting(ResourceRequest((1, 1), {"CPU": 1}), have, free)
+    assert "1 worker with" in alone
+    assert "nodes" not in alone
 
 
-def test_workers_are_starting_once_ray_has_placed_what_they_asked_for() -> None:
-    asked = Asked((2, 2), {"CPU": 1, "GPU": 1}, grows=False)
+def test_workers_are_starting_once_ray_has_placed_what_they_request() -> None:
+    request = ResourceRequest((2, 2), {"CPU": 1, "GPU": 1})
     bundles = {0: {"CPU": 1.0, "GPU": 1.0}, 1: {"CPU": 1.0, "GPU": 1.0}}
-    assert placed([{"state": "CREATED", "bundles": bundles}], asked)
-    assert not placed([{"state": "PENDING", "bundles": bundles}], asked)
-    assert not placed([{"state": "CREATED", "bundles": {0: bundles[0]}}], asked)  # another's
-    assert not placed([], asked)
+    assert placed([{"state": "CREATED", "bundles": bundles}], request)
+    assert not placed([{"state": "PENDING", "bundles": bundles}], request)
+    assert not placed([{"state": "CREATED", "bundles": {0: bundles[0]}}], request)  # another's
+    assert not placed([], request)

@@ -18,11 +18,10 @@ from cropray.models.normalisation import FixedNormalisation
 from cropray.shards.file import shard_uris
 from cropray.shards.order import EpochState
 from cropray.storage import Folder
-from cropray.training.companions import Companion
-from cropray.training.loop import Ask, Loop, Standing, Tally, resume
+from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
 from cropray.training.plan import Data
 from cropray.training.recipe import Recipe
-from cropray.training.state import StateWriter, newest
+from cropray.training.state import EpochMetrics, StateWriter, TrainState, newest
 from cropray.training.step import StepResult, Trainer, initial_network
 from cropray.types import Batch
 from tests.training_data import CLASSES, METADATA, MONTHS
@@ -44,7 +43,7 @@ CHECKPOINT = Checkpoint(
 
 @dataclass
 class Script:
-    """A watch that asks at certain steps (counted from 1, over all epochs) and notes what happens."""
+    """A supervisor that asks at certain steps (counted from 1, over all epochs) and notes what happens."""
 
     store_at: tuple[int, ...] = ()
     leave_at: int = 0
@@ -53,22 +52,20 @@ class Script:
 
     def asks(self) -> int:
         self.asked += 1
-        ask = Ask.STORE if self.asked in self.store_at else Ask(0)
+        ask = Ask.CHECK_IN | (Ask.STORE if self.asked in self.store_at else Ask(0))
         return int(ask | (Ask.LEAVE if self.asked == self.leave_at else 0))
 
-    def look(self) -> bool:
+    def check_in(self, _state: TrainState, result: StepResult) -> bool:
+        self.samples.append(result.samples)
         return False
 
     def stored(self) -> None: ...
 
-    def step_done(self, _standing: Standing, result: StepResult) -> None:
-        self.samples.append(result.samples)
-
-    def epoch_done(self, _standing: Standing) -> None: ...
+    def epoch_done(self, _state: TrainState) -> None: ...
 
 
 def make_loop(
-    shards: Folder, states: Folder, watch: Script, recipe: Recipe = RECIPE, beside: Folder | None = None
+    shards: Folder, states: Folder, supervisor: Script, recipe: Recipe = RECIPE, beside: Folder | None = None
 ) -> Loop:
     """From the newest state that is whole, or from the start; perhaps with shards to learn beside."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -77,23 +74,23 @@ def make_loop(
     train = Data(shard_uris(shards, "train"), 0.0).reader(
         BATCH // world_size, seed=recipe.seed, rank=rank, world_size=world_size
     )
-    checkpoint, companions = CHECKPOINT, []
+    checkpoint, auxiliary = CHECKPOINT, []
     if beside is not None:
         checkpoint = add_head(CHECKPOINT, HEAD, CLASSES)
         reader = Data(shard_uris(beside, "train"), 0.0).reader(
             BATCH // world_size, seed=recipe.seed, rank=rank, world_size=world_size
         )
         val = Data(shard_uris(beside, "val"), 0.0).part(BATCH, rank, world_size)
-        companions = [Companion(HEAD, reader, WEIGHT, val)]
+        auxiliary = [AuxiliaryTask(HEAD, reader, WEIGHT, val)]
     trainer = Trainer(
         initial_network(checkpoint.network, recipe.seed),
         FixedNormalisation(),
         recipe,
         len(train),
         torch.device("cpu"),
-        also=[companion.head for companion in companions],
+        also=[task.head for task in auxiliary],
     )
-    kept, _ = newest(states)
+    snapshot, _ = newest(states)
     return Loop(
         trainer=trainer,
         train=train,
@@ -101,13 +98,13 @@ def make_loop(
         batch_size=BATCH // world_size,
         store_every=1,
         checkpoint=checkpoint,
-        standing=Standing(EpochState(0), Tally(trainer.no_terms()))
-        if kept is None
-        else resume(kept, trainer),
-        watch=watch,
+        state=TrainState(EpochState(0), EpochMetrics(trainer.no_terms()))
+        if snapshot is None
+        else resume(snapshot, trainer),
+        supervisor=supervisor,
         writer=StateWriter(states) if rank == 0 else None,
         about={},
-        companions=companions,
+        auxiliary=auxiliary,
     )
 
 
@@ -154,11 +151,11 @@ def main(folder: str, rank: str, world_size: str, out: str, beside: str = "") ->
     halves(folder, int(rank), f"{out}/halves.pt")
     for name, leave_at in (("whole", 0), ("interrupted", LEFT_AT), ("interrupted", 0)):
         states = f"{out}/{name}"
-        watch = Script(leave_at=leave_at)
+        script = Script(leave_at=leave_at)
         other = Folder(beside) if beside else None
-        loop = make_loop(Folder(folder), Folder(states), watch, beside=other)
+        loop = make_loop(Folder(folder), Folder(states), script, beside=other)
         assert loop.run() is not bool(leave_at)
-        end = {**loop.trainer.state(), "random": torch.rand(3), "history": loop.standing.history}
+        end = {**loop.trainer.state(), "random": torch.rand(3), "history": loop.state.history}
         torch.save(end, f"{out}/{name}-{rank}.pt")
         dist.barrier()
         if leave_at and rank == "0":

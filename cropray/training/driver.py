@@ -1,11 +1,11 @@
-"""Pretraining and fine-tuning on Ray Train: settings in, a checkpoint in the run folder out."""
+"""Pretraining and fine-tuning on Ray Train: from settings to a published and registered checkpoint."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,58 +23,37 @@ from cropray.shards.reader import ShardReader
 from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
-from cropray.training.control import open_desk
 from cropray.training.lock import held
-from cropray.training.monitor import Follower, Tell
-from cropray.training.plan import TrainingPlan, make_plan, training_inputs
-from cropray.training.resources import Asked, check_workers, each_worker
-from cropray.training.state import STANDING, name_of
+from cropray.training.monitor import ProgressMonitor
+from cropray.training.plan import RAYS, TrainingPlan, make_plan, training_inputs
+from cropray.training.resources import ResourceRequest, check_workers, worker_resources
+from cropray.training.state import TRAIN_STATE, name_of
 from cropray.training.validate import SCORE, History, best_entry
 
 if TYPE_CHECKING:
-    from cropray.training.worker import Outcome
-
-_SAMPLES = 4
-
-
-def training_pictures(
-    checkpoint: Checkpoint, history: History, val: ShardReader | None, title: str
-) -> dict[str, bytes]:
-    """PNGs by name: `curves.png`, and a few of the samples in `val`, each of another crop where it can be."""
-    pictures = {"curves.png": curves_chart(history, title)}
-    if val is None or not len(val.table):
-        return pictures
-    batch = val.take(_most_labelled(val))
-    predictor = Predictor(checkpoint)
-    probabilities = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw)
-    truth = batch.label_bhw if batch.truth_bhw is None else batch.truth_bhw
-    for i, name in enumerate(batch.rows["sample_id"]):
-        seen = decide(probabilities[i], predictor.thresholds)
-        pictures[f"predictions/{i + 1}.png"] = comparison_picture(
-            truth[i], seen, checkpoint.classes, batch.s2_bcthw[i], str(name)
-        )
-    return pictures
-
-
-def _most_labelled(val: ShardReader) -> list[int]:
-    """Rows with the most labels, first of each crop, then again."""
-    labelled = val.table["labelled_fraction"].to_numpy()
-    crops = val.table["crop"].to_pylist()
-    turns: dict[str, int] = {}
-    keys = []
-    for row in np.argsort(-labelled, kind="stable").tolist():
-        turn = turns.get(crops[row], 0)
-        turns[crops[row]] = turn + 1
-        keys.append((turn, -labelled[row], row))
-    return [row for _, _, row in sorted(keys)[:_SAMPLES]]
-
+    from ray.train import UserCallback
 
 Stage = Literal["pretrain", "finetune"]
 
-# How often Ray's controller looks at the workers. Its own 2 s would cost up to as much at the start
-# and after every epoch.
+_PICTURES = 4
+# How often Ray's controller looks at the workers. Its own 2 s would be lost at the start and the end.
 _CONTROLLER_POLL_S = "0.2"
-_RAYS_OWN = "ray"  # in the folder of states
+# How long a rank waits for another (NCCL and Gloo). The longest that is right: torch.compile on one of them,
+# or a state that rank 0 still uploads to slow storage.
+_COLLECTIVE_TIMEOUT_S = 900
+
+
+class Control:
+    """Tells the workers of a training, which ask, whether to write their state and leave. An actor."""
+
+    def __init__(self) -> None:
+        self._leaving = False
+
+    def leave(self) -> None:
+        self._leaving = True
+
+    def leaving(self) -> bool:
+        return self._leaving
 
 
 def pretrain(run: Run) -> Summary:
@@ -90,11 +69,11 @@ def finetune(run: Run) -> Summary:
 def train(run: Run, stage: Stage) -> Summary:
     """Train on the split `train`, choose epoch and thresholds on `val`, publish and register.
 
-    The epoch with the highest mean average precision over classes is kept, the last one where the
-    validation split has no known pixel. Writes `models/<stage>/` (checkpoint.json,
-    weights.safetensors, history.json: one object an epoch). A training that was interrupted goes on
-    from its last state; one whose shards or starting checkpoint have changed, from its start. Raises
-    InputError for shards or a starting checkpoint that do not fit, and where another process is at it.
+    Publishes the epoch with the highest mean average precision over classes; the last one if the
+    validation split has no known pixel. Writes `models/<stage>/` (checkpoint.json, weights.safetensors,
+    history.json: one object an epoch). An interrupted training resumes from its last state; if its shards or
+    its starting checkpoint have changed, it restarts. Raises InputError for shards or a starting checkpoint
+    that do not fit, and if another process runs the same training.
     """
     run.begin(stage)
     inputs = training_inputs(run, stage)
@@ -106,12 +85,12 @@ def train(run: Run, stage: Stage) -> Summary:
     plan = make_plan(run, stage)
     lock = held(run.folder.child("stages"), f"{stage}.lock", f"{stage} of {run.folder}")
     with lock, ray_session(run.config.ray):
-        asked = _asked(run, stage)
-        check_workers(stage, asked, reach(run.config.ray))
+        request = resource_request(run, stage)
+        check_workers(stage, request, reach(run.config.ray))
         if run.changed(stage, inputs):
             _forget(run, stage)
         run.claim(stage, inputs)
-        history, tracker_id, version = _train_and_register(run, stage, plan, asked)
+        history, tracker_id, version = _train_and_register(run, stage, plan, request)
     best = best_entry(history)
     summary = {
         "model": run.folder.child(f"models/{stage}").uri,
@@ -129,119 +108,194 @@ def train(run: Run, stage: Stage) -> Summary:
     return summary
 
 
+def open_control() -> Any:
+    """A handle of a new `Control` on this node. Ray restarts it if it dies; it ends with this process."""
+    import ray
+
+    return ray.remote(Control).options(**_beside_driver(), max_task_retries=-1).remote()
+
+
+def resource_request(run: Run, stage: Stage, cpus: float = 1) -> ResourceRequest:
+    """What a training with `cpus` a worker requests of the Ray in use."""
+    import ray
+
+    settings, have = getattr(run.config, stage), ray.cluster_resources()
+    each = worker_resources(settings, have, cpus)
+    workers = (settings.min_workers, settings.max_workers)
+    return ResourceRequest(workers, each, autoscaled=reach(run.config.ray) != have)
+
+
+def fit(
+    run: Run,
+    stage: Stage,
+    plan: TrainingPlan,
+    request: ResourceRequest,
+    control: Any,
+    callbacks: Sequence[UserCallback] = (),
+    *,
+    progress: bool = False,
+) -> History:
+    """Run Ray Train until the workers are done; the history of all epochs, fewer if `control` said leave.
+
+    `callbacks` get a report for each validated epoch: its numbers, with `epoch` and `SCORE` (-1 if unknown),
+    `entries` (the new lines of the history), and its checkpoint; Ray keeps those of the best and the last.
+    With `progress` they also get a report at the start and every few seconds. Ray Train restarts workers
+    that die, `max_failures` times. Raises InputError at once for what only a person can mend.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
+    from ray.train import (
+        CheckpointConfig,
+        ControllerError,
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+    )
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from cropray.training.worker import StopOnInputError, train_worker
+
+    # Another version of Ray could not read what is there; a training resumes from its own states.
+    plan.states.delete_folder(RAYS)
+    fewest, most = request.workers
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"plan": plan, "control": control, "progress": progress},
+        torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu="GPU" in request.each,
+            resources_per_worker=dict(request.each),
+        ),
+        run_config=RunConfig(
+            name=RAYS,
+            storage_path=plan.states.path(),
+            storage_filesystem=plan.states.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
+            failure_config=FailureConfig(max_failures=getattr(run.config, stage).max_failures),
+            callbacks=[StopOnInputError(), *callbacks],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        history: History = trainer.fit().return_value
+    except ControllerError as error:
+        if isinstance(error.controller_failure, InputError):
+            raise error.controller_failure from None
+        if "NCCL" not in str(error):
+            raise
+        raise InputError(
+            f"{stage}: Ray gives its workers GPUs, but PyTorch there cannot use them "
+            f"({str(error).strip().splitlines()[-1]}): look with nvidia-smi and `cropray doctor` on these "
+            f"nodes, install PyTorch for CUDA there, or set {stage}.gpus to 0"
+        ) from error
+    return history
+
+
 def train_in(
     run: Run,
     stage: Stage,
     plan: TrainingPlan,
     place: Folder,
     tracker: Tracker,
-    tell: Tell,
-    desk: Any,
+    tell: Callable[[History], None],
+    control: Any,
     cpus: float,
 ) -> History:
-    """Train with the states in the folder `place` and `cpus` a worker; the history of all epochs.
-
-    `desk` is where the workers can be asked to leave. After every epoch `tell` is called with the
-    history so far. Raises what `Follower.to_the_end` does.
-    """
+    """Train with the states in the folder `place`; `tell` is called with the history after each epoch."""
     plan = replace(plan, states=place)
-    return _begun(run, stage, plan, _asked(run, stage, cpus), desk)(tracker, tell)
+    monitor = _begun(run, stage, plan, resource_request(run, stage, cpus), control)(tracker)
+    monitor.tell = tell
+    return monitor.until_done()
 
 
 def publish_best(place: Folder, epoch: int, target: Folder) -> None:
-    """Make the checkpoint of an epoch, among the states in `place`, a model of its own.
-
-    Its `history.json` goes as far as that epoch.
-    """
+    """Publish the checkpoint of an epoch, among the states in `place`, with the history up to it."""
     state = place.child(name_of(epoch))
-    checkpoint, standing = load_checkpoint(state), json.loads(state.read_text(STANDING))
-    target.write_text("history.json", json.dumps(standing["history"], indent=1) + "\n")
+    checkpoint, train_state = load_checkpoint(state), json.loads(state.read_text(TRAIN_STATE))
+    target.write_text("history.json", json.dumps(train_state["history"], indent=1) + "\n")
     save_checkpoint(checkpoint, target)
 
 
+def _beside_driver() -> dict[str, Any]:
+    """Ray's options of an actor on this node that is restarted when it dies."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
+
+
 def _forget(run: Run, stage: Stage) -> None:
-    """Take away what a training on other inputs would be taken up from; its model stays registered."""
+    """Delete what a training on other inputs would resume from; its model stays registered."""
     run.folder.delete_folder(f"checkpoints/{stage}")
     if run.folder.exists(f"mlflow/{stage}.json"):
         run.folder.delete(f"mlflow/{stage}.json")
 
 
-def _asked(run: Run, stage: Stage, cpus: float = 1) -> Asked:
-    """What a training asks of the Ray that is there."""
-    import ray
-
-    settings, have = getattr(run.config, stage), ray.cluster_resources()
-    each = each_worker(settings, have, cpus)
-    return Asked((settings.min_workers, settings.max_workers), each, grows=reach(run.config.ray) != have)
-
-
-def _train_and_register(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked) -> tuple[History, str, str]:
-    training = _begun(run, stage, plan, asked, open_desk())
+def _train_and_register(
+    run: Run, stage: Stage, plan: TrainingPlan, request: ResourceRequest
+) -> tuple[History, str, str]:
+    begun = _begun(run, stage, plan, request, open_control())
     # The workers start while MLflow is imported.
     with tracked(run, stage) as tracker:
         about = {"train_samples": plan.samples, "parameters": plan.parameters}
         tracker.params(about | {"data_fingerprint": plan.checkpoint.data_fingerprint})
-        history = training(tracker, None)
+        history = begun(tracker).until_done()
         model = run.folder.child(f"models/{stage}")
         publish_best(plan.states, best_entry(history)["epoch"], model)
         model.write_text("history.json", json.dumps(history, indent=1) + "\n")
-        _picture(run, stage, plan, history, tracker)
+        pictures = training_pictures(
+            load_checkpoint(model), history, plan.val.part(1, 0, 1), f"{stage} of {run.folder}"
+        )
+        for name, picture in pictures.items():
+            tracker.artifact_bytes(name, picture)
         version = register(run, stage, model, tracker)
     return history, tracker.run_id, version
 
 
 def _begun(
-    run: Run, stage: Stage, plan: TrainingPlan, asked: Asked, desk: Any
-) -> Callable[[Tracker, Tell | None], History]:
-    """Begin a training; what follows it to its end."""
-    training = in_thread(lambda: _fit(run, stage, plan, asked, desk))
-    return lambda tracker, tell: Follower(stage, plan, asked, desk, training, tracker, tell).to_the_end()
+    run: Run, stage: Stage, plan: TrainingPlan, request: ResourceRequest, control: Any
+) -> Callable[[Tracker], ProgressMonitor]:
+    """Begin a training in a thread; its monitor, once there is a tracker."""
+    from ray.util.queue import Queue
 
+    from cropray.training.worker import SendReports
 
-def _fit(run: Run, stage: Stage, plan: TrainingPlan, asked: Asked, desk: Any) -> Outcome:
-    """Run Ray Train to its end. It starts workers anew when they die; what they know, they have kept.
-
-    Raises InputError where workers have GPUs that PyTorch cannot use.
-    """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
-    from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from cropray.training.worker import train_worker
-
-    fewest, most = asked.workers
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"plan": plan, "desk": desk},
-        scaling_config=ScalingConfig(
-            num_workers=fewest if fewest == most else (fewest, most),
-            use_gpu="GPU" in asked.each,
-            resources_per_worker=dict(asked.each),
-        ),
-        run_config=RunConfig(
-            name=_RAYS_OWN,
-            storage_path=plan.states.path(),
-            storage_filesystem=plan.states.filesystem,
-            failure_config=FailureConfig(max_failures=getattr(run.config, stage).max_failures),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
+    reports = Queue(actor_options=_beside_driver())
+    training = in_thread(
+        lambda: fit(run, stage, plan, request, control, [SendReports(reports)], progress=True)
     )
-    try:
-        outcome: Outcome = trainer.fit().return_value
-    except ControllerError as error:
-        if "NCCL" not in str(error):
-            raise
-        raise InputError(
-            f"{stage}: its workers have GPUs by Ray, but PyTorch there cannot use them "
-            f"({str(error).strip().splitlines()[-1]}): look with nvidia-smi and `cropray doctor` on these "
-            f"nodes, install PyTorch for CUDA there, or set {stage}.gpus to 0"
-        ) from error
-    return outcome
+    return lambda tracker: ProgressMonitor(stage, plan, request, control, reports, training, tracker)
 
 
-def _picture(run: Run, stage: Stage, plan: TrainingPlan, history: History, tracker: Tracker) -> None:
+def training_pictures(
+    checkpoint: Checkpoint, history: History, val: ShardReader | None, title: str
+) -> dict[str, bytes]:
+    """PNGs by name: `curves.png`, and predictions of a few samples of `val`, each of another crop."""
+    pictures = {"curves.png": curves_chart(history, title)}
+    if val is None or not len(val.table):
+        return pictures
+    batch = val.take(_most_labelled(val))
+    predictor = Predictor(checkpoint)
+    probabilities = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw)
+    truth = batch.label_bhw if batch.truth_bhw is None else batch.truth_bhw
+    for i, name in enumerate(batch.rows["sample_id"]):
+        seen = decide(probabilities[i], predictor.thresholds)
+        pictures[f"predictions/{i + 1}.png"] = comparison_picture(
+            truth[i], seen, checkpoint.classes, batch.s2_bcthw[i], str(name)
+        )
+    return pictures
 
-    checkpoint = load_checkpoint(run.folder.child(f"models/{stage}"))
-    val = plan.val.part(1, 0, 1)
-    for name, picture in training_pictures(checkpoint, history, val, f"{stage} of {run.folder}").items():
-        tracker.artifact_bytes(name, picture)
+
+def _most_labelled(val: ShardReader) -> list[int]:
+    """Rows with the most labels: first one of each crop, then a second one of each, and so on."""
+    labelled = val.table["labelled_fraction"].to_numpy()
+    crops = val.table["crop"].to_pylist()
+    turns: dict[str, int] = {}
+    keys = []
+    for row in np.argsort(-labelled, kind="stable").tolist():
+        turn = turns.get(crops[row], 0)
+        turns[crops[row]] = turn + 1
+        keys.append((turn, -labelled[row], row))
+    return [row for _, _, row in sorted(keys)[:_PICTURES]]

@@ -1,26 +1,26 @@
-"""A training from where it stands to its end: steps, validation, states. Without Ray, for any ranks."""
+"""The loop of a training on one of any number of ranks: steps, validation, states. It is free of Ray."""
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from functools import partial
+from math import floor
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from cropray.models.checkpoint import Checkpoint
-from cropray.models.dual_unet3d import MAIN
-from cropray.models.losses import LossTerms, total
+from cropray.models.losses import total
 from cropray.shards.order import EpochState, Stretch
 from cropray.shards.reader import ShardReader
-from cropray.training.companions import Companion
-from cropray.training.state import Kept, StateWriter, name_of
+from cropray.training.state import EpochMetrics, Snapshot, StateWriter, TrainState, name_of
 from cropray.training.step import StepResult, Trainer
-from cropray.training.usage import Resources
-from cropray.training.validate import History, best_entry, class_losses, validate_epoch
+from cropray.training.validate import best_entry, class_losses, validate_epoch
+from cropray.types import Batch
 
 T = TypeVar("T")
 
@@ -30,83 +30,60 @@ class Ask(IntFlag):
 
     STORE = 1
     LEAVE = 2
-    LOOK = 4
+    CHECK_IN = 4
 
 
-class Watch(Protocol):
-    """The world outside of a training, on every rank."""
+class Supervisor(Protocol):
+    """What a loop asks and tells the outside, on every rank."""
 
     def asks(self) -> int:
-        """What is wanted now; only rank 0's counts."""
+        """What is wanted now (`Ask`); only rank 0's answer counts."""
 
-    def look(self) -> bool:
-        """Whether a state should be kept now. All ranks call this after a step in which it was asked."""
+    def check_in(self, state: TrainState, result: StepResult) -> bool:
+        """Report progress; whether to write a state now. All ranks call it after the same step."""
 
     def stored(self) -> None:
-        """A state was kept."""
+        """A state is being written."""
 
-    def step_done(self, standing: Standing, result: StepResult) -> None: ...
-
-    def epoch_done(self, standing: Standing) -> None: ...
+    def epoch_done(self, state: TrainState) -> None:
+        """An epoch is over, and validated if it was to be. All ranks call it."""
 
 
 @dataclass
-class Tally:
-    """What an epoch has come to so far, over all ranks.
+class AuxiliaryTask:
+    """A further label set, learnt by a head of its own: `weight` steps for each step of the main head.
 
-    `terms` and `steps` are those of the main head; `also` has the summed loss and the steps of others.
+    `val` is this rank's part of its validation split, if it has one. The number of the main step alone
+    decides which batch comes when: all ranks step for the same head, and a resumed training continues
+    where it was.
     """
 
-    terms: LossTerms
-    steps: int = 0
-    samples: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    also: dict[str, tuple[float, int]] = field(default_factory=dict)
+    head: str
+    reader: ShardReader
+    weight: float
+    val: ShardReader | None = None
+    _next: int = field(default=0, init=False)
+    _batches: Iterator[Batch] = field(default_factory=lambda: iter(()), init=False)
 
-    def add(self, result: StepResult) -> None:
-        self.steps += result.head == MAIN
-        self.samples += result.samples
-        if not result.finite:
-            self.skipped += 1
-        elif result.head == MAIN:
-            self.terms = self.terms + result.terms
-        else:
-            loss, steps = self.also.get(result.head, (0.0, 0))
-            self.also[result.head] = (loss + result.loss, steps + 1)
+    def before(self, step: int) -> Iterator[Batch]:
+        """The batches that come before a main step (0-based, over all epochs)."""
+        for number in range(floor(step * self.weight), floor((step + 1) * self.weight)):
+            yield self._take(number)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "terms": {name: x.tolist() for name, x in vars(self.terms).items()}}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Tally:
-        terms = {name: torch.tensor(x, dtype=torch.float64) for name, x in data["terms"].items()}
-        return cls(**{**data, "terms": LossTerms(**terms)})
-
-
-@dataclass
-class Standing:
-    """Where a training stands, beside the state of its trainer."""
-
-    epoch: EpochState
-    tally: Tally
-    history: History = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch.to_dict(), "tally": self.tally.to_dict(), "history": self.history}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Standing:
-        return cls(EpochState.from_dict(data["epoch"]), Tally.from_dict(data["tally"]), data["history"])
+    def _take(self, number: int) -> Batch:
+        epoch, place = divmod(number, len(self.reader))
+        if place == 0 or number != self._next:
+            self._batches = self.reader.epoch(epoch, place)
+        self._next = number + 1
+        return next(self._batches)
 
 
 @dataclass
 class Loop:
-    """One rank of a training. `val` has this rank's part of the validation split.
+    """One rank of a training.
 
-    `checkpoint` is the one to be made, without weights; `writer` is there on rank 0. `about` goes
-    with every state, for whoever takes it up. `companions` are label sets that are learnt beside.
+    `val` is this rank's part of the validation split. `checkpoint` is the one to publish, without weights.
+    Only rank 0 has a `writer`. `about` is written with every state, for whoever resumes from it.
     """
 
     trainer: Trainer
@@ -115,73 +92,72 @@ class Loop:
     batch_size: int
     store_every: int
     checkpoint: Checkpoint
-    standing: Standing
-    watch: Watch
+    state: TrainState
+    supervisor: Supervisor
     writer: StateWriter | None
     about: dict[str, Any]
-    companions: Sequence[Companion] = ()
+    auxiliary: Sequence[AuxiliaryTask] = ()
 
     def run(self) -> bool:
-        """Train to the last epoch; False where it was asked to leave before. All is written then."""
+        """Train to the last epoch; False if told to leave earlier. Everything is written on return."""
         finished = self._epochs()
         if self.writer is not None:
             self.writer.wait()
         return finished
 
     def _epochs(self) -> bool:
-        while self.standing.epoch.epoch < self.trainer.recipe.epochs:
+        while self.state.epoch.epoch < self.trainer.recipe.epochs:
             if not self._epoch():
                 return False
             self._close_epoch()
         return True
 
     def _epoch(self) -> bool:
-        """The rest of the epoch under way; False where the training is to be left."""
-        trainer, standing = self.trainer, self.standing
-        resources = self._resources = Resources(trainer.device)
-        before, start = _continued(standing.epoch, trainer.world_size, self.batch_size)
-        epoch, first = standing.epoch.epoch, standing.tally.steps
+        """The rest of the current epoch; False if told to leave."""
+        trainer, state = self.trainer, self.state
+        usage = self._usage = _Usage(trainer.device)
+        before, start = continued(state.epoch, trainer.world_size, self.batch_size)
+        epoch, first = state.epoch.epoch, state.metrics.steps
         trainer.train_mode()
         batches = self._timed(trainer.ahead(self.train.epoch(epoch, start, before.read)))
         for number, (batch, sent) in enumerate(batches, 1):
             index = first + number - 1
-            results = self._beside(epoch, index)
-            results += trainer.step(batch, epoch, index, self.watch.asks(), sent=sent)
-            standing.epoch = before.after(trainer.world_size, self.batch_size, start + number)
+            results = self._auxiliary_steps(epoch, index)
+            results += trainer.step(batch, epoch, index, self.supervisor.asks(), sent=sent)
+            state.epoch = before.after(trainer.world_size, self.batch_size, start + number)
             if not self._take(results):
                 return False
         stays = self._take(trainer.settle())
-        standing.tally.seconds += resources.seconds
+        state.metrics.seconds += usage.seconds
         return stays
 
-    def _beside(self, epoch: int, index: int) -> list[StepResult]:
-        """The steps of the companions that come before a step."""
+    def _auxiliary_steps(self, epoch: int, index: int) -> list[StepResult]:
         step = epoch * self.trainer.steps_per_epoch + index
         return [
             result
-            for companion in self.companions
-            for batch in self._timed(companion.before(step))
-            for result in self.trainer.step(batch, epoch, index, head=companion.head)
+            for task in self.auxiliary
+            for batch in self._timed(task.before(step))
+            for result in self.trainer.step(batch, epoch, index, head=task.head)
         ]
 
     def _timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """Counts the seconds that the training waits for its batches."""
+        """Adds up the time spent waiting for batches."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
-            self.standing.tally.waited += time.perf_counter() - start
+            self.state.metrics.waited += time.perf_counter() - start
             if batch is None:
                 return
             yield batch
 
     def _take(self, results: list[StepResult]) -> bool:
-        """Count results and do what was asked; False where the training is to be left."""
+        """Count results and do what was asked with them; False if told to leave."""
         asked = self._counted(results)
         if not asked:
             return True
         store = bool(asked & (Ask.STORE | Ask.LEAVE))
-        if asked & Ask.LOOK:
-            store |= self.watch.look()
+        if asked & Ask.CHECK_IN:
+            store |= self.supervisor.check_in(self.state, results[-1])
         if store:
             asked |= self._counted(self.trainer.settle())
             self._store(None)
@@ -190,9 +166,7 @@ class Loop:
     def _counted(self, results: list[StepResult]) -> int:
         asked = 0
         for result in results:
-            self.standing.tally.add(result)
-            if result.head == MAIN:
-                self.watch.step_done(self.standing, result)
+            self.state.metrics.add(result)
             asked |= result.asked
         if self.writer is not None:
             self.writer.check()
@@ -200,22 +174,22 @@ class Loop:
 
     def _close_epoch(self) -> None:
         self.trainer.agree()
-        number = self.standing.epoch.epoch + 1
+        number = self.state.epoch.epoch + 1
         stored = number % self.store_every == 0 or number == self.trainer.recipe.epochs
         entry, checkpoint = self._entry(number), self.checkpoint
         if stored:
             figures, checkpoint = self._validated()
             entry |= figures
-        history = [*self.standing.history, entry]
-        self.standing = Standing(EpochState(number), Tally(self.trainer.no_terms()), history)
+        history = [*self.state.history, entry]
+        self.state = TrainState(EpochState(number), EpochMetrics(self.trainer.no_terms()), history)
         if stored:
             self._store(checkpoint)
-        self.watch.epoch_done(self.standing)
+        self.supervisor.epoch_done(self.state)
 
     def _validated(self) -> tuple[dict[str, Any], Checkpoint]:
         """Figures of all heads that have a validation split, and the checkpoint with their thresholds.
 
-        Those of heads beside the main one are in `val_heads`, by head.
+        `val_heads` has those of the auxiliary heads, by head.
         """
         figures: dict[str, Any] = {}
         thresholds, heads = self.checkpoint.thresholds, dict(self.checkpoint.heads)
@@ -223,59 +197,60 @@ class Loop:
         if self.val is not None and (found := validated(self.val, self.checkpoint.classes)):
             figures, chosen = found
             thresholds = thresholds or chosen
-        for companion in self.companions:
-            name, head = companion.head, heads[companion.head]
-            if companion.val is not None and (found := validated(companion.val, head.classes, name)):
+        for task in self.auxiliary:
+            name, head = task.head, heads[task.head]
+            if task.val is not None and (found := validated(task.val, head.classes, name)):
                 figures.setdefault("val_heads", {})[name], chosen = found
                 heads[name] = replace(head, thresholds=chosen)
         return figures, replace(self.checkpoint, thresholds=thresholds, heads=heads)
 
     def _entry(self, number: int) -> dict[str, Any]:
-        tally, trainer = self.standing.tally, self.trainer
+        metrics, trainer = self.state.metrics, self.trainer
         lr, head_lr = trainer.rates
         return {
             "epoch": number,
             "time": time.time(),
-            "train_loss": total(tally.terms, trainer.recipe.loss).item(),
-            **{f"train_loss_{head}": loss / steps for head, (loss, steps) in tally.also.items()},
-            "train_class_loss": class_losses(tally.terms, self.checkpoint.classes),
+            "train_loss": total(metrics.terms, trainer.recipe.loss).item(),
+            **{f"train_loss_{head}": loss / steps for head, (loss, steps) in metrics.also.items()},
+            "train_class_loss": class_losses(metrics.terms, self.checkpoint.classes),
             "lr": lr,
             "head_lr": head_lr,
-            "train_seconds": tally.seconds,
-            "waiting_seconds": tally.waited,
-            "samples_per_second": tally.samples / max(tally.seconds, 1e-9),
-            "skipped_steps": tally.skipped,
+            "train_seconds": metrics.seconds,
+            "waiting_seconds": metrics.waited,
+            "samples_per_second": metrics.samples / max(metrics.seconds, 1e-9),
+            "skipped_steps": metrics.skipped,
             "workers": trainer.world_size,
-            **self._resources.of_ranks(trainer.of_all_ranks),
+            **_of_ranks(trainer.of_all_ranks(self._usage.figures())),
         }
 
     def _store(self, checkpoint: Checkpoint | None) -> None:
-        """Keep the state; a checkpoint is given after an epoch. Writing goes on in the background."""
-        trainer, standing = self.trainer, self.standing
+        """Write the state, with a `checkpoint` after an epoch. Training goes on meanwhile."""
+        trainer, state = self.trainer, self.state
         generators = trainer.of_all_ranks(_generators(trainer.device))
         if self.writer is not None:
             finished = checkpoint is not None
-            name = name_of(standing.epoch.epoch + (not finished), 0 if finished else standing.tally.steps)
-            kept = Kept(name, self._described(), {**trainer.state(), "generators": generators})
+            name = name_of(state.epoch.epoch + (not finished), 0 if finished else state.metrics.steps)
+            snapshot = Snapshot(name, self._described(), {**trainer.state(), "generators": generators})
             if checkpoint is not None:
                 weights = trainer.published.state_dict()
                 checkpoint = replace(
                     checkpoint, weights={k: x.detach().cpu().clone() for k, x in weights.items()}
                 )
-            self.writer.put(kept, checkpoint, _best_name(standing.history))
-        self.watch.stored()
+            best = name_of(best_entry(state.history)["epoch"]) if state.history else None
+            self.writer.put(snapshot, checkpoint, best)
+        self.supervisor.stored()
 
     def _described(self) -> dict[str, Any]:
-        """The standing as it is now, with the seconds of an epoch under way."""
-        described = self.standing.to_dict()
-        if self.standing.tally.steps:
-            described["tally"]["seconds"] += self._resources.seconds
+        """The state as JSON, with the seconds of an unfinished epoch."""
+        described = self.state.to_dict()
+        if self.state.metrics.steps:
+            described["tally"]["seconds"] += self._usage.seconds
         return {**self.about, **described}
 
 
-def resume(kept: Kept, trainer: Trainer) -> Standing:
-    """Put a trainer into a kept state; where the training stands then."""
-    state = dict(kept.state)
+def resume(snapshot: Snapshot, trainer: Trainer) -> TrainState:
+    """Put a trainer into the state of a snapshot; how far the training was."""
+    state = dict(snapshot.tensors)
     generators = state.pop("generators")
     trainer.load_state(state)
     if len(generators) == trainer.world_size:
@@ -283,17 +258,13 @@ def resume(kept: Kept, trainer: Trainer) -> Standing:
         torch.set_rng_state(cpu)
         if cuda and trainer.device.type == "cuda":
             torch.cuda.set_rng_state(cuda[0], trainer.device)
-    return Standing.from_dict(kept.standing)
+    return TrainState.from_dict(snapshot.train_state)
 
 
-def _best_name(history: History) -> str | None:
-    return name_of(best_entry(history)["epoch"]) if history else None
+def continued(state: EpochState, world_size: int, batch_size: int) -> tuple[EpochState, int]:
+    """The segments of an epoch that other ranks read, and how many batches each of these ranks read since.
 
-
-def _continued(state: EpochState, world_size: int, batch_size: int) -> tuple[EpochState, int]:
-    """What of an epoch was read by other ranks, and how many batches by these very ranks after them.
-
-    These go on in their own order, so that an interruption changes nothing.
+    Ranks of the same number and batch size continue in their own order: an interruption changes nothing.
     """
     *earlier, last = state.read or (Stretch(0, 0, 0),)
     if (last.world_size, last.batch_size) == (world_size, batch_size):
@@ -302,6 +273,36 @@ def _continued(state: EpochState, world_size: int, batch_size: int) -> tuple[Epo
 
 
 def _generators(device: torch.device) -> list[torch.Tensor]:
-    """States of the random generators that a rank has."""
+    """The states of this rank's random generators."""
     cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return [torch.get_rng_state(), *cuda]
+
+
+class _Usage:
+    """Time, processors and memory of this process from its creation on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start, self._cpu = time.perf_counter(), time.process_time()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def figures(self) -> dict[str, float]:
+        """Processors kept busy, and the highest memory (MiB) so far."""
+        figures = {
+            "cpus_busy": (time.process_time() - self._cpu) / max(self.seconds, 1e-9),
+            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        if self._device.type == "cuda":
+            figures["gpu_memory_mib"] = torch.cuda.max_memory_allocated(self._device) / 2**20
+        return figures
+
+
+def _of_ranks(ranks: list[dict[str, float]]) -> dict[str, float]:
+    """Processors of all ranks together, memory of the rank that has most."""
+    highest = {name: max(rank[name] for rank in ranks) for name in ranks[0]}
+    return highest | {"cpus_busy": sum(rank["cpus_busy"] for rank in ranks)}

@@ -1,4 +1,4 @@
-"""What the driver does while the workers train: shows how far they are, keeps the record, passes on ends."""
+"""What the driver does while the workers train: it shows their progress, records it, and lets them leave."""
 
 from __future__ import annotations
 
@@ -8,153 +8,154 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cropray.errors import InputError
 from cropray.progress import Progress, progress, say
 from cropray.tracking.runs import MetricQueue, Tracker
-from cropray.training.control import Note
 from cropray.training.plan import TrainingPlan
-from cropray.training.resources import Asked, placed, waiting
+from cropray.training.resources import ResourceRequest, placed, waiting
 from cropray.training.validate import History
 
 if TYPE_CHECKING:
-    from cropray.training.worker import Outcome
+    from ray.util.queue import Queue
 
 _POLL_S = 0.2
-_WAITING_SAID_S = 15.0
-_PATIENCE_S = 120.0  # for the workers to write their state, when the training is to be left
+_WAITING_EVERY_S = 15.0
+_PATIENCE_S = 120.0  # for the workers to write their state and leave
 
-Tell = Callable[[History], None]
+_SYSTEM = ("cpus_busy", "memory_mib", "gpu_memory_mib")
 
 
 @dataclass
-class Follower:
-    """Follows one training of `label` until it is done."""
+class ProgressMonitor:
+    """Follows one training, named `label` in messages, to its end.
+
+    `reports` is the queue of its `SendReports`; `training` gives the history when the workers are done.
+    """
 
     label: str
     plan: TrainingPlan
-    asked: Asked
-    desk: Any
-    training: Future[Outcome]
+    request: ResourceRequest
+    control: Any
+    reports: Queue
+    training: Future[History]
     tracker: Tracker
-    tell: Tell | None = None
+    tell: Callable[[History], None] | None = None
     history: History = field(default_factory=list)
     _steps: int = 0
     _begun: bool = False
     _recorded: set[int] = field(default_factory=set)
 
-    def to_the_end(self) -> History:
+    def until_done(self) -> History:
         """The history of all epochs.
 
-        Raises InputError that the workers met, and KeyboardInterrupt where the training is to be left:
-        then its state has been kept, unless a second interrupt came before.
+        Raises InputError that the workers raised, and KeyboardInterrupt if the training was told to
+        leave: then its state is written, unless a second interrupt came before.
         """
         self._recorded = self.tracker.steps_of("train_loss")
         with MetricQueue(self.tracker) as queue, progress(self.label, self.plan.steps) as bar:
             try:
-                self._until_done(bar, queue, None)
+                self._follow(bar, queue, None)
             except KeyboardInterrupt:
-                self._leave(bar, queue)
+                self.control.leave.remote()
+                if self._begun:
+                    say(f"{self.label}: writing its state … press Ctrl-C again to quit immediately")
+                    self._follow(bar, queue, _PATIENCE_S)
                 raise
-        outcome = self.training.result()
-        if not outcome.finished:  # asked to by another process than this one
+            history = self.training.result()
+            self._record(history, queue)  # what was lost on its way
+        if len(history) < self.plan.recipe.epochs:  # another process told the workers to leave
             raise KeyboardInterrupt
-        return outcome.history
+        return history
 
-    def _until_done(self, bar: Progress, queue: MetricQueue, patience_s: float | None) -> None:
+    def _follow(self, bar: Progress, queue: MetricQueue, patience_s: float | None) -> None:
         start = said = time.monotonic()
         while True:
-            last = self.training.done()  # asked before the notes are read, so that none is missed
-            for note in self._heard():
-                self._take(note, bar, queue)
+            last = self.training.done()  # read before the reports, so that none is missed
+            for report in self._received():
+                self._take(report, bar, queue)
             if last:
                 return
             now = time.monotonic()
             if patience_s is not None and now - start > patience_s:
                 say(f"{self.label}: the workers did not answer within {patience_s:.0f} s")
                 return
-            if not self._begun and now - said > _WAITING_SAID_S:
+            if not self._begun and now - said > _WAITING_EVERY_S:
                 said = now
-                say(f"{self.label}: {_waits_for(self.asked)}")
+                say(f"{self.label}: {_waits_for(self.request)}")
             time.sleep(_POLL_S)
 
-    def _heard(self) -> list[Note]:
-        import ray
+    def _received(self) -> list[dict[str, Any]]:
+        from ray.exceptions import RayActorError
 
-        notes: list[Note] = ray.get(self.desk.heard.remote())
-        return notes
+        try:
+            waiting_reports: list[dict[str, Any]] = self.reports.get_nowait_batch(self.reports.qsize())
+        except RayActorError:
+            return []  # the queue is lost; Ray starts another
+        return waiting_reports
 
-    def _take(self, note: Note, bar: Progress, queue: MetricQueue) -> None:
-        if note.problem:
-            self.desk.ask_to_leave.remote()  # the next attempt would meet the same
-            raise InputError(note.problem)
+    def _take(self, report: dict[str, Any], bar: Progress, queue: MetricQueue) -> None:
         self._begun = True
-        for line in note.said.splitlines():
+        for line in report.get("message", "").splitlines():
             say(f"{self.label}: {line}")
-        bar.advance(note.steps - self._steps, _shown(note, self.plan.recipe.epochs))
-        self._steps = note.steps
-        for entry in note.entries:
-            if entry["epoch"] not in self._recorded:
-                self._recorded.add(entry["epoch"])
-                queue.metrics(flat_entry(entry), entry["epoch"], entry["time"])
-        if note.entries:
-            first = note.entries[0]["epoch"]
-            self.history = [e for e in self.history if e["epoch"] < first] + list(note.entries)
+        bar.advance(report["steps"] - self._steps, _shown(report, self.plan.recipe.epochs))
+        self._steps = report["steps"]
+        entries = report["entries"]
+        self._record(entries, queue)
+        if entries:
+            first = entries[0]["epoch"]
+            self.history = [e for e in self.history if e["epoch"] < first] + entries
             if self.tell is not None:
                 self.tell(self.history)
 
-    def _leave(self, bar: Progress, queue: MetricQueue) -> None:
-        self.desk.ask_to_leave.remote()
-        if self._begun:
-            say(f"{self.label}: keeps its state and leaves; a second interrupt leaves at once")
-            self._until_done(bar, queue, _PATIENCE_S)
+    def _record(self, entries: History, queue: MetricQueue) -> None:
+        for entry in entries:
+            if entry["epoch"] not in self._recorded:
+                self._recorded.add(entry["epoch"])
+                queue.metrics(flat_entry(entry), entry["epoch"], entry["time"])
 
 
 def flat_entry(entry: dict[str, Any]) -> dict[str, float]:
-    """The figures of an epoch by name, as they are recorded.
+    """The figures of an epoch by the names under which they are recorded.
 
-    Those of a class are `<figure>/<class>`, those of a head beside the main one `<figure>_<head>` and
-    `<figure>_<head>/<class>`.
+    `<figure>/<class>` belongs to a class, `<figure>_<head>` and `<figure>_<head>/<class>` to an auxiliary
+    head.
     """
-    system = ("cpus_busy", "memory_mib", "gpu_memory_mib")
     flat = {
-        f"system/{name}" if name in system else name: value
+        f"system/{name}" if name in _SYSTEM else name: value
         for name, value in entry.items()
         if isinstance(value, int | float) and name not in ("epoch", "time")
     }
-    for crop, loss in entry.get("train_class_loss", {}).items():
-        flat[f"train_loss/{crop}"] = loss
+    flat |= {f"train_loss/{name}": loss for name, loss in entry.get("train_class_loss", {}).items()}
     flat |= _of_classes(entry, "")
     for head, figures in entry.get("val_heads", {}).items():
-        numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-        flat |= {f"{name}_{head}": value for name, value in numbers.items()}
+        flat |= {f"{name}_{head}": value for name, value in figures.items() if isinstance(value, int | float)}
         flat |= _of_classes(figures, f"_{head}")
     return flat
 
 
 def _of_classes(entry: dict[str, Any], head: str) -> dict[str, float]:
-    """The validation's figures of classes by name."""
-    flat = {f"val_loss{head}/{crop}": loss for crop, loss in entry.get("val_class_loss", {}).items()}
-    for crop, figures in entry.get("val_classes", {}).items():
-        flat |= {f"val_{name}{head}/{crop}": value for name, value in (figures or {}).items()}
+    flat = {f"val_loss{head}/{name}": loss for name, loss in entry.get("val_class_loss", {}).items()}
+    for name, figures in entry.get("val_classes", {}).items():
+        flat |= {f"val_{figure}{head}/{name}": value for figure, value in (figures or {}).items()}
     return flat
 
 
-def _shown(note: Note, epochs: int) -> str:
-    parts = [f"epoch {note.epoch}/{epochs}"]
-    if note.loss:
-        parts.append(f"loss {note.loss:.4f}")
-    if note.samples_per_second:
-        parts += [f"{note.samples_per_second:,.0f} samples/s", f"{note.waiting:.0%} waiting for data"]
-    if note.skipped:
-        parts.append(f"{note.skipped} steps skipped (not finite)")
+def _shown(report: dict[str, Any], epochs: int) -> str:
+    parts = [f"epoch {report['epoch']}/{epochs}"]
+    if "loss" in report:
+        parts.append(f"loss {report['loss']:.4f}")
+    if "waiting" in report:
+        rate, waiting_share = report["samples_per_second"], report["waiting"]
+        parts += [f"{rate:,.0f} samples/s", f"{waiting_share:.0%} waiting for data"]
+    if report["skipped"]:
+        parts.append(f"{report['skipped']} steps skipped (not finite)")
     return ", ".join(parts)
 
 
-def _waits_for(asked: Asked) -> str:
+def _waits_for(request: ResourceRequest) -> str:
     """Why no worker has begun yet."""
     import ray
     from ray.util import placement_group_table
 
-    if placed(placement_group_table().values(), asked):
+    if placed(placement_group_table().values(), request):
         return "its workers are starting"
-    return waiting(asked, ray.cluster_resources(), ray.available_resources())
+    return waiting(request, ray.cluster_resources(), ray.available_resources())

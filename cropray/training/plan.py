@@ -28,6 +28,9 @@ from cropray.tracking.registry import resolve_model
 from cropray.training.recipe import Precision, Recipe
 from cropray.types import BoolArray
 
+RAYS = "ray"
+"""The folder, among the states, in which Ray Train keeps its checkpoints."""
+
 
 @dataclass(frozen=True)
 class Data:

@@ -1,13 +1,14 @@
-"""State of a training as tensors that stand still: copied out of it, and put back into an optimizer."""
+"""The state of a training: its parts, and its snapshots in a folder, written whole, read with checksums."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
@@ -16,7 +17,72 @@ from torch.optim import Optimizer
 
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cropray.models.dual_unet3d import MAIN
+from cropray.models.losses import LossTerms
+from cropray.shards.order import EpochState
 from cropray.storage import Folder
+
+if TYPE_CHECKING:
+    from cropray.training.step import StepResult
+    from cropray.training.validate import History
+
+STATE = "state.pt"
+TRAIN_STATE = "standing.json"
+_WHOLE = "whole.json"
+_KEPT = 2  # the newest, beside that of the best epoch
+
+
+@dataclass
+class EpochMetrics:
+    """Sums over an epoch so far, of all ranks.
+
+    `terms` and `steps` belong to the main head; `also` has the summed loss and the steps of each other head.
+    `seconds` and `waited` (for batches) are this rank's.
+    """
+
+    terms: LossTerms
+    steps: int = 0
+    samples: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    also: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def add(self, result: StepResult) -> None:
+        self.steps += result.head == MAIN
+        self.samples += result.samples
+        if not result.finite:
+            self.skipped += 1
+        elif result.head == MAIN:
+            self.terms = self.terms + result.terms
+        else:
+            loss, steps = self.also.get(result.head, (0.0, 0))
+            self.also[result.head] = (loss + result.loss, steps + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "terms": {name: x.tolist() for name, x in vars(self.terms).items()}}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> EpochMetrics:
+        terms = {name: torch.tensor(x, dtype=torch.float64) for name, x in data["terms"].items()}
+        return cls(**{**data, "terms": LossTerms(**terms)})
+
+
+@dataclass
+class TrainState:
+    """How far a training is: the rest of its state is the trainer's."""
+
+    epoch: EpochState
+    metrics: EpochMetrics
+    history: History = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch.to_dict(), "tally": self.metrics.to_dict(), "history": self.history}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainState:
+        metrics = EpochMetrics.from_dict(data["tally"])
+        return cls(EpochState.from_dict(data["epoch"]), metrics, data["history"])
 
 
 def copied(state: Any) -> Any:
@@ -31,7 +97,7 @@ def copied(state: Any) -> Any:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take up an optimizer's state, its tensors laid out in memory as their parameters are.
+    """Load an optimizer's state, its tensors laid out in memory as their parameters are.
 
     A fused optimizer goes through parameter, gradient and moments by their places in memory.
     """
@@ -42,56 +108,68 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 moments[name] = torch.empty_like(parameter).copy_(x).detach()
 
 
-STATE = "state.pt"
-STANDING = "standing.json"
-_WHOLE = "whole.json"
-_KEPT = 2  # the newest, beside that of the best epoch
-
-
 @dataclass(frozen=True)
-class Kept:
-    """A state as it is kept: where the training stands (JSON), and the tensors of its trainer."""
+class Snapshot:
+    """A state at rest: a `TrainState` and its identity as JSON, and the tensors of the trainer."""
 
     name: str
-    standing: dict[str, Any]
-    state: dict[str, Any]
+    train_state: dict[str, Any]
+    tensors: dict[str, Any]
 
 
 def name_of(epoch: int, step: int = 0) -> str:
-    """The folder of a state: of `epoch` (1-based) finished, or of so many steps in it."""
+    """The folder of a state: after `epoch` (1-based), or after `step` steps in it."""
     return f"epoch-{epoch:04d}-step-{step:07d}" if step else f"epoch-{epoch:04d}"
 
 
-def _age(name: str) -> tuple[int, float]:
-    """Sorts the names of states by the progress of the training."""
+def _progress(name: str) -> tuple[int, float]:
+    """Sorts the names of states by how far the training is."""
     _, epoch, *step = name.split("-")
     return int(epoch), int(step[1]) if step else float("inf")
 
 
-def read(folder: Folder, name: str) -> Kept | None:
-    """The state of a name, None where it is not whole."""
-    return _read(folder.child(name), name)
+def read(folder: Folder, name: str) -> Snapshot | None:
+    """The state of a name; None if it is incomplete or damaged."""
+    place = folder.child(name)
+    try:
+        sums = json.loads(place.read_text(_WHOLE))
+        data = {file: place.read_bytes(file) for file in (STATE, TRAIN_STATE)}
+    except ValueError:  # no JSON, or a file is missing (InputError)
+        return None
+    if any(_checksum(data[file]) != sums.get(file) for file in data):
+        return None
+    if name == name_of(_progress(name)[0]):  # after an epoch, with a checkpoint that has its own checksum
+        try:
+            load_checkpoint(place)
+        except InputError:
+            return None
+    tensors = torch.load(io.BytesIO(data[STATE]), map_location="cpu", weights_only=True)
+    return Snapshot(name, json.loads(data[TRAIN_STATE]), tensors)
 
 
-def newest(folder: Folder) -> tuple[Kept | None, list[str]]:
-    """The most advanced state that is whole, and the names of more advanced ones that are not."""
+def newest(folder: Folder) -> tuple[Snapshot | None, list[str]]:
+    """The most advanced whole state, and the names of damaged ones that are more advanced."""
     damaged = list[str]()
-    for name in sorted(_states(folder), key=_age, reverse=True):
-        kept = read(folder, name)
-        if kept is not None:
-            return kept, damaged
+    for name in sorted(_names(folder), key=_progress, reverse=True):
+        snapshot = read(folder, name)
+        if snapshot is not None:
+            return snapshot, damaged
         damaged.append(name)
     return None, damaged
 
 
 class StateWriter:
-    """Writes states one after another in a thread of its own.
+    """Writes states one after another, in a thread of its own.
 
-    What goes wrong there is raised by the next call of any method.
+    The folder `copies` gets each checkpoint too, by the same name. Before a state is begun and before it
+    counts as whole, `check` may raise: the run lock is lost. An error in the thread is raised by the next
+    call of any method.
     """
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Folder, copies: Folder | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._folder, self._copies, self._check = folder, copies, check
         self._pool = ThreadPoolExecutor(1, "state-writer")
         self._last: Future[None] | None = None
 
@@ -100,74 +178,65 @@ class StateWriter:
         """Whether a state is still being written."""
         return self._last is not None and not self._last.done()
 
-    def put(self, kept: Kept, checkpoint: Checkpoint | None, best: str | None) -> None:
-        """Write a state, with a checkpoint to publish if given; of older ones `best` and few more stay.
+    def put(self, snapshot: Snapshot, checkpoint: Checkpoint | None, best: str | None) -> None:
+        """Write a state, with a checkpoint if given; delete older ones but `best` and the newest.
 
-        Waits for the one before. The caller does not touch the state any more.
+        Waits for the state before. The caller leaves the snapshot alone from now on.
         """
         self.wait()
-        self._last = self._pool.submit(self._write, kept, checkpoint, best)
+        self._last = self._pool.submit(self._write, snapshot, checkpoint, best)
 
     def check(self) -> None:
-        """Raises what went wrong so far."""
+        """Raise what went wrong so far."""
         if self._last is not None and self._last.done():
             self._last.result()
 
     def wait(self) -> None:
-        """Until everything is written."""
+        """Return when everything is written."""
         if self._last is not None:
             self._last.result()
 
-    def _write(self, kept: Kept, checkpoint: Checkpoint | None, best: str | None) -> None:
+    def _write(self, snapshot: Snapshot, checkpoint: Checkpoint | None, best: str | None) -> None:
+        self._check()
         try:
-            _publish(self._folder.child(kept.name), kept, checkpoint)
+            self._publish(snapshot, checkpoint)
+            if checkpoint is not None and self._copies is not None:
+                save_checkpoint(checkpoint, self._copies.child(snapshot.name))
         except OSError:
-            # A full disk has room again for what others write; the states before are whole.
+            # On a full disk this makes room for others; the states before are whole.
             with suppress(OSError):
-                self._folder.delete_folder(kept.name)
+                self._folder.delete_folder(snapshot.name)
             raise
-        _tidy(self._folder, kept.name, best)
+        self._tidy(snapshot.name, best)
+
+    def _publish(self, snapshot: Snapshot, checkpoint: Checkpoint | None) -> None:
+        target = self._folder.child(snapshot.name)
+        if target.exists(_WHOLE):
+            target.delete(_WHOLE)  # the same state before an interruption: incomplete for now
+        buffer = io.BytesIO()
+        torch.save(snapshot.tensors, buffer)
+        files = {STATE: buffer.getvalue(), TRAIN_STATE: json.dumps(snapshot.train_state).encode()}
+        for name, data in files.items():
+            target.write_bytes(name, data)
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, target)
+        self._check()
+        sums = {name: _checksum(data) for name, data in files.items()}
+        target.write_text(_WHOLE, json.dumps(sums, indent=1) + "\n")
+
+    def _tidy(self, written: str, best: str | None) -> None:
+        """Delete the states up to the one written, except the newest whole ones and the best epoch's."""
+        names = sorted(_names(self._folder), key=_progress)
+        until = [name for name in names if _progress(name) <= _progress(written)]
+        whole = [name for name in until if self._folder.exists(f"{name}/{_WHOLE}")]
+        for name in until:
+            if name not in {*whole[-_KEPT:], best}:
+                self._folder.delete_folder(name)
 
 
-def _publish(target: Folder, kept: Kept, checkpoint: Checkpoint | None) -> None:
-    if target.exists(_WHOLE):
-        target.delete(_WHOLE)  # of the same state before an interruption: it is not whole for now
-    buffer = io.BytesIO()
-    torch.save(kept.state, buffer)
-    files = {STATE: buffer.getvalue(), STANDING: json.dumps(kept.standing).encode()}
-    for name, data in files.items():
-        target.write_bytes(name, data)
-    if checkpoint is not None:
-        save_checkpoint(checkpoint, target)
-    sums = {name: [len(data), xxhash.xxh3_64_hexdigest(data)] for name, data in files.items()}
-    target.write_text(_WHOLE, json.dumps(sums, indent=1) + "\n")
+def _checksum(data: bytes) -> list[Any]:
+    return [len(data), xxhash.xxh3_64_hexdigest(data)]
 
 
-def _tidy(folder: Folder, written: str, best: str | None) -> None:
-    """Delete all states but the newest, that of the best epoch, and any that is further on."""
-    until = [name for name in sorted(_states(folder), key=_age) if _age(name) <= _age(written)]
-    whole = [name for name in until if folder.exists(f"{name}/{_WHOLE}")]
-    for name in until:
-        if name not in {*whole[-_KEPT:], best}:
-            folder.delete_folder(name)
-
-
-def _states(folder: Folder) -> set[str]:
+def _names(folder: Folder) -> set[str]:
     return {name.split("/")[0] for name in folder.names() if name.startswith("epoch-") and "/" in name}
-
-
-def _read(folder: Folder, name: str) -> Kept | None:
-    try:
-        sums = json.loads(folder.read_text(_WHOLE))
-        data = {file: folder.read_bytes(file) for file in (STATE, STANDING)}
-    except (InputError, ValueError):  # a file is not there, or no JSON
-        return None
-    if any([len(data[file]), xxhash.xxh3_64_hexdigest(data[file])] != sums.get(file) for file in data):
-        return None
-    if name == name_of(_age(name)[0]):  # of a whole epoch: with a checkpoint, checked by its own sum
-        try:
-            load_checkpoint(folder)
-        except InputError:
-            return None
-    state = torch.load(io.BytesIO(data[STATE]), map_location="cpu", weights_only=True)
-    return Kept(name, json.loads(data[STANDING]), state)

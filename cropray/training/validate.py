@@ -28,10 +28,11 @@ History = list[dict[str, Any]]
 
 def best_entry(history: History) -> dict[str, Any]:
     """The entry of the epoch to keep: of equal or unknown scores the last."""
-    return max(history, key=lambda entry: (_score(entry), entry["epoch"]))
+    return max(history, key=lambda entry: (epoch_score(entry), entry["epoch"]))
 
 
-def _score(entry: dict[str, Any]) -> float:
+def epoch_score(entry: dict[str, Any]) -> float:
+    """The score of an epoch; -1, below every score, where the validation split says nothing."""
     value = entry.get(SCORE)
     return -1.0 if value is None else float(value)
 

@@ -1,11 +1,12 @@
-"""What runs in each worker of Ray Train: one rank of the training, and word of it to the driver."""
+"""What Ray Train runs: one rank of a training in each worker, and the callbacks in its controller."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
@@ -13,72 +14,95 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayActorError
+from ray.train import Checkpoint, CheckpointUploadMode, UserCallback
+from ray.util.queue import Queue
 
 from cropray.errors import InputError, format_os_error, is_lasting
 from cropray.models.checkpoint import load_checkpoint
 from cropray.models.heads import starting_weights
 from cropray.shards.order import EpochState
-from cropray.training.companions import Companion
-from cropray.training.control import Note
-from cropray.training.loop import Ask, Loop, Standing, Tally, resume
-from cropray.training.plan import TrainingPlan
+from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
+from cropray.training.plan import RAYS, TrainingPlan
 from cropray.training.recipe import Precision, chosen
-from cropray.training.state import Kept, StateWriter, newest, read
+from cropray.training.state import (
+    EpochMetrics,
+    Snapshot,
+    StateWriter,
+    TrainState,
+    name_of,
+    newest,
+    read,
+)
 from cropray.training.step import StepResult, Trainer, initial_network
-from cropray.training.validate import SCORE, History
+from cropray.training.validate import SCORE, History, epoch_score
 
-_NOTE_EVERY_S = 0.5
+# A report makes all ranks meet, and waits for the controller's next look at them: never by step.
+CHECK_IN_EVERY_S = 3.0
 _LISTEN_EVERY_S = 0.5
-_LOOK_EVERY_S = 10.0
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a worker comes home with; not `finished` where it was asked to leave before the last epoch."""
+class SendReports(UserCallback):  # type: ignore[misc]  # Ray's classes have no types
+    """Passes rank 0's reports on to the driver. If that queue is lost, the training goes on."""
 
-    history: History
-    finished: bool
+    def __init__(self, reports: Queue) -> None:
+        self._reports = reports
+
+    def after_report(self, metrics: list[dict[str, Any]], **_of_the_run: Any) -> None:
+        self._reports.actor.put_nowait.remote(metrics[0])
 
 
-def train_worker(config: dict[str, Any]) -> Outcome:
-    """Train to the last epoch, from the last whole state if there is one."""
-    plan, desk = config["plan"], config["desk"]
-    if ray.get(desk.leaving.remote()):  # of an attempt after a problem that only the user can mend
-        return Outcome([], finished=False)
+class StopOnInputError(UserCallback):  # type: ignore[misc]
+    """Ends a training when a worker raised what only a person can mend, as it would do again.
+
+    Ray Train makes no further attempt after an error in a callback. `fit` raises it to the user.
+    """
+
+    def after_exception(self, worker_exceptions: Mapping[int, Exception], **_of_the_run: Any) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, InputError):
+                raise error
+
+
+def train_worker(config: dict[str, Any]) -> History:
+    """Train to the last epoch, from the newest whole state if there is one; the history of all epochs.
+
+    The history ends early if the workers were told to leave. Raises InputError for what a person
+    must mend: data, settings, or a full disk.
+    """
     try:
-        return _train(plan, desk)
-    except InputError as error:
-        ray.get(desk.tell.remote(Note(problem=str(error))))
-        if _ranks() > 1:  # that the others do not wait for this one
-            raise
+        return _train(config["plan"], config["control"], progress=config["progress"])
     except OSError as error:
         if is_lasting(error):
-            ray.get(desk.tell.remote(Note(problem=format_os_error(error))))
+            raise InputError(format_os_error(error)) from error
         raise
-    return Outcome([], finished=False)
 
 
-def _train(plan: TrainingPlan, desk: Any) -> Outcome:
+def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
     context = ray.train.get_context()
     rank, world_size = int(context.get_world_rank()), int(context.get_world_size())
     torch.set_num_threads(plan.threads or _share_of_cpus())
     torch.manual_seed(plan.recipe.seed + rank)
     device = ray.train.torch.get_device()
-    kept, damaged = _found(plan, rank)
+    snapshot, damaged = resumable(plan, rank)
     network = plan.checkpoint.network
     precision: Precision = (
         _agreed(chosen(plan.precision, network, device) if rank == 0 else "float32")
-        if kept is None
-        else kept.standing["precision"]
+        if snapshot is None
+        else snapshot.train_state["precision"]
     )
     trainer = _trainer(plan, device, precision)
-    standing = Standing(EpochState(0), Tally(trainer.no_terms())) if kept is None else resume(kept, trainer)
-    writer = StateWriter(plan.states) if rank == 0 else None
+    state = (
+        TrainState(EpochState(0), EpochMetrics(trainer.no_terms()))
+        if snapshot is None
+        else resume(snapshot, trainer)
+    )
+    writer = StateWriter(plan.states, plan.states.child(RAYS)) if rank == 0 else None
     batch_size, seed = plan.batch_size // world_size, plan.recipe.seed
-    watch = _Watch(plan, desk, trainer, writer)
-    watch.begun(standing, _beginning(trainer, kept, damaged))
+    supervisor = RaySupervisor(plan, control, trainer, writer, progress=progress)
+    supervisor.begun(state, _beginning(trainer, snapshot, damaged))
     loop = Loop(
         trainer=trainer,
         train=plan.train.reader(batch_size, seed=seed, rank=rank, world_size=world_size),
@@ -86,12 +110,12 @@ def _train(plan: TrainingPlan, desk: Any) -> Outcome:
         batch_size=batch_size,
         store_every=plan.store_every,
         checkpoint=plan.checkpoint,
-        standing=standing,
-        watch=watch,
+        state=state,
+        supervisor=supervisor,
         writer=writer,
         about={**plan.identity, "precision": precision},
-        companions=[
-            Companion(
+        auxiliary=[
+            AuxiliaryTask(
                 also.head,
                 also.data.reader(batch_size, seed=seed, rank=rank, world_size=world_size),
                 also.weight,
@@ -100,68 +124,79 @@ def _train(plan: TrainingPlan, desk: Any) -> Outcome:
             for also in plan.also
         ],
     )
-    finished = loop.run()
-    return Outcome(loop.standing.history, finished)
+    loop.run()
+    return loop.state.history
 
 
-def _found(plan: TrainingPlan, rank: int) -> tuple[Kept | None, list[str]]:
-    """The state to go on from, the same for all ranks, and what had to be passed over for it.
+def resumable(plan: TrainingPlan, rank: int) -> tuple[Snapshot | None, list[str]]:
+    """The state to resume from, the same for all ranks, and the names of damaged ones that are newer.
 
-    Raises InputError where it is of other data or settings.
+    Raises InputError if it belongs to other data or settings.
     """
-    kept, damaged = newest(plan.states) if rank == 0 else (None, [])
-    name = _agreed(kept.name if kept is not None else "")
+    snapshot, damaged = newest(plan.states) if rank == 0 else (None, [])
+    name = _agreed(snapshot.name if snapshot is not None else "")
     if rank > 0 and name:
-        kept = read(plan.states, name)
-    if kept is None:
+        snapshot = read(plan.states, name)
+    if snapshot is None:
         return None, damaged
-    if any(kept.standing.get(key) != value for key, value in plan.identity.items()):
+    if any(snapshot.train_state.get(key) != value for key, value in plan.identity.items()):
         raise InputError(
-            f"{plan.states} holds a training on other data or with other settings; delete that folder, or "
+            f"{plan.states} holds a training on other data or with other settings: delete that folder, or "
             "use another --run"
         )
-    return kept, damaged
+    return snapshot, damaged
 
 
 def _agreed(value: T) -> T:
-    """What rank 0 has."""
+    """The value of rank 0, on every rank."""
     values = [value]
-    if _ranks() > 1:
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast_object_list(values, 0)
     return values[0]
 
 
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _beginning(trainer: Trainer, kept: Kept | None, damaged: list[str]) -> str:
-    lines = [f"{name} is cut short or damaged: passed over" for name in damaged]
+def _beginning(trainer: Trainer, snapshot: Snapshot | None, damaged: list[str]) -> str:
+    lines = [f"{name} is incomplete or damaged: skipped" for name in damaged]
     workers = "1 worker" if trainer.world_size == 1 else f"{trainer.world_size} workers"
-    start = "from the start" if kept is None else f"goes on from {kept.name}"
+    start = "from the start" if snapshot is None else f"resumes from {snapshot.name}"
     return "\n".join([*lines, f"{workers} on {trainer.device.type}, {trainer.precision}; {start}"])
 
 
-class _Watch:
-    """The world outside: the clock, the driver's word, and Ray's notice of nodes that are taken away."""
+class RaySupervisor:
+    """A loop's view of the outside: the clock, the driver's word to leave, and Ray Train.
 
-    def __init__(self, plan: TrainingPlan, desk: Any, trainer: Trainer, writer: StateWriter | None) -> None:
-        self._plan, self._desk, self._trainer, self._writer = plan, desk, trainer, writer
+    Only rank 0 has a `writer`. Without `progress`, validated epochs are all that is reported.
+    """
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        control: Any,
+        trainer: Trainer,
+        writer: StateWriter | None,
+        *,
+        progress: bool,
+        check_in_every_s: float = CHECK_IN_EVERY_S,
+    ) -> None:
+        self._plan, self._control, self._trainer, self._writer = plan, control, trainer, writer
+        self._progress, self._check_in_every_s = progress, check_in_every_s
         self._leaving = threading.Event()
-        self._stored = self._looked = self._noted = time.monotonic()
-        self._noted_at = (0, 0.0, time.perf_counter())
-        self._lost = set[str]()
+        self._stored = self._checked_in = time.monotonic()
+        self._counted = (0, 0.0, time.perf_counter())
+        self._preempted, self._reported = set[str](), 0
         if writer is not None:
             threading.Thread(target=self._listen, name="listener", daemon=True).start()
 
     def _listen(self) -> None:
-        while not ray.get(self._desk.leaving.remote()):
-            time.sleep(_LISTEN_EVERY_S)
-        self._leaving.set()
+        with suppress(RayActorError):  # without the control actor the training goes on
+            while not ray.get(self._control.leaving.remote()):
+                time.sleep(_LISTEN_EVERY_S)
+            self._leaving.set()
 
-    def begun(self, standing: Standing, said: str) -> None:
-        self._noted_at = (standing.tally.samples, standing.tally.waited, time.perf_counter())
-        self._tell(self._note(standing, said=said, entries=tuple(standing.history)))
+    def begun(self, state: TrainState, message: str) -> None:
+        self._counted = (state.metrics.samples, state.metrics.waited, time.perf_counter())
+        if self._progress:
+            self._report(state, {"message": message})
 
     def asks(self) -> int:
         if self._writer is None:
@@ -171,51 +206,64 @@ class _Watch:
             ask |= Ask.LEAVE
         if now - self._stored >= self._plan.store_every_s and not self._writer.busy:
             ask |= Ask.STORE
-        if now - self._looked >= _LOOK_EVERY_S:
-            self._looked = now
-            ask |= Ask.LOOK
+        if now - self._checked_in >= self._check_in_every_s:
+            self._checked_in = now
+            ask |= Ask.CHECK_IN
         return int(ask)
 
-    def look(self) -> bool:
-        """Whether Ray has said, since the last time, that a node is about to be taken away."""
+    def check_in(self, state: TrainState, result: StepResult) -> bool:
+        if self._progress:
+            self._report(state, {"loss": result.loss})
         info = ray.train.get_preemption_info()
-        lost = set(info.preempted_node_ids) if info is not None else set[str]()
-        new, self._lost = lost - self._lost, lost
+        preempted = set(info.preempted_node_ids) if info is not None else set[str]()
+        new, self._preempted = preempted - self._preempted, preempted
         return bool(new)
 
     def stored(self) -> None:
         self._stored = time.monotonic()
 
-    def step_done(self, standing: Standing, result: StepResult) -> None:
-        now = time.monotonic()
-        if self._writer is None or now - self._noted < _NOTE_EVERY_S:
-            return
-        self._noted = now
-        self._tell(self._note(standing, loss=result.loss))
+    def epoch_done(self, state: TrainState) -> None:
+        entry = state.history[-1]
+        if SCORE in entry:  # others go with the next report: an epoch may be short
+            numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
+            self._report(state, numbers | {SCORE: epoch_score(entry)}, name_of(entry["epoch"]))
 
-    def epoch_done(self, standing: Standing) -> None:
-        entry = standing.history[-1]
-        self._tell(self._note(standing, loss=entry["train_loss"], entries=(entry,)))
-        unknown = {SCORE: -1.0}  # where the validation split says nothing: below every score
-        numbers = {name: value for name, value in entry.items() if isinstance(value, int | float)}
-        ray.train.report(unknown | numbers)
+    def _report(self, state: TrainState, figures: dict[str, Any], state_name: str | None = None) -> None:
+        """Report figures, with the checkpoint of a state that is being written. All ranks call it alike."""
+        entries, self._reported = state.history[self._reported :], len(state.history)
+        checkpoint, writer = None, self._writer
+        if state_name is not None and writer is not None:
+            copies = self._plan.states.child(RAYS)
+            checkpoint = Checkpoint(copies.path(state_name), copies.filesystem)
 
-    def _note(self, standing: Standing, **figures: Any) -> Note:
-        """Speed and waiting since the last note of this epoch."""
-        tally, now = standing.tally, time.perf_counter()
-        samples, waited, then = self._noted_at
-        self._noted_at = (tally.samples, tally.waited, now)
-        if tally.samples > samples:
-            figures["samples_per_second"] = (tally.samples - samples) / (now - then)
-            figures["waiting"] = (tally.waited - waited) / (now - then)
+        def written(checkpoint: Checkpoint, _name: str) -> Checkpoint:
+            assert writer is not None
+            writer.wait()
+            return checkpoint
+
+        ray.train.report(
+            {**self._shown(state), **figures, "entries": entries},
+            checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,  # training goes on meanwhile
+            checkpoint_upload_fn=written,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def _shown(self, state: TrainState) -> dict[str, Any]:
+        """How far the training is. Speed (samples/s) and waiting (share of time) are since the last call."""
+        metrics, now = state.metrics, time.perf_counter()
+        samples, waited, then = self._counted
+        self._counted = (metrics.samples, metrics.waited, now)
         per_epoch = self._plan.steps // self._plan.recipe.epochs
-        steps = standing.epoch.epoch * per_epoch + min(tally.steps, per_epoch)
-        epoch = standing.epoch.epoch + (tally.steps > 0)
-        return Note(steps, epoch, skipped=self._trainer.skipped, **figures)
-
-    def _tell(self, note: Note) -> None:
-        if self._writer is not None:
-            self._desk.tell.remote(note)
+        shown: dict[str, Any] = {
+            "steps": state.epoch.epoch * per_epoch + min(metrics.steps, per_epoch),
+            "epoch": state.epoch.epoch + (metrics.steps > 0),
+            "skipped": self._trainer.skipped,
+        }
+        if metrics.samples > samples:
+            shown["samples_per_second"] = (metrics.samples - samples) / (now - then)
+            shown["waiting"] = (metrics.waited - waited) / (now - then)
+        return shown
 
 
 def _trainer(plan: TrainingPlan, device: torch.device, precision: Precision) -> Trainer:

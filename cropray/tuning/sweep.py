@@ -24,8 +24,7 @@ from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
-from cropray.training.control import open_desk
-from cropray.training.driver import publish_best
+from cropray.training.driver import open_control, publish_best
 from cropray.training.lock import held
 from cropray.training.plan import make_plan, training_inputs
 from cropray.training.resources import check_trials
@@ -135,13 +134,13 @@ def _search(run: Run, parent: str) -> None:
     """
     from cropray.tuning.search import Search
 
-    search, desk = Search(run.config, _trials(run)), open_desk()
+    search, desk = Search(run.config, _trials(run)), open_control()
     if not search.left:
         return
 
     def leave() -> None:
         search.end()
-        desk.ask_to_leave.remote()
+        desk.leave.remote()
 
     with TemporaryDirectory(prefix="cropray-tune-", ignore_cleanup_errors=True) as scratch:
         searching = in_thread(_tuner(run, parent, search, desk, scratch).fit)

@@ -16,8 +16,7 @@ from cropray.config.load import updated
 from cropray.run import Run
 from cropray.storage import Folder, in_thread
 from cropray.tracking.runs import tracked
-from cropray.training.control import open_desk
-from cropray.training.driver import train_in
+from cropray.training.driver import open_control, train_in
 from cropray.training.plan import make_plan
 from cropray.training.validate import SCORE, History
 from cropray.tuning.search import UNKNOWN
@@ -41,7 +40,7 @@ class TrialTraining(Trainable):  # type: ignore[misc]  # Ray does not say its ty
     ) -> None:
         self._trial = Trial(**proposed)
         self._place = Folder(folder).child(f"tune/{config.tune.name}/trials/{self._trial.id}")
-        self._sweep, self._desk, self._left = sweep, open_desk(), False
+        self._sweep, self._desk, self._left = sweep, open_control(), False
         self._results = queue.SimpleQueue[dict[str, Any]]()
         self._last: dict[str, Any] = {SCORE: UNKNOWN, "epoch": 0}
         self._training = in_thread(lambda: self._train(Folder(folder), config, parent))
@@ -70,7 +69,7 @@ class TrialTraining(Trainable):  # type: ignore[misc]  # Ray does not say its ty
             self._keep(replace(self._trial, end="behind"))
 
     def _leave(self) -> None:
-        self._desk.ask_to_leave.remote()
+        self._desk.leave.remote()
         wait([self._training], timeout=_PATIENCE_S)
 
     def _keep(self, trial: Trial) -> None:

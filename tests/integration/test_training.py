@@ -5,17 +5,34 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import safetensors.numpy
+from ray.train import Result
+from ray.util.queue import Queue
 
 from cropray.errors import InputError
+from cropray.models.checkpoint import load_checkpoint
 from cropray.run import Run, Summary
 from cropray.storage import Folder
-from cropray.training.driver import finetune, pretrain, train
+from cropray.training.driver import (
+    finetune,
+    fit,
+    open_control,
+    pretrain,
+    publish_best,
+    resource_request,
+    train,
+)
+from cropray.training.plan import RAYS, make_plan
+from cropray.training.validate import SCORE, best_entry
+from cropray.training.worker import SendReports
 from tests.test_training_loop import TIMED
-from tests.training_data import make_run, write_split
+from tests.training_data import CLASSES, make_run, write_split
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -80,6 +97,49 @@ def test_a_training_whose_worker_is_killed_ends_as_if_undisturbed(tmp_path: Path
     assert killed
     assert weights(disturbed, "pretrain") == weights(undisturbed, "pretrain")
     assert history(disturbed, "pretrain") == history(undisturbed, "pretrain")
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # Ray Train, reading its own list
+def test_the_death_of_the_control_actor_ends_nothing_and_rays_checkpoints_are_the_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, controls = prepared(tmp_path, epochs=5), list[Any]()
+
+    def opened() -> Any:
+        controls.append(open_control())
+        ray.kill(controls[0], no_restart=True)
+        return controls[0]
+
+    monkeypatch.setattr("cropray.training.driver.open_control", opened)
+    assert pretrain(run)["epochs"] == 5
+    assert len(controls) == 1
+    entries = json.loads(run.folder.read_text("models/pretrain/history.json"))
+
+    result = Result.from_path(run.folder.local(f"checkpoints/pretrain/{RAYS}"))
+    assert (result.metrics["epoch"], result.metrics[SCORE]) == (5, entries[-1][SCORE])
+    best = best_entry(entries)
+    kept = {metrics["epoch"]: checkpoint for checkpoint, metrics in result.best_checkpoints}
+    assert kept.keys() == {5, best["epoch"]}
+    assert load_checkpoint(Folder(result.checkpoint.path)).classes == CLASSES
+    published = weights(run, "pretrain")
+    model = load_checkpoint(Folder(kept[best["epoch"]].path))
+    assert {name: x.numpy().tobytes() for name, x in model.weights.items()} == published
+
+
+def test_a_trial_gets_a_report_of_each_validated_epoch(tmp_path: Path) -> None:
+    """As `TuneReportCallback` does, without a monitor and in a folder of its own."""
+    run, queue = prepared(tmp_path, epochs=3, store_every=2), Queue()
+    plan = replace(make_plan(run, "finetune"), states=run.folder.child("trials/0001"))
+    request = resource_request(run, "finetune", cpus=0.5)
+    entries = fit(run, "finetune", plan, request, open_control(), [SendReports(queue)])
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3]
+    reports = queue.get_nowait_batch(queue.qsize())
+    queue.shutdown(force=True)
+    assert [(report["epoch"], report[SCORE]) for report in reports] == [
+        (entry["epoch"], entry[SCORE]) for entry in entries[1:]
+    ]
+    publish_best(plan.states, 3, run.folder.child("chosen"))
+    assert len(json.loads(run.folder.read_text("chosen/history.json"))) == 3
 
 
 def test_gpus_that_are_not_there_are_refused_at_once(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_driver_that_is_told_to_leave_and_then_killed_goes_on_where_it_was(
     first.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=150)
     assert first.returncode == 130
-    assert "pretrain: keeps its state and leaves" in said
+    assert "pretrain: writing its state" in said
     assert "the same command goes on" in said
     left, damaged = newest(run.folder.child("checkpoints/pretrain"))
     assert left is not None
@@ -82,14 +82,14 @@ def test_a_driver_that_is_told_to_leave_and_then_killed_goes_on_where_it_was(
     wait_for(state_beyond(run, left.name), third)
     os.killpg(third.pid, signal.SIGKILL)  # the driver, its Ray and the workers, at once
     _, said = third.communicate()
-    assert f"goes on from {left.name}" in said
+    assert f"resumes from {left.name}" in said
 
     brake.unlink()
     last = command(run)
     shown, said = last.communicate(timeout=280)
     assert last.returncode == 0, said
     assert json.loads(shown)["epochs"] == 40
-    assert "goes on from epoch-" in said
+    assert "resumes from epoch-" in said
 
     whole = prepared(tmp_path / "b", **SETTINGS)
     pretrain(whole)
@@ -175,4 +175,4 @@ def test_a_training_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert "pretrain: 2 workers on cpu" in done.stderr
-    assert "pretrain: 1 worker on cpu, float32; goes on from epoch-" in done.stderr
+    assert "pretrain: 1 worker on cpu, float32; resumes from epoch-" in done.stderr

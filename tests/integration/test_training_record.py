@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from cropray.config.load import updated
+from cropray.progress import Progress
 from cropray.run import Run
 from cropray.tracking.connection import open_client
 from cropray.training.driver import pretrain
-from cropray.training.monitor import Follower
 from tests.integration.test_training import history, prepared
 from tests.mlflow_server import mlflow_server
 
@@ -69,19 +69,19 @@ def test_nothing_is_lost_of_the_record_while_the_server_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # its client's own patience is another's
-    take, until_done = Follower._take, Follower._until_done
     with mlflow_server(tmp_path) as server, wire(server) as line:
 
-        def cut_first(self, note, *rest):
-            line.cut = True  # from the first word of the workers on
-            take(self, note, *rest)
+        class Cutting(Progress):
+            def advance(self, steps: int = 1, note: str = "") -> None:
+                line.cut = True  # from the first report of the workers on
+                super().advance(steps, note)
 
-        def mend_last(self, *arguments):
-            until_done(self, *arguments)
+        @contextmanager
+        def shown(label: str, total: int) -> Iterator[Progress]:
+            yield Cutting(label, total)
             line.cut = False  # when they are done
 
-        monkeypatch.setattr(Follower, "_take", cut_first)
-        monkeypatch.setattr(Follower, "_until_done", mend_last)
+        monkeypatch.setattr("cropray.training.monitor.progress", shown)
         given = prepared(tmp_path / "a", epochs=EPOCHS)
         run = Run(given.folder, updated(given.config, {"tracking.uri": line.uri}))
         summary = pretrain(run)

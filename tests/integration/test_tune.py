@@ -19,7 +19,7 @@ from cropray.models.checkpoint import save_checkpoint
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.versions import find
-from cropray.training.control import open_desk
+from cropray.training.driver import open_control
 from cropray.training.plan import make_plan
 from cropray.training.state import newest
 from cropray.tuning.sweep import tune
@@ -153,7 +153,7 @@ def test_a_trial_that_is_ended_keeps_its_state_and_gives_back_its_room(
 
     run, _ = prepared(tmp_path)
     endless = updated(run.config, {"finetune.epochs": 10_000, "finetune.schedule": "constant"})
-    sweep = open_desk()
+    sweep = open_control()
     given = with_parameters(TrialTraining, folder=run.folder.uri, config=endless, parent="", sweep=sweep)
     trial = ray.remote(num_cpus=0)(given).remote({"id": "0001", "values": {"finetune.lr": 1e-3}})
     told = ray.get(trial.step.remote())
@@ -161,7 +161,7 @@ def test_a_trial_that_is_ended_keeps_its_state_and_gives_back_its_room(
     assert not told["done"]
     assert ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]
     if by == "the sweep":
-        ray.get(sweep.ask_to_leave.remote())
+        ray.get(sweep.leave.remote())
         while not told["done"]:  # epochs that it had told before it was asked
             told = ray.get(trial.step.remote())
     ray.get(trial.stop.remote())  # as Tune ends one that falls behind, and any in the end
