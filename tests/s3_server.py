@@ -37,7 +37,7 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     import boto3
     from moto.server import ThreadedMotoServer
 
-    monkeypatch.setattr(storage, "_WAITS_S", (0.1, 0.1))
+    monkeypatch.setattr(storage, "_UPLOAD_WAITS_S", (0.1, 0.1))
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     behind = server.get_host_and_port()

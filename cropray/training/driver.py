@@ -23,7 +23,7 @@ from cropray.shards.reader import ShardReader
 from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
-from cropray.training.lock import held
+from cropray.training.lock import run_lock
 from cropray.training.monitor import ProgressMonitor
 from cropray.training.plan import RAYS, TrainingPlan, make_plan, training_inputs
 from cropray.training.resources import ResourceRequest, check_workers, worker_resources
@@ -83,14 +83,14 @@ def train(run: Run, stage: Stage) -> Summary:
         return summary
     start = time.monotonic()
     plan = make_plan(run, stage)
-    lock = held(run.folder.child("stages"), f"{stage}.lock", f"{stage} of {run.folder}")
-    with lock, ray_session(run.config.ray):
+    locked = run_lock(run.folder.child("stages"), f"{stage}.lock", f"{stage} of {run.folder}")
+    with locked as lock, ray_session(run.config.ray):
         request = resource_request(run, stage)
         check_workers(stage, request, reach(run.config.ray))
         if run.changed(stage, inputs):
             _forget(run, stage)
         run.claim(stage, inputs)
-        history, tracker_id, version = _train_and_register(run, stage, plan, request)
+        history, tracker_id, version = _train_and_register(run, stage, replace(plan, lock=lock), request)
     best = best_entry(history)
     summary = {
         "model": run.folder.child(f"models/{stage}").uri,
@@ -242,6 +242,8 @@ def _train_and_register(
         about = {"train_samples": plan.samples, "parameters": plan.parameters}
         tracker.params(about | {"data_fingerprint": plan.checkpoint.data_fingerprint})
         history = begun(tracker).until_done()
+        assert plan.lock is not None
+        plan.lock.check()
         model = run.folder.child(f"models/{stage}")
         publish_best(plan.states, best_entry(history)["epoch"], model)
         model.write_text("history.json", json.dumps(history, indent=1) + "\n")

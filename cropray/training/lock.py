@@ -1,101 +1,235 @@
-"""One driver at a time for a training: a lock that ends with its owner, however that ends.
+"""One owner at a time for a training or a sweep in a run folder.
 
-On a file system it is the kernel's (flock), gone in the moment in which the process is. Object storage
-has none: there the owner leaves a file and writes it anew while it lives, and one that has not been
-written for a minute counts as left behind. Two that begin within the same second see each other's file.
+On a file system the kernel holds the lock (flock, by `filelock`) and frees it when its process ends, however
+that ends. On S3 and Google Cloud Storage it is an object that only conditional writes change (`obstore`). Its
+owner renews it; another process may take it when it has not been renewed for a minute, by the store's clock.
+An owner that was stalled may thus have lost it: it renews the lock right before it begins a state and before
+the state counts (`RunLock.check`), and stops if it finds another token. Two owners can write together only if
+one stalls for a minute between such a check and the write after it. Elsewhere there is no lock, and a message
+says so.
 """
 
 from __future__ import annotations
 
-import fcntl
+import configparser
 import json
 import os
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from cropray.errors import InputError
+from cropray.progress import say
 from cropray.storage import Folder
 
-_EXPIRES_S = 60.0
-_RENEWED_S = 15.0
-_SETTLES_S = 1.0
+LEASE_S = 60.0
+_CLOCK_S = 1.0  # stores tell times in whole seconds
+_RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}  # obstore's own: 3 minutes
 
 
-@contextmanager
-def held(folder: Folder, name: str, what: str) -> Iterator[None]:
-    """Hold the lock `name` in a folder within the block; `what` it is for stands in messages.
-
-    Raises InputError where another process holds it.
-    """
-    with _flock(folder, name, what) if folder.is_local else _lease(folder, name, what):
-        yield
+class _Found(NamedTuple):
+    body: dict[str, Any]
+    version: dict[str, Any]  # for a conditional write
+    modified: datetime  # by the store's clock
 
 
-@contextmanager
-def _flock(folder: Folder, name: str, what: str) -> Iterator[None]:
-    path = folder.local(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+@dataclass(frozen=True)
+class RunLock:
+    """A lock that is held; its owner may pass it to other processes. Only one on a store has a `token`."""
+
+    folder: Folder
+    name: str
+    what: str
+    token: str = ""
+    lease_s: float = LEASE_S
+
+    def check(self) -> None:
+        """Renew the lock for `lease_s` seconds. Raises InputError if another process has taken it."""
+        while self.token:
+            found = self._read()
+            if found is None or found.body["token"] != self.token:
+                owner = found.body["owner"] if found else "somebody who deleted it"
+                raise InputError(
+                    f"{self.what} has lost its lock {self.folder}/{self.name} to {owner}, after it was not "
+                    f"renewed for {self.lease_s:g} s: wait for the other process to end, or stop it, and run "
+                    "this command again"
+                )
+            if self._write(self.token, found.version):
+                return  # else somebody else was quicker, perhaps another process of the same owner
+
+    def take(self) -> bool:
+        """Whether it was free or expired, and is held now. Raises InputError if another process holds it."""
+        if self._write(self.token, "create"):
+            return True
+        found = self._read()
+        if found is None:
+            return False
+        if found.body["token"]:
+            left_s = found.body["lease_s"] + _CLOCK_S - (self._now() - found.modified).total_seconds()
+            if left_s > 0:
+                owner = f"{found.body['owner']} (if it is dead, its lock expires in {left_s:.0f} s)"
+                raise _taken(self.what, owner)
+        return self._write(self.token, found.version)
+
+    def release(self) -> None:
+        """Let others have it at once, unless it is lost."""
+        found = self._read()
+        if found is not None and found.body["token"] == self.token:
+            self._write("", found.version)
+
+    def _read(self) -> _Found | None:
+        import obstore
+
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise _taken(what, file.read().strip()) from error
-        file.truncate(0)
-        file.write(_me())
-        file.flush()
-        yield  # the lock goes with the open file
+            answer = obstore.get(_store(self.folder), self.name)
+        except FileNotFoundError:
+            return None
+        meta = answer.meta
+        version = {key: value for key in ("e_tag", "version") if (value := meta.get(key))}
+        return _Found(json.loads(bytes(answer.bytes())), version, meta["last_modified"])
+
+    def _write(self, token: str, mode: Any) -> bool:
+        """Write the lock; False if it is not as `mode` (`create`, or a version) wants it."""
+        import obstore
+
+        # S3 knows versions by a checksum of the content: no two writes may be the same.
+        body = {"token": token, "owner": _process(), "lease_s": self.lease_s, "write": uuid.uuid4().hex}
+        try:
+            obstore.put(_store(self.folder), self.name, json.dumps(body).encode(), mode=mode)
+        except (
+            FileNotFoundError,
+            obstore.exceptions.AlreadyExistsError,
+            obstore.exceptions.PreconditionError,
+        ):
+            return False
+        return True
+
+    def _now(self) -> datetime:
+        """The time by the store's clock: that of a file just written."""
+        import obstore
+
+        obstore.put(_store(self.folder), f"{self.name}.clock", b"")
+        return obstore.head(_store(self.folder), f"{self.name}.clock")["last_modified"]
 
 
 @contextmanager
-def _lease(folder: Folder, name: str, what: str) -> Iterator[None]:
-    mine = uuid.uuid4().hex
+def run_lock(folder: Folder, name: str, what: str, *, lease_s: float = LEASE_S) -> Iterator[RunLock]:
+    """Hold the lock `name` in a folder within the block; `what` is locked, in the words of a message.
 
-    def write() -> None:
-        folder.write_text(name, json.dumps({"token": mine, "owner": _me(), "at": time.time()}))
-
-    def other() -> str:
-        """Whose lease there is, unless it is this one or has expired."""
-        if not folder.exists(name):
-            return ""
-        lease = json.loads(folder.read_text(name))
-        fresh = time.time() - lease["at"] < _EXPIRES_S
-        return str(lease["owner"]) if fresh and lease["token"] != mine else ""
-
-    def take() -> None:
-        if owner := other():
-            raise _taken(what, f"{owner}; if that is dead, its claim ends {_EXPIRES_S:.0f} s after it")
-
-    take()
-    write()
-    time.sleep(_SETTLES_S)
-    take()  # whoever wrote last has it
+    Raises InputError, with process and host, if another process holds it.
+    """
+    if folder.is_local:
+        with _file_lock(folder, name, what) as lock:
+            yield lock
+        return
+    lock = _on_store(folder, name, what, lease_s)
+    if not lock.token:
+        yield lock
+        return
     ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(_RENEWED_S):
-            write()
-
-    renewing = threading.Thread(target=renew, name="lease", daemon=True)
+    renewing = threading.Thread(target=_renew, args=(lock, ended), name="run-lock", daemon=True)
     renewing.start()
     try:
-        yield
+        yield lock
     finally:
         ended.set()
         renewing.join()
-        folder.delete(name)
+        lock.release()
 
 
-def _me() -> str:
+@contextmanager
+def _file_lock(folder: Folder, name: str, what: str) -> Iterator[RunLock]:
+    from filelock import FileLock, Timeout
+
+    path = folder.local(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise _taken(what, path.read_text() or "another process") from None
+    try:
+        path.write_text(_process())
+        yield RunLock(folder, name, what)
+    finally:
+        lock.release()
+
+
+def _on_store(folder: Folder, name: str, what: str, lease_s: float) -> RunLock:
+    """The lock on a store, taken; one without a token where there is none."""
+    import obstore.exceptions as errors
+
+    lock = RunLock(folder, name, what, uuid.uuid4().hex, lease_s)
+    refused = (errors.NotSupportedError, errors.PermissionDeniedError, errors.UnauthenticatedError)
+    try:
+        while not lock.take():
+            pass  # somebody else was quicker, and may have it now
+        return lock
+    except (_NoLocksError, errors.GenericError, *refused) as error:
+        reason = str(error).split("\n")[0][:200]
+    say(
+        f"{what} has no lock on {folder} ({reason}): make sure that no other process runs it, for two would "
+        "spoil each other's files"
+    )
+    return RunLock(folder, name, what)
+
+
+def _renew(lock: RunLock, ended: threading.Event) -> None:
+    import obstore.exceptions as errors
+
+    while not ended.wait(lock.lease_s / 4):
+        try:
+            lock.check()
+        except InputError:
+            return  # the next check before a write says so
+        except errors.BaseError:
+            continue  # the store is away, perhaps not for long
+
+
+class _NoLocksError(Exception):
+    """A kind of storage without locks."""
+
+
+def _store(folder: Folder) -> Any:
+    """The store of a folder, with the credentials and the endpoint that Arrow uses there."""
+    import obstore.store
+
+    parts = urlsplit(folder.uri)
+    if parts.scheme not in ("s3", "gs", "gcs") or parts.query or "@" in parts.netloc:
+        raise _NoLocksError(f"there are none on {parts.scheme}:// or with options in the URI")
+    options: dict[str, Any] = {"retry_config": _RETRY}
+    if parts.scheme == "s3":
+        options |= _aws_configured()
+        if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+            options["endpoint"] = endpoint
+            options["client_options"] = {"allow_http": endpoint.startswith("http:")}
+    return obstore.store.from_url(folder.uri.replace("gcs://", "gs://", 1), **options)
+
+
+def _aws_configured() -> dict[str, Any]:
+    """The keys that `aws configure` left in a file, which obstore does not read; empty if others are set."""
+    profiles = configparser.ConfigParser()
+    if "AWS_ACCESS_KEY_ID" not in os.environ:
+        profiles.read(Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")).expanduser())
+    profile = os.environ.get("AWS_PROFILE", "default")
+    given = profiles[profile] if profiles.has_section(profile) else {}
+    names = ("access_key_id", "secret_access_key", "session_token")
+    return {name: given[f"aws_{name}"] for name in names if f"aws_{name}" in given}
+
+
+def _process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _taken(what: str, owner: str) -> InputError:
     return InputError(
-        f"{what} is under way already, by {owner or 'another process'}: wait for it to end, or use another "
-        "--run folder"
+        f"{what} is running already: {owner} has the lock; wait for it to end, stop it, or use another --run "
+        "folder"
     )

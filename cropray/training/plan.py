@@ -25,6 +25,7 @@ from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
+from cropray.training.lock import RunLock
 from cropray.training.recipe import Precision, Recipe
 from cropray.types import BoolArray
 
@@ -89,7 +90,7 @@ class TrainingPlan:
     same. `precision` is None where it is to be chosen, `workers` are fewest and most, `batch_size` is
     that of all workers, `steps` are those of all epochs. Validation and checkpoint come every
     `store_every` epochs and after the last, and states within an epoch every `store_every_s` seconds;
-    all are kept in the folder `states`.
+    all are kept in the folder `states`, while `lock` is held.
     """
 
     train: Data
@@ -104,6 +105,7 @@ class TrainingPlan:
     store_every: int
     store_every_s: float
     states: Folder
+    lock: RunLock | None
     checkpoint: Checkpoint
     init: Folder | None
     keep_head: bool
@@ -175,6 +177,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         store_every=settings.store_every,
         store_every_s=settings.store_every_s,
         states=run.folder.child(f"checkpoints/{stage}"),
+        lock=None,
         checkpoint=checkpoint,
         init=init,
         keep_head=keep_head,

@@ -99,7 +99,8 @@ def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
         if snapshot is None
         else resume(snapshot, trainer)
     )
-    writer = StateWriter(plan.states, plan.states.child(RAYS)) if rank == 0 else None
+    check = plan.lock.check if plan.lock is not None else lambda: None
+    writer = StateWriter(plan.states, plan.states.child(RAYS), check) if rank == 0 else None
     batch_size, seed = plan.batch_size // world_size, plan.recipe.seed
     supervisor = RaySupervisor(plan, control, trainer, writer, progress=progress)
     supervisor.begun(state, _beginning(trainer, snapshot, damaged))

@@ -25,7 +25,7 @@ from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
 from cropray.training.driver import open_control, publish_best
-from cropray.training.lock import held
+from cropray.training.lock import run_lock
 from cropray.training.plan import make_plan, training_inputs
 from cropray.training.resources import check_trials
 from cropray.training.validate import SCORE
@@ -58,7 +58,7 @@ def tune(run: Run) -> Summary:
     if summary is None or wanting(summary, settings):
         make_plan(run, settings.stage)  # what no trial could do is told before any is begun
         what = f"the sweep {settings.name} of {run.folder}"
-        with held(run.folder.child("tune"), f"{settings.name}.lock", what):
+        with run_lock(run.folder.child("tune"), f"{settings.name}.lock", what):
             summary = _swept(run, inputs)
         run.finish("tune", summary, inputs)
     else:
