@@ -33,8 +33,7 @@ class PredictConfig(Section):
     area: str = "rois:test"
     """min_lon,min_lat,max_lon,max_lat in degrees, a vector file, or rois:SPLIT."""
     as_of: date | None = Field(None, description="Last day whose scenes may be used. Required.")
-    assume_harvest: date | None = None
-    """Harvest start to assume, for models trained on windows before the harvest."""
+    assume_harvest: date | None = Field(None, description="Harvest start, for models anchored on it.")
     tile_size: int = Field(512, ge=64, multiple_of=64, description="Side of a tile, in pixels.")
     overlap: int = Field(16, ge=0, description="Overlap of neighbouring patches, in pixels.")
     probabilities: bool = Field(True, description="Whether a raster of probabilities is written too.")
@@ -49,8 +48,7 @@ class TrackingConfig(Section):
     experiment: str = Field("cropray", description="MLflow experiment of the runs.")
     model_name: str = Field("cropray", description="Name of the registered model.")
     alias: str = Field("candidate", description="Alias of a newly registered model.")
-    promotion_margin: float = Field(0.02, ge=0)
-    """How much a candidate may score below the champion."""
+    promotion_margin: float = Field(0.02, ge=0, description="Allowed loss of score against the champion.")
 
     @field_validator("alias")
     @classmethod

@@ -15,8 +15,7 @@ from cropray.types import CompositeRecipe
 class EarthEngineConfig(Section):
     """Access to Earth Engine. A project's published quota is 40 requests in flight and 100 per second."""
 
-    project: str = ""
-    """Google Cloud project. Empty: EE_PROJECT, else GOOGLE_CLOUD_PROJECT."""
+    project: str = Field("", description="Google Cloud project. Empty: EE_PROJECT or GOOGLE_CLOUD_PROJECT.")
     service_account_key: str = ""
     """Path of a service account's key. Empty: EE_SERVICE_ACCOUNT_KEY, else the default credentials."""
     endpoint: Literal["standard", "high_volume"] = "standard"
@@ -27,12 +26,10 @@ class EarthEngineConfig(Section):
     deadline_s: float = Field(360.0, gt=0, description="Seconds to wait for an answer.")
     attempts: int = Field(8, ge=1, description="Attempts at a request before its tile fails.")
     workload_tag: str = Field("cropray", pattern=r"^[a-z0-9]([-_a-z0-9]{0,61}[a-z0-9])?$")
-    """Label of the requests in the Cloud console."""
+    """Label in the Cloud console."""
     eucropmap_year: Literal[2018, 2022] = Field(2018, description="Year of the class map source:eucropmap.")
-    assumed_eecu_s: float = Field(20.0, gt=0)
-    """EECU-seconds per megapixel and month, for the estimate of a dry run."""
-    assumed_request_s: float = Field(20.0, gt=0)
-    """Seconds per request, for the estimate of a dry run."""
+    assumed_eecu_s: float = Field(20.0, gt=0, description="EECU-seconds per megapixel and month, for plans.")
+    assumed_request_s: float = Field(20.0, gt=0, description="Seconds per request, for plans.")
 
     @property
     def lease_s(self) -> float:
@@ -47,9 +44,7 @@ class EarthEngineConfig(Section):
     @classmethod
     def _is_an_address(cls, value: str) -> str:
         if value and not re.fullmatch(r"https?://[^/\s]+/?", value):
-            raise ValueError(
-                f"{value!r} is not an address; use one like http://127.0.0.1:8080, without a path"
-            )
+            raise ValueError(f"{value!r} is not an address like http://127.0.0.1:8080, without a path")
         return value.rstrip("/")
 
     @field_validator("service_account_key", mode="before")
@@ -89,8 +84,7 @@ class SimulatedConfig(Section):
     year: int = Field(2022, ge=2000, le=2100, description="Year of the harvest.")
     sites_per_crop: int = Field(6, ge=1, le=60, description="Sites per crop, for fine-tuning.")
     site_size_m: float = Field(1280.0, ge=640, le=10_000, description="Side of a site, in metres.")
-    annotated_fraction: float = Field(0.3, gt=0, le=1)
-    """Share of a crop's fields that are annotated."""
+    annotated_fraction: float = Field(0.3, gt=0, le=1, description="Annotated share of a crop's fields.")
     regions: int = Field(8, ge=1, le=40, description="Regions with dense labels, for pretraining.")
     region_size_m: float = Field(3200.0, ge=640, le=20_000, description="Side of a region, in metres.")
 
@@ -137,8 +131,7 @@ class ClassMapConfig(Section):
     """A raster of codes."""
 
     path: str = Field(description="Raster file, or source:NAME for a map that the imagery source offers.")
-    codes: tuple[int, ...]
-    """Codes to use; for `class_map` and `truth`, one per class, in the order of `classes`."""
+    codes: tuple[int, ...] = Field(description="Codes in the order of `classes`; of land cover, any.")
     nodata: int = Field(0, description="Code of pixels without data.")
 
 
@@ -157,8 +150,7 @@ class PatchConfig(Section):
     """How tiles are cut into patches."""
 
     size: int = Field(64, ge=16, multiple_of=16, description="Side of a patch, in pixels.")
-    max_overlap: int = Field(32, ge=0)
-    """Largest overlap of patches, in pixels; the best fit is used."""
+    max_overlap: int = Field(32, ge=0, description="Patches overlap by up to this, in pixels.")
     tile_patches: int = Field(8, ge=1, description="Patches per side of an exported tile.")
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ class CropConfig(Section):
     crop: str = Field(description="Name of the crop, one of `classes`.")
     path: str = Field(description="Vector file, or a glob of several, relative to `rois.data_root`.")
     seasons: tuple[SeasonConfig, ...] = (SeasonConfig(),)
-    """Seasons of the crop, each with its own calendar sheet."""
+    """Seasons, each with a calendar sheet."""
 
 
 class CalendarConfig(Section):

@@ -79,19 +79,15 @@ class TrainConfig(Section):
     unlabelled: Literal["negative", "ignore", "own_crop"] = "ignore"
     """Unlabelled pixels: negatives of all classes, ignored, or weak negatives of their ROI's crop."""
     own_crop_weight: float = Field(0.3, ge=0, description="Weight of the weak negatives of own_crop.")
-    cross_negatives: bool = True
-    """Whether annotated pixels are negatives of other classes."""
+    cross_negatives: bool = Field(True, description="Annotated pixels are negatives of other classes.")
     augment: bool = Field(True, description="Whether samples are flipped and turned at random.")
-    min_labelled_fraction: float = Field(0.0, ge=0, le=1)
-    """Leave out samples whose labelled share of pixels is not above this."""
+    min_labelled_fraction: float = Field(0.0, ge=0, le=1, description="Skip samples labelled up to this.")
     balance: float | None = Field(None, ge=0, le=1)
     """Draw samples by labelled share; crops as frequent as they are (0) to equally frequent (1)."""
-    threshold: float | None = Field(None, gt=0, lt=1)
-    """Decision threshold. null: chosen per class on val."""
+    threshold: float | None = Field(None, gt=0, lt=1, description="Decision threshold. null: chosen on val.")
     init: str = ""
     """Checkpoint folder, run:PATH or models:/ URI whose body to start from. Empty: random weights."""
-    keep_heads: str | None = Field(None, pattern=_HEAD)
-    """Name for keeping the head of `init`. null: drop it."""
+    keep_heads: str | None = Field(None, pattern=_HEAD, description="Name to keep the head of `init` by.")
     also: tuple[AuxiliaryConfig, ...] = Field((), description="Auxiliary tasks, trained on the same body.")
     accumulate: int = Field(1, ge=1, description="Parts of a worker's share of a step, to save memory.")
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of the gradients.")
@@ -106,8 +102,7 @@ class TrainConfig(Section):
     store_every_s: float = Field(600, gt=0, description="Seconds between states saved within an epoch.")
     workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
     """Number of workers, or [min, max]: as many as there is room for."""
-    gpus: float | None = Field(None, ge=0, le=1)
-    """GPUs per worker. null: 1 if there are enough now, else 0."""
+    gpus: float | None = Field(None, ge=0, le=1, description="GPUs per worker. null: 1 if enough, else 0.")
     threads: int = Field(0, ge=0, description="Torch threads per worker. 0: its share of the CPUs.")
     compile: bool = Field(False, description="Whether to use torch.compile, for GPUs.")
     max_failures: int = Field(2, ge=0, description="Restarts after a worker or node died.")
@@ -160,8 +155,7 @@ class EvaluateConfig(Section):
 
     model: str = Field("", description="Checkpoint folder or models:/ URI. Empty: the run's own model.")
     head: str | None = Field(None, description="Head to evaluate. null: the main head.")
-    baselines: bool = True
-    """Whether a random forest and the majority crop are evaluated too."""
+    baselines: bool = Field(True, description="Whether a forest and the majority crop are scored too.")
     forest_trees: int = Field(100, ge=1, description="Trees of the random forest.")
     forest_pixels: int = Field(50_000, ge=100, description="Pixels to train the forest on, at most.")
     bootstrap: int = Field(1000, ge=0, description="Bootstrap draws for intervals. 0: no intervals.")
@@ -171,7 +165,7 @@ class Dimension(Section):
     """The values of one searched setting; exactly one of the four is given."""
 
     loguniform: tuple[FiniteFloat, FiniteFloat] | None = None
-    """Numbers from [low, high], drawn evenly by logarithm."""
+    """Numbers from [low, high], by logarithm."""
     uniform: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="Numbers from [low, high].")
     integers: tuple[int, int] | None = Field(None, description="Integers from [low, high], both included.")
     choice: tuple[Any, ...] | None = Field(None, min_length=1, description="Values of any kind.")
@@ -205,19 +199,16 @@ class TuneConfig(Section):
     """A search over settings of one training stage, judged on the validation split."""
 
     name: str = Field("sweep", pattern=r"^[\w-]+$", description="Name of the sweep's folder, tune/<name>.")
-    stage: Literal["pretrain", "finetune"] = "finetune"
-    """Stage whose settings are searched."""
+    stage: Literal["pretrain", "finetune"] = Field("finetune", description="Stage that is searched.")
     space: dict[str, Dimension] = Field({})
     """Values by dotted key, such as finetune.lr: {loguniform: [1.0e-5, 1.0e-2]}."""
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna learns from earlier trials (TPE), random draws, grid takes every combination of choices."""
-    scheduler: Literal["asha", "none"] = "asha"
-    """asha stops trials that fall behind (Li et al. 2018)."""
+    scheduler: Literal["asha", "none"] = Field("asha", description="asha stops trials that fall behind.")
     trials: int = Field(20, ge=1, description="Number of trials. A grid takes all its combinations instead.")
     concurrent: int = Field(1, ge=1, description="Trials that run at a time.")
     cpus: float = Field(1, gt=0, description="CPUs per worker. Below 1, more trials fit at a time.")
-    budget_s: float | None = Field(None, gt=0)
-    """Seconds after which trials save their state and stop."""
+    budget_s: float | None = Field(None, gt=0, description="Seconds until trials save and stop.")
     grace_epochs: int = Field(1, ge=1, description="Epochs that every trial may run before ASHA compares it.")
     reduction: int = Field(3, ge=2, description="ASHA continues one in this many trials at each comparison.")
     evaluate: bool = Field(True, description="Whether the best trial is evaluated on the test split, once.")
