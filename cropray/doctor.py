@@ -10,7 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -40,15 +40,12 @@ class Finding:
     remedy: str = ""
 
 
-def format_findings(findings: Sequence[Finding], *, as_json: bool) -> str:
-    """A line per finding with its remedy below, and a line that sums up; or a JSON list."""
-    if as_json:
-        return json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False) + "\n"
+def format_findings(findings: Sequence[Finding]) -> str:
+    """A line per finding with its remedy below, and a line that sums up."""
     lines = []
     for finding in findings:
-        mark = {"ok": "ok", "warning": "warn", "bad": "BAD"}[finding.verdict]
-        lines.append(f"{mark:<4}  {finding.check:<12}  {finding.found}")
-        lines += [f"{'':<20}-> {finding.remedy}"] * bool(finding.remedy)
+        lines.append(f"{finding.verdict:<7}  {finding.check:<12}  {finding.found}")
+        lines += [f"{'':<23}-> {finding.remedy}"] * bool(finding.remedy)
     counts = [sum(finding.verdict == verdict for finding in findings) for verdict in ("bad", "warning")]
     return "\n".join([*lines, "", "{} checks: {} bad, {} warnings".format(len(findings), *counts)]) + "\n"
 

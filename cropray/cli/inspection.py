@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from cropray.cli.options import ConfigOption, RunOption, SetOption, configured, emit
+from cropray.cli.options import ConfigOption, RunOption, SetOption, configured, emit, show
 
 config_app = typer.Typer(help="Show the configuration and its settings.", no_args_is_help=True)
 shards_app = typer.Typer(help="Look at shards, verify them, import patches.", no_args_is_help=True)
@@ -39,9 +40,8 @@ def config_keys(
         raise InputError(f"there is no section {section!r}.{nearest(section, parents)}")
     for one in chosen:
         default = f"default {one.default}" if one.default else "required"
-        sys.stdout.write(f"{one.key}  ({one.type}; {default})\n")
-        sys.stdout.write(textwrap.fill(one.description, 100, initial_indent="    ", subsequent_indent="    "))
-        sys.stdout.write("\n")
+        description = textwrap.indent(textwrap.fill(one.description, 96), "    ")
+        sys.stdout.write(f"{one.key}  ({one.type}; {default})\n{description}\n")
 
 
 def doctor(
@@ -59,7 +59,7 @@ def doctor(
     from cropray.doctor import examine, format_findings
 
     findings = list(examine(configured(config, set), kept(run) if run else "", online=online))
-    sys.stdout.write(format_findings(findings, as_json=as_json))
+    show([asdict(finding) for finding in findings], format_findings(findings), as_json=as_json)
     raise typer.Exit(int(any(finding.verdict == "bad" for finding in findings)))
 
 
@@ -92,12 +92,12 @@ def show_sample(
     from pathlib import Path
 
     from cropray.errors import InputError
-    from cropray.shards.inspection import show
+    from cropray.shards.inspection import show as picture
 
     path = Path(out or f"{sample_id}.png")
     if path.suffix.lower() != ".png":
-        raise InputError(f"--out {path}: the picture is a PNG; name it {path.with_suffix('.png')}")
-    path.write_bytes(show(run, sample_id))
+        raise InputError(f"--out {path}: the picture is a PNG. Name it {path.with_suffix('.png')}.")
+    path.write_bytes(picture(run, sample_id))
     sys.stdout.write(f"{path}\n")
 
 
@@ -127,9 +127,9 @@ def import_tiff(
 @checkpoint_app.command("show")
 def show_checkpoint(folder: Annotated[str, typer.Argument(metavar="DIR", help="Path or URI.")]) -> None:
     """Verify a checkpoint folder and describe it."""
-    from cropray.models.seed import show
+    from cropray.models.seed import show as describe
 
-    emit(show(folder))
+    emit(describe(folder))
 
 
 @checkpoint_app.command("import-seed")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened
+from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened, show
 
 models_app = typer.Typer(help="Register models, look at them, promote one.", no_args_is_help=True)
 
@@ -15,9 +14,7 @@ models_app = typer.Typer(help="Register models, look at them, promote one.", no_
 @models_app.command("register")
 def register(
     run: RunOption,
-    model: Annotated[
-        str, typer.Option(metavar="DIR", help="Checkpoint folder, or run:PATH; else the run's own model.")
-    ] = "",
+    model: Annotated[str, typer.Option(metavar="DIR", help="Checkpoint; else the run's own model.")] = "",
     config: ConfigOption = None,
     set: SetOption = None,
 ) -> None:
@@ -27,9 +24,7 @@ def register(
     emit(register_checkpoint(opened(run, config, set), model))
 
 
-RegistryOption = Annotated[
-    str, typer.Option("--run", metavar="DIR", help="Run folder with a registry, else this directory.")
-]
+RegistryOption = Annotated[str, typer.Option("--run", metavar="DIR", help="Run folder; else this directory.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS or /VERSION.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
@@ -38,14 +33,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 def list_models(
     run: RegistryOption = "", config: ConfigOption = None, set: SetOption = None, as_json: JsonOption = False
 ) -> None:
-    """All versions, their aliases and scores."""
+    """List all versions with their aliases and scores."""
     from cropray.tracking.versions import list_versions, table
 
     found = list_versions(opened(run, config, set))
-    if as_json:
-        emit({"versions": [version.to_json() for version in found]})
-    else:
-        sys.stdout.write(table(found))
+    show({"versions": [version.to_json() for version in found]}, table(found), as_json=as_json)
 
 
 @models_app.command("show")
@@ -56,27 +48,22 @@ def show_model(
     set: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One version: lineage, scores, promotion and card."""
+    """Show one version: lineage, scores, promotion and card."""
     from cropray.tracking.versions import find, page
 
     version = find(opened(run, config, set), model)
-    if as_json:
-        emit(version.to_json())
-    else:
-        sys.stdout.write(page(version))
+    show(version.to_json(), page(version), as_json=as_json)
 
 
 @models_app.command("promote")
 def promote_model(
     run: RunOption,
     model: ModelArgument = "",
-    force: Annotated[
-        str, typer.Option(metavar="REASON", help="Promote it whatever the figures; the reason is kept.")
-    ] = "",
+    force: Annotated[str, typer.Option(metavar="REASON", help="Promote whatever the scores.")] = "",
     config: ConfigOption = None,
     set: SetOption = None,
 ) -> None:
-    """Make a version the champion, if it is not worse than the present one on the run's split val."""
+    """Make a version the champion, if it is not worse on val."""
     from cropray.evaluation.promotion import promote
 
     emit(promote(opened(run, config, set), model, force))
@@ -84,7 +71,7 @@ def promote_model(
 
 @models_app.command("relocate")
 def relocate_models(run: RunOption, config: ConfigOption = None, set: SetOption = None) -> None:
-    """After a run folder was moved or copied: let MLflow itself find the models in it."""
+    """Let MLflow find the models of a run folder that was moved."""
     from cropray.tracking.registry import relocate
 
     emit(relocate(opened(run, config, set)))

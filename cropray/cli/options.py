@@ -52,5 +52,9 @@ def opened(run: str, config: str | None, settings: list[str] | None) -> Run:
     return Run(folder, load_config(config, settings or (), base=config_of(folder) if run else None))
 
 
-def emit(summary: Summary) -> None:
-    sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+def emit(result: Summary | list[Summary]) -> None:
+    sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def show(result: Summary | list[Summary], text: str, *, as_json: bool) -> None:
+    emit(result) if as_json else sys.stdout.write(text)

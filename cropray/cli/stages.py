@@ -25,9 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-
-# Functions, help and examples of the stages, in the order of the pipeline. A function is imported when its
-# command is called, so that --help answers at once.
+# In the order of the pipeline. A function is imported when its command is called: --help answers at once.
 STAGES: dict[str, dict[str, str]] = yaml.safe_load(files(__package__).joinpath("stages.yaml").read_text())
 
 
@@ -77,12 +75,11 @@ def _predict(
     _call("predict", run, config, [*(set or []), *settings])
 
 
-def _command(name: str) -> Callable[..., None]:
+def _command(name: str) -> Any:
     def command(run: RunOption, config: ConfigOption = None, set: SetOption = None) -> None:
         _call(name, run, config, set)
 
-    special: dict[str, Callable[..., None]] = {"export": _export, "predict": _predict}
-    return special.get(name, command)
+    return {"export": _export, "predict": _predict}.get(name, command)
 
 
 for _name in STAGES:
@@ -95,7 +92,7 @@ app.add_typer(models_app, name="models")
 app.command("register", hidden=True)(register)  # the former name of `models register`
 
 
-def _version() -> None:
+def _show_version() -> None:
     sys.stdout.write(f"cropray {__version__}\n")
     raise typer.Exit
 
@@ -112,7 +109,7 @@ def _flag(*names: str, help: str, act: Callable[[], None] = lambda: None) -> Any
 
 @app.callback()
 def common(
-    version: Annotated[bool, _flag("--version", help="Show the version.", act=_version)] = False,
+    version: Annotated[bool, _flag("--version", help="Show the version.", act=_show_version)] = False,
     quiet: Annotated[bool, _flag("-q", "--quiet", help="Results and errors only.", act=be_quiet)] = False,
     verbose: Annotated[bool, _flag("-v", "--verbose", help="Show libraries' logs.", act=be_verbose)] = False,
     debug: Annotated[bool, _flag("--debug", help="Show the traceback of an error.")] = False,
@@ -131,7 +128,7 @@ def _share(group: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's mistake or a full disk ends it with one message and code 2."""
-    from cropray.errors import InputError
+    from cropray.errors import InputError, format_os_error
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
@@ -141,8 +138,6 @@ def main(arguments: list[str] | None = None) -> None:
     except (InputError, OSError) as error:
         if "--debug" in arguments:
             raise
-        from cropray.errors import format_os_error
-
         # An error that crossed Ray carries the worker's traceback as its text; its cause is the error.
         cause = getattr(error, "cause", None) or error
         sys.stderr.write(f"error: {format_os_error(cause) if isinstance(cause, OSError) else cause}\n")
