@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray compact`."""
+"""`ray job submit … python jobs/compact.py` takes the options of `cropray compact`."""
 
 import sys
 

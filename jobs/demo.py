@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray demo`."""
+"""`ray job submit … python jobs/demo.py` takes the options of `cropray demo`."""
 
 import sys
 

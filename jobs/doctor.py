@@ -1,4 +1,4 @@
-"""Entry point for `ray job submit`: the same options as `cropray doctor`, seen from the cluster."""
+"""`cropray doctor` as a job: the same options, seen from the cluster."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray evaluate`."""
+"""`ray job submit … python jobs/evaluate.py` takes the options of `cropray evaluate`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray export`."""
+"""`ray job submit … python jobs/export.py` takes the options of `cropray export`."""
 
 import sys
 

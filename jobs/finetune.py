@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray finetune`."""
+"""`ray job submit … python jobs/finetune.py` takes the options of `cropray finetune`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray predict`."""
+"""`ray job submit … python jobs/predict.py` takes the options of `cropray predict`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray pretrain`."""
+"""`ray job submit … python jobs/pretrain.py` takes the options of `cropray pretrain`."""
 
 import sys
 

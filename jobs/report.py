@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray report`."""
+"""`ray job submit … python jobs/report.py` takes the options of `cropray report`."""
 
 import sys
 

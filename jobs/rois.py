@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray rois`."""
+"""`ray job submit … python jobs/rois.py` takes the options of `cropray rois`."""
 
 import sys
 

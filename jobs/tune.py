@@ -1,4 +1,4 @@
-"""Entry point of the stage for `ray job submit`: the same options as `cropray tune`."""
+"""`ray job submit … python jobs/tune.py` takes the options of `cropray tune`."""
 
 import sys
 
