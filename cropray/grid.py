@@ -215,20 +215,23 @@ def plan_starts(length: int, size: int, max_overlap: int) -> list[int]:
 
 
 def mosaic(
-    values_nkhw: npt.NDArray[np.floating], windows: Sequence[Window], shape: tuple[int, int]
+    values_nkhw: npt.NDArray[np.floating],
+    windows: Sequence[Window],
+    shape: tuple[int, int],
+    weights_hw: npt.NDArray[np.floating] | float = 1.0,
 ) -> npt.NDArray[np.float32]:
-    """Patches (N, K, h, w) merged into a raster (K, *shape), averaged where windows overlap.
+    """Patches (N, K, h, w) merged into a raster (K, *shape): their weighted mean where they overlap.
 
-    Pixels outside all windows are NaN. A NaN in any patch makes its pixel NaN. Raises ValueError
-    unless there is one window per patch.
+    `weights_hw` are those of the pixels of a patch. Pixels outside all windows are NaN, and so is a
+    pixel that is NaN in any patch. Raises ValueError unless there is one window per patch.
     """
     if len(values_nkhw) != len(windows):
         raise ValueError(f"{len(values_nkhw)} patches for {len(windows)} windows")
     total = np.zeros((values_nkhw.shape[1], *shape), np.float32)
-    count = np.zeros(shape, np.float32)
+    weight = np.zeros(shape, np.float32)
     for values_khw, window in zip(values_nkhw, windows, strict=True):
         rows, cols = window.slices
-        total[:, rows, cols] += values_khw
-        count[rows, cols] += 1
-    count[count == 0] = np.nan
-    return total / count
+        total[:, rows, cols] += values_khw * weights_hw
+        weight[rows, cols] += weights_hw
+    weight[weight == 0] = np.nan
+    return total / weight

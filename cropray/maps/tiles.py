@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.grid import Grid, Window
+from cropray.grid import Grid, Window, mosaic
 from cropray.imagery import ImagerySource
 from cropray.models.decision import Predictor, decide
 from cropray.shards.schema import quantise
@@ -79,13 +79,15 @@ def predict_tile(
     that touch a wanted pixel. Patches may extend beyond the map, where imagery is context.
     """
     n_classes = len(predictor.checkpoint.classes)
+    class_hw = np.full(wanted_hw.shape, NODATA, np.uint8)
+    percent_khw = np.full((n_classes, *wanted_hw.shape), NODATA, np.uint8)
     patches = [
         patch
         for patch in patches_over(core, grid.shape, settings.size, settings.overlap)
         if wanted_hw[patch.shared(core).within(core).slices].any()
     ]
     if not patches:
-        return _result(np.zeros((n_classes, *wanted_hw.shape), np.float32), wanted_hw, predictor)
+        return TileResult(class_hw, percent_khw)
     hull = Window.around(patches)
     composite = source.composite(
         ImageRequest(
@@ -97,21 +99,26 @@ def predict_tile(
             name=f"{core.row:07d}-{core.col:07d}",
         )
     )
-    s1_cthw, s2_cthw = stored(composite)
-    seen_hw: BoolArray = np.any(composite.s2_valid_thw | composite.s1_valid_thw, axis=0)
+    seen_hw = np.any(composite.s2_valid_thw | composite.s1_valid_thw, axis=0)
+    cubes = stored(composite)
     del composite
-    blend = _Blend(core, n_classes, patch_weights(settings.size, settings.overlap))
-    for start in range(0, len(patches), settings.batch_size):
-        batch = patches[start : start + settings.batch_size]
-        slices = [patch.within(hull).slices for patch in batch]
-        s1_bcthw = np.stack([s1_cthw[:, :, rows, cols] for rows, cols in slices])
-        s2_bcthw = np.stack([s2_cthw[:, :, rows, cols] for rows, cols in slices])
-        for patch, values_khw in zip(batch, predictor.probabilities(s1_bcthw, s2_bcthw), strict=True):
-            blend.add(patch, values_khw)
+    windows = [patch.within(hull) for patch in patches]
+    values = []
+    for start in range(0, len(windows), settings.batch_size):
+        slices = [window.slices for window in windows[start : start + settings.batch_size]]
+        s1_bcthw, s2_bcthw = (np.stack([cube[:, :, *each] for each in slices]) for cube in cubes)
+        values.append(predictor.probabilities(s1_bcthw, s2_bcthw))
+    weights_hw = patch_weights(settings.size, settings.overlap)
+    blended_khw = mosaic(np.concatenate(values), windows, (hull.height, hull.width), weights_hw)
+
     shared = hull.shared(core)
-    seen_core_hw = np.zeros_like(wanted_hw)
-    seen_core_hw[shared.within(core).slices] = seen_hw[shared.within(hull).slices]
-    return _result(blend.mean(), wanted_hw & seen_core_hw, predictor)
+    in_core, in_hull = shared.within(core).slices, shared.within(hull).slices
+    shown_hw = wanted_hw[in_core] & seen_hw[in_hull]
+    probabilities_khw = np.nan_to_num(blended_khw[:, *in_hull])
+    percent = np.rint(probabilities_khw * 100).astype(np.uint8)
+    class_hw[in_core] = np.where(shown_hw, decide(probabilities_khw, predictor.thresholds), NODATA)
+    percent_khw[:, *in_core] = np.where(shown_hw, percent, NODATA)
+    return TileResult(class_hw, percent_khw)
 
 
 def stored(composite: Composite) -> tuple[IntArray, IntArray]:
@@ -136,8 +143,9 @@ def axis_starts(length: int, size: int, overlap: int) -> range:
 def patches_over(core: Window, shape: tuple[int, int], size: int, overlap: int) -> list[Window]:
     """The patches of a map of `shape` (H, W) that touch `core`, row by row."""
     rows, cols = (axis_starts(length, size, overlap) for length in shape)
-    patches = (Window(row, col, size, size) for row in rows for col in cols)
-    return [patch for patch in patches if patch.overlaps(core)]
+    rows_over = [row for row in rows if core.row - size < row < core.bottom]
+    cols_over = [col for col in cols if core.col - size < col < core.right]
+    return [Window(row, col, size, size) for row in rows_over for col in cols_over]
 
 
 def patch_weights(size: int, overlap: int) -> FloatArray:
@@ -149,34 +157,3 @@ def patch_weights(size: int, overlap: int) -> FloatArray:
     distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
     ramp = np.minimum(1.0, distance / max(overlap, 0.5)).astype(np.float32)
     return ramp[:, None] * ramp
-
-
-class _Blend:
-    """The weighted mean of patches in one core window."""
-
-    def __init__(self, core: Window, n_classes: int, weights_hw: FloatArray) -> None:
-        self._core = core
-        self._weights_hw = weights_hw
-        self._sum_khw = np.zeros((n_classes, core.height, core.width), np.float32)
-        self._weight_hw = np.zeros((core.height, core.width), np.float32)
-
-    def add(self, patch: Window, values_khw: FloatArray) -> None:
-        shared = patch.shared(self._core)
-        rows, cols = shared.within(self._core).slices
-        src_rows, src_cols = shared.within(patch).slices
-        weights_hw = self._weights_hw[src_rows, src_cols]
-        self._sum_khw[:, rows, cols] += values_khw[:, src_rows, src_cols] * weights_hw
-        self._weight_hw[rows, cols] += weights_hw
-
-    def mean(self) -> FloatArray:
-        """(K, H, W), 0 outside all patches."""
-        weight_hw: FloatArray = np.maximum(self._weight_hw, np.float32(1e-12))
-        return self._sum_khw / weight_hw
-
-
-def _result(probabilities_khw: FloatArray, shown_hw: BoolArray, predictor: Predictor) -> TileResult:
-    class_hw = decide(probabilities_khw, predictor.thresholds)
-    percent_khw = np.rint(probabilities_khw * 100).astype(np.uint8)
-    return TileResult(
-        np.where(shown_hw, class_hw, np.uint8(NODATA)), np.where(shown_hw, percent_khw, np.uint8(NODATA))
-    )
