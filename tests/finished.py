@@ -39,7 +39,7 @@ def finished_run(folder: str, *, with_truth: bool = True) -> Run:
     summary = {"as_of": "2022-06-30", "model": "models/finetune", "tiles": 2, "warning": None, "maps": maps}
     run.folder.write_text("maps/map/summary.json", json.dumps({"key": "k", "summary": summary}))
     nothing = np.zeros((8, 8), np.uint8)
-    picture = comparison_picture(nothing, nothing, CLASSES)
+    picture = comparison_picture(nothing, nothing, CLASSES, np.zeros((10, 1, 8, 8), np.int16), "map")
     run.folder.write_bytes("maps/map/north/picture.png", picture)
     run.folder.write_bytes("maps/map/south/picture.png", picture)
     return run

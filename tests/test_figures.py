@@ -43,9 +43,10 @@ def test_pictures_show_classes_in_their_colours() -> None:
     classes[:, 30:] = 1
     swapped = 1 - classes
     red, blue, grey = class_colours(2)[0], class_colours(2)[1], colour_table(2)[BACKGROUND]
-    both = pixels(pictures.comparison_picture(classes, swapped, ("a", "b"), title="one"))
+    unseen = np.full((10, 1, 60, 60), -32768, np.int16)
+    both = pixels(pictures.comparison_picture(classes, swapped, ("a", "b"), unseen, "one"))
     assert share(both, red) == pytest.approx(share(both, blue), rel=0.05)
-    alone = pixels(pictures.comparison_picture(0 * classes, 0 * classes, ("a", "b")))
+    alone = pixels(pictures.comparison_picture(0 * classes, 0 * classes, ("a", "b"), unseen, "two"))
     assert share(alone, red) > 0.3
     assert max(share(alone, blue), share(alone, grey)) < 0.001  # smooth edges of the letters apart
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -26,13 +25,11 @@ SWEEP = "sweep.json"
 
 PICTURE = "sweep.png"
 
-Shares = npt.NDArray[np.floating]
-
 _COLOURS = {"network": "#117733", "forest": "#DDCC77", "majority": "#BBBBBB"}  # Tol's muted scheme
 _FEW = 4  # values of an axis of a sweep that are all written
 
 
-def validity_chart(months: Sequence[str], s2: Shares, s1: Shares) -> bytes:
+def validity_chart(months: Sequence[str], s2: DoubleArray, s1: DoubleArray) -> bytes:
     """Share of pixels with a valid view, by month and sensor."""
     figure = Figure(figsize=(1.2 + 0.85 * len(months), 2.4), layout="constrained")
     axes = figure.add_subplot()
@@ -78,9 +75,9 @@ def curves_chart(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes
     return png(figure)
 
 
-def confusion_chart(result: dict[str, Any], method: str = "network") -> bytes:
-    """The confusion matrix as shares of the true pixels of each class, with their numbers."""
-    counts = np.array(result["methods"][method]["confusion"])
+def confusion_chart(result: dict[str, Any]) -> bytes:
+    """The confusion matrix of the network as shares of the true pixels of each class, with their numbers."""
+    counts = np.array(result["methods"]["network"]["confusion"])
     columns = [*result["classes"], "none"]
     rows = columns[: len(counts)]
     totals = counts.sum(axis=1, keepdims=True)

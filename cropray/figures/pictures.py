@@ -76,23 +76,18 @@ def true_colour(s2_cthw: IntArray) -> npt.NDArray[np.float32]:
 
 
 def comparison_picture(
-    truth_hw: ByteArray,
-    prediction_hw: ByteArray,
-    classes: Sequence[str],
-    s2_cthw: IntArray | None = None,
-    title: str = "",
+    truth_hw: ByteArray, prediction_hw: ByteArray, classes: Sequence[str], s2_cthw: IntArray, title: str
 ) -> bytes:
-    """True colour, if given, truth and prediction side by side, with a legend."""
-    panels: list[tuple[npt.NDArray[Any], str]] = []
-    if s2_cthw is not None:
-        panels.append((true_colour(s2_cthw), "true colour"))
-    panels.append((colourised(truth_hw, len(classes)), "truth"))
-    panels.append((colourised(prediction_hw, len(classes)), "prediction"))
+    """True colour, truth and prediction side by side, with a legend."""
+    panels: dict[str, npt.NDArray[Any]] = {
+        "true colour": true_colour(s2_cthw),
+        "truth": colourised(truth_hw, len(classes)),
+        "prediction": colourised(prediction_hw, len(classes)),
+    }
     figure = Figure(figsize=(3.2 * len(panels) + 1.6, 3.6), layout="constrained")
-    for axes, (image, name) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    for axes, (name, image) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         _image(axes, image, name)
-    if title:
-        figure.suptitle(title)
+    figure.suptitle(title)
     _class_legend(figure, classes, np.union1d(truth_hw, prediction_hw))
     return png(figure)
 
