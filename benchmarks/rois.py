@@ -1,11 +1,10 @@
-"""Regions of interest of the whole ISRC set: cropray beside a plain script of the usual kind.
+"""ROIs of the whole ISRC set: cropray compared with a plain script of the usual kind.
 
     python benchmarks/rois.py --data FOLDER [--json]
 
-The script does what such scripts do: a loop over clusters, each with a boolean mask over all parcels,
-a test against every province, and a geopandas overlay with them where the box lies in none. Both must
-find the same regions, to a millimetre and a day; cropray also mends parcels, splits, audits and writes
-its files. Imports are not counted.
+The script loops over clusters. For each one it masks all parcels, tests every province, and overlays the
+provinces if none contains the box. Both must find the same ROIs, to a millimetre and a day. cropray also
+repairs parcels, splits, audits and writes its files. Imports do not count.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from cropray.storage import Folder
 ROOT = Path(__file__).parents[1]
 TARGET_S = 1.5
 
-Region = tuple[str, str, float, float, float, float, str]
+RoiKey = tuple[str, str, float, float, float, float, str]
 """Crop, season, bounds in millimetres of the CRS, start of the harvest."""
 
 
-def cropray_regions(config: Config) -> list[Region]:
+def cropray_rois(config: Config) -> list[RoiKey]:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         run = Run(Folder(folder), config)
         build_rois(run)
@@ -50,12 +49,12 @@ def cropray_regions(config: Config) -> list[Region]:
     )
 
 
-def plain_regions(config: Config) -> list[Region]:
+def plain_rois(config: Config) -> list[RoiKey]:
     settings = config.rois
     root = Path(settings.data_root)
     provinces = gpd.read_file(next(root.glob(settings.provinces.path))).to_crs(settings.crs)
     calendar = pd.read_excel(root / settings.calendar.path, sheet_name=None, dtype=str)
-    regions: list[Region] = []
+    rois: list[RoiKey] = []
     for entry in settings.parcels:
         parcels = gpd.read_file(next(root.glob(entry.path))).to_crs(settings.crs)
         for season in entry.seasons:
@@ -75,8 +74,8 @@ def plain_regions(config: Config) -> list[Region]:
                 )
                 if harvest:
                     bounds = (round(1000 * x) for x in box.bounds)
-                    regions.append((entry.crop, season.name, *bounds, harvest))
-    return sorted(regions)
+                    rois.append((entry.crop, season.name, *bounds, harvest))
+    return sorted(rois)
 
 
 def plain_box(members: gpd.GeoDataFrame, min_size: float) -> shapely.Polygon:
@@ -109,16 +108,16 @@ def plain_harvest(sheet: pd.DataFrame, province: str, years: tuple[int, int]) ->
 
 
 def timed(
-    work: Callable[[Config], list[Region]], config: Config, repeats: int
-) -> tuple[list[Region], dict[str, float]]:
+    work: Callable[[Config], list[RoiKey]], config: Config, repeats: int
+) -> tuple[list[RoiKey], dict[str, float]]:
     wall, cpu = [], []
     for _ in range(repeats):
         start, start_cpu = time.perf_counter(), time.process_time()
-        regions = work(config)
+        rois = work(config)
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - start_cpu)
     figures = {"median_s": statistics.median(wall), "min_s": min(wall), "max_s": max(wall)}
-    return regions, figures | {"median_cpu_s": statistics.median(cpu), "repeats": repeats}
+    return rois, figures | {"median_cpu_s": statistics.median(cpu), "repeats": repeats}
 
 
 def main() -> None:
@@ -130,8 +129,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     arguments = parser.parse_args()
     config = load_config(ROOT / "configs/iran.yaml", [f"rois.data_root={arguments.data}"])
-    ours, ours_s = timed(cropray_regions, config, arguments.repeats)
-    plain, plain_s = timed(plain_regions, config, 1)
+    ours, ours_s = timed(cropray_rois, config, arguments.repeats)
+    plain, plain_s = timed(plain_rois, config, 1)
     result = {
         "rois": len(ours),
         "same_as_plain": ours == plain,
@@ -144,7 +143,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    print(f"{len(ours)} regions; the same by both: {result['same_as_plain']}\n")
+    print(f"{len(ours)} ROIs. The same by both: {result['same_as_plain']}\n")
     print(f"{'':10}{'median s':>10}{'min s':>8}{'max s':>8}{'CPU s':>8}{'times faster':>14}")
     for name, figures, ratio in (("cropray", ours_s, result["speedup"]), ("plain", plain_s, 1.0)):
         cells = [figures[key] for key in ("min_s", "max_s", "median_cpu_s")]

@@ -1,4 +1,4 @@
-"""A run folder in which every stage has left its records, for the report."""
+"""A run folder with the records of every stage, for tests of the report."""
 
 import json
 
@@ -26,7 +26,7 @@ HECTARES = {"maize": 12.5, "pea": 30.25, "none of the classes": 7.25}
 
 
 def finished_run(folder: str, *, with_truth: bool = True) -> Run:
-    """All stages done: the evaluation is real, the records of the others are made up."""
+    """A run whose evaluation is real, and whose other records are invented."""
     run = ready_run(folder, with_truth=with_truth)
     run.finish("rois", ROIS)
     run.finish("compact", {"samples": {"train": 9, "val": 6, "test": 8}, "shards": {}})

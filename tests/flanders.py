@@ -1,4 +1,4 @@
-"""The real Flanders series as GeoTIFFs, STAC items and labels, made where it lies at hand.
+"""The real Flanders series as GeoTIFFs, STAC items and labels, if the data are available.
 
 `python -m tests.flanders DIR` writes them, with two configurations:
   flanders.yaml  labels from a raster, blocks of the patch as train, val and test: the whole path;

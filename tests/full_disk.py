@@ -1,4 +1,4 @@
-"""A disk that is really full: a small file system in memory, seen by one process and gone with it."""
+"""A disk that is really full: a small file system in memory that only one process sees."""
 
 import os
 import shutil
@@ -13,9 +13,9 @@ _ROOT = Path(__file__).parents[1]
 
 
 def run_on_small_disk(folder: Path, script: str, environment: dict[str, str] | None = None) -> str:
-    """What Python code prints that runs with a file system of a few MB mounted at `folder`.
+    """The output of Python code that runs with a file system of a few MB mounted at `folder`.
 
-    Skips the test where the system does not let one mount it (Linux, with user namespaces or as root).
+    Skips the test if the system does not allow the mount, which needs Linux, and user namespaces or root.
     """
     folder.mkdir()
     unshare = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--mount"]

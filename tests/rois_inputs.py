@@ -1,4 +1,4 @@
-"""A small made-up region for the tests of the ROIs: two provinces, two crops, a calendar."""
+"""A small invented region for the tests of ROIs: two provinces, two crops, a calendar."""
 
 from collections.abc import Sequence
 from pathlib import Path

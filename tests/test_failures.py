@@ -35,7 +35,7 @@ def test_no_failure_is_no_error() -> None:
     refuse_failures("predict", {}, 3)
 
 
-def test_a_failure_is_told_as_its_kind_asks() -> None:
+def test_the_message_of_an_error_depends_on_its_kind() -> None:
     assert format_error(InputError("no CRS")) == "no CRS"
     assert format_error(KeyError("B8A")) == "KeyError('B8A')"  # its text alone would say nothing
     full = OSError(errno.ENOSPC, "No space left on device", "/run/parts/a.parquet")

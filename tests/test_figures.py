@@ -10,7 +10,7 @@ from cropray.figures import pictures
 from cropray.figures.charts import curves_chart
 from cropray.figures.pictures import UNSEEN, class_colours, colour_table, map_picture
 from cropray.types import BACKGROUND, UNLABELLED
-from tests.maps_world import CLASSES, GRID
+from tests.map_inputs import CLASSES, GRID
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_pictures_show_classes_in_their_colours() -> None:
     assert max(share(alone, blue), share(alone, grey)) < 0.001  # smooth edges of the letters apart
 
 
-def test_a_sample_shows_what_was_not_seen_apart_from_what_is_white_and_from_what_has_no_label() -> None:
+def test_a_sample_shows_unseen_pixels_in_a_colour_of_their_own() -> None:
     rng = np.random.default_rng(0)
     s2, s1 = (rng.integers(300, 3000, (bands, 2, 32, 32)).astype(np.int16) for bands in (10, 2))
     label = np.zeros((32, 32), np.uint8)

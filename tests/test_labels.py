@@ -1,4 +1,4 @@
-"""Labels against centres tested one by one with shapely, by hand on small maps, and on the real EUCROPMAP."""
+"""Labels compared with single pixel centres in shapely, with small maps, and with the real EUCROPMAP."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def config(**labels: Any) -> Config:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_each_pixel_has_the_class_of_the_parcel_that_contains_its_centre(seed: int) -> None:
-    """Several parcels of each crop overlap; centres are asked one at a time, in WGS 84 as stored."""
+    """Several parcels of each crop overlap. Each centre is looked up by itself."""
     shapes = [(CLASSES[i % 3], blob(10 * seed + i)) for i in range(5)]
     frame = parcels(*shapes).to_crs("EPSG:4326")
     label, covered_nowhere = burn_parcels(GRID, frame, CLASSES)
@@ -59,8 +59,8 @@ def test_each_pixel_has_the_class_of_the_parcel_that_contains_its_centre(seed: i
     assert len(np.unique(label)) > 2
 
 
-def test_where_two_crops_meet_nothing_else_decides() -> None:
-    """Contradictory pixels stay unlabelled under a class map and a land cover; two wheats agree."""
+def test_pixels_of_two_crops_stay_unlabelled() -> None:
+    """Neither a class map nor land cover labels them. Parcels of the same crop agree."""
     left, right = (
         shapely.box(500_000, 5_649_700, 500_250, 5_650_000),
         shapely.box(500_150, 5_649_700, 500_400, 5_650_000),
@@ -79,8 +79,8 @@ def test_where_two_crops_meet_nothing_else_decides() -> None:
     assert (label == 0).all()
 
 
-def test_sources_of_labels_come_in_their_order() -> None:
-    """Parcels, then the class map where they leave pixels open, then land cover where all do."""
+def test_label_sources_apply_in_order() -> None:
+    """Parcels, then the class map outside them, then land cover for pixels still unlabelled."""
     dense = np.zeros(GRID.shape, int)  # nodata
     dense[:, 10:20], dense[:, 20:25] = 216, 600  # a class; a code that is none
     cover = np.full(GRID.shape, 50)
@@ -112,12 +112,12 @@ def test_without_parcels_or_maps_nothing_is_known() -> None:
     assert (label == UNLABELLED).all()
 
 
-def test_a_crop_that_is_no_class_is_named() -> None:
+def test_a_crop_that_is_not_a_class_is_named() -> None:
     with pytest.raises(InputError, match=r"has oats, but .*wheat, maize, pea"):
         burn_parcels(GRID, parcels(("oats", blob(1))), CLASSES)
 
 
-def test_a_source_is_asked_once_for_each_map_that_is_its_own() -> None:
+def test_a_source_supplies_each_of_its_maps_once() -> None:
     labels = LabelsConfig(
         class_map=ClassMapConfig(path="source:dense", codes=(1, 2, 3)),
         land_cover=ClassMapConfig(path="cover.tif", codes=(50,)),
@@ -142,7 +142,7 @@ def test_the_21_published_classes_have_codes_and_names_of_their_own() -> None:
 
 
 def test_on_the_real_map_codes_100_and_600_are_background(shared_data: Path) -> None:
-    """Labels on a UTM grid inside the clip, against the map's own pixels looked up by coordinate."""
+    """Labels on a UTM grid inside the clip, compared with the pixels of the map at their coordinates."""
     path = shared_data / "eucropmap" / "south_jutland.tif"
     with rasterio.open(path) as dataset:
         codes, bounds = dataset.read(1), dataset.bounds

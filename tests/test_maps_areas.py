@@ -14,7 +14,7 @@ from cropray.maps.tiles import (
 )
 from cropray.rasters import create_tiled
 from cropray.types import BACKGROUND
-from tests.maps_world import CLASSES
+from tests.map_inputs import CLASSES
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,15 @@ from cropray.maps.tiles import (
 )
 from cropray.storage import Folder
 from cropray.types import BACKGROUND
-from tests.maps_world import CLASSES, GRID, Network, World, settings, whole_map
+from tests.map_inputs import CLASSES, GRID, FakeNetwork, FakeSource, settings, whole_map
 
 
 def made_map(folder: Folder) -> tuple[TileResult, dict[str, Any]]:
     plan = MapPlan("", GRID)
     parts = {
-        tile: encode_tile(predict_tile(tile, plan.wanted(tile), GRID, World(), Network(), settings()))
+        tile: encode_tile(
+            predict_tile(tile, plan.wanted(tile), GRID, FakeSource(), FakeNetwork(), settings())
+        )
         for tile in GRID.blocks(128)
     }
     identity = MapIdentity("crops of the test", "models/x", CLASSES, (0.3, 0.3, 0.3), settings(), "abc")
@@ -95,7 +97,7 @@ def test_the_same_map_is_the_same_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
 
 
-def test_a_map_that_cannot_be_written_leaves_none(tmp_path: Path) -> None:
+def test_a_map_that_cannot_be_written_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "map").write_text("a file where the folder should be")
     with pytest.raises(InputError, match="cannot write the map to"):
         made_map(Folder(str(tmp_path / "map")))

@@ -1,4 +1,4 @@
-"""What is to be mapped, and under which conditions a network may be used."""
+"""Areas to be mapped, and the conditions for the use of a network."""
 
 from datetime import date
 from pathlib import Path
@@ -17,7 +17,7 @@ from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.maps.request import check_source, plan_maps, prediction_settings, season_warning
 from cropray.storage import Folder
-from tests.maps_world import CLASSES, World
+from tests.map_inputs import CLASSES, FakeSource
 
 
 def test_a_bounding_box_is_one_whole_map(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_vector_file_is_mapped_inside_its_polygons(tmp_path: Path) -> None:
         ("178.5,-18,-179,-17", r"crosses 180°.*178\.5,-18,180,-17.*-180,-18,-179,-17"),
     ],
 )
-def test_an_area_that_is_none_is_explained(tmp_path: Path, area: str, message: str) -> None:
+def test_an_unusable_area_is_refused_with_advice(tmp_path: Path, area: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan_maps(area, Config(), Folder(str(tmp_path)))
 
@@ -95,7 +95,7 @@ def test_a_harvest_anchored_model_needs_an_assumed_harvest() -> None:
         prediction_settings(checkpoint("harvest"), late)
 
 
-def test_an_as_of_date_in_another_season_is_warned_of() -> None:
+def test_an_as_of_date_in_another_season_gives_a_warning() -> None:
     assert season_warning(checkpoint(), date(2024, 6, 20)) is None
     assert "153 days of the year away" in str(season_warning(checkpoint(), date(2023, 11, 1)))
     window = {"anchor": "as_of", "months": 6, "lead_months": 1, "as_of": "2021-12-30"}
@@ -103,11 +103,11 @@ def test_an_as_of_date_in_another_season_is_warned_of() -> None:
 
 
 def test_other_bands_or_backscatter_are_refused_by_name() -> None:
-    check_source(checkpoint(), World().identity())
+    check_source(checkpoint(), FakeSource().identity())
     with pytest.raises(InputError, match="trained on sigma0 of Sentinel-1, the source test has gamma0"):
-        check_source(checkpoint(s1_quantity="sigma0"), World().identity())
+        check_source(checkpoint(s1_quantity="sigma0"), FakeSource().identity())
     with pytest.raises(InputError, match="trained on the Sentinel-2 bands B02, B03"):
-        check_source(checkpoint(s2_bands=("B02", "B03")), World().identity())
+        check_source(checkpoint(s2_bands=("B02", "B03")), FakeSource().identity())
 
 
 def test_another_class_list_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Tiles of a map: patches, blending, nodata, and maps that do not depend on the tiles."""
+"""Tiles of a map: patches, blending, nodata. Maps do not depend on the size of the tiles."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ from cropray.maps.tiles import (
     stored,
 )
 from cropray.types import ImageRequest
-from tests.maps_world import AS_OF, GRID, PERIODS, Network, World, settings, whole_map
+from tests.map_inputs import AS_OF, GRID, PERIODS, FakeNetwork, FakeSource, settings, whole_map
 
 
 @given(st.integers(1, 900), st.sampled_from([(64, 0), (64, 16), (64, 32), (32, 5)]))
-def test_patches_cover_an_axis_at_one_stride_and_hang_over_evenly(
+def test_patches_cover_an_axis_at_one_stride_and_extend_evenly_beyond_it(
     length: int, shape: tuple[int, int]
 ) -> None:
     size, overlap = shape
@@ -62,7 +62,7 @@ def test_maps_of_different_tile_sizes_are_the_same_map(overlap: int) -> None:
 
 def test_overlap_hides_the_edges_of_patches() -> None:
     """Against the same network on one patch without any edge inside the map."""
-    composite = World().composite(ImageRequest(GRID, GRID, PERIODS))
+    composite = FakeSource().composite(ImageRequest(GRID, GRID, PERIODS))
     s1, s2 = stored(composite)
     signal = s2[0].mean(axis=0) / 4000 + s1[1].mean(axis=0) / 20000
     wanted = sum(np.roll(signal, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)) / 9
@@ -83,7 +83,7 @@ def test_pixels_without_any_view_are_nodata_and_one_sensor_is_enough() -> None:
     assert made.percent_khw[:, :, 30:].max() <= 100
 
 
-def test_outside_the_polygons_is_nodata_and_imagery_is_asked_for_only_where_needed() -> None:
+def test_pixels_outside_the_polygons_are_nodata_and_need_no_imagery() -> None:
     triangle = shapely.Polygon([(601_000, 5_599_000), (602_500, 5_599_900), (602_900, 5_598_200)])
     plan = MapPlan("", GRID, (triangle,))
     made = whole_map(64, settings(), plan=plan)
@@ -93,10 +93,10 @@ def test_outside_the_polygons_is_nodata_and_imagery_is_asked_for_only_where_need
     inside = made.class_hw != NODATA
     assert np.array_equal(made.class_hw[inside], full.class_hw[inside])
 
-    source = World()
-    predict_tile(Window(0, 0, 64, 64), np.zeros((64, 64), bool), GRID, source, Network(), settings())
+    source = FakeSource()
+    predict_tile(Window(0, 0, 64, 64), np.zeros((64, 64), bool), GRID, source, FakeNetwork(), settings())
     assert source.requests == []
-    predict_tile(Window(64, 64, 64, 64), np.ones((64, 64), bool), GRID, source, Network(), settings())
+    predict_tile(Window(64, 64, 64, 64), np.ones((64, 64), bool), GRID, source, FakeNetwork(), settings())
     (request,) = source.requests
     assert request.extent == GRID
     assert request.not_after == AS_OF

@@ -44,7 +44,7 @@ def test_starts_of_known_lengths(length: int, starts: list[int]) -> None:
 
 
 @given(lengths, st.integers(0, 32))
-def test_windows_of_the_rule_come_first_and_one_more_covers_the_rest(length: int, max_overlap: int) -> None:
+def test_one_more_window_covers_the_remainder_of_the_published_rule(length: int, max_overlap: int) -> None:
     starts = plan_starts(length, 64, max_overlap)
     stride = 64 - choose_overlap(length, 64, max_overlap)
     regular = list(range(0, length - 63, stride))

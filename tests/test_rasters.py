@@ -1,4 +1,4 @@
-"""Reading onto a grid, burning, writing by windows, COGs, and what happens on a full disk."""
+"""Burning, reading onto a grid, writing by windows, COGs, full disks."""
 
 import subprocess
 import sys
@@ -61,7 +61,7 @@ def test_a_pixel_is_burnt_where_its_centre_lies_inside(points: list[tuple[float,
     assert set(np.unique(burnt)) <= {3, 255}
 
 
-def test_nothing_to_burn_gives_the_fill() -> None:
+def test_burning_nothing_gives_the_fill_value() -> None:
     assert (burn([], GRID, 7) == 7).all()
     assert (burn([(shapely.Polygon(), 1)], GRID, 7) == 7).all()
 
@@ -125,7 +125,7 @@ def filled(path: Path, grid: Grid, values_bhw: np.ndarray, **options) -> None:
             writer.write(values_bhw[:, rows, cols], window)
 
 
-def test_windows_written_in_turn_make_the_raster_and_unwritten_ones_are_nodata(tmp_path: Path) -> None:
+def test_written_windows_make_up_the_raster_and_the_others_are_nodata(tmp_path: Path) -> None:
     grid = Grid("EPSG:32631", 500_000, 5_650_000, 10, 1100, 1300)
     values = np.random.default_rng(1).integers(0, 200, (2, *grid.shape), dtype=np.uint8)
     filled(tmp_path / "a.tif", grid, values)
@@ -174,7 +174,7 @@ def test_overviews_of_quantities_are_means_without_nodata(tmp_path: Path) -> Non
         assert (overview.read(1) == 30).all()
 
 
-def test_a_raster_is_thinned_whole(tmp_path: Path) -> None:
+def test_a_large_raster_is_read_with_fewer_pixels(tmp_path: Path) -> None:
     grid = Grid("EPSG:32631", 500_000, 5_650_000, 10, 1000, 2000)
     filled(tmp_path / "a.tif", grid, np.full((1, *grid.shape), 6, np.uint8))
     values, read = read_reduced(str(tmp_path / "a.tif"), 100)
@@ -216,8 +216,8 @@ assert [path.name for path in sorted(folder.iterdir())] == ["whole.tif"], list(f
 
 
 @pytest.mark.parametrize("limit", [1_000_000, 3_000_000])
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, limit: int) -> None:
-    """A file size limit stands for the full disk: writes fail at the same place, with EFBIG."""
+def test_a_full_disk_is_an_input_error_and_leaves_no_file(tmp_path: Path, limit: int) -> None:
+    """A limit of the file size stands in for a full disk: writes fail in the same place, with EFBIG."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)],
         capture_output=True,
@@ -227,7 +227,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, limit: int) -> N
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_forbidden_place_is_said(tmp_path: Path) -> None:
+def test_a_place_that_is_not_writable_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match="cannot write"),

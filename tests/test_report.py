@@ -1,4 +1,4 @@
-"""The report: one page with everything in it, of whatever stages a run has done."""
+"""The report: one page that contains everything, for any stages that a run has finished."""
 
 import json
 from html.parser import HTMLParser
@@ -18,7 +18,7 @@ VOID = {"meta", "link", "img", "br", "wbr", "hr", "line", "circle"}
 
 
 class Page(HTMLParser):
-    """What a page refers to, its text, and whether its tags are balanced."""
+    """The references, ids and text of a page. Asserts that its tags are balanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def test_partly_labelled_truth_has_no_precision(
     assert not [word for word in ("precision", "IoU", "macro-F1") if word in page.text]
 
 
-def test_a_run_that_has_only_begun_has_a_page(
+def test_a_run_with_one_stage_has_a_page(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(Folder(str(tmp_path_factory.mktemp("begun"))), Config(classes=("maize", "pea")))
@@ -148,7 +148,7 @@ def test_names_are_text_and_not_markup() -> None:
         ([-0.1, 0.2], "not statistically significant"),
     ],
 )
-def test_a_difference_counts_only_where_its_interval_excludes_none(
+def test_a_method_is_ahead_only_if_the_interval_excludes_0(
     finished: Run, bounds: list[float], verdict: str
 ) -> None:
     original = finished.folder.read_text(EVALUATION)

@@ -88,7 +88,7 @@ def test_a_finished_stage_is_reused_and_another_configuration_refused(region: Pa
         build_rois(run_in(tmp_path / "run", updated(config, {"rois.eps_m": 500.0})))
 
 
-def test_what_gives_no_region_is_recorded_with_its_reason(region: Path, tmp_path: Path) -> None:
+def test_clusters_without_an_roi_are_recorded_with_the_reason(region: Path, tmp_path: Path) -> None:
     fields = [field(1000, 1000), field(60_000, 1000), field(300_000, 1000)]
     write_fields(region / "wheat.gpkg", fields)
     late = ("10-01", "11-15", "07-01", "08-01")
@@ -105,7 +105,7 @@ def test_what_gives_no_region_is_recorded_with_its_reason(region: Path, tmp_path
         "in no province of provinces.gpkg",
     }
     assert set(dropped["file"]) == {"wheat.gpkg"}
-    assert len(read_parcels(run.folder)) == 3  # labels know of them all the same
+    assert len(read_parcels(run.folder)) == 3  # labels still use them
 
 
 def test_provinces_that_cover_nothing_are_an_error_and_nothing_is_written(
@@ -132,7 +132,7 @@ def test_an_unknown_crop_names_the_nearest_class(region: Path, tmp_path: Path) -
         build_rois(run_in(tmp_path / "run", config))
 
 
-def test_one_zone_does_for_a_country_but_not_for_a_continent(region: Path, tmp_path: Path) -> None:
+def test_one_zone_is_enough_for_a_country_but_not_for_a_continent(region: Path, tmp_path: Path) -> None:
     utm = rois_inputs.config(region, crs="utm")
     run = run_in(tmp_path / "run", utm)
     build_rois(run)
@@ -148,9 +148,7 @@ def test_one_zone_does_for_a_country_but_not_for_a_continent(region: Path, tmp_p
     ("crs", "message"),
     [("EPSG:4326", "metres"), ("EPSG:99999", "not a CRS"), ("mercator", "not a CRS")],
 )
-def test_a_system_that_cannot_measure_is_refused(
-    region: Path, tmp_path: Path, crs: str, message: str
-) -> None:
+def test_a_crs_that_is_not_metric_is_refused(region: Path, tmp_path: Path, crs: str, message: str) -> None:
     with pytest.raises(InputError, match=rf"rois\.crs '{crs}' .*{message}"):
         build_rois(run_in(tmp_path / "run", rois_inputs.config(region, crs=crs)))
 
@@ -166,7 +164,7 @@ def test_without_calendar_and_provinces_there_are_regions_without_dates(region: 
     assert {(roi.province, roi.harvest_start) for roi in read_rois(run.folder)} == {("", None)}
 
 
-def test_lone_parcels_are_dropped_where_neighbours_are_asked_for(region: Path, tmp_path: Path) -> None:
+def test_lone_parcels_are_dropped_if_clusters_need_two(region: Path, tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", rois_inputs.config(region, min_samples=2))
     beet = {"rois.parcels": [run.config.rois.parcels[1].model_dump()]}
     with pytest.raises(InputError, match="1 × fewer than 2 parcels within 2000 m"):
@@ -174,23 +172,23 @@ def test_lone_parcels_are_dropped_where_neighbours_are_asked_for(region: Path, t
     assert build_rois(run)["rois"] == 1
 
 
-def test_the_simulated_world_is_used_where_no_inputs_are_named(
+def test_the_simulated_world_is_used_if_no_inputs_are_set(
     region: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    directories = []
 
     def write_inputs(config: object, directory: Path) -> object:
-        asked.append(directory)
+        directories.append(directory)
         return rois_inputs.config(region).rois
 
     monkeypatch.setitem(sys.modules, "cropray.simulation.inputs", SimpleNamespace(write_inputs=write_inputs))
     config = Config(classes=("wheat", "beet"), rois={"eps_m": 100.0, "crs": UTM}, source=SIMULATED)
     summary = build_rois(run_in(tmp_path / "run", config))
-    assert asked == [tmp_path / "run" / "world"]
-    assert summary["rois"] == 5  # the user's eps_m parts the two fields 200 m from each other
+    assert directories == [tmp_path / "run" / "world"]
+    assert summary["rois"] == 5  # with this eps_m, fields 200 m apart are two clusters
 
 
-def test_the_published_regions_come_out_of_the_real_parcels(shared_data: Path, tmp_path: Path) -> None:
+def test_the_real_parcels_give_the_published_regions(shared_data: Path, tmp_path: Path) -> None:
     config = load_config(ROOT / "configs/iran.yaml", [f"rois.data_root={shared_data / 'isrc'}"])
     run = run_in(tmp_path / "run", config)
     summary = build_rois(run)
@@ -222,7 +220,7 @@ def test_the_european_rectangles_keep_their_held_out_ones(shared_data: Path, tmp
     assert record["summary"]["crs"] == "EPSG:4326"
 
 
-def test_a_table_that_was_edited_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_edited_table_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "rois.csv"
     table.write_text('roi,harvest_date,uuid\n"5,50,5.1,50.1",2018-08-01,a\n')
     rois = {"kind": "table", "data_root": str(tmp_path), "table": "rois.csv"}
@@ -236,7 +234,7 @@ def test_a_table_that_was_edited_is_read_again(tmp_path: Path, capsys: pytest.Ca
     assert [roi.harvest_start for roi in read_rois(run.folder)] == [date(2018, 7, 1)]
 
 
-def test_what_lies_beside_a_shapefile_counts(tmp_path: Path) -> None:
+def test_the_other_files_of_a_shapefile_are_part_of_its_fingerprint(tmp_path: Path) -> None:
     for name in ("parcels.shp", "parcels.dbf", "other.dbf", "calendar.csv", "provinces.gpkg"):
         (tmp_path / name).write_text(name)
     config = RoisConfig(

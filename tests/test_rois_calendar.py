@@ -15,12 +15,12 @@ from tests.rois_inputs import HEADER, write_calendar
 JALALI = CalendarConfig(path="calendar.xlsx", system="jalali", agricultural_years=(1400, 1401))
 
 
-def test_a_given_year_stands() -> None:
+def test_a_given_year_is_kept() -> None:
     days = to_dates([(2022, 4, 22), (2022, 5, 14), (2022, 9, 15), (2022, 10, 12)], (2021, 2022), "gregorian")
     assert days == [date(2022, 4, 22), date(2022, 5, 14), date(2022, 9, 15), date(2022, 10, 12)]
 
 
-def test_the_year_turns_where_the_months_first_decrease() -> None:
+def test_the_second_year_begins_when_the_months_first_decrease() -> None:
     days = to_dates([(None, 7, 11), (None, 9, 20), (None, 2, 21), (None, 5, 31)], (1400, 1401), "jalali")
     # 1 Farvardin (Nowruz) was 21 March in 2021 and in 2022; months 1 to 6 have 31 days.
     assert days[0] == date(2021, 3, 21) + timedelta(days=6 * 31 + 10)
@@ -28,7 +28,7 @@ def test_the_year_turns_where_the_months_first_decrease() -> None:
     assert days == sorted(days)
 
 
-def test_the_second_year_stays_once_it_has_begun() -> None:
+def test_the_second_year_lasts_once_it_has_begun() -> None:
     days = to_dates([(None, 11, 1), (None, 2, 1), (None, 1, 5), (None, 3, 1)], (2021, 2022), "gregorian")
     assert [day.year for day in days] == [2021, 2022, 2022, 2022]
 
@@ -140,7 +140,7 @@ def test_a_comma_too_many_is_named_with_its_row(tmp_path: Path) -> None:
     assert set(read_calendar(str(tmp_path), CalendarConfig(path="commas.csv"), [""])[""]) == {"West"}
 
 
-def test_what_is_no_workbook_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_calendar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "calendar.xlsx").write_text("not a workbook")
     with pytest.raises(InputError, match=r"cannot read .*calendar\.xlsx"):
         read_calendar(str(tmp_path), JALALI, ["Canola"])

@@ -34,7 +34,7 @@ def test_clusters_are_chains_of_near_points(points: np.ndarray) -> None:
     assert found == chained(points, 2000.0)
 
 
-def test_lonely_points_are_in_no_cluster_where_two_are_asked_for() -> None:
+def test_lone_points_are_in_no_cluster_if_it_needs_two() -> None:
     labels = cluster(np.array([[0.0, 0.0], [100.0, 0.0], [9000.0, 0.0]]), 2000.0, 2)
     assert labels.tolist() == [0, 0, -1]
 
@@ -46,7 +46,7 @@ def test_padding_keeps_the_middle_and_never_shrinks(x: float, y: float, width: f
     np.testing.assert_allclose((box[2:] + box[:2]) / 2, [x + width / 2, y + height / 2], atol=1e-6)
 
 
-def test_the_province_is_the_one_around_the_box_else_the_one_with_most_of_it() -> None:
+def test_the_province_contains_the_box_or_has_the_largest_overlap() -> None:
     west, east = shapely.box(0, 0, 10, 10), shapely.box(10, 0, 20, 10)
     provinces = Provinces(("West", "East"), np.array([west, east]))
     boxes = np.array(
@@ -55,13 +55,13 @@ def test_the_province_is_the_one_around_the_box_else_the_one_with_most_of_it() -
     assert provinces.of(boxes) == ["West", "East", "West", "East", "", ""]
 
 
-def test_of_overlapping_provinces_the_first_in_the_file_wins() -> None:
+def test_the_first_of_overlapping_provinces_wins() -> None:
     square = shapely.box(0, 0, 10, 10)
     provinces = Provinces(("A", "B"), np.array([square, square]))
     assert provinces.of(np.array([[1, 1, 2, 2], [9, 1, 12, 2.0]])) == ["A", "A"]
 
 
-def test_provinces_come_in_the_system_of_the_boxes(tmp_path: Path) -> None:
+def test_provinces_are_in_the_crs_of_the_boxes(tmp_path: Path) -> None:
     write_fields(tmp_path / "p.shp", [field(0, 0, 50_000)], crs="EPSG:3857", name=["West "])
     provinces = read_provinces(str(tmp_path), ProvincesConfig(path="p.shp", name_field="name"), UTM)
     assert provinces.of(np.array([field(1000, 1000).bounds])) == ["West"]

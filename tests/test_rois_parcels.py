@@ -20,7 +20,7 @@ def crop(path: str, *seasons: SeasonConfig) -> CropConfig:
     return CropConfig(crop="beet", path=path, seasons=seasons or (SeasonConfig(),))
 
 
-def test_many_files_of_several_systems_become_one(tmp_path: Path) -> None:
+def test_files_with_different_crs_become_one_frame(tmp_path: Path) -> None:
     write_fields(tmp_path / "a/one.shp", [field(0, 0), field(500, 0)])
     write_fields(tmp_path / "b/two.geojson", [field(1000, 0)], crs="EPSG:4326")
     write_fields(tmp_path / "b/three.gpkg", [field(2000, 0)], crs="EPSG:3857")
@@ -56,7 +56,7 @@ def test_numbers_filter_as_they_are_written(tmp_path: Path) -> None:
     assert len(read_parcels(str(tmp_path), [crop("beet.gpkg", season)]).frame) == 1
 
 
-def test_an_attribute_may_have_the_name_of_a_column_of_ours(tmp_path: Path) -> None:
+def test_an_attribute_may_be_named_like_an_internal_column(tmp_path: Path) -> None:
     write_fields(tmp_path / "all.shp", [field(0, 0), field(500, 0)], crop=["winter beet", "rye"])
     parcels = read_parcels(str(tmp_path), [crop("all.shp", SeasonConfig(where={"crop": "winter beet"}))])
     assert parcels.frame["crop"].tolist() == ["beet"]
@@ -173,13 +173,13 @@ def test_a_missing_file_is_named_with_its_folder(tmp_path: Path) -> None:
         read_parcels(str(tmp_path), [crop("beet/*.shp")])
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "parcels").mkdir()
     with pytest.raises(InputError, match=r"is a folder.* parcels/\*\.shp"):
         read_parcels(str(tmp_path), [crop("parcels")])
 
 
-def test_filters_that_keep_nothing_tell_what_there_is(tmp_path: Path) -> None:
+def test_filters_without_a_match_list_the_values_in_the_file(tmp_path: Path) -> None:
     write_fields(tmp_path / "beet.shp", [field(0, 0)], Product=["spring beet"])
     with pytest.raises(InputError, match=r"no parcel of beet in beet\.shp .*autumn beet.*spring beet"):
         read_parcels(str(tmp_path), [crop("beet.shp", SeasonConfig(where={"Product": "autumn beet"}))])

@@ -75,7 +75,7 @@ def test_corners_in_columns_are_degrees(tmp_path: Path) -> None:
     assert roi.roi_id.startswith("here-")
 
 
-def test_large_coordinates_are_of_the_named_system_and_refused_without_one(tmp_path: Path) -> None:
+def test_large_coordinates_need_a_named_crs(tmp_path: Path) -> None:
     write_rois(tmp_path, "1113194,6446275,1168854,6490000")
     (roi,) = read_table(config(tmp_path, crs="EPSG:3857"), CLASSES)
     assert roi.crs == "EPSG:3857"
@@ -92,7 +92,7 @@ def test_identities_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     assert len(first) == 2
 
 
-def test_splits_go_by_country_or_uuid(tmp_path: Path) -> None:
+def test_named_splits_use_the_country_or_the_uuid(tmp_path: Path) -> None:
     write_rois(tmp_path, "10,50,10.5,50.25", "20,50,20.5,50.25", country=["here", "there"], uuid=["a", "b"])
     rois = read_table(config(tmp_path, split={"named": {"here": "train", "b": "test"}}), CLASSES)
     assert [roi.split for roi in rois] == ["train", "test"]
@@ -127,7 +127,7 @@ def test_malformed_rows_are_named(tmp_path: Path, columns: dict[str, list], mess
         read_table(config(tmp_path, crs="EPSG:3857"), CLASSES)
 
 
-def test_a_missing_or_foreign_table_is_named(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no table of ROIs .*rois\.csv.*rois\.table"):
         read_table(config(tmp_path), CLASSES)
     (tmp_path / "rois.xlsx").write_text("no workbook")

@@ -1,4 +1,4 @@
-"""A run folder belongs to one configuration, and remembers its stages."""
+"""A run folder belongs to one configuration and records its stages."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_a_finished_stage_is_reused(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == load_config(None)
 
 
-def test_a_stage_of_other_inputs_runs_again_and_says_why(
+def test_a_stage_with_other_inputs_runs_again_and_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = open_run(tmp_path)
@@ -67,7 +67,7 @@ def test_a_damaged_record_is_named_with_what_to_do(tmp_path: Path) -> None:
         run.begin("export")
 
 
-def test_what_was_recorded_of_a_stage_is_kept_whatever_the_settings_are_now(tmp_path: Path) -> None:
+def test_the_recorded_settings_of_a_stage_do_not_depend_on_the_current_ones(tmp_path: Path) -> None:
     open_run(tmp_path, "rois.eps_m=123").finish("rois", {})
     assert open_run(tmp_path).recorded("finetune") is None
     open_run(tmp_path, "finetune.lr=0.5").claim("finetune")
@@ -107,19 +107,19 @@ def test_a_setting_of_a_later_stage_may_change(tmp_path: Path) -> None:
     assert later.finished("rois") == {"rois": 1}
 
 
-def test_a_stage_without_the_one_before_it_says_which(tmp_path: Path) -> None:
+def test_a_stage_names_the_earlier_stage_that_it_needs(tmp_path: Path) -> None:
     open_run(tmp_path).claim("rois")
     with pytest.raises(InputError, match="export needs rois first"):
         open_run(tmp_path).begin("export")
 
 
-def test_a_stage_that_stopped_at_its_inputs_leaves_its_settings_free(tmp_path: Path) -> None:
+def test_a_stage_with_unusable_inputs_does_not_claim_the_folder(tmp_path: Path) -> None:
     open_run(tmp_path, "rois.table=absent.csv").begin("rois")
     assert not list(tmp_path.iterdir())
     open_run(tmp_path, "rois.table=right.csv").begin("rois")
 
 
-def test_the_kept_configuration_has_each_stage_as_it_was_run(tmp_path: Path) -> None:
+def test_the_configuration_in_the_folder_has_each_stage_as_it_ran(tmp_path: Path) -> None:
     for stage in ("rois", "export", "compact"):
         open_run(tmp_path).finish(stage, {})
     open_run(tmp_path, "finetune.epochs=5").finish("finetune", {})

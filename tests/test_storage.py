@@ -1,4 +1,4 @@
-"""Folders by path or URI; files appear whole."""
+"""Folders by path or URI. Files appear whole."""
 
 import errno
 import pickle
@@ -65,7 +65,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises((NotADirectoryError, FileExistsError)) as caught:
         Folder(str(tmp_path / "run")).write_text("a.txt", "a")
@@ -73,7 +73,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     assert "another --run folder" in format_os_error(caught.value)
 
 
-def test_a_fault_of_a_network_may_pass() -> None:
+def test_a_network_error_is_not_lasting() -> None:
     assert not is_lasting(ConnectionResetError(errno.ECONNRESET, "reset by peer"))
 
 

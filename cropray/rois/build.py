@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import shapely
 from sklearn.cluster import DBSCAN
@@ -101,13 +102,11 @@ def rois_of_clusters(parcels: Parcels, config: RoisConfig) -> tuple[list[Roi], l
         calendar = read_calendar(config.data_root, config.calendar, sheets)
     rois: list[Roi] = []
     for each, province in zip(clusters, provinces, strict=True):
-        members = parcels.frame["parcel_id"].iloc[each.rows]
-        parts = [each.season.name, each.season.sheet, *sorted(members)]
+        parts = [each.season.name, each.season.sheet, *sorted(each.parcel_ids)]
         roi_id = identity(each.season.crop, [part.encode() for part in parts])
         dates = _dates(calendar, each.season, province, config)
         if isinstance(dates, str):
-            item = f"cluster {roi_id} of {len(members)} parcels"
-            dropped.append(_dropped(parcels, each.season, each.rows, item, dates))
+            dropped.append(_dropped(each, f"cluster {roi_id} of {len(each.parcel_ids)} parcels", dates))
             continue
         min_x, min_y, max_x, max_y = each.box.tolist()
         rois.append(
@@ -145,17 +144,19 @@ def padded(bounds: DoubleArray, min_size_m: float) -> DoubleArray:
 
 
 class _Cluster(NamedTuple):
-    """Neighbouring parcels of one season: their padded box (4,), and their rows in the frame."""
+    """Neighbouring parcels of one season: their padded box (4,), and (N,) their ids and files."""
 
     season: Season
     box: DoubleArray
-    rows: IndexArray
+    parcel_ids: npt.NDArray[np.object_]
+    files: npt.NDArray[np.object_]
 
 
 def _clusters(parcels: Parcels, crs: str, config: RoisConfig) -> tuple[list[_Cluster], list[Dropped]]:
     """The clusters of every season, and the parcels that are in none."""
     geometry = reproject(parcels.frame, crs, "the parcels").geometry.to_numpy()
     centroids, bounds = shapely.get_coordinates(shapely.centroid(geometry)), shapely.bounds(geometry)
+    ids, files = (np.array(parcels.frame[name].tolist(), object) for name in ("parcel_id", "file"))
     reason = f"fewer than {config.min_samples} parcels within {config.eps_m:g} m"
     clusters: list[_Cluster] = []
     dropped: list[Dropped] = []
@@ -166,12 +167,15 @@ def _clusters(parcels: Parcels, crs: str, config: RoisConfig) -> tuple[list[_Clu
         for label, box in zip(np.unique(labels), boxes, strict=True):
             members = rows[groups.indices[label]]
             if label >= 0:
-                clusters.append(_Cluster(season, box, members))
+                clusters.append(_Cluster(season, box, ids[members], files[members]))
                 continue
-            for row in members:
-                item = f"parcel {parcels.frame['parcel_id'].iloc[row]}"
-                dropped.append(_dropped(parcels, season, np.array([row]), item, reason))
+            alone = (_Cluster(season, box, ids[[row]], files[[row]]) for row in members)
+            dropped += [_dropped(each, f"parcel {each.parcel_ids[0]}", reason) for each in alone]
     return clusters, dropped
+
+
+def _dropped(each: _Cluster, item: str, reason: str) -> Dropped:
+    return Dropped("; ".join(sorted(set(each.files))), each.season.crop, each.season.name, item, reason)
 
 
 def _utm_zone(frame: gpd.GeoDataFrame) -> str:
@@ -201,11 +205,6 @@ def _dates(calendar: dict[str, Sheet], season: Season, province: str, config: Ro
     if key not in sheet:
         return f"sheet {season.sheet!r} of the calendar has no row for {key}"
     return sheet[key] or f"sheet {season.sheet!r} of the calendar lacks a date for {key}"
-
-
-def _dropped(parcels: Parcels, season: Season, rows: IndexArray, item: str, reason: str) -> Dropped:
-    files = sorted(set(parcels.frame["file"].iloc[rows]))
-    return Dropped("; ".join(files), season.crop, season.name, item, reason)
 
 
 def _is_simulated(config: Config) -> bool:

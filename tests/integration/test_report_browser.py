@@ -1,4 +1,4 @@
-"""The report in a real browser: no error in the console, no request, every picture drawn."""
+"""The report in a real browser: no error in the console, no network request, every picture drawn."""
 
 import json
 import re
@@ -25,7 +25,7 @@ OPTIONS = [
     "--v=0",
     "--window-size=1200,900",
 ]
-# Told in the page's title, since a headless browser prints the document as it is after loading.
+# The title carries the result: a headless browser prints the document after loading.
 TELL = """<script>addEventListener("load", () => {
   const drawn = [...document.images].filter(image => image.naturalWidth > 0).length;
   document.title = `drawn ${drawn} of ${document.images.length}, ` +
@@ -50,7 +50,7 @@ def browser() -> str:
 
 
 def visit(browser: str, page: Path, scratch: Path) -> Visit:
-    """Load a page, with no name resolved, so that nothing reaches a network."""
+    """Load a page without name resolution, so that nothing reaches a network."""
     log = scratch / "net.json"
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""A small world, a network without weights, and whole maps of them, for the tests of maps."""
+"""A fake imagery source, a fake network, and whole maps made with them, for the tests of maps."""
 
 import dataclasses
 from datetime import date
@@ -24,8 +24,8 @@ PERIODS = periods_for(WindowConfig(anchor="as_of", as_of=AS_OF, months=6), None)
 GRID = Grid("EPSG:32631", 600_000, 5_600_000, 10, 210, 330)
 
 
-class World:
-    """A smooth function of place; nothing is seen by Sentinel-2 before x = 600,500, by Sentinel-1 600,300."""
+class FakeSource:
+    """A smooth function of place. Sentinel-2 is valid from x = 600,500 on, Sentinel-1 from x = 600,300 on."""
 
     def __init__(self) -> None:
         self.requests: list[ImageRequest] = []
@@ -45,8 +45,8 @@ class World:
         return Composite(request.grid, request.periods, s2, s1, seen & (x > 600_500), seen & (x > 600_300))
 
 
-class Network:
-    """Probabilities from a 3 x 3 mean that, as a network's, is wrong at the edges of a patch."""
+class FakeNetwork:
+    """Probabilities from a 3 x 3 mean, which is wrong at the edges of a patch, as those of a network are."""
 
     thresholds = np.full(3, 0.3, np.float32)
     checkpoint = SimpleNamespace(classes=CLASSES)
@@ -70,7 +70,7 @@ def whole_map(
     plan = plan or MapPlan("", grid)
     result = TileResult(np.zeros(grid.shape, np.uint8), np.zeros((3, *grid.shape), np.uint8))
     for tile in grid.blocks(tile_size):
-        made = predict_tile(tile, plan.wanted(tile), grid, World(), Network(), chosen)
+        made = predict_tile(tile, plan.wanted(tile), grid, FakeSource(), FakeNetwork(), chosen)
         result.class_hw[tile.slices] = made.class_hw
         result.percent_khw[(slice(None), *tile.slices)] = made.percent_khw
     return result
