@@ -15,6 +15,7 @@ import pytest
 import torch
 from jsonschema import Draft7Validator
 from pystac.extensions.mlm import MLMExtension
+from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
 from cropray.bands import NODATA
 from cropray.config import Config
@@ -174,8 +175,8 @@ def test_the_commit_of_a_copy_without_its_checkout_is_carried_by_a_variable(
         assert git_state(tmp_path) == {"commit": "0a1b2c3d", "dirty": True}
 
 
-# What version 1.4.0 of the extension asks of an item, after its JSON schema: fields that must be there,
-# their types and patterns. (The schema itself refers to others on the network.)
+# What versions 1.4.0 and 1.5.0 of the extension require of an item, written after their JSON schemas, which
+# refer to others on the network. pystac brings the schema of the core.
 _DIMENSIONS = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {"pattern": "^[a-z-_]+$"}}
 _STRUCTURE = {
     "type": "object",
@@ -243,19 +244,34 @@ _MLM = {
 }
 
 
+_MODEL_ASSET = {"properties": {"roles": {"contains": {"const": "mlm:model"}}}, "required": ["roles"]}
+_ITEM = {
+    "required": ["type", "properties", "assets", "stac_extensions"],
+    "properties": {
+        "properties": {"allOf": [_MLM, {"required": ["bands"]}]},
+        "assets": {
+            "additionalProperties": {
+                "if": _MODEL_ASSET,
+                "then": {"required": ["mlm:artifact_type"]},
+                "else": {"not": {"required": ["mlm:artifact_type"]}},
+            }
+        },
+        "stac_extensions": {"contains": {"pattern": "/mlm/v1[.]4[.]0/schema[.]json$"}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["cropray", "farmer's crops", "2024", "x", "blé", "crops_", "é"])
 @pytest.mark.parametrize("normalisation", [None, SeedNormalisation()])
-def test_the_stac_item_is_as_the_extension_wants_it(checkpoint: Checkpoint, normalisation: object) -> None:
+def test_the_stac_item_is_valid_as_a_whole(checkpoint: Checkpoint, normalisation: object, name: str) -> None:
     made = checkpoint if normalisation is None else replace(checkpoint, normalisation=normalisation)
-    data = json.loads(json.dumps(mlm_item(made, "cropray", NOW, "Crops by pixel")))
-    Draft7Validator(_MLM).validate(data["properties"])
-    wanted = ["stac_version", "id", "links", "assets", "properties", "type", "geometry"]
-    Draft7Validator({"required": wanted}).validate(data)
+    made = replace(made, classes=("dry pulses, vegetables", "maize"))
+    data = json.loads(json.dumps(mlm_item(made, name, NOW, "Crops by pixel")))
+    JsonSchemaSTACValidator().validate_core(data, pystac.STACObjectType.ITEM, data["stac_version"])
+    Draft7Validator(_ITEM).validate(data)
+    assert data["properties"]["datetime"] == "2026-05-04T00:00:00Z"
+    assert [asset for asset in data["assets"].values() if "mlm:model" in asset["roles"]]
     assert data["stac_version"] >= "1.1"  # whose `bands` the inputs refer to
-    assert data["geometry"] is None
-    assert "bbox" not in data
-    roles = [role for asset in data["assets"].values() for role in asset["roles"]]
-    assert "mlm:model" in roles
-    assert all(asset.get("mlm:artifact_type") for asset in data["assets"].values())
 
 
 def test_inputs_and_outputs_of_the_item_are_those_of_the_model(checkpoint: Checkpoint) -> None:

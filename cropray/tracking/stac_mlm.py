@@ -1,6 +1,7 @@
 """A model as a STAC item with the Machine Learning Model extension, so that catalogues can find it.
 
-https://github.com/stac-extensions/mlm, version 1.4.0; inputs name their dimension `bands`, as 1.5 wants.
+STAC 1.1 and https://github.com/stac-extensions/mlm 1.4.0; also valid for 1.5.0, which asks for the dimension
+`bands` in inputs and allows an artifact type only on the model's own asset.
 """
 
 from __future__ import annotations
@@ -11,39 +12,42 @@ from datetime import datetime
 from importlib.metadata import version as installed_version
 from typing import Any
 
-import pystac
-
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
 from cropray.models.checkpoint import WEIGHTS, Checkpoint
 from cropray.models.normalisation import FixedNormalisation
 
-_MLM = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
-_RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"
-_CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
-_NAME = re.compile(r"[^a-zA-Z0-9_.\- ]")
+_EXTENSIONS = (
+    "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",
+    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
+)
+_TASKS = ["semantic-segmentation"]
 _FLOAT_BYTES = 4
 
 
 def mlm_item(checkpoint: Checkpoint, name: str, created: datetime, description: str) -> dict[str, Any]:
-    """The item of a model as JSON; its assets lie beside it.
+    """The item of a model as JSON. Its assets are files beside it.
 
-    It has no geometry: nobody knows for which land it holds. Classes are not exclusive; the output is
-    a probability for each of them.
+    It has no geometry, because nobody knows where the model holds. `created` is in UTC. Classes are not
+    exclusive: the output is a probability for each.
     """
     network = checkpoint.network.build_empty()
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    source = checkpoint.recipe.get("init") or None
-    item = pystac.Item(
-        id=_NAME.sub("_", name),
-        geometry=None,
-        bbox=None,
-        datetime=created,
-        properties={
+    source = checkpoint.recipe.get("init")
+    bands = [*_bands(S2_BANDS), *_bands(S1_BANDS)]
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": list(_EXTENSIONS),
+        "id": name,
+        "geometry": None,
+        "properties": {
+            "datetime": created.isoformat().replace("+00:00", "Z"),
             "description": description,
-            "bands": [*_bands(S2_BANDS), *_bands(S1_BANDS)],
-            "mlm:name": _NAME.sub("_", name),
+            "bands": bands,
+            "mlm:name": _mlm_name(name),
             "mlm:architecture": "Dual 3-D U-Net",
-            "mlm:tasks": ["semantic-segmentation"],
+            "mlm:tasks": _TASKS,
             "mlm:framework": "PyTorch",
             "mlm:framework_version": installed_version("torch").split("+")[0],
             "mlm:memory_size": parameters * _FLOAT_BYTES,
@@ -59,18 +63,31 @@ def mlm_item(checkpoint: Checkpoint, name: str, created: datetime, description: 
             ],
             "mlm:output": [_output(checkpoint)],
         },
-        stac_extensions=[_MLM, _RASTER, _CLASSIFICATION],
-    )
-    item.add_asset("model", _asset("./MLmodel", "MLflow model", "mlflow", "application/yaml", "mlm:model"))
-    weights = _asset(
-        f"./artifacts/checkpoint/{WEIGHTS}",
-        "Weights",
-        "safetensors",
-        "application/octet-stream; application=safetensors",
-        "mlm:weights",
-    )
-    item.add_asset("weights", weights)
-    return item.to_dict(include_self_link=False)
+        "links": [],
+        "assets": {
+            "model": {
+                "href": "./MLmodel",
+                "title": "MLflow model",
+                "type": "application/yaml",
+                "roles": ["mlm:model"],
+                "mlm:artifact_type": "mlflow",
+                # STAC allows bands in properties only if an asset has some too.
+                "bands": [{"name": band["name"]} for band in bands],
+            },
+            "weights": {
+                "href": f"./artifacts/checkpoint/{WEIGHTS}",
+                "title": "Weights",
+                "type": "application/octet-stream; application=safetensors",
+                "roles": ["mlm:weights"],
+            },
+        },
+    }
+
+
+def _mlm_name(name: str) -> str:
+    """A name that the extension accepts: a letter first, a letter or digit last."""
+    plain = re.sub(r"[^a-zA-Z0-9_.\- ]", "_", name).strip("_.- ")
+    return plain if re.match(r"[a-zA-Z].{2}", plain) else f"model {plain}".strip()
 
 
 def _bands(bands: Sequence[Band]) -> list[dict[str, Any]]:
@@ -94,9 +111,9 @@ def _input(name: str, checkpoint: Checkpoint, names: Sequence[str], bands: Seque
     return {
         "name": name,
         "description": (
-            f"{sensor}, {checkpoint.months} monthly composites, oldest first, as stored integers "
-            f"(physical value = stored × {bands[0].scale:g}; {NODATA} where there is no valid view). "
-            "The model itself applies the scaling below, on stored values; pixels without a view become 0."
+            f"{sensor}, {checkpoint.months} monthly composites, oldest first, as stored integers (physical "
+            f"value = stored × {bands[0].scale:g}; {NODATA} without a valid view). The model applies the "
+            "scaling below to the stored values; pixels without a view become 0."
         ),
         "bands": list(names),
         "input": {
@@ -110,13 +127,11 @@ def _input(name: str, checkpoint: Checkpoint, names: Sequence[str], bands: Seque
 
 
 def _scaling(name: str, checkpoint: Checkpoint, bands: Sequence[Band]) -> list[dict[str, Any]]:
-    """By band, of stored integers; a scheme that is no formula of one band is named instead."""
+    """By band, for stored integers. A scheme that is not one formula per band is named instead."""
     normalisation = checkpoint.normalisation
     if not isinstance(normalisation, FixedNormalisation):
-        kind = type(normalisation)
-        return [
-            {"type": "processing", "format": "python", "expression": f"{kind.__module__}:{kind.__name__}"}
-        ]
+        scheme = f"{type(normalisation).__module__}:{type(normalisation).__name__}"
+        return [{"type": "processing", "format": "python", "expression": scheme}]
     means = normalisation.s2_mean if name == "s2" else normalisation.s1_mean
     stds = normalisation.s2_std if name == "s2" else normalisation.s1_std
     return [
@@ -129,21 +144,15 @@ def _output(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "name": "probabilities",
         "description": "Probability of each class at each pixel, by sigmoid: classes are not exclusive.",
-        "tasks": ["semantic-segmentation"],
+        "tasks": _TASKS,
         "result": {
             "shape": [-1, len(checkpoint.classes), -1, -1],
             "dim_order": ["batch", "class", "height", "width"],
             "data_type": "float32",
         },
         "classification:classes": [
-            {"value": value, "name": _NAME.sub("_", name).replace(" ", "_").replace(".", "_"), "title": name}
+            {"value": value, "name": re.sub(r"[^a-zA-Z0-9_-]", "_", name), "title": name}
             for value, name in enumerate(checkpoint.classes)
         ],
         "post_processing_function": None,
     }
-
-
-def _asset(href: str, title: str, artifact_type: str, media_type: str, role: str) -> pystac.Asset:
-    return pystac.Asset(
-        href, title, media_type=media_type, roles=[role], extra_fields={"mlm:artifact_type": artifact_type}
-    )
