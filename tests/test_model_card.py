@@ -49,7 +49,7 @@ def test_the_card_says_what_it_must(checkpoint: Checkpoint) -> None:
     assert "simulated world" in card
     assert "Weights: whoever trained them owns them and says here how they may be used" in card
     assert "(1 shard of train, 2 shards of val)" in card
-    assert "commit not known: no checkout, nor CROPRAY_GIT_COMMIT" in card
+    assert "commit unknown: no checkout, and CROPRAY_GIT_COMMIT" in card
     git = {"commit": "0123456789abcdef", "dirty": True}
     assert "commit 0123456789ab with changes" in model_card("cropray", checkpoint, FACTS | {"git": git}, [])
     assert "Not yet" in card
@@ -60,14 +60,14 @@ def test_the_card_says_what_it_must(checkpoint: Checkpoint) -> None:
     [
         (
             {"anchor": "harvest", "lead_months": 1},
-            "the last of which ends 1 month before the harvest starts.",
+            "last month ends 1 month before the harvest starts.",
         ),
         (
             {"anchor": "harvest", "lead_months": 2},
-            "the last of which ends 2 months before the harvest starts.",
+            "last month ends 2 months before the harvest starts.",
         ),
-        ({"anchor": "harvest", "lead_months": 0}, "the last of which ends as the harvest starts."),
-        ({"anchor": "as_of", "lead_months": 1}, "the last of which ends on the as-of date."),
+        ({"anchor": "harvest", "lead_months": 0}, "last month ends when the harvest starts."),
+        ({"anchor": "as_of", "lead_months": 1}, "last month ends on the as-of date."),
     ],
 )
 def test_the_card_says_which_months_are_seen(
@@ -117,7 +117,7 @@ def test_the_licence_is_that_of_the_data_that_the_run_used(checkpoint: Checkpoin
         return model_card("cropray", checkpoint, facts, []).split("## Licences")[1]
 
     europe = licence(load_config("configs/europe.yaml", ()))
-    assert "modified Copernicus Sentinel data [year not known here]" in europe
+    assert "modified Copernicus Sentinel data [year unknown here]" in europe
     assert "EUCROPMAP" in europe
     assert "CC BY 4.0" in europe
     assert "Parcels" not in europe
