@@ -13,7 +13,7 @@ from cropray.config.load import load_config, updated
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.serving import stored_inputs
 from cropray.storage import Folder
-from cropray.tracking.card import LONGEST, description, model_card, with_evaluation
+from cropray.tracking.documents import LONGEST, description, model_card, with_evaluation
 from cropray.tracking.packaging import example
 from tests.lands import small_checkpoint, write_land
 

@@ -26,10 +26,9 @@ from cropray.models.serving import stored_inputs
 from cropray.run import Run
 from cropray.shards.file import fingerprint, shard_uris
 from cropray.storage import Folder
-from cropray.tracking.card import model_card
+from cropray.tracking.documents import model_card, model_item
 from cropray.tracking.lineage import checkpoint_id, git_state, lineage, tags
 from cropray.tracking.packaging import example, requirements
-from cropray.tracking.stac_mlm import mlm_item
 from tests.lands import ready_run, small_checkpoint
 
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
@@ -265,18 +264,20 @@ _ITEM = {
 @pytest.mark.parametrize("normalisation", [None, SeedNormalisation()])
 def test_the_stac_item_is_valid_as_a_whole(checkpoint: Checkpoint, normalisation: object, name: str) -> None:
     made = checkpoint if normalisation is None else replace(checkpoint, normalisation=normalisation)
-    made = replace(made, classes=("dry pulses, vegetables", "maize"))
-    data = json.loads(json.dumps(mlm_item(made, name, NOW, "Crops by pixel")))
+    made = replace(made, classes=('dry pulses, "vegetables"', "maïs & <soja>"))
+    data = json.loads(json.dumps(model_item(made, name, NOW)))
     JsonSchemaSTACValidator().validate_core(data, pystac.STACObjectType.ITEM, data["stac_version"])
     Draft7Validator(_ITEM).validate(data)
     assert data["properties"]["datetime"] == "2026-05-04T00:00:00Z"
     assert [asset for asset in data["assets"].values() if "mlm:model" in asset["roles"]]
-    assert data["stac_version"] >= "1.1"  # whose `bands` the inputs refer to
+    assert data["id"] == name
+    titles = [entry["title"] for entry in data["properties"]["mlm:output"][0]["classification:classes"]]
+    assert titles == list(made.classes)
 
 
 def test_inputs_and_outputs_of_the_item_are_those_of_the_model(checkpoint: Checkpoint) -> None:
     named = replace(checkpoint, classes=("dry pulses, vegetables", "maize"))
-    item = pystac.Item.from_dict(mlm_item(named, "farmer's crops", NOW, "Crops by pixel"))
+    item = pystac.Item.from_dict(model_item(named, "farmer's crops", NOW))
     mlm = MLMExtension.ext(item)
     described = {band["name"] for band in item.properties["bands"]}
     s1, s2 = mlm.input

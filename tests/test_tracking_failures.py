@@ -76,12 +76,12 @@ def test_a_server_that_cannot_be_reached() -> None:
         (
             200,
             "<html>hello</html>",
-            "not as an MLflow server does; correct host, port",
+            "not as an MLflow server does; correct the host, port",
         ),
         (
             404,
             "<html>nothing</html>",
-            "not as an MLflow server does; correct host, port",
+            "not as an MLflow server does; correct the host, port",
         ),
         (500, "<html>sorry</html>", "answers with errors only; read its log"),
         (401, "who are you?", "does not know you (401); set MLFLOW_TRACKING_USERNAME"),

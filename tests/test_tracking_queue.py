@@ -11,7 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 
 from cropray.errors import InputError
-from cropray.tracking.runs import MetricQueue
+from cropray.tracking.runs import metric_queue
 
 AWAY = MlflowException("API request failed: Connection refused")
 BUSY = RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "overloaded"})
@@ -32,54 +32,58 @@ class Server:
 
 
 @pytest.fixture
-def quick(server: Server) -> MetricQueue:
-    """A queue that does not wait long."""
-    return MetricQueue(server, retry_s=0.1, patience_s=1.0)
-
-
-@pytest.fixture
 def server() -> Server:
     return Server()
 
 
+def send(server: Server, *losses: float) -> None:
+    with metric_queue(server, retry_s=0.1, patience_s=1.0) as put:
+        for step, loss in enumerate(losses):
+            put({"loss": loss}, step, 0.0)
+
+
 def test_metrics_arrive_in_order_and_with_their_time_after_an_outage(
-    server: Server, quick: MetricQueue, capsys: pytest.CaptureFixture[str]
+    server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.errors = [AWAY, BUSY, AWAY]
-    with quick:
+    with metric_queue(server, retry_s=0.1) as put:
         start = time.monotonic()
         for step in range(5):
-            quick.metrics({"loss": 1.0 / (step + 1)}, step, 1000.0 + step)
+            put({"loss": 1.0 / (step + 1)}, step, 1000.0 + step)
         assert time.monotonic() - start < 0.1
     assert server.got == [({"loss": 1.0 / (step + 1)}, step, 1000.0 + step) for step in range(5)]
     assert capsys.readouterr().err.count("does not answer") == 1
 
 
-def send(queue: MetricQueue, *losses: float) -> None:
-    with queue:
-        for step, loss in enumerate(losses):
-            queue.metrics({"loss": loss}, step, 0.0)
-
-
-def test_a_server_that_stays_away_is_reported_at_the_end(server: Server, quick: MetricQueue) -> None:
+def test_a_server_that_stays_away_is_reported_at_the_end(server: Server) -> None:
     server.errors = [AWAY] * 1000
     with pytest.raises(InputError, match=r"2 records are left to send.*same command again"):
-        send(quick, 1.0, 0.5)
+        send(server, 1.0, 0.5)
 
 
-def test_a_refusal_is_not_repeated(server: Server, quick: MetricQueue) -> None:
+def test_a_refusal_is_not_repeated(server: Server) -> None:
     server.errors = [REFUSED]
     with pytest.raises(MlflowException, match="deleted"):
-        send(quick, 1.0)
-    with pytest.raises(MlflowException, match="deleted"):
-        quick.metrics({"loss": 1.0}, 1, 0.0)
+        send(server, 1.0)
     assert server.got == []
+
+
+def test_a_refusal_is_raised_with_the_next_metrics(server: Server) -> None:
+    server.errors = [REFUSED]
+
+    def send_forever() -> None:
+        with metric_queue(server) as put:
+            while True:
+                put({"loss": 1.0}, 0, 0.0)
+
+    with pytest.raises(MlflowException, match="deleted"):
+        send_forever()
 
 
 def test_the_error_that_ends_the_block_is_not_hidden(server: Server) -> None:
     def interrupt() -> None:
-        with MetricQueue(server) as queue:
-            queue.metrics({"loss": 1.0}, 0, 0.0)
+        with metric_queue(server) as put:
+            put({"loss": 1.0}, 0, 0.0)
             raise KeyboardInterrupt
 
     server.errors = [REFUSED]
@@ -90,9 +94,9 @@ def test_the_error_that_ends_the_block_is_not_hidden(server: Server) -> None:
 SILENT = """
 import sys
 from mlflow import MlflowClient
-from cropray.tracking.runs import MetricQueue, Tracker
-with MetricQueue(Tracker(MlflowClient(sys.argv[1], sys.argv[1]), "0")) as queue:
-    queue.metrics({"loss": 1.0}, 0, 0.0)
+from cropray.tracking.runs import Tracker, metric_queue
+with metric_queue(Tracker(MlflowClient(sys.argv[1], sys.argv[1]), "0")) as put:
+    put({"loss": 1.0}, 0, 0.0)
     raise KeyboardInterrupt
 """
 

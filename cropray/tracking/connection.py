@@ -35,37 +35,24 @@ _LOG_IN = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user with "
     "this permission"
 )
-_FALLBACK_REMEDY = "fix the cause or free some space, then run the same command again: finished work is kept"
+_REMEDY = "fix the cause or free some space, then run the same command again: finished work is kept"
 # MLflow and its database have no error class for each of these, so their text tells them apart.
-_KNOWN = (
-    ("error responses", "answers with errors only", "read its log, then run the same command again"),
-    ("Max retries exceeded|Connection aborted|onnection refused", "cannot be reached", _REACH),
-    (
-        "not in a valid JSON format|error code 40[45]",
-        "answers, but not as an MLflow server does",
-        "correct host, port and path in tracking.uri (the path matters if it is behind another server)",
-    ),
-    ("error code 401|Unauthorized", "does not know you (401)", _LOG_IN),
-    ("error code 403|Permission denied|PERMISSION_DENIED", "does not permit this", _LOG_IN),
-    ("unsupported URI", "is of a kind that MLflow does not support", _WANTED),
-    ("Could not parse SQLAlchemy URL|Invalid url", "is not an address", _WANTED),
-    (
-        "filesystem tracking backend",
-        "is a folder of files, which MLflow no longer supports",
-        f"{_WANTED}; mlflow migrate-filestore converts such a folder",
-    ),
-    (
-        "readonly database",
-        "is a database that you may read but not write",
-        "get permission to write it, or set tracking.uri to another",
-    ),
-    (
-        "not a database",
-        "is a file but not a database",
-        "correct tracking.uri, restore the file, or move it away and register the run's model again "
-        "(cropray models register)",
-    ),
-)
+_KNOWN = {
+    "error responses": "answers with errors only; read its log, then run the same command again",
+    "Max retries exceeded|Connection aborted|onnection refused": f"cannot be reached; {_REACH}",
+    "not in a valid JSON format|error code 40[45]": "answers, but not as an MLflow server does; correct the "
+    "host, port and path in tracking.uri (a path only if it is behind another server)",
+    "error code 401|Unauthorized": f"does not know you (401); {_LOG_IN}",
+    "error code 403|Permission denied|PERMISSION_DENIED": f"does not permit this; {_LOG_IN}",
+    "unsupported URI": f"is of a kind that MLflow does not support; {_WANTED}",
+    "Could not parse SQLAlchemy URL|Invalid url": f"is not an address; {_WANTED}",
+    "filesystem tracking backend": f"is a folder of files, which MLflow no longer supports; {_WANTED}. "
+    "mlflow migrate-filestore converts such a folder",
+    "readonly database": "is a database that you may read but not write; get permission to write it, or set "
+    "tracking.uri to another",
+    "not a database": "is a file but not a database; correct tracking.uri, restore the file, or move it away "
+    "and register the run's model again (cropray models register)",
+}
 
 
 def tracking_uri(run: Run) -> str:
@@ -145,9 +132,9 @@ def server_errors(uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError) as error:
         reason = redacted(_SQL_DETAILS.sub("", str(error)))
         short = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
-        fallback = ("", f"failed: {short}", _FALLBACK_REMEDY)
-        _, problem, remedy = next((known for known in _KNOWN if re.search(known[0], reason)), fallback)
-        raise InputError(f"MLflow at {redacted(uri)} (tracking.uri) {problem}; {remedy}") from error
+        known = [problem for pattern, problem in _KNOWN.items() if re.search(pattern, reason)]
+        problem = known[0] if known else f"failed: {short}; {_REMEDY}"
+        raise InputError(f"MLflow at {redacted(uri)} (tracking.uri) {problem}") from error
 
 
 def redacted(text: str) -> str:

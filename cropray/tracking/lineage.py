@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +23,13 @@ from cropray.tracking.packaging import code_checksum
 
 PREFIX = "cropray."
 CHECKPOINT, WEIGHTS, CODE = f"{PREFIX}checkpoint", f"{PREFIX}weights_xxh3", f"{PREFIX}code_xxh3"
-EVALUATION = f"{PREFIX}evaluation"
+EVALUATION, CREATED = f"{PREFIX}evaluation", f"{PREFIX}created"
 PARENT, MODEL_ID = f"{PREFIX}parent_weights_xxh3", f"{PREFIX}model_id"
-"""Tags of a version: its checkpoint with thresholds and all; weights alone; code; scores; the weights
-that it started from; MLflow's logged model."""
+"""Tags of a version: its checkpoint with thresholds, its weights alone, its code; scores; when it was first
+registered (of a relocated one); the weights that it started from; MLflow's logged model."""
 
 COMMIT = "CROPRAY_GIT_COMMIT"
-"""Variable with the commit of a code without its checkout, as `git describe --always --dirty` has it."""
+"""Variable with the commit of code without its checkout, in the form of `git describe --always --dirty`."""
 
 _INIT = "the checkpoint to start from"  # among a training's inputs, beside "shards"
 _GIT_S = 10
@@ -38,16 +37,15 @@ _READERS = 8  # footers read at the same time: object storage answers slowly
 
 
 def checkpoint_id(folder: Folder) -> str:
-    """Tells checkpoints apart: weights (by their checksum), thresholds and all else of the description."""
+    """Identifies a checkpoint: weights (by their checksum), thresholds and the rest of its description."""
     return xxhash.xxh3_64_hexdigest(folder.read_bytes(DESCRIPTION))
 
 
 def lineage(run: Run, stage: str, folder: Folder, checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that is known of a checkpoint's origin, as JSON.
+    """What is known of a checkpoint's origin, as JSON.
 
-    Where `folder` is the run's own model of the stage, or that of one of its sweeps, configuration and
-    parent are those of the record, and so are the shards if they are still the ones that it was trained
-    on; else None.
+    If `folder` is the run's own model of the stage or of a sweep, configuration and parent come from the
+    run's records. Shards are listed if they are still those of the training. Otherwise these are None.
     """
     config, inputs = _recorded(run, stage, folder, checkpoint.recipe)
     reference = checkpoint.recipe.get("init", "")
@@ -69,7 +67,7 @@ def lineage(run: Run, stage: str, folder: Folder, checkpoint: Checkpoint) -> dic
 
 
 def tags(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The tags of a version: what one asks for, by name; `lineage.json` in the model has the rest."""
+    """The tags of a version: what people search for. `lineage.json` in the model has the rest."""
     git, parent, shards = facts["git"] or {}, facts["parent"] or {}, facts["shards"] or {}
     values = {
         CHECKPOINT: facts["checkpoint"],
@@ -90,46 +88,42 @@ def tags(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout to which `folder` belongs, and whether files in it differ from that.
+    """The commit of the checkout that contains `folder`, and whether files in the folder differ from it.
 
-    Where `__init__.py` in it is under no version control (an installed package, a copy on a cluster), or
-    where there is no git, the variable `CROPRAY_GIT_COMMIT` may say it; else None.
+    If git does not track `__init__.py` there (an installed package, a copy on a cluster), the variable
+    `CROPRAY_GIT_COMMIT` may name the commit. Otherwise None.
     """
-    told = os.environ.get(COMMIT, "")
-    carried = {"commit": told.removesuffix("-dirty"), "dirty": told.endswith("-dirty")} if told else None
-    git = shutil.which("git")
-    return carried if git is None else _checked_out(git, folder) or carried
 
-
-def _checked_out(git: str, folder: Path) -> dict[str, Any] | None:
-    def told(*arguments: str) -> str:
-        command = [git, "-C", str(folder), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=_GIT_S
-        ).stdout.strip()
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_GIT_S)
+        return done.stdout.strip()
 
     try:
-        told("ls-files", "--error-unmatch", "__init__.py")
-        return {"commit": told("rev-parse", "HEAD"), "dirty": bool(told("status", "--porcelain", "--", "."))}
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
     except (OSError, subprocess.SubprocessError):
-        return None
+        stated = os.environ.get(COMMIT, "")
+        return (
+            {"commit": stated.removesuffix("-dirty"), "dirty": stated.endswith("-dirty")} if stated else None
+        )
 
 
 def _recorded(
     run: Run, stage: str, folder: Folder, recipe: Mapping[str, Any]
 ) -> tuple[dict[str, Any] | None, Inputs]:
-    """Settings, by section, and inputs of the training or sweep of this run whose model `folder` is."""
+    """Settings by section, and inputs, of the training or sweep of this run that made the model `folder`."""
     if folder.uri == run.folder.child(f"models/{stage}").uri:
         return run.recorded(stage), run.inputs(stage)
     place, _, last = folder.uri.rpartition("/")
     parent, _, name = place.rpartition("/")
     if (parent, last) != (run.folder.child("tune").uri, "model"):
         return None, {}
-    of_sweep = Run(run.folder, updated(run.config, {"tune.name": name}))
-    settings, inputs = of_sweep.recorded("tune"), of_sweep.inputs("tune")
+    sweep = Run(run.folder, updated(run.config, {"tune.name": name}))
+    settings, inputs = sweep.recorded("tune"), sweep.inputs("tune")
     if settings is None:
         return None, {}
-    if settings[stage]["init"] != recipe.get("init"):  # searched too
+    if settings[stage]["init"] != recipe.get("init"):  # the sweep searched it too
         inputs = {key: value for key, value in inputs.items() if key != _INIT}
     return _of_best_trial(settings, stage, Folder(place), recipe), inputs
 
@@ -137,7 +131,7 @@ def _recorded(
 def _of_best_trial(
     settings: dict[str, Any], stage: str, sweep: Folder, recipe: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a sweep as its best trial had them; those of the stage stand in the checkpoint."""
+    """The settings of a sweep's best trial. The checkpoint's recipe has those of the stage."""
     from cropray.figures.charts import SWEEP
 
     values = json.loads(sweep.read_text(SWEEP))["trials"][0]["values"].items()
@@ -147,18 +141,16 @@ def _of_best_trial(
 
 
 def _shards(run: Run, trained_on: str) -> dict[str, dict[str, str]] | None:
-    """The checksum of every shard by split and name; None where those trained on are not there."""
+    """The checksum of every shard by split and name. None if they are not those of the training."""
     uris = {split: shard_uris(run.folder, split) for split in ("train", "val")}
     if not trained_on or fingerprint(uris["train"] + uris["val"]) != trained_on:
         return None
+
+    def checksum(uri: str) -> tuple[str, str]:
+        return uri.rsplit("/", 1)[-1], read_footer(uri).get(ROWS_KEY, b"").decode()
+
     with ThreadPoolExecutor(_READERS) as pool:
-        return {
-            split: {
-                uri.rsplit("/", 1)[-1]: footer.get(ROWS_KEY, b"").decode()
-                for uri, footer in zip(files, pool.map(read_footer, files), strict=True)
-            }
-            for split, files in uris.items()
-        }
+        return {split: dict(pool.map(checksum, files)) for split, files in uris.items()}
 
 
 def _digest(data: Any) -> str:

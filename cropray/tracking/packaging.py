@@ -1,4 +1,4 @@
-"""A checkpoint as an MLflow model: script, code, weights, signature, requirements, example and papers."""
+"""A checkpoint as an MLflow model: script, code, weights, signature, requirements and example."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def save_model_folder(
     folder: Folder,
     scratch: Path,
     identity: Mapping[str, str],
-    papers: Mapping[str, str],
+    extra_files: Mapping[str, str],
 ) -> None:
-    """Write the model folder `path`, with `papers` (texts by file name) beside MLflow's own files.
+    """Write the model folder `path`. `extra_files` are texts by name, added to MLflow's own files.
 
     `identity` are the ids that MLflow gave to run and model. `scratch` is an empty local folder.
     """
@@ -44,8 +44,12 @@ def save_model_folder(
     for name in folder.names():
         (files / name).parent.mkdir(parents=True, exist_ok=True)
         (files / name).write_bytes(folder.read_bytes(name))
+    code = scratch / _PACKAGE.name
+    for name in travelling_modules():
+        (code / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_PACKAGE / name, code / name)
     with warnings.catch_warnings():
-        # MLflow infers types of its own on import, and would have a hint of what it itself checks.
+        # MLflow infers types of its own on import, and asks for a hint of what it checks itself.
         warnings.filterwarnings("ignore", message=".*[Tt]ype hint", category=UserWarning)
         from mlflow.models import Model
         from mlflow.pyfunc import save_model
@@ -54,7 +58,7 @@ def save_model_folder(
             path=str(path),
             python_model=str(_SCRIPT),
             artifacts={"checkpoint": str(files)},
-            code_paths=[str(_copied_code(scratch))],
+            code_paths=[str(code)],
             signature=_signature(checkpoint),
             input_example=example(checkpoint),
             pip_requirements=requirements(),
@@ -64,20 +68,20 @@ def save_model_folder(
                 "heads": {name: list(head.classes) for name, head in checkpoint.heads.items()},
             },
         )
-    for name, text in papers.items():
+    for name, text in extra_files.items():
         (path / name).write_text(text)
 
 
 def requirements() -> list[str]:
-    """Exact, and named rather than inferred: inferring runs the model in a process and asks an index.
+    """Exact versions, without the local part (torch's "+cpu"), which no index has.
 
-    Without the local part of a version (torch's "+cpu"), which no index has.
+    They are named here because inferring them runs the model in a process and asks an index.
     """
     return [f"{name}=={installed_version(name).split('+')[0]}" for name in _REQUIREMENTS]
 
 
 def code_checksum() -> str:
-    """xxh3 of all code that a registered model takes along."""
+    """xxh3 of the code in a registered model."""
     digest = xxhash.xxh3_64(_SCRIPT.read_bytes())
     for name in travelling_modules():
         digest.update(name.encode() + b"\0" + (_PACKAGE / name).read_bytes())
@@ -85,10 +89,10 @@ def code_checksum() -> str:
 
 
 def travelling_modules() -> list[str]:
-    """The files of this package, by path below it, that the registered model's script imports.
+    """The files of this package that the registered model's script imports, by path below the package.
 
-    The package is on no index, so these travel with the model. They are the closure of the imports
-    that run, wherever in a file they stand, and so can never lack one that the code has come to need.
+    They travel with the model, because the package is on no index. They are the closure of all imports
+    that run, wherever in a file they are, so none can be missing.
     """
     found: set[Path] = set()
     left = [_SCRIPT]
@@ -100,7 +104,7 @@ def travelling_modules() -> list[str]:
 
 
 def _imported(script: Path) -> set[Path]:
-    """The files of this package that a script imports, the packages around them included."""
+    """The files of this package that a script imports, and the packages that contain them."""
     names: set[str] = set()
     nodes: list[ast.AST] = [ast.parse(script.read_text())]
     while nodes:
@@ -124,29 +128,18 @@ def _imported(script: Path) -> set[Path]:
 
 
 def example(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.int16]]:
-    """One small sample as shards hold it: a green field on bare soil, and a month without a view."""
-    side, months = SIDE_MULTIPLE, checkpoint.months
-    green = np.zeros((side, side))
-    green[4:12, 4:12] = 1
-    # Reflectance of bare soil and of a full canopy, by band; dB likewise.
-    soil = np.array([0.06, 0.09, 0.12, 0.15, 0.17, 0.19, 0.21, 0.22, 0.29, 0.24])
-    canopy = np.array([0.03, 0.06, 0.04, 0.09, 0.26, 0.33, 0.36, 0.38, 0.20, 0.10])
-    bare_db, full_db = np.array([-12.5, -20.0]), np.array([-9.0, -15.5])
-    season = green * np.linspace(0, 1, months)[:, None, None]  # (T, H, W)
-    s2 = soil[:, None, None, None] + (canopy - soil)[:, None, None, None] * season
-    s1 = bare_db[:, None, None, None] + (full_db - bare_db)[:, None, None, None] * season
-    stored = {"s1": np.rint(s1[None] * 100), "s2": np.rint(s2[None] * 10_000)}
-    arrays = {name: values.astype(np.int16) for name, values in stored.items()}
+    """One small sample as shards store it: young crops, and a first month without a view in Sentinel-2."""
+    reflectance = [0.05, 0.08, 0.08, 0.12, 0.21, 0.26, 0.28, 0.30, 0.24, 0.17]
+    backscatter_db = [-10.5, -17.5]
+
+    def stored(values: list[float], scale: float) -> npt.NDArray[np.int16]:
+        integers = np.rint(np.array(values) / scale).astype(np.int16)
+        shape = (1, len(values), checkpoint.months, SIDE_MULTIPLE, SIDE_MULTIPLE)
+        return np.broadcast_to(integers[None, :, None, None, None], shape).copy()
+
+    arrays = {"s1": stored(backscatter_db, 0.01), "s2": stored(reflectance, 0.0001)}
     arrays["s2"][:, :, 0] = NODATA
     return arrays
-
-
-def _copied_code(scratch: Path) -> Path:
-    code = scratch / _PACKAGE.name
-    for name in travelling_modules():
-        (code / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_PACKAGE / name, code / name)
-    return code
 
 
 def _signature(checkpoint: Checkpoint) -> ModelSignature:

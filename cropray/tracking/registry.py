@@ -16,7 +16,6 @@ from cropray.models.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
 from cropray.run import Run, Summary
 from cropray.storage import Folder
 from cropray.tracking import lineage as origin
-from cropray.tracking.card import description, model_card
 from cropray.tracking.connection import (
     ARTIFACTS,
     open_client,
@@ -26,9 +25,9 @@ from cropray.tracking.connection import (
     server_errors,
     tracking_uri,
 )
+from cropray.tracking.documents import description, model_card, model_item
 from cropray.tracking.packaging import save_model_folder
 from cropray.tracking.runs import Tracker, tracked
-from cropray.tracking.stac_mlm import mlm_item
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 
 CARD, ITEM, LINEAGE = "README.md", "stac-item.json", "lineage.json"
 """Files of ours in a model's folder, beside MLflow's own."""
-
-CREATED = f"{origin.PREFIX}created"
-"""Tag of a relocated version: when it was first registered (ISO 8601)."""
 
 _HISTORY = "history.json"
 _PAGE = 100
@@ -253,7 +249,7 @@ def _recreate(run: Run, client: MlflowClient, model: RegisteredModel) -> int:
             continue
         old = found[number]
         created = datetime.fromtimestamp(old.creation_timestamp / 1000, UTC).isoformat()
-        tags = {CREATED: created} | old.tags
+        tags = {origin.CREATED: created} | old.tags
         client.create_model_version(
             name, places[number], run_id=old.run_id, tags=tags, description=old.description
         )
@@ -280,8 +276,11 @@ def _create(
     mlflow_run = client.get_run(tracker.run_id)
     history = json.loads(folder.read_text(_HISTORY)) if folder.exists(_HISTORY) else []
     card = model_card(name, checkpoint, facts, history)
-    item = mlm_item(checkpoint, name, datetime.now(UTC), f"Crops by pixel: {', '.join(checkpoint.classes)}")
-    extra = {CARD: card, ITEM: json.dumps(item, indent=1), LINEAGE: json.dumps(facts, indent=1, default=str)}
+    extra = {
+        CARD: card,
+        ITEM: json.dumps(model_item(checkpoint, name, datetime.now(UTC)), indent=1),
+        LINEAGE: json.dumps(facts, indent=1, default=str),
+    }
     logged = client.create_logged_model(
         mlflow_run.info.experiment_id,
         name=stage,

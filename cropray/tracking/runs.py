@@ -11,13 +11,13 @@ import queue
 import re
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception, wait_fixed
@@ -47,6 +47,9 @@ _NOT_IN_NAMES = re.compile(r"[^\w.\- :/]")
 # Errors of a server that is overloaded or starting, not of one that refuses.
 _TEMPORARY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 _HASTE_S = 5.0  # for metrics that are still queued when an error ends the stage
+
+SendMetrics = Callable[[Mapping[str, float], int, float], None]
+"""Takes the metrics of a step, the step, and a time (seconds since 1970)."""
 
 
 @dataclass
@@ -113,61 +116,55 @@ class Tracker:
         return [(run.data.tags[_STAGE], Tracker(self.client, run.info.run_id)) for run in found]
 
 
-class MetricQueue:
-    """Sends metrics from a thread, in order, and repeats each until the server has taken it.
+@contextmanager
+def metric_queue(
+    tracker: Tracker, *, retry_s: float = 3.0, patience_s: float = 120.0
+) -> Iterator[SendMetrics]:
+    """Send metrics from a thread, in order, each again and again until the server has taken it.
 
-    A server that is away neither stops nor delays a training. MLflow's asynchronous logging drops what a
-    server does not take, and its threads keep an interrupted process alive: for minutes if the server
-    accepts connections and does not answer. Leaving the block waits for the rest. Raises InputError if it
-    does not arrive within `patience_s` seconds, and MlflowException if the server refuses a record.
+    A server that is away neither stops
+    nor delays a training. MLflow's asynchronous logging drops what a server does not take, and its threads
+    keep an interrupted process alive: for minutes if the server accepts connections and does not answer.
+    Leaving the block waits for the rest. Raises InputError if it does not arrive within `patience_s`
+    seconds, and MlflowException if the server refuses a record.
     """
+    records = queue.SimpleQueue[tuple[Mapping[str, float], int, float] | None]()
+    away = threading.Event()
 
-    def __init__(self, tracker: Tracker, *, retry_s: float = 3.0, patience_s: float = 120.0) -> None:
-        self._tracker, self._patience_s = tracker, patience_s
-        self._records = queue.SimpleQueue[tuple[Mapping[str, float], int, float] | None]()
-        self._away = False
-        self._retrying = Retrying(
-            retry=retry_if_exception(_is_temporary),
-            wait=wait_fixed(retry_s),
-            before_sleep=lambda _: self._say_away(),
-        )
-        self._sender = in_thread(self._send_all)
-
-    def metrics(self, metrics: Mapping[str, float], step: int, when_s: float) -> None:
-        """Queue the metrics of a step at a time (seconds since 1970)."""
-        if self._sender.done():
-            self._sender.result()
-        self._records.put((metrics, step, when_s))
-
-    def __enter__(self) -> MetricQueue:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        if self._away:
-            say(f"waiting for the MLflow server: {self._records.qsize() + 1} records are left to send")
-        self._records.put(None)
-        wait([self._sender], timeout=self._patience_s if kind is None else _HASTE_S)
-        if kind is not None:
-            return  # the error that ended the block matters more
-        if not self._sender.done():
-            raise InputError(
-                f"the MLflow server did not answer for {self._patience_s:g} s, and {self._records.qsize()} "
-                "records are left to send. When it is back, run the same command again: it sends them"
-            )
-        self._sender.result()
-
-    def _send_all(self) -> None:
-        while (record := self._records.get()) is not None:
-            metrics, step, when_s = record
-            self._retrying(self._tracker.metrics, metrics, step, when_s=when_s)
-            self._away = False
-
-    def _say_away(self) -> None:
-        if not self._away:
+    def say_away(_: Any) -> None:
+        if not away.is_set():
             say("the MLflow server does not answer; the training continues, its metrics are sent later")
-        self._away = True
+        away.set()
+
+    def send_all() -> None:
+        retrying = Retrying(
+            retry=retry_if_exception(_is_temporary), wait=wait_fixed(retry_s), before_sleep=say_away
+        )
+        while (record := records.get()) is not None:
+            metrics, step, when_s = record
+            retrying(tracker.metrics, metrics, step, when_s=when_s)
+            away.clear()
+
+    def put(metrics: Mapping[str, float], step: int, when_s: float) -> None:
+        if sender.done():
+            sender.result()
+        records.put((metrics, step, when_s))
+
+    sender, wait_s = in_thread(send_all), _HASTE_S
+    try:
+        yield put
+        wait_s = patience_s
+        if away.is_set():
+            say(f"waiting for the MLflow server: {records.qsize() + 1} records are left to send")
+    finally:
+        records.put(None)
+        wait([sender], timeout=wait_s)
+    if not sender.done():
+        raise InputError(
+            f"the MLflow server did not answer for {patience_s:g} s, and {records.qsize()} records are left "
+            "to send. When it is back, run the same command again: it sends them"
+        )
+    sender.result()
 
 
 def _is_temporary(error: BaseException) -> bool:

@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Any
 from cropray.config import CHAMPION
 from cropray.run import Run
 from cropray.storage import Folder
-from cropray.tracking.card import description, with_evaluation
 from cropray.tracking.connection import open_existing, server_errors, tracking_uri
-from cropray.tracking.lineage import CHECKPOINT, EVALUATION, MODEL_ID, PARENT, PREFIX, WEIGHTS, checkpoint_id
+from cropray.tracking.documents import description, with_evaluation
+from cropray.tracking.lineage import (
+    CHECKPOINT,
+    CREATED,
+    EVALUATION,
+    MODEL_ID,
+    PARENT,
+    PREFIX,
+    WEIGHTS,
+    checkpoint_id,
+)
 from cropray.tracking.registry import (
     CARD,
-    CREATED,
     all_pages,
     find_version,
     open_files,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cropray.progress import Progress, progress, say
-from cropray.tracking.runs import MetricQueue, Tracker
+from cropray.tracking.runs import SendMetrics, Tracker, metric_queue
 from cropray.training.plan import TrainingPlan
 from cropray.training.resources import ResourceRequest, placed, waiting
 from cropray.training.validate import History
@@ -51,27 +51,27 @@ class ProgressMonitor:
         leave: then its state is written, unless a second interrupt came before.
         """
         self._recorded = self.tracker.steps_of("train_loss")
-        with MetricQueue(self.tracker) as queue, progress(self.label, self.plan.steps) as bar:
+        with metric_queue(self.tracker) as send, progress(self.label, self.plan.steps) as bar:
             try:
-                self._follow(bar, queue, None)
+                self._follow(bar, send, None)
             except KeyboardInterrupt:
                 self.control.leave.remote()
                 if self._begun:
                     say(f"{self.label}: writing its state … press Ctrl-C again to quit immediately")
-                    self._follow(bar, queue, _PATIENCE_S)
+                    self._follow(bar, send, _PATIENCE_S)
                 raise
             history = self.training.result()
-            self._record(history, queue)  # what was lost on its way
+            self._record(history, send)  # what was lost on its way
         if len(history) < self.plan.recipe.epochs:  # another process told the workers to leave
             raise KeyboardInterrupt
         return history
 
-    def _follow(self, bar: Progress, queue: MetricQueue, patience_s: float | None) -> None:
+    def _follow(self, bar: Progress, send: SendMetrics, patience_s: float | None) -> None:
         start = said = time.monotonic()
         while True:
             last = self.training.done()  # read before the reports, so that none is missed
             for report in self._received():
-                self._take(report, bar, queue)
+                self._take(report, bar, send)
             if last:
                 return
             now = time.monotonic()
@@ -92,25 +92,25 @@ class ProgressMonitor:
             return []  # the queue is lost; Ray starts another
         return waiting_reports
 
-    def _take(self, report: dict[str, Any], bar: Progress, queue: MetricQueue) -> None:
+    def _take(self, report: dict[str, Any], bar: Progress, send: SendMetrics) -> None:
         self._begun = True
         for line in report.get("message", "").splitlines():
             say(f"{self.label}: {line}")
         bar.advance(report["steps"] - self._steps, _shown(report, self.plan.recipe.epochs))
         self._steps = report["steps"]
         entries = report["entries"]
-        self._record(entries, queue)
+        self._record(entries, send)
         if entries:
             first = entries[0]["epoch"]
             self.history = [e for e in self.history if e["epoch"] < first] + entries
             if self.tell is not None:
                 self.tell(self.history)
 
-    def _record(self, entries: History, queue: MetricQueue) -> None:
+    def _record(self, entries: History, send: SendMetrics) -> None:
         for entry in entries:
             if entry["epoch"] not in self._recorded:
                 self._recorded.add(entry["epoch"])
-                queue.metrics(flat_entry(entry), entry["epoch"], entry["time"])
+                send(flat_entry(entry), entry["epoch"], entry["time"])
 
 
 def flat_entry(entry: dict[str, Any]) -> dict[str, float]:
