@@ -27,7 +27,7 @@ bench: $(VENV)/installed $(PEERS)/installed
 	$(BIN)/python benchmarks/feed.py
 	$(PEERS)/bin/python benchmarks/feed_peers.py
 	$(BIN)/python benchmarks/shards.py
-	$(BIN)/python benchmarks/world.py
+	$(BIN)/python benchmarks/simulation.py
 	@if [ -d "$(DATA)" ]; then set -x; $(BIN)/python benchmarks/rois.py --data "$(DATA)"; \
 		else echo "no parcels at $(DATA): make bench DATA=FOLDER times the regions too"; fi
 

@@ -19,17 +19,8 @@ import shapely
 from cropray.config.imagery import SimulatedConfig
 from cropray.config.rois import RoisConfig
 from cropray.grid import Bounds, transform_bounds, utm_crs
-from cropray.simulation.landscape import (
-    PLANE_CRS,
-    fields_of,
-    from_lattice,
-    land_of,
-    owners,
-    project,
-    seeds,
-    to_lattice,
-)
-from cropray.simulation.noise import Indices, uniform
+from cropray.simulation.landscape import PLANE_CRS, Fields, from_lattice, land_of, project, to_lattice
+from cropray.simulation.noise import uniform
 from cropray.simulation.tables import CALENDAR, CROPS, read_yaml
 from cropray.storage import Folder
 from cropray.types import DoubleArray
@@ -98,15 +89,14 @@ def _where_grown(config: SimulatedConfig, crop: str, middle: DoubleArray) -> Bou
     """The square near `middle` with the most fields of the crop: surveys go where a crop is grown."""
     half = config.site_size_m / 2
     reach = half + _ROAM_M
-    i, j = _cells_in(_bounds(np.concatenate([middle - reach, middle + reach])), config.seed)
-    fields = fields_of(config.seed, i, j)
-    grown = land_of(fields, config.year) == CROPS.index(crop)
-    grown &= owners(config.seed, i, j) == i
+    fields = _cells_in(_bounds(np.concatenate([middle - reach, middle + reach])), config.seed)
+    grown = (land_of(fields, config.year) == CROPS.index(crop)) & (fields.owner_i == fields.i)
+    seed_x, seed_y = fields.xy
     best, most = middle, -1
     for east, north in product(_ROAM_M * np.array((0, -0.5, 0.5, -1, 1)), repeat=2):
         x, y = middle[0] + east, middle[1] + north
         inner = half - 100.0
-        inside = (np.abs(fields.x - x) < inner) & (np.abs(fields.y - y) < inner)
+        inside = (np.abs(seed_x - x) < inner) & (np.abs(seed_y - y) < inner)
         if (count := int((grown & inside).sum())) > most:
             best, most = np.array((x, y)), count
     return _bounds(np.concatenate([best - half, best + half]))
@@ -127,23 +117,22 @@ def _fields_of_crop(config: SimulatedConfig, bounds: Bounds, crop: str) -> list[
 
     They are the Voronoi cells of the lattice, warped back: to the centimetre, the edges that the pixels see.
     """
-    seed = config.seed
-    i, j = _cells_in(bounds, seed)
-    owner, fields = owners(seed, i, j), fields_of(seed, i, j)
+    fields = _cells_in(bounds, config.seed)
+    i, j, owner_i = fields.i, fields.j, fields.owner_i
     # Seeds outside are left out early, because drawing a field is slow.
-    wanted = (land_of(fields, config.year) == CROPS.index(crop)) & (owner == i)
-    wanted &= shapely.contains_xy(shapely.box(*bounds), fields.x, fields.y)
+    wanted = (land_of(fields, config.year) == CROPS.index(crop)) & (owner_i == i)
+    wanted &= shapely.contains_xy(shapely.box(*bounds), *fields.xy)
     if not wanted.any():
         return []
-    points = np.stack(seeds(seed, i, j), axis=-1)
+    points = np.stack(fields.uv, axis=-1)
     cells = shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(points)))
     cell, point = shapely.STRtree(shapely.points(points)).query(cells, predicate="contains")
     shapes = np.empty(len(points), object)
     shapes[point] = cells[cell]
-    flat = [shapely.union_all(shapes[(owner == i[at]) & (j == j[at])]) for at in np.flatnonzero(wanted)]
+    flat = [shapely.union_all(shapes[(owner_i == i[at]) & (j == j[at])]) for at in np.flatnonzero(wanted)]
     # The warps bend an edge: a corner every 0.08 cells, some 15 m.
     dense = shapely.segmentize(flat, 0.08)
-    bent = shapely.transform(dense, lambda u, v: from_lattice(seed, u, v), interleaved=False)
+    bent = shapely.transform(dense, lambda u, v: from_lattice(config.seed, u, v), interleaved=False)
     drawn = fields.uniform("annotated", config.year)[wanted]
     inside = shapely.contains(shapely.box(*bounds), bent)
     return list(bent[inside][np.argsort(drawn[inside], kind="stable")])
@@ -156,14 +145,14 @@ def _as_drawn(shape: shapely.Geometry) -> shapely.Geometry:
     return shapely.transform(lonlat, lambda degrees: np.round(degrees, 7))
 
 
-def _cells_in(bounds: Bounds, seed: int) -> tuple[Indices, Indices]:
+def _cells_in(bounds: Bounds, seed: int) -> Fields:
     """The lattice cells whose fields may lie in `bounds`, with three cells around them."""
     x, y = np.meshgrid(np.linspace(bounds[0], bounds[2], 25), np.linspace(bounds[1], bounds[3], 25))
     u, v = to_lattice(seed, x.ravel(), y.ravel())
     i = np.arange(int(u.min()) - 3, int(u.max()) + 4)
     j = np.arange(int(v.min()) - 3, int(v.max()) + 4)
     ii, jj = np.meshgrid(i, j, indexing="ij")
-    return ii.ravel(), jj.ravel()
+    return Fields(seed, ii.ravel(), jj.ravel())
 
 
 def _calendar(harvest_year: int, later_days: dict[str, int]) -> str:

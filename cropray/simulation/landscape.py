@@ -38,21 +38,41 @@ _CANOPY_M = 8.0
 
 @dataclass(frozen=True)
 class Fields:
-    """Fields, identified by the lattice cell (i, j) of their first seed."""
+    """Fields (F,), identified by the lattice cell (i, j) of their first seed."""
 
     seed: int
-    i: Indices  # (F,)
-    j: Indices  # (F,)
-    x: DoubleArray  # (F,) first seed on the plane, metres
-    y: DoubleArray  # (F,)
+    i: Indices
+    j: Indices
 
     def normal(self, stream: str, year: int = 0) -> DoubleArray:
-        """(F,) standard normal deviates, cut at 2.5; `year` 0 for what lasts through the years."""
+        """Standard normal deviates, cut at 2.5; `year` 0 for what lasts through the years."""
         return normal(self.seed, stream, self.i, self.j, year)
 
     def uniform(self, stream: str, year: int = 0) -> DoubleArray:
-        """(F,) numbers in [0, 1); `year` 0 for what lasts through the years."""
+        """Numbers in [0, 1); `year` 0 for what lasts through the years."""
         return uniform(self.seed, stream, self.i, self.j, year)
+
+    def smooth(self, stream: str, wavelength_m: float, *keys: int) -> DoubleArray:
+        """Value noise at the first seeds."""
+        return smooth(self.seed, stream, *self.xy, wavelength_m, *keys)
+
+    @cached_property
+    def uv(self) -> tuple[DoubleArray, DoubleArray]:
+        """The jittered seeds of the cells, in lattice coordinates."""
+        u = self.i + 0.5 + _JITTER * (2 * uniform(self.seed, "seed u", self.i, self.j) - 1)
+        v = self.j + 0.5 + _JITTER * (2 * uniform(self.seed, "seed v", self.i, self.j) - 1)
+        return u, v
+
+    @cached_property
+    def xy(self) -> tuple[DoubleArray, DoubleArray]:
+        """The seeds on the plane, metres."""
+        return from_lattice(self.seed, *self.uv)
+
+    @cached_property
+    def owner_i(self) -> Indices:
+        """The i of the cell to whose field a cell belongs: some pairs along i are joined."""
+        first = self.i - np.mod(self.i, 2)
+        return np.where(uniform(self.seed, "joined", first, self.j) < _JOINED, first, self.i)
 
 
 class Nearest(NamedTuple):
@@ -143,30 +163,13 @@ def _unrotated(u: DoubleArray, v: DoubleArray) -> tuple[DoubleArray, DoubleArray
     return np.cos(_ANGLE) * u - np.sin(_ANGLE) * v, np.sin(_ANGLE) * u + np.cos(_ANGLE) * v
 
 
-def seeds(seed: int, i: Indices, j: Indices) -> tuple[DoubleArray, DoubleArray]:
-    """The jittered seeds of lattice cells, in lattice coordinates."""
-    u = i + 0.5 + _JITTER * (2 * uniform(seed, "seed u", i, j) - 1)
-    v = j + 0.5 + _JITTER * (2 * uniform(seed, "seed v", i, j) - 1)
-    return u, v
-
-
-def owners(seed: int, i: Indices, j: Indices) -> Indices:
-    """The i of the cell to whose field a cell belongs: some pairs along i are joined."""
-    first = i - np.mod(i, 2)
-    return np.where(uniform(seed, "joined", first, j) < _JOINED, first, i)
-
-
-def fields_of(seed: int, i: Indices, j: Indices) -> Fields:
-    """The fields whose first seeds lie in the lattice cells i, j (F,)."""
-    return Fields(seed, i, j, *from_lattice(seed, *seeds(seed, i, j)))
-
-
 def _nearest_fields(place: Place) -> Nearest:
     u, v = to_lattice(place.seed, place.x, place.y)
     i, j = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
     rows, cols = np.arange(i.min() - 2, i.max() + 3), np.arange(j.min() - 1, j.max() + 2)
     ii, jj = (index.ravel() for index in np.meshgrid(rows, cols, indexing="ij"))
-    seed_u, seed_v = seeds(place.seed, ii, jj)
+    cells = Fields(place.seed, ii, jj)
+    seed_u, seed_v = cells.uv
     home = (i - rows[0]) * len(cols) + (j - cols[0])
     first, second = np.full(len(u), np.inf), np.full(len(u), np.inf)
     at_first, at_second = np.zeros(len(u), np.int32), np.zeros(len(u), np.int32)
@@ -181,12 +184,12 @@ def _nearest_fields(place: Place) -> Nearest:
     # The edge is the perpendicular bisector of the two seeds.
     apart = np.hypot(seed_u[at_first] - seed_u[at_second], seed_v[at_first] - seed_v[at_second])
     edge_m = (second - first) / (2 * np.maximum(apart, 1e-6)) * np.sqrt(_CELL_M[0] * _CELL_M[1])
-    owner = (owners(place.seed, ii, jj) - rows[0]) * len(cols) + (jj - cols[0])
+    owner = (cells.owner_i - rows[0]) * len(cols) + (jj - cols[0])
     at_first, at_second = owner[at_first], owner[at_second]
     used = np.zeros(len(ii), np.bool_)
     used[at_first] = used[at_second] = True
     compact = np.cumsum(used, dtype=np.int32) - 1
-    fields = fields_of(place.seed, ii[used], jj[used])
+    fields = Fields(place.seed, ii[used], jj[used])
     return Nearest(fields, compact[at_first], compact[at_second], edge_m.astype(np.float32))
 
 
@@ -198,15 +201,15 @@ def land_of(fields: Fields, year: int) -> ByteArray:
     """
     share = dict(zip(LANDS, land_values("share"), strict=True))
     lasting = [name for name in LANDS if name not in (*CROPS, "fallow")]
-    seed, i, j, x, y = fields.seed, fields.i, fields.j, fields.x, fields.y
-    scores = [np.log(ARABLE_SHARE) + _gumbel(uniform(seed, "kind arable", i, j))]
+    cells = (fields.i, fields.j)
+    scores = [np.log(ARABLE_SHARE) + _gumbel(uniform(fields.seed, "kind arable", *cells))]
     for name in lasting:
-        clump = 0.9 * smooth(seed, f"clump {name}", x, y, 1400.0)
-        scores.append(np.log(share[name]) + clump + _gumbel(uniform(seed, f"kind {name}", i, j)))
+        clump = 0.9 * fields.smooth(f"clump {name}", 1400.0)
+        scores.append(np.log(share[name]) + clump + _gumbel(uniform(fields.seed, f"kind {name}", *cells)))
     kind = np.argmax(scores, axis=0)
     crop_scores = []
     for crop in CROPS:
-        district = 0.5 * smooth(seed, f"district {crop}", x, y, 12_000.0)
+        district = 0.5 * fields.smooth(f"district {crop}", 12_000.0)
         crop_scores.append(np.log(share[crop]) + district + _gumbel(fields.uniform(f"crop {crop}", year)))
     fallow = fields.uniform("fallow", year) < share["fallow"]
     arable = np.where(fallow, LANDS.index("fallow"), np.argmax(crop_scores, axis=0))

@@ -65,9 +65,9 @@ def smooth(
         np.arange(i0, int(i.max()) + 2), np.arange(j0, int(j.max()) + 2), indexing="ij", sparse=True
     )
     corners = uniform(seed, stream, ii, jj, *keys) - 0.5
-    noise = bilinear(corners, (i - i0) * corners.shape[1] + (j - j0), u, v)
-    # The variance of a uniform corner is 1/12; interpolation keeps a part of it (0.55 on average).
-    return np.asarray(noise / np.sqrt(0.55 / 12.0))
+    noise: DoubleArray = bilinear(corners, (i - i0) * corners.shape[1] + (j - j0), u, v)
+    noise /= np.sqrt(0.55 / 12.0)  # a uniform corner's variance is 1/12; interpolation keeps 0.55 on average
+    return noise
 
 
 def bilinear(corners: Array, at: Array, u: Array, v: Array) -> Array:
@@ -79,7 +79,8 @@ def bilinear(corners: Array, at: Array, u: Array, v: Array) -> Array:
     across, flat = corners.shape[1], corners.ravel()
     near = flat[at] + (flat[at + 1] - flat[at]) * v
     far = flat[at + across] + (flat[at + across + 1] - flat[at + across]) * v
-    return np.asarray(near + (far - near) * u)
+    between: Array = near + (far - near) * u
+    return between
 
 
 @cache

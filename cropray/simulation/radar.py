@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from cropray.simulation.landscape import Fields, Place
-from cropray.simulation.noise import gamma_rows, hashed, scene_rows, smooth, uniform
+from cropray.simulation.noise import gamma_rows, hashed, scene_rows, uniform
 from cropray.simulation.tables import LANDS, land_values, monthly
 from cropray.simulation.vegetation import Canopy, season_of
 from cropray.types import BoolArray, ByteArray, DoubleArray, FloatArray, Period
@@ -53,26 +53,22 @@ class Orbit:
 
     def days(self, seed: int, period: Period) -> list[date]:
         """Days of acquisition. About one in twelve is missing, and sometimes a month."""
-        days = range(period.start.toordinal(), period.end.toordinal())
-        taken = [day for day in days if day % 6 == self.first_day]
-        return [date.fromordinal(day) for day in taken if not self._missing(seed, day)]
-
-    def _missing(self, seed: int, day: int) -> bool:
-        lost = uniform(seed, "s1 lost", self.number, day)[0] < 0.08
-        outage = uniform(seed, "s1 outage", self.number, day // 30)[0] < 0.06
-        return bool(lost or outage)
+        days = np.arange(period.start.toordinal(), period.end.toordinal())
+        days = days[days % 6 == self.first_day]
+        lost = uniform(seed, "s1 lost", self.number, days) < 0.08
+        outage = uniform(seed, "s1 outage", self.number, days // 30) < 0.06
+        return [date.fromordinal(day) for day in days[~(lost | outage)].tolist()]
 
 
-# An IW swath is 250 km wide. The ascending one leaves a gap to its neighbours, whose edge crosses the land in
-# which `inputs` places its sites; the descending one overlaps and is everywhere.
+# An IW swath is 250 km wide. The ascending one leaves gaps, whose edge crosses the sites of `inputs`; the
+# descending one overlaps and is everywhere.
 ORBITS = (
     Orbit(88, "ascending", 17, 2, -12.0, 250_000.0, 320_000.0, 68_000.0),
     Orbit(37, "descending", 5, 5, 12.0, 250_000.0, 250_000.0, 0.0),
 )
 
 
-@dataclass(frozen=True)
-class FieldBackscatter:
+class FieldBackscatter(NamedTuple):
     """How each field differs from its land, which lasts through a season: dB in VV and VH (F, 2)."""
 
     soil_db: DoubleArray
@@ -95,17 +91,12 @@ def draw_backscatter(fields: Fields, land: ByteArray, season: int) -> FieldBacks
 
 
 def backscatter_db(
-    fields: Fields,
-    land: ByteArray,
-    own: FieldBackscatter,
-    canopy: Canopy,
-    shift_days: DoubleArray,
-    day: date,
+    fields: Fields, land: ByteArray, own: FieldBackscatter, canopy: Canopy, late_days: DoubleArray, day: date
 ) -> DoubleArray:
-    """gamma0 (F, 2) of every field on a day, in dB; `shift_days` (F,) is how late it was sown."""
+    """gamma0 (F, 2) of every field on a day, in dB; `late_days` (F,) is how late it was sown."""
     soil = np.array([monthly(column, day) for column in ("soil_vv_db", "soil_vh_db")])
-    tilled = _tillage_db(land, day, shift_days)[:, None] * np.array((1.0, 0.8))
-    rain = _RAIN_DB * smooth(fields.seed, "rain", fields.x, fields.y, 30_000.0, day.toordinal() // 4)
+    tilled = _tillage_db(land, day, late_days)[:, None] * np.array((1.0, 0.8))
+    rain = _RAIN_DB * fields.smooth("rain", 30_000.0, day.toordinal() // 4)
     soil_db = soil + tilled + rain[:, None] + own.soil_db
     canopy_db = np.stack([canopy.vv_db, canopy.vh_db], axis=-1) + own.canopy_db
     # The beam is slanted: leaves hide the soil sooner than they cover it as seen from above.
@@ -115,9 +106,9 @@ def backscatter_db(
     return sigma0 + GAMMA0_DB
 
 
-def _tillage_db(land: ByteArray, day: date, shift_days: DoubleArray) -> DoubleArray:
+def _tillage_db(land: ByteArray, day: date, late_days: DoubleArray) -> DoubleArray:
     seedbed_day, before_db, after_db = land_values("seedbed")[land].T
-    since = (day - date(season_of(day), 1, 1)).days - shift_days - seedbed_day
+    since = (day - date(season_of(day), 1, 1)).days - late_days - seedbed_day
     done = 1 / (1 + np.exp(-np.clip(since / 3.0, -30, 30)))
     db: DoubleArray = before_db + (after_db - before_db) * done
     return db

@@ -73,9 +73,9 @@ class CloudLattice:
 
 def s2_days(seed: int, period: Period) -> list[date]:
     """Days of acquisition: every fifth, some lost."""
-    days = range(period.start.toordinal(), period.end.toordinal())
-    taken = [day for day in days if day % _REVISIT_DAYS == _FIRST_DAY]
-    return [date.fromordinal(day) for day in taken if uniform(seed, "s2 lost", day)[0] >= _LOST]
+    days = np.arange(period.start.toordinal(), period.end.toordinal())
+    days = days[days % _REVISIT_DAYS == _FIRST_DAY]
+    return [date.fromordinal(day) for day in days[uniform(seed, "s2 lost", days) >= _LOST].tolist()]
 
 
 def cloud_thickness(seed: int, x: DoubleArray, y: DoubleArray, day: date) -> DoubleArray:

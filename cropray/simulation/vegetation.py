@@ -9,14 +9,13 @@ Shapes: F fields, L timelines, D days, C the ten bands in the order of `bands.S2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from cropray.simulation.landscape import Fields
-from cropray.simulation.noise import smooth
 from cropray.simulation.tables import LANDS, land_values, monthly, read_csv, spectrum
 from cropray.types import BoolArray, ByteArray, DoubleArray, FloatArray, IndexArray
 
@@ -31,8 +30,7 @@ _GREEN_SPREAD = np.array((0.18, 0.14, 0.11, 0.15))
 _SOIL_SPREAD, _DRY_SPREAD = 0.13, 0.14
 
 
-@dataclass(frozen=True)
-class Growth:
+class Growth(NamedTuple):
     """How each field grows in one season (F,). Drawn once a season, read on every date."""
 
     line: IndexArray
@@ -43,8 +41,7 @@ class Growth:
     vigour: DoubleArray
 
 
-@dataclass(frozen=True)
-class Canopy:
+class Canopy(NamedTuple):
     """The canopy of every field on one day (F,): shares of the ground, and backscatter."""
 
     green: DoubleArray
@@ -67,7 +64,7 @@ def draw_growth(fields: Fields, land: ByteArray, season: int) -> Growth:
     count = np.array([owners.count(name) for name in LANDS])
     bounds = np.cumsum(land_values("winter_cover"), axis=1)[land]
     cover = owners.index("cover") + (fields.uniform("cover", season)[:, None] >= bounds[:, :-1]).sum(axis=1)
-    weather = _YEAR_DAYS * smooth(fields.seed, "year", fields.x, fields.y, 100_000.0, season)
+    weather = _YEAR_DAYS * fields.smooth("year", 100_000.0, season)
     vigour = land_values("vigour")[land] * fields.normal("vigour", season)
     return Growth(
         first[land] + (fields.uniform("line", season) * count[land]).astype(np.intp),
@@ -118,8 +115,7 @@ def _read(line: IndexArray, day: DoubleArray) -> DoubleArray:
     return (1 - part) * values[line, low] + part * values[line, low + 1]
 
 
-@dataclass(frozen=True)
-class FieldSpectra:
+class FieldSpectra(NamedTuple):
     """The spectra (F, C) of each field, which last through a season."""
 
     green: DoubleArray
@@ -157,7 +153,7 @@ def draw_spectra(fields: Fields, land: ByteArray, season: int) -> FieldSpectra:
 
 def wetness(fields: Fields, day: date) -> DoubleArray:
     """Wetness of the top soil (F,), 0 to 1: the month's, and recent rain, 30 km across."""
-    rain = 0.16 * smooth(fields.seed, "rain", fields.x, fields.y, 30_000.0, day.toordinal() // 4)
+    rain = 0.16 * fields.smooth("rain", 30_000.0, day.toordinal() // 4)
     own = 0.07 * fields.normal("drainage")
     return np.clip(monthly("wetness", day) + rain + own, 0.0, 1.0)
 
@@ -173,10 +169,11 @@ def reflectance(spectra: FieldSpectra, canopy: Canopy, wet: DoubleArray) -> Floa
     green, dry = canopy.green[:, None], canopy.dry[:, None]
     bare = np.maximum(1 - green - dry, 0.0)
     below = bare * soil + dry * dry_spectrum
-    under = below / np.maximum(bare + dry, 1e-6)
     mean = green * green_spectrum + bare * soil + dry * dry_spectrum
     # Vigour moves green against what lies under it; a closed canopy also varies in its own depth.
     denser = 0.35 * green_spectrum * spectrum("change", "denser")
-    by_vigour = spectra.within[:, :1] * green * (green_spectrum - under + denser)
+    by_vigour = (
+        spectra.within[:, :1] * green * (green_spectrum - below / np.maximum(bare + dry, 1e-6) + denser)
+    )
     by_soil = spectra.within[:, 1:] * below
     return np.stack([mean, by_vigour, by_soil], axis=1).astype(np.float32)

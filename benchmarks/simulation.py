@@ -1,6 +1,6 @@
 """The simulated world: how hard it is, and how near to reality.
 
-    python benchmarks/world.py [--signatures CSV] [--json]
+    python benchmarks/simulation.py [--signatures CSV] [--json]
 
 First table, "one date is not enough, and months matter": macro-F1 over the eight crops, on places
 apart from those of training, of a random forest that is given every label; by what it sees. Second
