@@ -21,12 +21,11 @@ from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
 from cropray.imagery.earthengine.source import EarthEngineSource
 from cropray.imagery.simulated import PlaceScenes, SimulatedSource
 from cropray.simulation import radar
-from cropray.simulation.landscape import Place, project
+from cropray.simulation.landscape import project
 from cropray.types import Composite, CompositeRecipe, ImageRequest, Period
 from tests.earthengine_server import Catalogue, Limits, Serving, serve
 from tests.earthengine_server.catalogue import S1, S2, Gap
 
-WORLD = SimulatedSource(SimulatedConfig(seed=0))
 MARCH, APRIL, JUNE = (Period(date(2022, m, 1), date(2022, m + 1, 1)) for m in (3, 4, 6))
 # The swath of the ascending orbit ends near x = 604,800 m; the descending one is everywhere.
 INSIDE = Grid("EPSG:32631", 560_000.0, 5_590_000.0, 10.0, 48, 40)
@@ -58,7 +57,7 @@ def reduced(request: ImageRequest, gaps: tuple[Gap, ...] = ()) -> Composite:
         return any(name == gap and start <= when.date() < end for gap, start, end in gaps)
 
     def s2(period: Period) -> Iterator[S2Scene]:
-        for scene in WORLD.s2_scenes(request.grid, period):
+        for scene in PlaceScenes.on(request.grid, 0).s2_scenes(period):
             if not is_missing(S2, scene.when):
                 yield as_stored(scene, request)
 
@@ -66,7 +65,7 @@ def reduced(request: ImageRequest, gaps: tuple[Gap, ...] = ()) -> Composite:
         x, y = request.grid.x0 - request.extent.x0, request.extent.y0 - request.grid.y0
         row, col = round(y / request.grid.resolution), round(x / request.grid.resolution)
         rows, cols = Window(row, col, *request.grid.shape).slices
-        for scene in WORLD.s1_scenes(request.extent, period):
+        for scene in PlaceScenes.on(request.extent, 0).s1_scenes(request.extent, period):
             if not is_missing(S1, scene.when):
                 yield replace(scene, power_chw=scene.power_chw[:, rows, cols])
 
@@ -78,7 +77,7 @@ def as_stored(scene: S2Scene, request: ImageRequest) -> S2Scene:
     dn_chw = np.rint(scene.reflectance_chw.astype(np.float64) * 10_000)
     scl_hw = scene.scl_hw
     if request.recipe.cloud_score is not None:
-        place = PlaceScenes(Place.on(request.grid, 0), request.grid.shape)
+        place = PlaceScenes.on(request.grid, 0)
         sky = place.sky.at(scene.when.date())
         score = np.round(1 - np.maximum(sky.cloud, 0.6 * sky.shadow).astype(np.float64), 2)
         clear = score.reshape(scl_hw.shape) >= request.recipe.cloud_score
@@ -138,10 +137,11 @@ def test_orbits_are_laid_over_one_another_in_the_same_order(monkeypatch: pytest.
         for passes in (("ascending", "descending"), ("descending", "ascending")):
             request = ImageRequest(ACROSS, ACROSS, months, CompositeRecipe(s1_passes=passes))
             assert_same(source_of(server).composite(request), reduced(request))
-    scenes = list(WORLD.s1_scenes(ACROSS, months[0]))
+    scenes = list(PlaceScenes.on(ACROSS, 0).s1_scenes(ACROSS, months[0]))
     assert not any(scene.contains_extent for scene in scenes)
     assert {scene.relative_orbit for scene in scenes} == {orbit.number for orbit in orbits}
-    more, tie = (Counter(s.relative_orbit for s in WORLD.s1_scenes(ACROSS, month)) for month in months)
+    across = PlaceScenes.on(ACROSS, 0)
+    more, tie = (Counter(s.relative_orbit for s in across.s1_scenes(ACROSS, month)) for month in months)
     assert more[15] != more[117]
     assert tie[15] == tie[117]  # then the lower number
 

@@ -19,7 +19,7 @@ import pytest
 from cropray.bands import S2_BANDS
 from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid
-from cropray.imagery.simulated import SimulatedSource
+from cropray.imagery.simulated import PlaceScenes, SimulatedSource
 from cropray.types import Period
 from tests.earthengine_client import connected, pixels_of, pixels_on
 from tests.earthengine_server import Catalogue, Fault, Limits, Serving, serve
@@ -28,7 +28,6 @@ from tests.earthengine_server.catalogue import CLOUD_SCORE, S1, S2
 GRID = Grid("EPSG:32631", 600_000.0, 5_590_000.0, 10.0, 20, 24)
 MARCH = Period(date(2022, 3, 1), date(2022, 4, 1))
 JUNE = Period(date(2022, 6, 1), date(2022, 7, 1))
-WORLD = SimulatedSource(SimulatedConfig(seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def at_one_pixel(image: ee.Image) -> np.void:
 
 
 def test_every_scene_is_the_world_at_the_centres_of_the_pixels(server: Serving) -> None:
-    scenes = list(WORLD.s2_scenes(GRID, MARCH))
+    scenes = list(PlaceScenes.on(GRID, 0).s2_scenes(MARCH))
     assert s2().size().getInfo() == len(scenes) > 3
     for scene in scenes:
         day = Period(scene.when.date(), scene.when.date() + timedelta(1))
@@ -89,7 +88,7 @@ def test_a_turned_grid_is_sampled_pixel_by_pixel(server: Serving) -> None:
 def test_backscatter_is_double_decibels_within_the_swath(server: Serving) -> None:
     on_edge = Grid("EPSG:32631", 600_000.0, 5_590_000.0, 400.0, 20, 40)
     seen = []
-    for scene in WORLD.s1_scenes(on_edge, MARCH):
+    for scene in PlaceScenes.on(on_edge, 0).s1_scenes(on_edge, MARCH):
         day = Period(scene.when.date(), scene.when.date() + timedelta(1))
         images = ee.ImageCollection(S1).filterDate(str(day.start), str(day.end))
         image = ee.Image(
@@ -115,9 +114,10 @@ def test_footprints_contain_what_their_orbit_covers(server: Serving) -> None:
         scenes = ee.ImageCollection(S1).filterDate(str(MARCH.start), str(MARCH.end))
         touching = scenes.filterBounds(area)
         containing = scenes.filter(ee.Filter.contains(".geo", area))
+        expected = list(PlaceScenes.on(grid, 0).s1_scenes(grid, MARCH))
         for collection, wanted in (
-            (touching, [scene.relative_orbit for scene in WORLD.s1_scenes(grid, MARCH)]),
-            (containing, [s.relative_orbit for s in WORLD.s1_scenes(grid, MARCH) if s.contains_extent]),
+            (touching, [scene.relative_orbit for scene in expected]),
+            (containing, [scene.relative_orbit for scene in expected if scene.contains_extent]),
         ):
             got = collection.aggregate_array("relativeOrbitNumber_start").getInfo()
             assert sorted(got) == sorted(wanted)
@@ -142,7 +142,7 @@ def test_medians_and_means_leave_out_what_is_masked(server: Serving) -> None:
 
     views = s2(JUNE).map(clear).select(["B4", "B8"])
     got = pixels_of(views.median().addBands(views.mean().rename(["m4", "m8"])), place)
-    scenes = list(WORLD.s2_scenes(place, JUNE))
+    scenes = list(PlaceScenes.on(place, 0).s2_scenes(JUNE))
     stack = np.ma.masked_array(
         [np.rint(scene.reflectance_chw[6].astype(float) * 10_000) for scene in scenes],
         [np.isin(scene.scl_hw, classes) for scene in scenes],

@@ -19,7 +19,7 @@ from cropray.config.imagery import SimulatedConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.imagery import ImagerySource
-from cropray.imagery.simulated import VERSION, SimulatedSource
+from cropray.imagery.simulated import VERSION, PlaceScenes, SimulatedSource
 from cropray.simulation.landscape import LAND_COVER_CODES, TRUTH_CODES, Place
 from cropray.simulation.noise import gamma_rows, normal, smooth
 from cropray.simulation.radar import GAMMA0_DB, ORBITS
@@ -109,7 +109,7 @@ def test_two_reference_systems_see_the_same_fields():
 
 
 def test_scenes_carry_what_a_catalogue_would():
-    scenes = list(SOURCE.s2_scenes(GRID, MAY))
+    scenes = list(PlaceScenes.on(GRID, 0).s2_scenes(MAY))
     assert 4 <= len(scenes) <= 7
     assert {(b.when - a.when).days % 5 for a, b in pairwise(scenes)} == {0}
     values = np.stack([scene.reflectance_chw for scene in scenes])
@@ -123,7 +123,7 @@ def test_scl_is_right_most_of_the_time_and_misses_some_cloud():
     overcast, caught, clear, kept = 0, 0, 0, 0
     grid = Grid("EPSG:32631", 590_000, 5_600_000, 10, 200, 200)
     place = Place.on(grid, 0)
-    for scene in SOURCE.s2_scenes(grid, Period(date(2022, 3, 1), date(2022, 7, 1))):
+    for scene in PlaceScenes.on(grid, 0).s2_scenes(Period(date(2022, 3, 1), date(2022, 7, 1))):
         thickness = cloud_thickness(0, place.x, place.y, scene.when.date())
         cloud = thickness > 0.15
         flagged = np.isin(scene.scl_hw.ravel(), (8, 9, 10))
@@ -160,7 +160,7 @@ def test_a_swath_edge_leaves_nodata_and_does_not_contain_the_extent():
     half = []
     for east in range(300_000, 800_000, 5_000):
         grid = Grid("EPSG:32631", east, 5_600_000, 500, 10, 10)
-        scenes = [s for s in SOURCE.s1_scenes(grid, TEN_DAYS) if s.orbit_pass == "ascending"]
+        scenes = [s for s in PlaceScenes.on(grid, 0).s1_scenes(grid, TEN_DAYS) if s.orbit_pass == "ascending"]
         half += [s for s in scenes if np.isnan(s.power_chw).any()]
     assert half
     assert not any(scene.contains_extent for scene in half)

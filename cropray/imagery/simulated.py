@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,17 +48,10 @@ class SimulatedSource:
         return {"kind": "simulated", "version": VERSION, **chosen, "s1_quantity": "gamma0"}
 
     def composite(self, request: ImageRequest) -> Composite:
-        tile = _Tile(request.grid, request.extent, self.config.seed)
+        scenes = PlaceScenes.on(request.grid, self.config.seed)
+        s1 = partial(scenes.s1_scenes, request.extent)
         maps = {name: self.class_map(name, request.grid) for name in request.maps}
-        return replace(composite_scenes(request, tile.s2_scenes, tile.s1_scenes), maps=maps)
-
-    def s2_scenes(self, grid: Grid, period: Period) -> Iterator[S2Scene]:
-        """The Sentinel-2 scenes of a period, oldest first."""
-        return _Tile(grid, grid, self.config.seed).s2_scenes(period)
-
-    def s1_scenes(self, grid: Grid, period: Period) -> Iterator[S1Scene]:
-        """The Sentinel-1 scenes of a period, orbit by orbit."""
-        return _Tile(grid, grid, self.config.seed).s1_scenes(period)
+        return replace(composite_scenes(request, scenes.s2_scenes, s1), maps=maps)
 
     def class_map(self, name: str, grid: Grid) -> npt.NDArray[np.int32]:
         """Codes (H, W) of "truth", "eucropmap" or "land_cover" (see `landscape`). Raises InputError."""
@@ -84,6 +77,22 @@ class PlaceScenes:
     def __init__(self, place: Place, shape: tuple[int, int]) -> None:
         self.place, self.shape, self.seed = place, shape, place.seed
         self._seasons: dict[int, _Season] = {}
+
+    @classmethod
+    def on(cls, grid: Grid, seed: int) -> PlaceScenes:
+        return cls(Place.on(grid, seed), grid.shape)
+
+    def s2_scenes(self, period: Period) -> Iterator[S2Scene]:
+        """The Sentinel-2 scenes of a period, oldest first."""
+        return map(self.s2_scene, clouds.s2_days(self.seed, period))
+
+    def s1_scenes(self, extent: Grid, period: Period) -> Iterator[S1Scene]:
+        """The Sentinel-1 scenes of a period that touch `extent`, the grid of the ROI, orbit by orbit."""
+        for orbit in radar.ORBITS:
+            covered = orbit.covers(*_outline(extent))
+            if covered.any():
+                for day in orbit.days(self.seed, period):
+                    yield self.s1_scene(orbit, day, contains=bool(covered.all()))
 
     @cached_property
     def sky(self) -> clouds.CloudLattice:
@@ -174,23 +183,10 @@ class PlaceScenes:
         return self._seasons[year]
 
 
-class _Tile(PlaceScenes):
-    """The scenes of a grid. Coverage is decided on the extent of the whole ROI."""
-
-    def __init__(self, grid: Grid, extent: Grid, seed: int) -> None:
-        super().__init__(Place.on(grid, seed), grid.shape)
-        self._extent = extent
-
-    def s2_scenes(self, period: Period) -> Iterator[S2Scene]:
-        return map(self.s2_scene, clouds.s2_days(self.seed, period))
-
-    def s1_scenes(self, period: Period) -> Iterator[S1Scene]:
-        outline = self._extent.outline_in(PLANE_CRS, per_side=32).T
-        for orbit in radar.ORBITS:
-            covered = orbit.covers(*outline)
-            if covered.any():
-                for day in orbit.days(self.seed, period):
-                    yield self.s1_scene(orbit, day, contains=bool(covered.all()))
+@lru_cache(64)
+def _outline(grid: Grid) -> npt.NDArray[np.floating]:
+    """Points (2, N) along the edge of a grid, on the plane."""
+    return grid.outline_in(PLANE_CRS, per_side=32).T
 
 
 def _correction_error(seed: int, day: date) -> tuple[FloatArray, FloatArray]:

@@ -44,16 +44,12 @@ S2_COLLECTION = "COPERNICUS/S2_SR_HARMONIZED"
 S1_COLLECTION = "COPERNICUS/S1_GRD"
 CLOUD_SCORE_COLLECTION = "GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED"
 
-OTHER = -1
-"""Code of a pixel whose code is not in the legend."""
-
 _EUCROPMAP = (100, *range(211, 220), 221, 222, 223, *range(230, 234), 240, 250, 290, 300, 500, 600, 700, 800)
 _WORLDCOVER = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
+_OTHER = -1  # code of a pixel whose code is not in the legend
 _PASS, _ORBIT = "orbitProperties_pass", "relativeOrbitNumber_start"
-_URLS = {
-    "standard": "https://earthengine.googleapis.com",
-    "high_volume": "https://earthengine-highvolume.googleapis.com",
-}
+_HOSTS = {"standard": "earthengine", "high_volume": "earthengine-highvolume"}
+_AFFINE = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class MapAsset:
 
     def decode(self, stored_hw: ByteArray) -> npt.NDArray[np.int32]:
         """Codes from the bytes of `image`, 0 where the map is masked."""
-        codes = np.full(256, OTHER, np.int32)
+        codes = np.full(256, _OTHER, np.int32)
         codes[: len(self.codes) + 1] = (0, *self.codes)
         decoded: npt.NDArray[np.int32] = codes[stored_hw]
         return decoded
@@ -257,7 +253,7 @@ class Client:
             ee.data.setMaxRetries(0)  # ours are bounded, counted and logged
             ee.Initialize(
                 credentials_of(config),
-                url=config.url or _URLS[config.endpoint],
+                url=config.url or f"https://{_HOSTS[config.endpoint]}.googleapis.com",
                 project=self._project or None,  # None: that of the credentials
                 http_transport=self._transport,
             )
@@ -274,10 +270,15 @@ class Client:
             image = self._composites(chunk, request)
             for name in chunk.maps:
                 image = image.addBands(assets[name].image(name))
+            grid = request.grid.window(chunk.window)
             body = {
                 "expression": image,
                 "fileFormat": "NPY",
-                "grid": _wire_grid(request.grid.window(chunk.window)),
+                "grid": {
+                    "dimensions": {"width": grid.width, "height": grid.height},
+                    "affineTransform": dict(zip(_AFFINE, grid.transform, strict=True)),
+                    "crsCode": grid.crs,
+                },
                 "workloadTag": self._config.workload_tag,
             }
             content: bytes = ee.data.computePixels(body)
@@ -320,12 +321,3 @@ def _outline(grid: Grid) -> list[list[float]]:
     """A closed ring of longitudes and latitudes, to a tenth of a millimetre."""
     ring: list[list[float]] = grid.outline_in("EPSG:4326").round(9).tolist()
     return ring
-
-
-def _wire_grid(grid: Grid) -> dict[str, Any]:
-    names = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
-    return {
-        "dimensions": {"width": grid.width, "height": grid.height},
-        "affineTransform": dict(zip(names, grid.transform, strict=True)),
-        "crsCode": grid.crs,
-    }

@@ -166,15 +166,11 @@ def credentials_of(config: EarthEngineConfig) -> Any:
     `earthengine authenticate` or gcloud stored. A loopback address needs none, and uses only a key from the
     settings. Raises InputError for a key that cannot be read.
     """
-    if config.service_account_key:
-        return _read_key(config.service_account_key)
-    if config.is_loopback:
+    if config.is_loopback and not config.service_account_key:
         return AnonymousCredentials()
-    key = os.environ.get("EE_SERVICE_ACCOUNT_KEY", "")
-    if key.lstrip().startswith("{"):
-        return _service_account(key, "EE_SERVICE_ACCOUNT_KEY")
+    key = config.service_account_key or os.environ.get("EE_SERVICE_ACCOUNT_KEY", "")
     if key:
-        return _read_key(key)
+        return _service_account(key)
     if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         try:
             credentials, _ = google.auth.default(scopes=_SCOPES)
@@ -184,18 +180,16 @@ def credentials_of(config: EarthEngineConfig) -> Any:
     return _STORED
 
 
-def _read_key(path: str) -> Any:
+def _service_account(key: str) -> Any:
+    """Credentials by a key: its JSON, or the path of its file."""
+    is_path = not key.lstrip().startswith("{")
     try:
-        text = Path(path).expanduser().read_text()
-    except OSError as error:
-        raise InputError(f"cannot read the service account's key {path}: {error.strerror}") from error
-    return _service_account(text, path)
-
-
-def _service_account(text: str, where: str) -> Any:
-    try:
+        text = Path(key).expanduser().read_text() if is_path else key
         return service_account.Credentials.from_service_account_info(json.loads(text), scopes=_SCOPES)
+    except OSError as error:
+        raise InputError(f"cannot read the service account's key {key}: {error.strerror}") from error
     except (ValueError, AttributeError, TypeError):
+        where = key if is_path else "EE_SERVICE_ACCOUNT_KEY"
         # Without its cause, which may quote the key.
         raise InputError(f"{where} is not the key of a service account; wanted is its JSON") from None
 
