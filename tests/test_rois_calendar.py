@@ -122,6 +122,9 @@ def test_a_season_of_a_calendar_with_several_sheets_must_name_one(tmp_path: Path
     write_calendar(tmp_path / "calendar.xlsx", Wheat=[], Beet=[])
     with pytest.raises(InputError, match=r"no sheet ''.*rois\.parcels.*Wheat, Beet"):
         read_calendar(str(tmp_path), JALALI, [""])
+    (tmp_path / "one.csv").write_text(",".join(HEADER))
+    with pytest.raises(InputError, match=r"no sheet 'Wheat'.*column 'sheet'"):
+        read_calendar(str(tmp_path), CalendarConfig(path="one.csv"), ["Wheat"])
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])

@@ -60,7 +60,7 @@ def test_the_spreadsheet_of_the_published_regions_is_read(
     )
     frame.to_excel(tmp_path / "rois.xlsx", index=False)
     rois = read_table(config(tmp_path, "rois.xlsx"), CLASSES)
-    assert "regions: 2/2" in capsys.readouterr().err
+    assert "ROIs: 2/2" in capsys.readouterr().err
     assert [(roi.roi_id, roi.country, roi.harvest_start, roi.crop) for roi in rois] == [
         ("a-1", "france", date(2018, 8, 1), ""),
         ("b-2", "hungry", date(2018, 9, 1), "sunflower"),
@@ -113,7 +113,7 @@ def test_named_splits_use_the_country_or_the_uuid(tmp_path: Path) -> None:
         ({"roi": ["nan,50,10,51"]}, "row 2: .* is not a box"),
         ({"roi": ["10,50,11,51"], "harvest_date": ["August"]}, "row 2: harvest_date is 'August'.*YYYY-MM-DD"),
         ({"roi": ["10,50,11,51"], "uuid": ["../a"]}, r"row 2: uuid '\.\./a' cannot name files"),
-        ({"roi": ["10,50,11,51"] * 2}, "twice"),
+        ({"roi": ["10,50,11,51"] * 2}, "two rows for the ROI"),
         ({"roi": ["10,50,11,51", "1113194,6446275,1168854,6490000"]}, "mixes coordinates .*EPSG:3857 and"),
         ({"min_lon": [1], "min_lat": [1], "max_lon": [2], "maxlat": [2]}, "'max_lat'.*'maxlat'"),
         ({"min_lon": ["x"], "min_lat": [1], "max_lon": [2], "max_lat": [2]}, "row 2: .*'x'.*degrees"),
@@ -128,6 +128,8 @@ def test_malformed_rows_are_named(tmp_path: Path, columns: dict[str, list], mess
 
 
 def test_a_missing_or_unreadable_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"rois\.table is not set"):
+        read_table(config(tmp_path, ""), CLASSES)
     with pytest.raises(InputError, match=r"no table of ROIs .*rois\.csv.*rois\.table"):
         read_table(config(tmp_path), CLASSES)
     (tmp_path / "rois.xlsx").write_text("no workbook")

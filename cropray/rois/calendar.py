@@ -55,11 +55,11 @@ def read_calendar(root: str, config: CalendarConfig, sheets: Iterable[str]) -> d
     parsed: dict[str, Sheet] = {}
     for name in sorted(set(sheets)):
         if name not in found:
-            hint = (
-                nearest(name, found)
-                if name
-                else f" Set `sheet` in rois.parcels to one of {', '.join(found)}."
-            )
+            hint = nearest(name, found)
+            if not name:
+                hint = f" Set `sheet` in rois.parcels to one of {', '.join(found)}."
+            elif list(found) == [path.stem, ""]:
+                hint = " Give the csv file a column 'sheet', or leave `sheet` empty in rois.parcels."
             raise InputError(f"{path} has no sheet {name!r}.{hint}")
         parsed[name] = _parse_sheet(found[name], f"{path}, sheet {name!r}", config)
     return parsed

@@ -86,19 +86,22 @@ def read_table(config: RoisConfig, classes: Sequence[str]) -> list[Roi]:
 
     ROIs have no split unless `split.named` gives one. Raises InputError that names the row.
     """
+    if not config.table:
+        raise InputError("rois.kind is table, but rois.table is not set. Set it to a csv or xlsx file.")
     path = Path(config.data_root).expanduser() / config.table
-    if not config.table or not path.is_file():
+    if not path.is_file():
         raise InputError(f"there is no table of ROIs {path}. Check rois.table and rois.data_root.")
     header, *rows = next(iter(read_sheets(path).values()), None) or [[]]
     columns = [column.lower() for column in header]
     for column in () if "roi" in columns else _CORNERS:
         if column not in columns:
             raise InputError(
-                f"{path} has no column 'roi' and no column {column!r}.{nearest(column, columns)} "
+                f"{path} has no column 'roi' and no column {column!r}."
+                f"{nearest(column, set(columns) - set(_CORNERS))} "
                 f"Give the boxes in 'roi', or in {', '.join(_CORNERS)}."
             )
     rois = []
-    with progress("regions", sum(map(any, rows))) as bar:
+    with progress("ROIs", sum(map(any, rows))) as bar:
         for number, row in enumerate(rows, start=2):
             if any(row):
                 record = dict(zip(columns, row, strict=True))
@@ -114,7 +117,7 @@ def _check_rois(rois: Sequence[Roi], path: Path) -> None:
     seen: set[str] = set()
     for roi in rois:
         if roi.roi_id in seen:
-            raise InputError(f"{path} has {roi.roi_id} twice. Remove one of the rows.")
+            raise InputError(f"{path} has two rows for the ROI {roi.roi_id!r}. Remove one of them.")
         seen.add(roi.roi_id)
     systems = sorted({roi.crs for roi in rois})
     if len(systems) > 1:
