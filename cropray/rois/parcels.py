@@ -22,9 +22,6 @@ from cropray.rois.vectors import LONLAT, find_files, matching, mend, read_polygo
 from cropray.run import Inputs
 from cropray.types import BoolArray, IndexArray
 
-_UNUSED = "matches no season's `where`"
-_FLAT = "no area"
-
 
 class Season(NamedTuple):
     """One sowing of one crop. Its parcels are clustered together."""
@@ -89,17 +86,13 @@ def read_parcels(root: str, crops: Sequence[CropConfig]) -> Parcels:
     with progress("parcels", len(crops)) as bar:
         for crop in crops:
             frame, attributes = _read_crop(root, crop)
-            has_area = (frame.area_deg2 > 0).to_numpy()
-            members = _members(crop, attributes, has_area)
+            members = _members(crop, attributes, frame["has_area"].to_numpy())
             used = np.logical_or.reduce(list(members.values()))
             for season, mask in members.items():
                 seasons.setdefault(season, []).append(np.flatnonzero(mask[used]) + start)
-            dropped += [
-                Dropped(
-                    row.file, crop.crop, "", f"feature {row.feature}", _UNUSED if row.area_deg2 > 0 else _FLAT
-                )
-                for row in frame[~used].itertuples()
-            ]
+            for row in frame[~used].itertuples():
+                reason = "matches no season's `where`" if row.has_area else "no area"
+                dropped.append(Dropped(row.file, crop.crop, "", f"feature {row.feature}", reason))
             frames.append(frame[used])
             start += int(used.sum())
             bar.advance(note=crop.crop)
@@ -115,15 +108,15 @@ def read_parcels(root: str, crops: Sequence[CropConfig]) -> Parcels:
 def _read_crop(root: str, crop: CropConfig) -> tuple[gpd.GeoDataFrame, pd.DataFrame]:
     """All features of the files of a crop, and as text their attributes that filters use.
 
-    The columns are those of `Parcels.frame`, feature (the number in its file), mended and area_deg2.
+    The columns are those of `Parcels.frame`, feature (the number in its file), mended and has_area.
     """
     columns = sorted({column for season in crop.seasons for column in season.where})
     frames, attributes = [], []
     for file in find_files(root, crop.path):
         stored = read_polygons(file, columns)
         geometry, mended = mend(reproject(stored, LONLAT, file).geometry.to_numpy())
-        area = shapely.area(geometry)
-        if not (area > 0).any():
+        has_area = shapely.area(geometry) > 0
+        if not has_area.any():
             raise InputError(
                 f"{file}: none of its {len(stored)} features has an area. Give a file of polygons."
             )
@@ -135,7 +128,7 @@ def _read_crop(root: str, crop: CropConfig) -> tuple[gpd.GeoDataFrame, pd.DataFr
             "file": _below(file, root),
             "feature": np.arange(len(stored)),
             "mended": mended,
-            "area_deg2": area,
+            "has_area": has_area,
         }
         frames.append(gpd.GeoDataFrame(fields, geometry=geometry, crs=LONLAT))
         attributes.append(pd.DataFrame({name: stored[name].map(_plain) for name in columns}))
