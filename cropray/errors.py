@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _FREE_SPACE = "Free some space and run the same command again. Finished work is kept."
@@ -69,3 +69,9 @@ def nearest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
     if close:
         return f" Did you mean {prefix + close[0]!r}?"
     return f" Known: {', '.join(prefix + name for name in names) or 'none'}."
+
+
+def listed(items: Sequence[str], most: int = 8) -> str:
+    """Items on indented lines of a message: the first `most`, and how many more there are."""
+    more = [f"… and {len(items) - most} more"] if len(items) > most else []
+    return "\n".join(f"  {item}" for item in [*items[:most], *more])

@@ -13,7 +13,7 @@ from cropray.config import Config
 from cropray.config.imagery import EarthEngineConfig
 from cropray.config.load import REMOVED, parse_config
 from cropray.config.training import OPERATIONAL
-from cropray.errors import InputError
+from cropray.errors import InputError, listed
 from cropray.progress import say
 from cropray.storage import Folder
 
@@ -186,12 +186,10 @@ class Run:
         changed = sorted(key for key in (was.keys() | now.keys()) - _FREE if was.get(key) != now.get(key))
         if not changed:
             return
-        lines = [f"  {key}: {_short(was.get(key))} there, {_short(now.get(key))} now" for key in changed[:8]]
-        if len(changed) > 8:
-            lines.append(f"  … and {len(changed) - 8} more")
+        lines = [f"{key}: {_short(was.get(key))} there, {_short(now.get(key))} now" for key in changed]
         remedy = _REMEDY.get(stage, "Use another --run folder, or the settings in its config.yaml.")
         raise InputError(
-            "\n".join([f"{self.folder} was made with a different configuration of {stage}:", *lines, remedy])
+            f"{self.folder} was made with a different configuration of {stage}:\n{listed(lines)}\n{remedy}"
         )
 
 

@@ -144,12 +144,9 @@ def test_one_zone_is_enough_for_a_country_but_not_for_a_continent(region: Path, 
         build_rois(run_in(tmp_path / "wide", utm))
 
 
-@pytest.mark.parametrize(
-    ("crs", "message"),
-    [("EPSG:4326", "metres"), ("EPSG:99999", "not a CRS"), ("mercator", "not a CRS")],
-)
-def test_a_crs_that_is_not_metric_is_refused(region: Path, tmp_path: Path, crs: str, message: str) -> None:
-    with pytest.raises(InputError, match=rf"rois\.crs '{crs}' .*{message}"):
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:2230", "EPSG:99999", "mercator"])
+def test_a_crs_that_is_not_metric_is_refused(region: Path, tmp_path: Path, crs: str) -> None:
+    with pytest.raises(InputError, match=rf"rois\.crs '{crs}' .*metres"):
         build_rois(run_in(tmp_path / "run", rois_inputs.config(region, crs=crs)))
 
 

@@ -18,7 +18,7 @@ from sklearn.cluster import DBSCAN
 
 from cropray.config import Config
 from cropray.config.rois import RoisConfig
-from cropray.errors import InputError, nearest
+from cropray.errors import InputError, listed, nearest
 from cropray.grid import utm_crs
 from cropray.progress import say
 from cropray.rois.calendar import Dates, Sheet, read_calendar
@@ -124,9 +124,11 @@ def rois_of_clusters(parcels: Parcels, config: RoisConfig) -> tuple[list[Roi], l
         )
     if not rois:
         reasons = Counter(row.reason for row in dropped).most_common()
-        lines = [f"  {count} × {reason}" for reason, count in reasons]
-        advice = "Correct rois.provinces, rois.calendar, rois.crs or rois.min_samples."
-        raise InputError("\n".join(["no cluster of parcels gives an ROI:", *lines, advice]))
+        raise InputError(
+            "no cluster of parcels gives an ROI:\n"
+            + listed([f"{count} × {reason}" for reason, count in reasons])
+            + "\nCorrect rois.provinces, rois.calendar, rois.crs or rois.min_samples."
+        )
     return rois, dropped
 
 

@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cropray.config.rois import SplitConfig
-from cropray.errors import InputError
+from cropray.errors import InputError, listed
 from cropray.grid import Grid
 from cropray.types import DoubleArray, IndexArray, Roi
 
@@ -26,7 +26,6 @@ SPLITS = ("train", "val", "test")
 # A degree of latitude at the equator on WGS 84. It is the shortest one, so no distance is overestimated.
 _METRES_PER_DEGREE = 110_574.0
 _SLIVER = 1e-3  # share of a pixel by which a reprojected edge may be off
-_SHOWN = 8  # pairs in a message
 
 
 def near_pairs(rois: Sequence[Roi], buffer_m: float) -> npt.NDArray[np.intp]:
@@ -109,7 +108,7 @@ def audit_splits(rois: Sequence[Roi], buffer_m: float) -> None:
     if pairs:
         raise InputError(
             f"{len(pairs)} pairs of ROIs of different splits are less than {buffer_m:g} m apart, so one "
-            f"would leak into the other:\n{_listed(rois, pairs)}\nPut both of a pair into the same split in "
+            f"would leak into the other:\n{_names(rois, pairs)}\nPut both of a pair into the same split in "
             "rois.split.named, or lower rois.split.buffer_m."
         )
 
@@ -126,7 +125,7 @@ def audit_grids(rois: Sequence[Roi], grids: Sequence[Grid]) -> None:
     if pairs:
         raise InputError(
             f"the pixels of {len(pairs)} pairs of ROIs of different splits overlap on the grid, so one would "
-            f"leak into the other:\n{_listed(rois, pairs)}\nRaise rois.split.buffer_m, or put both of a pair "
+            f"leak into the other:\n{_names(rois, pairs)}\nRaise rois.split.buffer_m, or put both of a pair "
             "into the same split in rois.split.named. Then start again from rois in a new --run folder."
         )
 
@@ -137,13 +136,8 @@ def _near_across(rois: Sequence[Roi], buffer_m: float) -> list[tuple[int, int]]:
     return [(one, other) for one, other in pairs if rois[one].split != rois[other].split]
 
 
-def _listed(rois: Sequence[Roi], pairs: Sequence[tuple[int, int]]) -> str:
-    lines = [
-        f"  {rois[one].roi_id} ({rois[one].split}) and {rois[other].roi_id} ({rois[other].split})"
-        for one, other in pairs[:_SHOWN]
-    ]
-    more = [f"  … and {len(pairs) - _SHOWN} more"] if len(pairs) > _SHOWN else []
-    return "\n".join(lines + more)
+def _names(rois: Sequence[Roi], pairs: Sequence[tuple[int, int]]) -> str:
+    return listed([" and ".join(f"{rois[i].roi_id} ({rois[i].split})" for i in pair) for pair in pairs])
 
 
 def _share_ground(one: Grid, other: Grid) -> bool:

@@ -132,13 +132,11 @@ def metric_crs(name: str) -> str:
     """`name`, the value of rois.crs. Raises InputError unless it is a projected CRS in metres."""
     try:
         crs = CRS.from_user_input(name)
-    except CRSError as error:
+    except CRSError:
+        crs = None
+    if crs is None or not crs.is_projected or crs.axis_info[0].unit_name != "metre":
         raise InputError(
-            f"rois.crs {name!r} is not a CRS ({error}). Set utm, or a code such as EPSG:3857."
-        ) from error
-    if not crs.is_projected or crs.axis_info[0].unit_name != "metre":
-        raise InputError(
-            f"rois.crs {name!r} ({crs.name}) does not measure in metres. Set utm, or a projected CRS."
+            f"rois.crs {name!r} is not a projected CRS in metres. Set utm, or a code such as EPSG:3857."
         )
     return name
 
