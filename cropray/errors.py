@@ -59,16 +59,11 @@ def free_space(path: str | Path) -> str:
     return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free in {folder}"
 
 
-def nearest(wrong: str, known: Iterable[str], prefix: str = "") -> str:
-    """The last sentence of a message about an unknown name: the nearest known one, else all of them.
-
-    `prefix` is written before each name, as "rois." before the settings of that section.
-    """
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """The last sentence of a message about an unknown name: the nearest known one, else all of them."""
     names = sorted({name for name in known if name})
-    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.4)
-    if close:
-        return f" Did you mean {prefix + close[0]!r}?"
-    return f" Known: {', '.join(prefix + name for name in names) or 'none'}."
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names) or 'none'}."
 
 
 def listed(items: Sequence[str], most: int = 8) -> str:

@@ -1,10 +1,8 @@
 """Tiles that fail are counted by what they failed of, and told in words that help."""
 
-import errno
-
 import pytest
 
-from cropray.errors import InputError, format_error
+from cropray.errors import InputError
 from cropray.pipeline.events import TILE_FAILURES, refuse_failures
 
 
@@ -33,14 +31,6 @@ def test_many_different_errors_are_cut_and_counted() -> None:
 
 def test_no_failure_is_no_error() -> None:
     refuse_failures("predict", {}, 3)
-
-
-def test_the_message_of_an_error_depends_on_its_kind() -> None:
-    assert format_error(InputError("no CRS")) == "no CRS"
-    assert format_error(KeyError("B8A")) == "KeyError('B8A')"  # its text alone would say nothing
-    full = OSError(errno.ENOSPC, "No space left on device", "/run/parts/a.parquet")
-    assert "/run/parts/a.parquet" in format_error(full)
-    assert "Free some space" in format_error(full)
 
 
 def test_faults_of_the_program_end_a_stage() -> None:

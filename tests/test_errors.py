@@ -1,0 +1,40 @@
+"""Messages: what went wrong, the nearest known name, and what to do."""
+
+import errno
+from pathlib import Path
+
+from cropray.errors import InputError, format_error, format_os_error, is_lasting, listed, nearest
+
+
+def test_the_message_of_an_error_depends_on_its_kind() -> None:
+    assert format_error(InputError("no CRS")) == "no CRS"
+    assert format_error(KeyError("B8A")) == "KeyError('B8A')"  # its text alone would say nothing
+    full = OSError(errno.ENOSPC, "No space left on device", "/run/parts/a.parquet")
+    assert "/run/parts/a.parquet" in format_error(full)
+    assert "Free some space" in format_error(full)
+
+
+def test_a_full_disk_names_the_file_and_the_free_space(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "new" / "a.tif"))
+    assert is_lasting(full)
+    message = format_os_error(full)
+    assert message.startswith(f"{tmp_path}/new/a.tif: No space left on device (")
+    assert f" MB free in {tmp_path})" in message
+
+
+def test_an_error_of_an_unknown_cause_may_pass() -> None:
+    reset = ConnectionResetError(errno.ECONNRESET, "reset by peer")
+    assert not is_lasting(reset)
+    assert "run the same command again" in format_os_error(reset)
+
+
+def test_the_nearest_name_is_suggested_else_all_are_listed() -> None:
+    known = ["", "Maize", "Onion_Spring", "Onion_Autumn"]
+    assert nearest("Onion_Sprung", known) == " Did you mean 'Onion_Spring'?"
+    assert nearest("xyz", known) == " Known: Maize, Onion_Autumn, Onion_Spring."
+    assert nearest("xyz", [""]) == " Known: none."
+
+
+def test_long_lists_are_cut_and_counted() -> None:
+    assert listed(["a", "b"], most=2) == "  a\n  b"
+    assert listed(["a", "b", "c", "d"], most=2) == "  a\n  b\n  … and 2 more"
