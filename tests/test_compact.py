@@ -140,7 +140,7 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     run = exported_run(tmp_path, ROIS)
     part = run.folder.local("parts/b-000-000.parquet")
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"b-000-000\.parquet is cut or damaged"):
+    with pytest.raises(InputError, match=r"b-000-000\.parquet is truncated or damaged"):
         compact(run)
 
 

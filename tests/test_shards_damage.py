@@ -28,7 +28,7 @@ def read_all(uri: str) -> list[Batch]:
 def test_a_shard_cut_short(uri: str, share: float) -> None:
     data = Path(uri).read_bytes()
     Path(uri).write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(InputError, match=re.escape(uri) + ".* is cut or damaged .*; delete it and run"):
+    with pytest.raises(InputError, match=re.escape(uri) + ".* is truncated or damaged .*; delete it and run"):
         read_all(uri)
 
 
@@ -77,9 +77,7 @@ def test_another_format_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as later:
         later.setattr(schema, "FORMAT_VERSION", 9)
         (uri,) = write_samples(Folder(str(tmp_path)), [0])
-    with pytest.raises(
-        InputError, match=re.escape(uri) + " is of shard format 9, this cropray reads format 1"
-    ):
+    with pytest.raises(InputError, match=re.escape(uri) + " has shard format 9; this cropray reads format 1"):
         ShardReader([uri], batch_size=4)
 
 
@@ -99,5 +97,5 @@ def test_a_missing_shard(tmp_path: Path) -> None:
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     path = tmp_path / "notes.parquet"
     path.write_text("these are notes")
-    with pytest.raises(InputError, match=r"notes\.parquet is cut or damaged"):
+    with pytest.raises(InputError, match=r"notes\.parquet is truncated or damaged"):
         ShardReader([str(path)], batch_size=4)

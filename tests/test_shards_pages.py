@@ -1,6 +1,5 @@
 """Values found in the pages of a file are those that pyarrow reads from it."""
 
-import gc
 import io
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cropray.shards.columns import Buffers, ColumnPages, find_chunks
+from cropray.shards.columns import ColumnPages, find_chunks
 
 
 def column_pages(data: bytes) -> ColumnPages:
@@ -23,7 +22,9 @@ def column_pages(data: bytes) -> ColumnPages:
 def written(rows: list[bytes], **options: object) -> bytes:
     schema = pa.schema([pa.field("tensor", pa.binary(48), nullable=False)])
     sink = io.BytesIO()
-    pq.write_table(pa.table([rows], schema=schema), sink, use_dictionary=False, **options)
+    pq.write_table(
+        pa.table([rows], schema=schema), sink, use_dictionary=False, write_statistics=False, **options
+    )
     return sink.getvalue()
 
 
@@ -31,11 +32,8 @@ def written(rows: list[bytes], **options: object) -> bytes:
     count=st.integers(1, 40),
     codec=st.sampled_from(["none", "lz4", "zstd"]),
     page_values=st.integers(1, 20),
-    statistics=st.booleans(),
 )
-def test_values_are_those_that_were_written(
-    count: int, codec: str, page_values: int, statistics: bool
-) -> None:
+def test_values_are_those_that_were_written(count: int, codec: str, page_values: int) -> None:
     rng = np.random.default_rng(count)
     rows = [rng.integers(0, 5, 48, np.uint8).tobytes() for _ in range(count)]
     data = written(
@@ -43,7 +41,6 @@ def test_values_are_those_that_were_written(
         compression=codec,
         data_page_size=page_values * 48,
         write_batch_size=1,
-        write_statistics=statistics,
     )
     pages = column_pages(data)
     assert [bytes(pages.value(row)) for row in range(count)] == rows
@@ -58,12 +55,12 @@ def test_uncompressed_values_are_views_of_the_file() -> None:
 
 @pytest.mark.parametrize("options", [{"data_page_version": "2.0"}, {"column_encoding": "BYTE_STREAM_SPLIT"}])
 def test_pages_of_another_kind_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="column tensor is not as wanted"):
+    with pytest.raises(ValueError, match=r"not (a plain data page|part of a page header)"):
         column_pages(written([bytes(48)], compression="none", **options))
 
 
 def test_a_codec_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="codec SNAPPY of column tensor is not read"):
+    with pytest.raises(ValueError, match="codec SNAPPY of column tensor is not supported"):
         column_pages(written([bytes(48)], compression="snappy"))
 
 
@@ -83,15 +80,3 @@ def test_every_damage_of_the_headers_is_refused_or_harmless() -> None:
         else:
             assert all(len(pages.value(row)) == 48 for row in range(3))
     assert refused > 50
-
-
-def test_memory_is_used_again_once_no_view_of_it_is_left() -> None:
-    buffers = Buffers()
-    first = buffers.empty((4, 8), np.int16)
-    view, address = first[2:, ::2], first.ctypes.data
-    del first
-    gc.collect()
-    other = buffers.empty((4, 8), np.int16)
-    assert other.ctypes.data != address  # `view` still refers to the first
-    del view
-    assert buffers.empty((2, 8), np.float32).ctypes.data == address

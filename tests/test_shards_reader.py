@@ -1,4 +1,3 @@
-import pickle
 import threading
 import tracemalloc
 from dataclasses import replace
@@ -150,7 +149,7 @@ def test_a_rank_reads_little_more_than_its_share(uris: list[str], monkeypatch: p
 
 
 def test_more_ranks_than_samples_are_refused(uris: list[str]) -> None:
-    with pytest.raises(InputError, match="23 samples cannot be shared out between 24 ranks"):
+    with pytest.raises(InputError, match="23 samples are too few for 24 ranks"):
         ShardReader(uris, batch_size=1, rank=0, world_size=24)
 
 
@@ -182,7 +181,7 @@ def test_damage_ahead_of_the_consumer_is_raised_in_its_turn(tmp_path: Path) -> N
 def test_a_batch_that_is_kept_is_never_written_to_again(uris: list[str]) -> None:
     reader = ShardReader(uris, batch_size=4)
     kept = [batch.s2_bcthw[:1] for batch in reader.epoch(0)]  # views: their batches are let go
-    order = reader.order(0)
+    order = reader.order(0).share(0, 1)
     for view, place in zip(kept, order[::4], strict=True):
         np.testing.assert_array_equal(view[0], make_patch(int(place)).s2_cthw)
 
@@ -222,7 +221,6 @@ def test_the_columns_of_a_batch_are_those_of_its_rows(uris: list[str]) -> None:
     batch = reader.take([7, 2, 2])
     expected = reader.table.take([7, 2, 2]).to_pydict()
     assert batch.rows == expected
-    assert pickle.loads(pickle.dumps(batch.rows)) == expected
     assert set(batch.rows) == set(reader.table.column_names)
     with pytest.raises(KeyError):
         batch.rows["s2"]

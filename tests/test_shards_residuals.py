@@ -72,9 +72,9 @@ def test_the_metadata_name_the_encoding_of_the_images_alone(tmp_path: Path) -> N
 
 def test_an_encoding_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as later:
-        later.setitem(writer._CODECS, "none", ("NONE", None, "wavelets"))
+        later.setitem(writer.CODECS, "none", ("NONE", None, "wavelets"))
         (uri,) = write_samples(Folder(str(tmp_path)), range(2), codec="none")
-    with pytest.raises(InputError, match="encoding 'wavelets' is not known"):
+    with pytest.raises(InputError, match="unknown encoding 'wavelets'"):
         ShardReader([uri], batch_size=2)
 
 
@@ -97,7 +97,7 @@ def test_a_flipped_bit_in_a_compact_shard_is_never_read(tmp_path: Path) -> None:
         data = bytearray(sound)
         data[place] ^= 1 << rng.integers(8)
         Path(uri).write_bytes(data)
-        with pytest.raises(InputError, match=r"00000\.parquet(, row \d: sample| is cut|, row \d is cut)"):
+        with pytest.raises(InputError, match=r"00000\.parquet(, row \d)?(: sample| is truncated)"):
             list(ShardReader([uri], batch_size=4).epoch(0))
 
 

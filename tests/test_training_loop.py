@@ -14,7 +14,7 @@ import torch
 
 from cropray.models.checkpoint import load_checkpoint
 from cropray.shards.file import shard_uris
-from cropray.shards.order import EpochState, Stretch
+from cropray.shards.order import EpochSegment, EpochState
 from cropray.storage import Folder
 from cropray.training.loop import continued
 from cropray.training.plan import Data
@@ -149,7 +149,7 @@ def test_an_epoch_goes_on_in_its_order_or_is_shared_out_anew() -> None:
     assert continued(twice, 1, 16) == (state, 3)
     assert continued(twice, 2, 8) == (twice, 0)
     assert continued(EpochState(0), 1, 8) == (EpochState(0), 0)
-    assert twice.read == (Stretch(2, 8, 5), Stretch(1, 16, 3))
+    assert twice.read == (EpochSegment(2, 8, 5), EpochSegment(1, 16, 3))
 
 
 @pytest.fixture(scope="module")

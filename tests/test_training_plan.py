@@ -192,7 +192,7 @@ def test_crops_are_balanced_in_training_alone(tmp_path: Path) -> None:
     plan = make_plan(make_run(folder, balance=1.0), "pretrain")
     for data, expected in ((plan.train, 22), (plan.val, 4)):
         reader = data.reader(1, seed=0)
-        read = np.concatenate([reader.order(epoch) for epoch in range(30)])
+        read = np.concatenate([reader.order(epoch).left for epoch in range(30)])
         assert len(read) == 30 * expected
         crops = np.array([CLASSES.index(crop) for crop in reader.table["crop"].to_pylist()])
         share = np.bincount(crops[read])

@@ -27,7 +27,7 @@ from cropray.models.heads import with_head
 from cropray.progress import progress, say
 from cropray.rois.splits import SPLITS
 from cropray.run import Run, Summary
-from cropray.shards.file import fingerprint, refuse_missing, shard_uris
+from cropray.shards.file import check_shards, fingerprint, shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
@@ -51,7 +51,7 @@ def evaluate(run: Run) -> Summary:
     """
     run.begin("evaluate")
     folder = resolve_model(run.config.evaluate.model, run)
-    refuse_missing(run.folder, (run.summary("compact") or {}).get("shards", {}))
+    check_shards(run.folder, (run.summary("compact") or {}).get("shards", {}))
     uris = [uri for split in SPLITS for uri in shard_uris(run.folder, split)]
     inputs = {"model": checkpoint_id(folder), "shards": fingerprint(uris)}
     summary = run.finished("evaluate", inputs)

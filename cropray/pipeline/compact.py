@@ -26,9 +26,8 @@ from cropray.pipeline.crew import Died, crew
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.shards.file import ShardFile, shard_name
-from cropray.shards.ledger import LedgerRow, fingerprint, part_name, read_ledger, refuse_missing_parts
-from cropray.shards.selection import Picked
-from cropray.shards.writer import write_shard
+from cropray.shards.ledger import LedgerRow, check_parts, ledger_fingerprint, part_name, read_ledger
+from cropray.shards.writer import SampleRefs, write_shard
 from cropray.storage import Folder
 
 
@@ -37,7 +36,7 @@ class Shard:
     """One to be written: its name in the run folder, and its samples in their order."""
 
     name: str
-    samples: Picked
+    samples: SampleRefs
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def compact(run: Run) -> Summary:
     """
     run.begin("compact")
     ledger = read_ledger(run.folder)
-    inputs = {"the ledger of the export": fingerprint(ledger)}
+    inputs = {"the ledger of the export": ledger_fingerprint(ledger)}
     finished, there = run.finished("compact", inputs), _shards_in(run.folder)
     if finished is not None and finished["shards"] == _by_split(there):
         say(f"compact: reused {sum(finished['samples'].values())} samples")
@@ -99,7 +98,7 @@ def compact(run: Run) -> Summary:
     full = [row for row in ledger if row.patches]
     if not full:
         raise InputError(f"{folder} has no samples to compact: every tile is empty (see ledger.parquet)")
-    refuse_missing_parts(folder, full)
+    check_parts(folder, full)
     with ThreadPoolExecutor(_READERS) as pool:
         opened = list(pool.map(lambda row: _open_part(folder, row), full))
         _refuse_different(opened)
@@ -218,7 +217,7 @@ def _write(plan: Mapping[str, Sequence[Sample]], parts: Mapping[str, ShardFile],
         for name, samples in plan.items():
             if errors:
                 return  # those at work are waited for: killed, they would leave half a file on a full disk
-            yield Shard(name, Picked.of([(parts[sample.uri], sample.group) for sample in samples]))
+            yield Shard(name, SampleRefs.of([(parts[sample.uri], sample.group) for sample in samples]))
 
     size = min(config.ray.concurrency, len(plan))
     threads = min(_WRITERS, math.ceil(len(plan) / size))

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cropray.shards.file import ShardFile
-from cropray.shards.inspection import open_shards
+from cropray.shards.file import ShardFile, open_shards
 
 if TYPE_CHECKING:
     from ray.data import Dataset

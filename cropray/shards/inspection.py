@@ -1,10 +1,11 @@
-"""Looking at shards: what a set holds, and what one sample looks like."""
+"""`cropray shards info`, `show` and `verify`: what shards hold, a picture of a sample, and what is wrong."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -16,66 +17,53 @@ from cropray.grid import Grid
 from cropray.progress import progress
 from cropray.rois.splits import audit_grids
 from cropray.run import Run, Summary
-from cropray.shards.file import ShardFile, refuse_missing
+from cropray.shards.file import ShardFile, check_shards, mismatches, open_shards
 from cropray.shards.ledger import LEDGER, read_ledger
+from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
 from cropray.types import Roi
 
-_OPENERS = 8  # files whose footers are read at the same time: object storage answers slowly
+_THREADS = 4  # of verify: decoding and checksums release Python's lock
+_MAX_PROBLEMS = 20  # that a message lists
 
 
 def find_shards(target: str) -> list[str]:
-    """The shards of a run folder, of any other folder, or the one file that is named, by URI.
+    """The URIs of the shards of a run, of any other folder, or of the one file `target`.
 
-    Raises InputError where there are none, and for a run that has none yet.
+    Raises InputError if there are none.
     """
     if target.endswith(".parquet"):
         return [target]
     folder = Folder(target)
     if folder.filesystem.get_file_info(folder.path()).is_file:
-        raise InputError(f"{target} is no .parquet file; name a run, a folder of shards, or one shard")
+        raise InputError(f"{target} is not a .parquet file; give a run, a folder of shards, or one shard")
     if folder.exists("stages") and not folder.exists("shards"):
         raise InputError(
-            f"the run {folder} has no shards yet: run compact; {folder}/parts is what export has made, if any"
+            f"the run {folder} has no shards yet: run compact. To look at what export has made, give "
+            f"{folder}/parts"
         )
     shards = folder.child("shards") if folder.exists("shards") else folder
     uris = [f"{shards.uri}/{name}" for name in shards.names(".parquet")]
     if not uris:
         raise InputError(
-            f"there are no shards in {folder}; run compact, or name a run, a folder or a .parquet"
+            f"there are no shards in {folder}; run compact, or give a run, a folder of shards, or one shard"
         )
     return uris
-
-
-def open_shards(uris: Sequence[str]) -> Iterator[ShardFile]:
-    """The shards, open, in their order. Raises InputError as `ShardFile.open`."""
-    with ThreadPoolExecutor(_OPENERS) as pool:
-        yield from pool.map(ShardFile.open, uris)
-
-
-def strangers(files: Sequence[ShardFile]) -> Iterator[str]:
-    """Which shards are not of the data set of the first, in words."""
-    for file in files[1:]:
-        if names := files[0].metadata.differences(file.metadata):
-            yield f"{file.uri} differs from {files[0].uri} in {', '.join(names)}: not of one data set"
 
 
 def info(target: str) -> Summary:
     """What a set of shards holds, from footers and scalar columns alone.
 
-    Raises InputError where they are not of one data set.
+    Raises InputError if they are not of one data set.
     """
     files = list(open_shards(find_shards(target)))
-    for stranger in strangers(files):
-        raise InputError(f"{stranger}; name one of them, or a folder of its own")
-    metadata = files[0].metadata
-    table = pa.concat_tables([file.scalars for file in files])
+    for mismatch in mismatches(files):
+        raise InputError(f"{mismatch}; give one of them, or a folder of its own")
+    metadata, table = files[0].metadata, pa.concat_tables([file.scalars for file in files])
     samples = len(table)
-    tensor_bytes = sum(spec.nbytes for spec in metadata.tensors.values())
-    stored = sum(file.tensor_bytes for file in files)
-    periods = [
-        period for name in ("period_start", "period_end") for row in table[name].to_pylist() for period in row
-    ]
+    plain = samples * sum(spec.nbytes for spec in metadata.tensors.values())
+    stored = sum(int(file.ranges_gc2[..., 1].sum()) for file in files)
+    days = [*_values(table, "period_start").to_pylist(), *_values(table, "period_end").to_pylist()]
     return {
         "shards": len(files),
         "samples": _counts(table["split"]),
@@ -85,14 +73,14 @@ def info(target: str) -> Summary:
         "classes": list(metadata.classes),
         "tensors": {name: [*spec.shape, spec.dtype] for name, spec in metadata.tensors.items()},
         "encoding": metadata.encoding,
-        "codec": sorted({file.codec for file in files}),
+        "codec": sorted({column.compression for file in files for column in file.columns}),
         "bytes": stored,
         "bytes_a_sample": round(stored / max(samples, 1)),
-        "share_of_plain": round(stored / max(samples * tensor_bytes, 1), 3),
-        "months": [min(periods).isoformat(), max(periods).isoformat()] if periods else [],
+        "share_of_plain": round(stored / max(plain, 1), 3),
+        "months": [min(days).isoformat(), max(days).isoformat()] if days else [],
         "labelled_fraction": _mean(table["labelled_fraction"]),
-        "valid_s2": _mean(table["valid_s2"].combine_chunks().flatten()),
-        "valid_s1": _mean(table["valid_s1"].combine_chunks().flatten()),
+        "valid_s2": _mean(_values(table, "valid_s2")),
+        "valid_s1": _mean(_values(table, "valid_s1")),
         "s1_quantity": metadata.s1_quantity,
         "source": metadata.source,
         "recipe": metadata.recipe,
@@ -103,164 +91,133 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(Counter(column.to_pylist()).items()))
 
 
+def _values(table: pa.Table, name: str) -> pa.Array:
+    """The values of a column of lists."""
+    return table[name].combine_chunks().flatten()
+
+
 def _mean(column: pa.Array) -> float | None:
     return round(float(np.mean(column.to_numpy(zero_copy_only=False))), 4) if len(column) else None
 
 
 def show(target: str, sample_id: str) -> bytes:
-    """A picture (PNG) of one sample, its tensors verified. Raises InputError where it is not there."""
-    uris = find_shards(target)
-    for file in open_shards(uris):
-        rows = np.flatnonzero(file.scalars["sample_id"].to_numpy(zero_copy_only=False) == sample_id)
-        if len(rows):
-            return _picture(file, int(rows[0]))
-    raise InputError(
-        f"no sample {sample_id!r} in the {len(uris)} shards of {target}; the column sample_id names them, "
-        f"the first is {next(open_shards(uris)).scalars['sample_id'][0].as_py()!r}"
-    )
-
-
-def _picture(file: ShardFile, row: int) -> bytes:
-    ends = np.cumsum(file.group_sizes)
-    group = int(np.searchsorted(ends, row, side="right"))
-    tensors = file.row_group(group).read(row - int(ends[group]) + file.group_sizes[group])
-    about = file.scalars.slice(row, 1).to_pylist()[0]
-    place = ", ".join(
-        about[name] for name in ("split", "crop", "season", "province", "country") if about[name]
-    )
+    """A picture (PNG) of one sample, whose tensors are verified. Raises InputError if it does not exist."""
+    reader = ShardReader(find_shards(target), batch_size=1)
+    names = reader.table["sample_id"]
+    position = names.index(sample_id).as_py()
+    if position < 0:
+        raise InputError(
+            f"there is no sample {sample_id!r} in {target}; their column sample_id names all, the first is "
+            f"{names[0].as_py()!r}"
+        )
+    batch = reader.take([position])
+    about = {name: value for name, (value,) in batch.rows.items()}
+    place = (about[name] for name in ("split", "crop", "season", "province", "country"))
     return sample_picture(
-        tensors["s2"],
-        tensors["s1"],
-        tensors["label"],
-        file.metadata.classes,
+        batch.s2_bcthw[0],
+        batch.s1_bcthw[0],
+        batch.label_bhw[0],
+        reader.metadata.classes,
         [f"{start:%Y-%m-%d}" for start in about["period_start"]],
-        title=f"{about['sample_id']}: {place}",
-        truth_hw=tensors.get("truth"),
+        title=f"{sample_id}: {', '.join(filter(None, place))}",
+        truth_hw=None if batch.truth_bhw is None else batch.truth_bhw[0],
     )
-
-
-_THREADS = 4
-_MOST = 20  # problems that are told
 
 
 def verify(target: str) -> Summary:
-    """Read every tensor of a run, of a folder of shards, or of one shard, and compare all that is known.
+    """Read every tensor of a run, a folder of shards or one shard, and compare all that is known of them.
 
-    Checked are: format, schema and columns of every file; the checksum of every sample; that all files
-    are of one data set; that no sample occurs twice; that a run has the shards that compaction recorded,
-    of the split that their folder says, with the patches of the ledger; and that no pixel lies in two
-    splits. Raises InputError that tells all that is wrong (at most 20 lines), by file and row.
+    Checks the format and columns of every file and the checksum of every sample; that all files are of one
+    data set; that no sample occurs twice; that no pixel lies in two splits; that a run has the shards that
+    compaction recorded, of the split that their folder names, with the patches of the ledger. Raises one
+    InputError with all problems (at most 20 lines), by file and row.
     """
-    uris = find_shards(target)
+    uris, files, problems = find_shards(target), list[ShardFile](), list[str]()
     with progress("verify", len(uris)) as bar, ThreadPoolExecutor(_THREADS) as pool:
-        found = []
-        for file, problems in pool.map(_read, uris):
-            found.append((file, problems))
+        for file, damage in pool.map(_read, uris):
+            files += [] if file is None else [file]
+            problems += damage
             bar.advance()
-    files = [file for file, _ in found if file is not None]
-    problems = [problem for _, some in found for problem in some]
-    problems += strangers(files)
+    problems += mismatches(files)
     if files:
         table = pa.concat_tables([file.scalars for file in files])
-        problems += [*_twins(table), *_leaks(table, files[0].metadata.size)]
+        times = _counts(table["sample_id"])
+        problems += [f"sample {name} occurs {count} times" for name, count in times.items() if count > 1]
+        problems += _overlaps(table, files[0].metadata.size)
         if not target.endswith(".parquet"):
-            problems += _against_run(Folder(target), files, table)
+            problems += _contradictions(Folder(target), files, table)
     if problems:
-        more = [f"  … and {len(problems) - _MOST} more"] if len(problems) > _MOST else []
-        lines = [f"  {problem}" for problem in problems[:_MOST]]
+        more = [f"… and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError(f"{target}: {count}\n" + "\n".join([*lines, *more]))
+        raise InputError("\n  ".join([f"{target}: {count}", *problems[:_MAX_PROBLEMS], *more]))
     placed = sum(bool(crs) for crs in table["crs"].to_pylist())
     return {
         "shards": len(files),
-        "samples": dict(sorted(Counter(table["split"].to_pylist()).items())),
+        "samples": _counts(table["split"]),
         "checksums": "all match",
         "splits": f"no pixel in two of them ({placed} of {len(table)} samples have a place)",
         "ledger": "agrees" if Folder(target).exists(LEDGER) else "there is none",
     }
 
 
-def _read(uri: str) -> tuple[ShardFile | None, list[str]]:
-    """A shard and what is wrong with it; None where it cannot be opened."""
+@contextmanager
+def _collected(problems: list[str]) -> Iterator[None]:
     try:
-        file = ShardFile.open(uri)
+        yield
     except InputError as error:
-        return None, [str(error)]
-    problems = []
-    for group, size in enumerate(file.group_sizes):
-        try:
-            rows = file.row_group(group)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        for row in range(size):
-            try:
-                rows.read(row)
-            except InputError as error:
-                problems.append(str(error))
+        problems.append(str(error))
+
+
+def _read(uri: str) -> tuple[ShardFile | None, list[str]]:
+    """A shard, None if it cannot be opened, and all that is damaged in it."""
+    file, problems = None, list[str]()
+    with _collected(problems):
+        file = ShardFile.open(uri)
+        for group, size in enumerate(file.group_sizes):
+            with _collected(problems):
+                rows = file.row_group(group)
+                for row in range(size):
+                    with _collected(problems):
+                        rows.read(row)
     return file, problems
 
 
-def _twins(table: pa.Table) -> Iterator[str]:
-    for sample, times in Counter(table["sample_id"].to_pylist()).items():
-        if times > 1:
-            yield f"sample {sample} occurs {times} times"
-
-
-def _leaks(table: pa.Table, size: int) -> Iterator[str]:
-    """Samples without a CRS (imported from rasters that state none) have no place to compare."""
+def _overlaps(table: pa.Table, size: int) -> list[str]:
+    """Samples of different splits that share ground. Those without a CRS have no place to compare."""
     columns = ("sample_id", "split", "crs", "x0", "y0", "resolution", "row", "col")
-    rows = [row for row in table.select(columns).to_pylist() if row["crs"]]
-    if len({row["split"] for row in rows}) < 2:
-        return
-    grids = [
-        Grid(
-            row["crs"],
-            row["x0"] + row["col"] * row["resolution"],
-            row["y0"] - row["row"] * row["resolution"],
-            row["resolution"],
-            size,
-            size,
-        )
-        for row in rows
-    ]
-    patches = [
-        Roi(row["sample_id"], "", "", "", "", row["split"], grid.bounds, grid.crs)
-        for row, grid in zip(rows, grids, strict=True)
-    ]
-    try:
-        audit_grids(patches, grids)
-    except InputError as error:
-        yield "samples of different splits overlap: " + str(error)
+    patches, grids, problems = list[Roi](), list[Grid](), list[str]()
+    for name, split, crs, x0, y0, step, row, col in zip(
+        *(table[column].to_pylist() for column in columns), strict=True
+    ):
+        if crs:
+            grids.append(Grid(crs, x0 + col * step, y0 - row * step, step, size, size))
+            patches.append(Roi(name, "", "", "", "", split, grids[-1].bounds, crs))
+    if len({patch.split for patch in patches}) > 1:
+        with _collected(problems):
+            audit_grids(patches, grids)
+    return [f"samples of different splits overlap: {problem}" for problem in problems]
 
 
-def _against_run(folder: Folder, files: Iterable[ShardFile], table: pa.Table) -> Iterator[str]:
-    """What the run's records say of its shards; a folder without them has nothing to compare."""
+def _contradictions(folder: Folder, files: Iterable[ShardFile], table: pa.Table) -> list[str]:
+    """Where shards contradict the records of their run. Other folders have no records."""
+    problems = list[str]()
     compacted = Run(folder, Config()).summary("compact")
     if compacted is not None:
-        try:
-            refuse_missing(folder, compacted["shards"])
-        except InputError as error:
-            yield str(error)
+        with _collected(problems):
+            check_shards(folder, compacted["shards"])
         for file in files:
-            split = file.uri.rsplit("/", 2)[-2]
-            strays = set(file.scalars["split"].to_pylist()) - {split}
-            if strays:
-                yield f"{file.uri} holds samples of {', '.join(sorted(strays))}"
+            others = set(file.scalars["split"].to_pylist()) - {file.uri.rsplit("/", 2)[-2]}
+            if others:
+                problems.append(f"{file.uri} holds samples of {', '.join(sorted(others))}")
     if compacted is None and not folder.exists(LEDGER):
-        return
-    try:
-        ledger = read_ledger(folder)
-    except InputError as error:
-        yield str(error)
-        return
-    wanted = Counter[tuple[str, str]]()
-    for row in ledger:
-        wanted[row.roi_id, row.split] += row.patches
-    there = Counter(zip(table["roi_id"].to_pylist(), table["split"].to_pylist(), strict=True))
-    for roi_id, split in sorted(wanted.keys() | there.keys()):
-        if wanted[roi_id, split] != there[roi_id, split]:
-            yield (
-                f"{there[roi_id, split]} samples of ROI {roi_id} in {split}, "
-                f"the ledger says {wanted[roi_id, split]}"
-            )
+        return problems
+    with _collected(problems):
+        expected = Counter[tuple[str, str]]()
+        for row in read_ledger(folder):
+            expected[row.roi_id, row.split] += row.patches
+        found = Counter(zip(table["roi_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+        for place in sorted(expected.keys() | found.keys()):
+            if expected[place] != found[place]:
+                samples = "{} samples of ROI {} in {}".format(found[place], *place)
+                problems.append(f"{samples}, the ledger says {expected[place]}")
+    return problems

@@ -1,6 +1,6 @@
-"""The ledger: one row a tile, kept in the footer of its part; the table is rebuilt from these.
+"""The ledger: one row per tile, kept in the footer of its part. The table is rebuilt from the footers.
 
-A tile is finished exactly when its part is published, so no kill can part the two.
+A tile is finished exactly when its part is published, so a kill cannot separate the two.
 """
 
 from __future__ import annotations
@@ -8,33 +8,32 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from cropray.errors import InputError
-from cropray.shards.file import read_footer
+from cropray.shards.file import map_footers, read_footer
 from cropray.storage import Folder
 
 TILE_KEY = b"cropray.tile"
-LEDGER = "ledger.parquet"
+"""Footer key of a part: its ledger row, as JSON."""
 
-_READERS = 8  # footers read at the same time: object storage answers slowly
+LEDGER = "ledger.parquet"
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What is known of one finished tile; lists are by month, oldest first."""
+    """One finished tile. Lists are by month, oldest first."""
 
     tile_id: str
     roi_id: str
     crop: str
     season: str
     split: str
-    recipe: str  # hash of all settings that the part rests on
+    recipe: str  # hash of all settings on which the part depends
     inputs: str  # hash of its ROI and of the parcels near it
     patches: int
     reason: str  # why there are no patches, else empty
@@ -46,23 +45,22 @@ class LedgerRow:
     width: int
     valid_s2: list[float]  # share of pixels with a clear view
     valid_s1: list[float]
-    scenes_s2: list[int]  # scenes that went in; empty where the source does not count them
+    scenes_s2: list[int]  # scenes used; empty if the source does not count them
     scenes_s1: list[int]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
 
 
-_EXPORT_AGAIN = "delete {folder}/stages/export.json and run export again: parts that are there are kept"
+_EXPORT_AGAIN = "delete {folder}/stages/export.json and run export again; finished parts are kept"
 
-_TEXT, _COUNT = pa.string(), pa.int64()
-_SCHEMA = pa.schema(
-    [(name, _TEXT) for name in ("tile_id", "roi_id", "crop", "season", "split", "recipe", "inputs")]
-    + [("patches", _COUNT), ("reason", _TEXT), ("nbytes", _COUNT), ("checksum", _TEXT)]
-    + [(name, _COUNT) for name in ("row", "col", "height", "width")]
-    + [(name, pa.list_(pa.float64())) for name in ("valid_s2", "valid_s1")]
-    + [(name, pa.list_(_COUNT)) for name in ("scenes_s2", "scenes_s1")]
-)
+_TYPES = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "list[float]": pa.list_(pa.float64()),
+    "list[int]": pa.list_(pa.int64()),
+}
+_SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(LedgerRow)])
 
 
 def part_name(tile_id: str) -> str:
@@ -70,28 +68,30 @@ def part_name(tile_id: str) -> str:
 
 
 def read_rows(folder: Folder, tile_ids: Sequence[str], recipe: str) -> list[LedgerRow]:
-    """The rows of those tiles whose parts are published, in the order given.
+    """The rows of those tiles whose parts are published, in the given order.
 
-    Raises InputError for a damaged part and for one made by another recipe.
+    Raises InputError for a damaged part and for one made with another recipe.
     """
-    published = set(folder.child("parts").names(".parquet"))
-    names = [part_name(tile_id) for tile_id in tile_ids if f"{tile_id}.parquet" in published]
-    with ThreadPoolExecutor(_READERS) as pool:
-        rows = list(pool.map(lambda name: _read_row(folder, name), names))
-    for name, row in zip(names, rows, strict=True):
+    published = _parts(folder)
+    uris = [f"{folder.uri}/{part_name(tile_id)}" for tile_id in tile_ids if part_name(tile_id) in published]
+    rows = list(map_footers(_read_row, uris))
+    for uri, row in zip(uris, rows, strict=True):
         if row.recipe != recipe:
             raise InputError(
-                f"{folder}/{name} was exported by other settings or from another source (recipe "
-                f"{row.recipe}, now {recipe}); use another --run folder, or delete {folder}/parts"
+                f"{uri} was exported with other settings or from another source (recipe {row.recipe}, now "
+                f"{recipe}); use another --run folder, or delete {folder}/parts"
             )
     return rows
 
 
-def _read_row(folder: Folder, name: str) -> LedgerRow:
-    uri = f"{folder.uri}/{name}"
+def _parts(folder: Folder) -> set[str]:
+    return {f"parts/{name}" for name in folder.child("parts").names(".parquet")}
+
+
+def _read_row(uri: str) -> LedgerRow:
     text = read_footer(uri).get(TILE_KEY)
     if text is None:
-        raise InputError(f"{uri} is no part of an export (no {TILE_KEY.decode()!r} in its metadata)")
+        raise InputError(f"{uri} is not a part of an export: its metadata has no key {TILE_KEY.decode()!r}")
     try:
         return LedgerRow(**json.loads(text))
     except (ValueError, TypeError) as error:
@@ -104,30 +104,30 @@ def write_ledger(folder: Folder, rows: Sequence[LedgerRow]) -> None:
     folder.write_bytes(LEDGER, buffer.getvalue())
 
 
-def fingerprint(rows: Sequence[LedgerRow]) -> str:
-    """Names the tiles and samples of a ledger, whatever wrote the table."""
+def ledger_fingerprint(rows: Sequence[LedgerRow]) -> str:
+    """Identifies the tiles and samples of a ledger, whichever pyarrow wrote the table."""
     names = [(row.tile_id, row.split, row.recipe, row.checksum) for row in rows]
     return xxhash.xxh3_64_hexdigest(repr(names).encode())
 
 
-def refuse_missing_parts(folder: Folder, rows: Sequence[LedgerRow]) -> None:
-    """Raises InputError where parts of the ledger are gone."""
-    there = set(folder.child("parts").names(".parquet"))
-    gone = [row.tile_id for row in rows if f"{row.tile_id}.parquet" not in there]
-    if gone:
+def check_parts(folder: Folder, rows: Sequence[LedgerRow]) -> None:
+    """Raises InputError if parts that the ledger lists are missing."""
+    published = _parts(folder)
+    missing = [name for name in (part_name(row.tile_id) for row in rows) if name not in published]
+    if missing:
         raise InputError(
-            f"{len(gone)} of {len(rows)} parts of the ledger are gone, as {folder}/{part_name(gone[0])}; "
-            + _EXPORT_AGAIN.format(folder=folder)
+            f"{len(missing)} of {len(rows)} parts that the ledger lists are missing, such as "
+            f"{folder}/{missing[0]}; " + _EXPORT_AGAIN.format(folder=folder)
         )
 
 
 def read_ledger(folder: Folder) -> list[LedgerRow]:
-    """The ledger of a finished export. Raises InputError where it is gone or damaged."""
+    """The ledger of a finished export. Raises InputError if it is missing or damaged."""
     if not folder.exists(LEDGER):
         raise InputError(f"there is no {LEDGER} in {folder}; {_EXPORT_AGAIN.format(folder=folder)}")
     data = io.BytesIO(folder.read_bytes(LEDGER))
     try:
-        # Not by pq.read_table, whose threads may hold a Python buffer when the process ends, and abort it.
+        # pq.read_table uses threads. One that holds a Python buffer when the process ends aborts it.
         table = pq.ParquetFile(data).read(use_threads=False)
         return [LedgerRow(**row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, TypeError) as error:

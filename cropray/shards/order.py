@@ -1,9 +1,8 @@
-"""Which samples an epoch has, in what order, and who reads them. Pure: of the seed and the epoch alone.
+"""Which samples an epoch has, in what order, and who reads them: pure functions of seed, epoch and ranks.
 
-Row groups are shuffled, each rank takes a contiguous part of their samples, and shuffles these within
-buffers of a few row groups: so a rank reads its own share of the files and little more. An epoch that
-was left in the middle goes on with any number of ranks: what the earlier ranks have not read is shared
-out anew by the same rule.
+Row groups are shuffled. Each rank takes a contiguous part of their samples and shuffles these within
+buffers of a few row groups, so it reads little more than its own share of the files. An interrupted epoch
+continues with any number of ranks: the samples that are left are shared out by the same rule.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ import pyarrow as pa
 Positions = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 
-_BUFFER_GROUPS = 4  # row groups that are shuffled together: about 80 MB of 64 x 64 patches
+_BUFFER_GROUPS = 4  # row groups that are shuffled together: about 80 MB of 64 × 64 patches
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """So many steps of an epoch, read by so many ranks in batches of one size."""
+class EpochSegment:
+    """A number of steps of an epoch, read by a fixed number of ranks in batches of one size."""
 
     world_size: int
     batch_size: int
@@ -33,29 +32,29 @@ class Stretch:
 
 @dataclass(frozen=True)
 class EpochState:
-    """How far an epoch was read; small, and plain JSON as a dict, for a checkpoint."""
+    """How far an epoch was read. Its dict is small and plain JSON, for a checkpoint."""
 
     epoch: int
-    read: tuple[Stretch, ...] = ()
+    read: tuple[EpochSegment, ...] = ()
 
     def after(self, world_size: int, batch_size: int, steps: int) -> EpochState:
-        """The state when all ranks have taken so many steps more."""
-        return EpochState(self.epoch, (*self.read, Stretch(world_size, batch_size, steps)))
+        """The state after all ranks have taken `steps` more."""
+        return EpochState(self.epoch, (*self.read, EpochSegment(world_size, batch_size, steps)))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EpochState:
-        return cls(data["epoch"], tuple(Stretch(**stretch) for stretch in data["read"]))
+        return cls(data["epoch"], tuple(EpochSegment(**segment) for segment in data["read"]))
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The samples of an epoch: `left` are still to be read, ordered by `place`.
+    """The samples of an epoch that are `left` to read, ordered by `place`.
 
-    `place` (by sample) says when the row group of a sample comes; `key` seeds the shuffling within
-    buffers, which is not done where it is None.
+    `place` is the position, by sample, of its row group in the epoch. `key` seeds the shuffling within
+    buffers; None leaves it out.
     """
 
     left: Positions
@@ -73,7 +72,7 @@ class EpochOrder:
         shuffle: bool,
         counts: Positions | None,
     ) -> EpochOrder:
-        """All samples, `counts` times each if given; `group_of` is the row group of every sample."""
+        """All samples, or each as often as `counts` says. `group_of` is the row group of every sample."""
         rng = np.random.default_rng([seed, epoch])
         groups = rng.permutation(n_groups) if shuffle else np.arange(n_groups)
         turn = np.empty(n_groups, np.int64)
@@ -85,11 +84,11 @@ class EpochOrder:
         return cls(left, place, (seed, epoch) if shuffle else None)
 
     def steps(self, world_size: int, batch_size: int) -> int:
-        """Batches of every rank."""
+        """Batches per rank."""
         return math.ceil(math.ceil(len(self.left) / world_size) / batch_size)
 
     def share(self, rank: int, world_size: int) -> Positions:
-        """What one rank reads, in its order."""
+        """The samples that one rank reads, in its order."""
         bounds = np.linspace(0, len(self.left), world_size + 1).astype(np.int64)
         mine = self.left[bounds[rank] : bounds[rank + 1]]
         if self.key is None or not len(mine):
@@ -100,42 +99,42 @@ class EpochOrder:
         return mine[np.lexsort((rng.random(len(mine)), buffer))]
 
     def batches(self, rank: int, world_size: int, batch_size: int) -> list[Positions]:
-        """The batches of one rank: as many as every rank has, all full but for the last one or two.
+        """The batches of one rank. All ranks have equally many; all but the last one or two are full.
 
-        Only where batches are of one sample, or fewer samples are left than there are ranks, must a rank
-        that is one short repeat one.
+        A rank that is one sample short repeats one, but only if batches are of one sample or fewer samples
+        are left than there are ranks.
         """
         order, steps = self.share(rank, world_size), self.steps(world_size, batch_size)
         if len(order) < steps:
             order = np.append(order, order[-1] if len(order) else self.left[-1])
-        # A rank one sample short may lack a last batch: its last but one gives a sample to it.
+        # A rank that is one sample short may lack a last batch: the batch before gives it a sample.
         ends = np.minimum(np.arange(1, steps + 1) * batch_size, len(order) - np.arange(steps)[::-1]).tolist()
         return [order[a:b] for a, b in zip([0, *ends][:steps], ends, strict=True)]
 
-    def after(self, stretch: Stretch) -> EpochOrder:
-        """What is left when the ranks of a stretch have taken its steps."""
+    def after(self, segment: EpochSegment) -> EpochOrder:
+        """The order of what is left after a segment."""
         read = [
             batch
-            for rank in range(stretch.world_size)
-            for batch in self.batches(rank, stretch.world_size, stretch.batch_size)[: stretch.steps]
+            for rank in range(segment.world_size)
+            for batch in self.batches(rank, segment.world_size, segment.batch_size)[: segment.steps]
         ]
-        # By number, for a sample that a rank repeated was read twice and wanted once.
+        # Counted by sample, since one that a rank repeated was read twice and wanted once.
         numbers, wanted = np.unique(self.left, return_counts=True)
         taken = np.bincount(
             np.searchsorted(numbers, np.concatenate(read or [self.left[:0]])), minlength=len(numbers)
         )
         left = np.repeat(numbers, np.maximum(wanted - taken, 0))
         left = left[np.argsort(self.place[left], kind="stable")]
-        key = None if self.key is None else (*self.key, stretch.world_size, stretch.steps)
+        key = None if self.key is None else (*self.key, segment.world_size, segment.steps)
         return EpochOrder(left, self.place, key)
 
 
 def balanced_weights(table: pa.Table, *, crop_power: float = 1.0, labelled_floor: float = 0.1) -> Weights:
     """Weights (N,) of samples by their scalar columns, for a reader's `weigh`.
 
-    Within a crop a sample counts by its labelled fraction, and by `labelled_floor` at least. A crop
-    counts by its number of samples to the power 1 - `crop_power`: 0 leaves crops as frequent as they
-    are, 1 makes them equally frequent.
+    Within a crop, a sample weighs as much as its labelled fraction, but at least `labelled_floor`. A crop
+    weighs as much as its number of samples to the power 1 - `crop_power`: 0 keeps the frequencies of crops, 1
+    makes them equal.
     """
     crops, crop = np.unique(table["crop"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     labelled = np.maximum(table["labelled_fraction"].to_numpy().astype(np.float64), labelled_floor)
@@ -146,10 +145,10 @@ def balanced_weights(table: pa.Table, *, crop_power: float = 1.0, labelled_floor
 
 
 def draw_counts(weights: Weights, seed: int, epoch: int) -> Positions:
-    """How often each sample occurs in an epoch of N: in proportion to its weight, N in all.
+    """How often each of N samples occurs in an epoch: in proportion to its weight, N times in all.
 
-    Systematic resampling (Kitagawa 1996): a count is the expected one, rounded down or up, so that
-    nothing of some weight is missed for many epochs, as independent draws would.
+    Systematic resampling (Kitagawa 1996): a count is the expected one, rounded down or up. Independent draws
+    would miss samples of some weight for many epochs.
     """
     rng = np.random.default_rng([seed, epoch, len(weights)])
     order = rng.permutation(len(weights))

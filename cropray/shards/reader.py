@@ -1,7 +1,7 @@
-"""Shards to batches: row groups read directly, checked, shuffled, and shared out between ranks.
+"""Shards to batches: samples decoded one by one, verified, shuffled, and shared out between ranks.
 
-The order of an epoch is a pure function of (seed, epoch, world size), which `order` tells. A rank reads
-its own share of the files and little more, and memory stays bounded by the buffer that it shuffles.
+`order` says which samples an epoch has and who reads them. A rank reads little more than its own share of
+the files, and memory stays bounded by the row groups that it shuffles together.
 """
 
 from __future__ import annotations
@@ -9,26 +9,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from cropray.errors import InputError
-from cropray.shards.columns import Buffers
-from cropray.shards.file import RowGroup, ShardFile
-from cropray.shards.order import EpochOrder, Positions, Stretch, Weights, draw_counts
+from cropray.shards.columns import empty_array
+from cropray.shards.file import RowGroup, mismatches, open_shards
+from cropray.shards.order import EpochOrder, EpochSegment, Positions, Weights, draw_counts
 from cropray.types import Batch, BoolArray
 
+_OPEN_AHEAD = 8  # batches: the row groups of remote shards arrive in time
 
-class Rows(Mapping[str, list[Any]]):
-    """Rows of a table by column, one value a row, in their order.
 
-    All columns of a batch take longer to convert than a tenth of its tensors to read, and few are wanted.
+class LazyColumns(Mapping[str, list[Any]]):
+    """Columns of chosen rows of a table as lists, each converted on first use.
+
+    Few are used, and converting all of them takes a tenth as long as reading the tensors.
     """
 
-    def __init__(self, table: pa.Table, positions: npt.NDArray[np.int64]) -> None:
+    def __init__(self, table: pa.Table, positions: Positions) -> None:
         self._table, self._positions = table, positions
         self._converted: dict[str, list[Any]] = {}
 
@@ -43,27 +45,17 @@ class Rows(Mapping[str, list[Any]]):
     def __len__(self) -> int:
         return int(self._table.num_columns)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # without the other rows of the table
-        return dict, (list(self.items()),)
-
-
-_OPEN_AHEAD = 8  # batches: row groups of object storage are fetched in time
-_OPENERS = 8  # files whose footers are read at the same time: object storage answers slowly
-
 
 class ShardReader:
-    """Batches of the samples of shards of one data set.
+    """Batches of the samples of shards of one data set, made ahead of time by `threads`.
 
-    `keep` chooses rows by their scalar columns (a mask over the given table). Raises InputError
-    for shards that are missing, damaged, of another format, or of different data sets, and where
-    fewer samples are left than there are ranks (none at all gives an epoch of no batches).
+    `keep` chooses rows by their scalar columns: a mask over the given table. `weigh` gives each kept row a
+    weight (`order.balanced_weights`): it then occurs in an epoch of the same length as often as its weight
+    says, rounded down or up at random. `metadata` is common to all shards; `table` holds the scalar columns
+    of all kept rows, for every rank, in the order of the files.
 
-    With `weigh` (weights of the kept rows by their columns, such as `order.balanced_weights`), a sample
-    occurs in an epoch as often as its weight says, rounded down or up by chance; an epoch has as many
-    samples as without.
-
-    `metadata` is what all shards share; `table` holds the scalar columns of all kept rows, of every
-    rank, in the order of the files.
+    Raises InputError for shards that are missing, damaged, of another format or of different data sets, and
+    for fewer samples than ranks (no samples at all give empty epochs).
     """
 
     def __init__(
@@ -83,21 +75,17 @@ class ShardReader:
             raise InputError("no shards were given; run export and compact first, or name another split")
         if batch_size < 1 or not 0 <= rank < world_size:
             raise InputError(f"cannot read batches of {batch_size} as rank {rank} of {world_size}")
-        with ThreadPoolExecutor(_OPENERS) as pool:
-            self._files = list(pool.map(ShardFile.open, uris))
-        self.metadata = self._files[0].metadata
-        for file in self._files[1:]:
-            _same_data_set(self._files[0], file)
+        files = list(open_shards(uris))
+        for mismatch in mismatches(files):
+            raise InputError(f"{mismatch}; give shards of one run only")
+        self.metadata = files[0].metadata
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
-        self._rank, self._world_size = rank, world_size
-        self._threads, self._buffers = threads, Buffers()
+        self._rank, self._world_size, self._threads = rank, world_size, threads
 
-        # Row groups are numbered through all files; a kept row is (its group, its row within it).
-        self._groups = [
-            (i, group) for i, file in enumerate(self._files) for group in range(len(file.group_sizes))
-        ]
-        sizes = [size for file in self._files for size in file.group_sizes]
-        table = pa.concat_tables([file.scalars for file in self._files]).combine_chunks()
+        # Row groups are numbered through all files. A kept row is known by its group and its row within it.
+        self._groups = [(file, group) for file in files for group in range(len(file.group_sizes))]
+        sizes = [size for file in files for size in file.group_sizes]
+        table = pa.concat_tables([file.scalars for file in files]).combine_chunks()
         kept = np.ones(len(table), np.bool_) if keep is None else np.asarray(keep(table), np.bool_)
         self.table: pa.Table = table.filter(pa.array(kept))
         self._group_of = np.repeat(np.arange(len(sizes)), sizes)[kept]
@@ -106,76 +94,70 @@ class ShardReader:
         self._crop_of = np.array([number.get(crop, -1) for crop in self.table["crop"].to_pylist()], np.int64)
         self._weights = None if weigh is None else np.asarray(weigh(self.table), np.float64)
         if 0 < len(self.table) < world_size:
-            raise InputError(f"{len(self.table)} samples cannot be shared out between {world_size} ranks")
+            raise InputError(f"{len(self.table)} samples are too few for {world_size} ranks; use fewer")
 
     def __len__(self) -> int:
-        """Batches of an epoch, the same for every rank."""
-        return self._order(0).steps(self._world_size, self._batch_size)
+        """Batches per epoch, the same for every rank."""
+        return self.order(0).steps(self._world_size, self._batch_size)
 
-    def epoch(self, epoch: int, start: int = 0, after: Sequence[Stretch] = ()) -> Iterator[Batch]:
-        """The batches of one epoch of this rank, from batch `start` on, read ahead in a thread.
+    def epoch(self, epoch: int, start: int = 0, after: Sequence[EpochSegment] = ()) -> Iterator[Batch]:
+        """The batches of this rank in an epoch, from batch `start` on.
 
-        Every kept sample occurs exactly once, on one rank (without `weigh`). All ranks have `len(self)`
-        batches, of `batch_size` samples but for the last one or two, which may be smaller. (Only where
-        batches are of one sample must a rank that is one short repeat its last one.)
+        Every kept sample occurs exactly once, on one rank (unless `weigh` is given). All ranks have
+        `len(self)` batches of `batch_size` samples; only the last one or two may be smaller. (With batches of
+        one sample, a rank that is one short repeats its last sample.)
 
-        `after` are the stretches of this epoch that were read before (`order.EpochState.read`), by
-        whatever number of ranks: then the batches are those of what they left.
+        `after` are the segments of this epoch that were read before (`order.EpochState.read`), by any number
+        of ranks. The batches are then those of the samples that are left.
         """
-        batches = self._order(epoch, after).batches(self._rank, self._world_size, self._batch_size)
+        batches = self.order(epoch, after).batches(self._rank, self._world_size, self._batch_size)
         return self._read_ahead(batches[start:])
 
     def take(self, indices: Sequence[int] | Positions) -> Batch:
         """The rows of `table` at these positions, in this order."""
         return next(self._read_ahead([np.asarray(indices, np.int64)]))
 
-    def order(self, epoch: int, after: Sequence[Stretch] = ()) -> Positions:
-        """Positions in `table` that this rank reads in an epoch, in their order."""
-        return self._order(epoch, after).share(self._rank, self._world_size)
-
-    def _order(self, epoch: int, after: Sequence[Stretch] = ()) -> EpochOrder:
+    def order(self, epoch: int, after: Sequence[EpochSegment] = ()) -> EpochOrder:
+        """The samples of an epoch, by their positions in `table`, that all ranks have still to read."""
         counts = None if self._weights is None else draw_counts(self._weights, self._seed, epoch)
         order = EpochOrder.make(
             self._group_of, len(self._groups), self._seed, epoch, shuffle=self._shuffle, counts=counts
         )
-        for stretch in after:
-            order = order.after(stretch)
+        for segment in after:
+            order = order.after(segment)
         return order
 
     def _read_ahead(self, batches: Sequence[Positions]) -> Iterator[Batch]:
-        """Batches of these rows, made ahead of time, in order.
+        """The batches of these rows, in order.
 
-        A row group is opened ahead of its first use and dropped after its last. Tasks are taken up in
-        the order in which they are given, so a batch waits for row groups that are being opened, at
-        most, and never for one behind it.
+        A row group is opened ahead of its first use and dropped after its last. Threads take up tasks in the
+        order of their submission, so a batch waits at most for row groups that are being opened.
         """
-        first_use: dict[int, int] = {}
-        last_use: dict[int, int] = {}
-        for step, rows in enumerate(batches):
-            for group in np.unique(self._group_of[rows]).tolist():
-                first_use.setdefault(group, step)
-                last_use[group] = step
-        unopened, groups = deque(first_use), dict[int, Future[RowGroup]]()
-        making = deque[Future[Batch]]()
+        needed = [np.unique(self._group_of[rows]).tolist() for rows in batches]
+        last_use = {group: step for step, groups in enumerate(needed) for group in groups}
+        opened, ahead = dict[int, Future[RowGroup]](), deque[Future[Batch]]()
         pool = ThreadPoolExecutor(self._threads, "shard-reader")
         try:
             for step, rows in enumerate(batches):
-                while unopened and first_use[unopened[0]] <= step + _OPEN_AHEAD:
-                    group = unopened.popleft()
-                    file, index = self._groups[group]
-                    groups[group] = pool.submit(self._files[file].row_group, index)
-                making.append(pool.submit(self._batch, rows, groups))
-                groups = {group: opened for group, opened in groups.items() if last_use[group] > step}
-                if len(making) > self._threads:
-                    yield making.popleft().result()
-            while making:
-                yield making.popleft().result()
+                first = step + _OPEN_AHEAD if step else 0
+                for group in chain.from_iterable(needed[first : step + _OPEN_AHEAD + 1]):
+                    if group not in opened:
+                        file, index = self._groups[group]
+                        opened[group] = pool.submit(file.row_group, index)
+                ahead.append(pool.submit(self._batch, rows, {group: opened[group] for group in needed[step]}))
+                for group in needed[step]:
+                    if last_use[group] == step:
+                        del opened[group]
+                if len(ahead) > self._threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _batch(self, rows: Positions, groups: Mapping[int, Future[RowGroup]]) -> Batch:
         arrays = {
-            name: self._buffers.empty((len(rows), *spec.shape), spec.dtype)
+            name: empty_array((len(rows), *spec.shape), spec.dtype)
             for name, spec in self.metadata.tensors.items()
         }
         places = zip(self._group_of[rows].tolist(), self._row_of[rows].tolist(), strict=True)
@@ -188,14 +170,5 @@ class ShardReader:
             label_bhw=arrays["label"],
             truth_bhw=arrays.get("truth"),
             crop_b=self._crop_of[rows],
-            rows=Rows(self.table, rows),
-        )
-
-
-def _same_data_set(first: ShardFile, other: ShardFile) -> None:
-    differences = first.metadata.differences(other.metadata)
-    if differences:
-        told = "; ".join(f"{name}: {one!r} and {two!r}" for name, (one, two) in differences.items())
-        raise InputError(
-            f"{first.uri} and {other.uri} are of different data sets ({told}); give shards of one run only"
+            rows=LazyColumns(self.table, rows),
         )

@@ -1,13 +1,11 @@
-"""A reversible form of 16-bit images that compresses better than the numbers themselves.
+"""A reversible encoding of 16-bit images, in which they compress better.
 
-Neighbouring pixels are alike, so each pixel is replaced by what its upper and left neighbours do not
-say of it: v[h, w] - v[h-1, w] - v[h, w-1] + v[h-1, w-1], modulo 2^16 (0 stands outside the image; JPEG-LS,
-ITU-T T.87, and PNG use the same predictor a + b - c). Residuals are small numbers of either sign, which
-zigzag makes small numbers without sign; and all low bytes are put before all high bytes, which are then
-nearly all 0. The size does not change: what compresses it is the codec of the Parquet column.
-
-On monthly composites of real scenes, zstd makes of this three quarters of what it makes of shuffled
-bytes alone and half of what lz4 makes of the numbers (benchmarks/shards.py).
+Neighbouring pixels are alike, so each is replaced by its difference from a prediction of its upper and left
+neighbours: v[h, w] - v[h-1, w] - v[h, w-1] + v[h-1, w-1], modulo 2^16, with 0 outside the image (JPEG-LS,
+ITU-T T.87, and PNG use the same predictor a + b - c). Zigzag makes these small signed numbers small unsigned
+ones, and all low bytes precede all high bytes, which are then nearly all 0. The size stays; the codec of the
+Parquet column compresses. On monthly composites of real scenes, zstd makes of this three quarters of what it
+makes of shuffled bytes, and half of what lz4 makes of the plain numbers (benchmarks/shards.py).
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ import numpy.typing as npt
 
 from cropray.types import IntArray
 
-# Lines of images that are decoded together: they stay in a core's cache, and torch, which shares out more
-# between threads of its own, leaves them to the thread that reads.
+# Lines of images that are decoded together. They fit into a core's cache, and torch does not spread so few
+# over threads of its own.
 _LINES = 512
 
 
@@ -35,7 +33,7 @@ def encode(values: npt.NDArray[np.int16]) -> bytes:
 
 
 def decode(data: bytes | memoryview, shape: Sequence[int]) -> IntArray:
-    """The values of `encode`. Raises ValueError where `data` is not of that shape's size."""
+    """The values (…, H, W) that `encode` was given. Raises ValueError if `data` has another size."""
     import torch
 
     low, high = np.frombuffer(data, np.uint8).reshape(2, -1, *shape[-2:])
@@ -50,6 +48,6 @@ def decode(data: bytes | memoryview, shape: Sequence[int]) -> IntArray:
         sign = v & 1
         v >>= 1
         v ^= np.negative(sign, out=sign)
-        # As torch sums along lines, in a fifth of the time that numpy takes.
+        # torch sums along lines, in a fifth of numpy's time.
         torch.from_numpy(v.view("<i2")).cumsum_(2).cumsum_(1)
     return values.reshape(shape).view("<i2")

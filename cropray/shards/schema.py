@@ -1,8 +1,8 @@
-"""The shard format: which columns a Parquet shard has, what they hold, and how samples are checked.
+"""The shard format: the columns of a Parquet shard, their metadata and their checksums (docs/format.md).
 
-A tensor is one flat binary value a sample (C order, little endian). What all samples of a shard
-share stands as JSON in the Parquet schema metadata under the key `cropray`; docs/format.md shows
-it. Axes: C bands, T months (oldest first), H rows, W columns.
+A tensor is one flat binary value per sample (C order, little endian). What all samples of a shard share is
+JSON in the Parquet schema metadata, under the key `cropray`. Axes: C bands, T months (oldest first), H rows,
+W columns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cropray.types import UNLABELLED, BoolArray, IntArray, Patch, Period, Roi
 FORMAT_VERSION = 1
 METADATA_KEY = b"cropray"
 ROWS_KEY = b"cropray.rows"
-"""Footer key: xxh3 of the metadata and of all scalar columns (`columns.rows_checksum`)."""
+"""Footer key: `rows_checksum` of the shard."""
 
 _DATES = pa.list_(pa.field("item", pa.date32(), nullable=False))
 _FRACTIONS = pa.list_(pa.field("item", pa.float32(), nullable=False))
@@ -55,17 +55,20 @@ SCALARS: dict[str, pa.DataType] = {
     "valid_s1": _FRACTIONS,
     "xxh3": pa.uint64(),
 }
-"""Columns of one small value a sample. `row`, `col` place the patch in the ROI's grid, which
-`roi_height`, `roi_width`, `crs`, `x0`, `y0`, `resolution` describe; `valid_*` are by month;
-`labelled_fraction` is the share of pixels whose label is not UNLABELLED."""
+"""Columns of one small value per sample. `row` and `col` place the patch in the ROI's grid, which the next
+six describe. `valid_*` are shares of clear pixels by month; `labelled_fraction` is the share of pixels whose
+label is not UNLABELLED."""
 
+_AS_JSON = ("nodata", "window", "recipe", "source", "imagery")  # fields that the metadata holds as they are
 
 PLAIN, RESIDUALS = "plain", "residuals"
-"""How a tensor stands in its column: as its own bytes, or as `residuals.encode` makes of it."""
+"""Encodings of a tensor in its column: its own bytes, or those of `residuals.encode`."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
+    """Shape and type of one sample's tensor, and how its column encodes it."""
+
     shape: tuple[int, ...]
     dtype: str
     encoding: str = PLAIN
@@ -75,7 +78,7 @@ class TensorSpec:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def decode(self, value: bytes | memoryview) -> npt.NDArray[Any]:
-        """The tensor of one value of its column; a view of it where it is plain."""
+        """The tensor of one value of its column; a view of the value if the encoding is plain."""
         if self.encoding == RESIDUALS:
             return residuals.decode(value, self.shape)
         return np.frombuffer(value, self.dtype).reshape(self.shape)
@@ -83,28 +86,22 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ShardMetadata:
-    """What all samples of a data set share.
-
-    `window` is how the months were chosen (anchor, months, lead_months, as_of); `recipe` the hash
-    of all settings on which the pixels depend; `source` the identity of the imagery source; `imagery`
-    the settings of grid and composites; `encoding` is that of the 16-bit tensors in their columns.
-    Physical value = stored integer × scale, except where it is `nodata`.
-    """
+    """What all samples of a data set share. Physical value = stored integer × scale, unless `nodata`."""
 
     classes: tuple[str, ...]
-    size: int  # pixels a side of a patch
-    window: dict[str, Any]
+    size: int  # side of a patch in pixels
+    window: dict[str, Any]  # how the months were chosen: anchor, months, lead_months, as_of
     s1_quantity: str  # "gamma0" or "sigma0"
-    recipe: str
-    source: dict[str, Any]
-    imagery: dict[str, Any] = field(default_factory=dict)
+    recipe: str  # hash of all settings on which the pixels depend
+    source: dict[str, Any]  # identity of the imagery source
+    imagery: dict[str, Any] = field(default_factory=dict)  # settings of grid and composites
     has_truth: bool = False
     s2_bands: tuple[str, ...] = S2_NAMES
     s1_bands: tuple[str, ...] = S1_NAMES
     s2_scale: float = S2_BANDS[0].scale
     s1_scale: float = S1_BANDS[0].scale
     nodata: int = NODATA
-    encoding: str = PLAIN
+    encoding: str = PLAIN  # of the 16-bit tensors
 
     @property
     def months(self) -> int:
@@ -112,7 +109,7 @@ class ShardMetadata:
 
     @property
     def tensors(self) -> dict[str, TensorSpec]:
-        """The tensor columns in their order, which is also the order under the checksum."""
+        """The tensor columns, in the order in which the checksum covers them."""
         plane = (self.size, self.size)
         tensors = {
             "s2": TensorSpec((len(self.s2_bands), self.months, *plane), "<i2", self.encoding),
@@ -122,7 +119,7 @@ class ShardMetadata:
         return tensors | ({"truth": TensorSpec(plane, "|u1")} if self.has_truth else {})
 
     def differences(self, other: ShardMetadata) -> dict[str, tuple[Any, Any]]:
-        """What differs, as (of this, of the other) by name; nothing between shards of one data set."""
+        """Fields that differ, as (this, other) by name. Shards of one data set have none."""
         one, two = asdict(self), asdict(other)
         return {name: (one[name], two[name]) for name in one if one[name] != two[name]}
 
@@ -133,16 +130,12 @@ class ShardMetadata:
         return pa.schema(fields, metadata={METADATA_KEY: self.to_json()})
 
     def to_json(self) -> str:
-        """Canonical JSON; the tensor descriptions in it make a shard readable without this code."""
+        """Canonical JSON. Its descriptions of the tensors make a shard readable without this code."""
         axes = {"s2": "CTHW", "s1": "CTHW", "label": "HW", "truth": "HW"}
         bands = {
             "s2": {"bands": self.s2_bands, "scale": self.s2_scale, "unit": S2_BANDS[0].unit},
-            "s1": {
-                "bands": self.s1_bands,
-                "scale": self.s1_scale,
-                "unit": S1_BANDS[0].unit,
-                "quantity": self.s1_quantity,
-            },
+            "s1": {"bands": self.s1_bands, "scale": self.s1_scale, "unit": S1_BANDS[0].unit}
+            | {"quantity": self.s1_quantity},
         }
         tensors = {
             name: {"axes": axes[name], "shape": spec.shape, "dtype": spec.dtype}
@@ -150,24 +143,16 @@ class ShardMetadata:
             | bands.get(name, {})
             for name, spec in self.tensors.items()
         }
-        data = {
-            "format": FORMAT_VERSION,
-            "classes": self.classes,
-            "tensors": tensors,
-            "nodata": self.nodata,
-            "window": self.window,
-            "recipe": self.recipe,
-            "source": self.source,
-            "imagery": self.imagery,
-        }
+        data = {"format": FORMAT_VERSION, "classes": self.classes, "tensors": tensors}
+        data |= {name: getattr(self, name) for name in _AS_JSON}
         return json.dumps(data, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_schema(cls, schema: pa.Schema, where: str) -> ShardMetadata:
-        """The metadata of an open shard. Raises InputError, naming `where`, for any other file."""
+        """The metadata of an open shard. Raises InputError, naming the file `where`, for any other file."""
         text = (schema.metadata or {}).get(METADATA_KEY)
         if text is None:
-            raise InputError(f"{where} is no cropray shard (no {METADATA_KEY.decode()!r} in its metadata)")
+            raise InputError(f"{where} is not a cropray shard (no {METADATA_KEY.decode()!r} in its metadata)")
         try:
             data = json.loads(text)
             version = data["format"]
@@ -176,11 +161,11 @@ class ShardMetadata:
             raise InputError(f"{where}: its metadata is damaged ({error!r}); make the shard again") from error
         if metadata is None:
             raise InputError(
-                f"{where} is of shard format {version}, this cropray reads format {FORMAT_VERSION}; "
-                "make the shards again (export, compact) or use the version that did"
+                f"{where} has shard format {version}; this cropray reads format {FORMAT_VERSION}. "
+                "Make the shards again (export, compact), or use the version that made them"
             )
         if not schema.equals(metadata.schema):
-            raise InputError(f"{where}: its columns are not what its metadata says; make the shard again")
+            raise InputError(f"{where}: its columns contradict its metadata; make the shard again")
         return metadata
 
     @classmethod
@@ -188,29 +173,25 @@ class ShardMetadata:
         s2, s1 = data["tensors"]["s2"], data["tensors"]["s1"]
         encoding = s2.get("encoding", PLAIN)
         if encoding not in (PLAIN, RESIDUALS):
-            raise ValueError(f"encoding {encoding!r} is not known")
+            raise ValueError(f"unknown encoding {encoding!r}")
         return cls(
             classes=tuple(data["classes"]),
             size=s2["shape"][-1],
-            window=data["window"],
             s1_quantity=s1["quantity"],
-            recipe=data["recipe"],
-            source=data["source"],
-            imagery=data["imagery"],
             has_truth="truth" in data["tensors"],
             s2_bands=tuple(s2["bands"]),
             s1_bands=tuple(s1["bands"]),
             s2_scale=s2["scale"],
             s1_scale=s1["scale"],
-            nodata=data["nodata"],
             encoding=encoding,
+            **{name: data[name] for name in _AS_JSON},
         )
 
 
 def quantise(values: npt.NDArray[np.floating], valid: BoolArray, scale: float) -> IntArray:
-    """Physical values as stored integers; NODATA where not valid or not finite.
+    """Physical values as int16, clipped to its range; NODATA where not valid or not finite.
 
-    `valid` broadcasts against `values`. Values beyond the range of int16 are clipped to it.
+    `valid` broadcasts against `values`.
     """
     with np.errstate(invalid="ignore"):
         stored = np.clip(np.rint(values / scale), NODATA + 1, 32767)
@@ -218,27 +199,19 @@ def quantise(values: npt.NDArray[np.floating], valid: BoolArray, scale: float) -
 
 
 def encode_patch(patch: Patch, roi: Roi, extent: Grid, periods: Sequence[Period]) -> dict[str, Any]:
-    """One row of a shard, scalars and tensors; `extent` is the grid of the whole ROI."""
+    """One row of a shard: scalars and tensors. `extent` is the grid of the whole ROI."""
     tensors = {"s2": patch.s2_cthw, "s1": patch.s1_cthw, "label": patch.label_hw}
     if patch.truth_hw is not None:
         tensors["truth"] = patch.truth_hw
     data = {name: np.ascontiguousarray(values).tobytes() for name, values in tensors.items()}
     return {
         "sample_id": patch.sample_id,
-        "roi_id": roi.roi_id,
-        "crop": roi.crop,
-        "season": roi.season,
-        "country": roi.country,
-        "province": roi.province,
-        "split": roi.split,
+        **{name: getattr(roi, name) for name in ("roi_id", "crop", "season", "country", "province", "split")},
         "row": patch.row,
         "col": patch.col,
         "roi_height": extent.height,
         "roi_width": extent.width,
-        "crs": extent.crs,
-        "x0": extent.x0,
-        "y0": extent.y0,
-        "resolution": extent.resolution,
+        **{name: getattr(extent, name) for name in ("crs", "x0", "y0", "resolution")},
         "period_start": [period.start for period in periods],
         "period_end": [period.end for period in periods],
         "labelled_fraction": float(np.mean(patch.label_hw != UNLABELLED)),
@@ -250,13 +223,28 @@ def encode_patch(patch: Patch, roi: Roi, extent: Grid, periods: Sequence[Period]
 
 
 def to_table(rows: Sequence[Mapping[str, Any]], metadata: ShardMetadata) -> pa.Table:
-    """Rows of `encode_patch` as a table of the shard's schema."""
+    """Rows of `encode_patch` as a table with the shard's schema."""
     return pa.Table.from_pylist(rows, schema=metadata.schema)
 
 
 def checksum(buffers: Iterable[Any]) -> int:
-    """xxh3 (64 bit) of the tensors of one sample, in the order of `ShardMetadata.tensors`."""
+    """xxh3 (64 bit) of the plain tensors of one sample, in the order of `ShardMetadata.tensors`."""
     digest = xxhash.xxh3_64()
     for buffer in buffers:
         digest.update(buffer)
     return digest.intdigest()
+
+
+def rows_checksum(table: pa.Table, metadata_json: bytes) -> str:
+    """xxh3 (64 bit, hexadecimal) of the metadata and the scalar columns of a whole shard."""
+    digest = xxhash.xxh3_64(metadata_json)
+    for name in SCALARS:
+        column = table.column(name).combine_chunks()
+        if pa.types.is_list(column.type):
+            digest.update(np.ascontiguousarray(column.value_lengths()).tobytes())
+            column = column.flatten()
+        if pa.types.is_string(column.type):
+            digest.update("\n".join(column.to_pylist()).encode())
+        else:
+            digest.update(column.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()

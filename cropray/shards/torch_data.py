@@ -3,16 +3,15 @@
     loader = DataLoader(ShardBatches(uris, batch_size=16), batch_size=None, num_workers=4)
     loader = DataLoader(ShardSamples(uris), batch_size=16, shuffle=True)
 
-`ShardBatches` reads row groups in an order of its own and shares them out between the workers;
-`ShardSamples` reads any sample at any time. A sample or batch is a dict of tensors as they are stored, with
-`sample_id`. For shards on object storage, start workers with `multiprocessing_context="spawn"`: Arrow's
-clients do not survive a fork.
+`ShardBatches` has an order of its own, by row groups, shared out between the workers; `ShardSamples` reads
+any sample at any time. Both give dicts of tensors as they are stored. Workers that read object storage must
+be spawned (`multiprocessing_context="spawn"`), since Arrow's clients do not survive a fork.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,32 +28,29 @@ class ShardSamples(Dataset[Sample]):
     """Single samples by number. `options` are those of `ShardReader`."""
 
     def __init__(self, uris: Sequence[str], **options: Any) -> None:
-        self._uris, self._options = list(uris), options
-        self._length = len(self._reader.table)
+        self._reader = ShardReader(uris, batch_size=1, **options)
+        self._arguments = list(uris), options
 
-    @cached_property
-    def _reader(self) -> ShardReader:
-        return ShardReader(self._uris, batch_size=1, **self._options)
-
-    def __getstate__(self) -> dict[str, Any]:  # every worker opens the files itself
-        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+    def __reduce__(self) -> tuple[Any, ...]:  # every worker opens the files itself
+        uris, options = self._arguments
+        return partial(ShardSamples, **options), (uris,)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._reader.table)
 
     def __getitem__(self, index: int) -> Sample:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """Several samples at once; DataLoader calls this for a batch."""
+        """Several samples at once, for DataLoader."""
         batch = tensors(self._reader.take(indices))
         return [{name: values[i] for name, values in batch.items()} for i in range(len(indices))]
 
 
 class ShardBatches(IterableDataset[Sample]):
-    """Batches of an epoch, shared out between ranks and the workers of their DataLoaders.
+    """Batches of the epoch of `set_epoch`, shared out between ranks and the workers of their DataLoaders.
 
-    `options` are those of `ShardReader`. Call `set_epoch` before each epoch for a new order.
+    `options` are those of `ShardReader`.
     """
 
     def __init__(

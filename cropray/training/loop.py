@@ -15,7 +15,7 @@ import torch
 
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.losses import total
-from cropray.shards.order import EpochState, Stretch
+from cropray.shards.order import EpochSegment, EpochState
 from cropray.shards.reader import ShardReader
 from cropray.training.state import EpochMetrics, Snapshot, StateWriter, TrainState, name_of
 from cropray.training.step import StepResult, Trainer
@@ -266,7 +266,7 @@ def continued(state: EpochState, world_size: int, batch_size: int) -> tuple[Epoc
 
     Ranks of the same number and batch size continue in their own order: an interruption changes nothing.
     """
-    *earlier, last = state.read or (Stretch(0, 0, 0),)
+    *earlier, last = state.read or (EpochSegment(0, 0, 0),)
     if (last.world_size, last.batch_size) == (world_size, batch_size):
         return EpochState(state.epoch, tuple(earlier)), last.steps
     return state, 0

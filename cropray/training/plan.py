@@ -19,7 +19,7 @@ from cropray.models.heads import add_head, keep_heads
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import NORMALISATIONS
 from cropray.run import Inputs, Run
-from cropray.shards.file import fingerprint, refuse_missing, shard_uris
+from cropray.shards.file import check_shards, fingerprint, shard_uris
 from cropray.shards.order import balanced_weights
 from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
@@ -126,7 +126,7 @@ def training_inputs(run: Run, stage: str) -> Inputs:
     Raises InputError where shards are missing or damaged.
     """
     settings: TrainConfig = getattr(run.config, stage)
-    refuse_missing(run.folder, (run.summary("compact") or {}).get("shards", {}))
+    check_shards(run.folder, (run.summary("compact") or {}).get("shards", {}))
     inputs = {"shards": fingerprint(shard_uris(run.folder, "train") + shard_uris(run.folder, "val"))}
     for also in settings.also:
         place = run.place(also.run)

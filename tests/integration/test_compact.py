@@ -56,7 +56,7 @@ def test_a_damaged_sample_is_told_as_by_one_process(ray_local: None, tmp_path: P
         compact(run)
     # A flipped bit breaks the compressed bytes, or what is made of them.
     wanted = r"sample b-\S+ is damaged .* delete the file and run .*"
-    assert re.fullmatch(rf"{part}, row 1(: {wanted}| is cut or damaged .*)", str(refused.value))
+    assert re.fullmatch(rf"{part}, row 1(: {wanted}| is truncated or damaged .*)", str(refused.value))
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
