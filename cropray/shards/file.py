@@ -27,7 +27,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 # Found in the messages of Arrow's object storage clients, and in none about a file's content.
 _STORE = re.compile(r"AWS Error|HTTP status|curlCode|google::cloud")
-_WRITE_AGAIN = "delete it and run the stage that made it again"
+_WRITE_AGAIN = "delete the file and run the stage that made it again"
 
 
 @dataclass(frozen=True, eq=False)
