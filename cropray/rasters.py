@@ -6,9 +6,8 @@ The only module that imports rasterio. Axes: B bands, H rows (north to south), W
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,14 +126,8 @@ def read_grid(path: str) -> Grid:
         return _grid_of(source, path)
 
 
-@dataclass(frozen=True)
-class TiledWriter:
-    """Writes windows of a new raster, in any order."""
-
-    _dataset: Any
-
-    def write(self, values_bhw: npt.NDArray[Any], window: Window) -> None:
-        self._dataset.write(values_bhw, window=window.slices)
+Write = Callable[[npt.NDArray[Any], Window], None]
+"""Writes values (B, H, W) to a window of a new raster."""
 
 
 @contextmanager
@@ -148,8 +141,8 @@ def create_tiled(
     descriptions: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
     colours: Mapping[int, tuple[int, int, int]] | None = None,
-) -> Iterator[TiledWriter]:
-    """A tiled (Big)TIFF to fill window by window. Windows that are never written are `nodata`.
+) -> Iterator[Write]:
+    """A function that fills a tiled (Big)TIFF by windows, in any order. Unwritten windows are `nodata`.
 
     Memory stays at GDAL's block cache for any size. `colours` is the colour table of a single uint8
     band. An error in the block removes the file. Raises InputError if the disk is full or the folder
@@ -180,7 +173,7 @@ def create_tiled(
             dataset.update_tags(**(tags or {}))
             if colours is not None:
                 dataset.write_colormap(1, {value: (*rgb, 255) for value, rgb in colours.items()})
-            yield TiledWriter(dataset)
+            yield lambda values_bhw, window: dataset.write(values_bhw, window=window.slices)
         _check_blocks(path)
 
 

@@ -55,8 +55,8 @@ def test_web_mercator_pixels_are_not_taken_for_a_tenth_of_a_tenth_of_a_hectare()
 def test_class_areas_count_every_pixel_once(tmp_path: Path) -> None:
     grid = Grid("EPSG:32631", 600_000, 5_600_000, 10, 700, 900)
     values = np.random.default_rng(0).choice([0, 2, BACKGROUND, NODATA], grid.shape).astype(np.uint8)
-    with create_tiled(tmp_path / "a.tif", grid, count=1, dtype="uint8", nodata=NODATA) as writer:
-        writer.write(values[None], Window(0, 0, *grid.shape))
+    with create_tiled(tmp_path / "a.tif", grid, count=1, dtype="uint8", nodata=NODATA) as write_window:
+        write_window(values[None], Window(0, 0, *grid.shape))
     areas = class_areas(str(tmp_path / "a.tif"), CLASSES)
     assert {name: row["pixels"] for name, row in areas.items()} == {
         "wheat": (values == 0).sum(),

@@ -31,7 +31,7 @@ def from_origin(west: float, north: float, width: float, height: float) -> raste
     return rasterio.Affine(width, 0, west, 0, -height, north)
 
 
-def write(path: Path, values: np.ndarray, transform, crs="EPSG:32631", nodata=None) -> str:
+def write_raster(path: Path, values: np.ndarray, transform, crs="EPSG:32631", nodata=None) -> str:
     with rasterio.open(
         path,
         "w",
@@ -69,7 +69,7 @@ def test_burning_nothing_gives_the_fill_value() -> None:
 def test_reading_takes_the_pixel_that_holds_the_centre_in_another_crs(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(1, 3000, (200, 300)).astype(np.int16)
     lon, lat = 3.0, 51.0
-    path = write(tmp_path / "a.tif", values, from_origin(lon, lat, 1e-4, 1e-4), crs="EPSG:4326")
+    path = write_raster(tmp_path / "a.tif", values, from_origin(lon, lat, 1e-4, 1e-4), crs="EPSG:4326")
     grid = Grid.covering((lon + 1e-3, lat - 0.015, lon + 0.02, lat - 1e-3), "EPSG:4326")
     x, y = np.meshgrid(*grid.centres())
     east, north = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
@@ -86,7 +86,7 @@ def test_reading_takes_the_pixel_that_holds_the_centre_in_another_crs(tmp_path: 
 def test_uncovered_and_nodata_pixels_are_marked(tmp_path: Path, own: int | None, missing: int) -> None:
     values = np.full((4, 4), 5, np.int16)
     values[1, 1] = 7
-    path = write(tmp_path / "a.tif", values, from_origin(500_000, 5_650_000, 10, 10), nodata=own)
+    path = write_raster(tmp_path / "a.tif", values, from_origin(500_000, 5_650_000, 10, 10), nodata=own)
     read = read_nearest(path, GRID.window(Window(-1, -1, 6, 6)), nodata=missing)
     wanted = np.full((6, 6), missing)
     wanted[1:5, 1:5] = 5
@@ -104,7 +104,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("crs", "transform"), [(None, from_origin(0, 0, 10, 10)), ("EPSG:32631", rasterio.Affine.identity())]
 )
 def test_a_raster_without_georeference_is_refused(tmp_path: Path, crs, transform) -> None:
-    path = write(tmp_path / "bare.tif", np.ones((4, 4), np.uint8), transform, crs=crs)
+    path = write_raster(tmp_path / "bare.tif", np.ones((4, 4), np.uint8), transform, crs=crs)
     with pytest.raises(InputError, match=r"bare\.tif has no georeference"):
         read_nearest(path, GRID, 0)
 
@@ -112,17 +112,17 @@ def test_a_raster_without_georeference_is_refused(tmp_path: Path, crs, transform
 def test_a_damaged_raster_is_named(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 255, (400, 400), dtype=np.uint8)
     path = tmp_path / "cut.tif"
-    write(path, values, from_origin(500_000, 5_650_000, 10, 10))
+    write_raster(path, values, from_origin(500_000, 5_650_000, 10, 10))
     path.write_bytes(path.read_bytes()[:60_000])
     with pytest.raises(InputError, match=r"cannot read the raster .*cut\.tif"):
         read_window(str(path), Window(300, 0, 100, 400))
 
 
 def filled(path: Path, grid: Grid, values_bhw: np.ndarray, **options) -> None:
-    with create_tiled(path, grid, count=len(values_bhw), dtype="uint8", nodata=255, **options) as writer:
+    with create_tiled(path, grid, count=len(values_bhw), dtype="uint8", nodata=255, **options) as write:
         for window in grid.blocks(500):  # across the file's own blocks
             rows, cols = window.slices
-            writer.write(values_bhw[:, rows, cols], window)
+            write(values_bhw[:, rows, cols], window)
 
 
 def test_written_windows_make_up_the_raster_and_the_others_are_nodata(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_written_windows_make_up_the_raster_and_the_others_are_nodata(tmp_path: 
     assert read_grid(str(tmp_path / "a.tif")) == grid
     window = Window(700, 640, 300, 400)
     assert np.array_equal(read_window(str(tmp_path / "a.tif"), window), values[:, 700:1000, 640:1040])
-    with create_tiled(tmp_path / "b.tif", grid, count=1, dtype="uint8", nodata=255) as writer:
-        writer.write(values[:1, :512, :512], Window(0, 0, 512, 512))
+    with create_tiled(tmp_path / "b.tif", grid, count=1, dtype="uint8", nodata=255) as write:
+        write(values[:1, :512, :512], Window(0, 0, 512, 512))
     whole = read_window(str(tmp_path / "b.tif"), Window(0, 0, *grid.shape))[0]
     assert np.array_equal(whole[:512, :512], values[0, :512, :512])
     assert (whole[512:] == 255).all()
@@ -196,9 +196,9 @@ grid = Grid("EPSG:32631", 500_000, 5_650_000, 10, 2048, 2048)
 noise = np.random.default_rng(0).integers(0, 200, (1, 512, 512), dtype=np.uint8)
 
 def fill(path):
-    with create_tiled(path, grid, count=1, dtype="uint8", nodata=255) as writer:
+    with create_tiled(path, grid, count=1, dtype="uint8", nodata=255) as write:
         for window in grid.blocks(512):
-            writer.write(noise, window)
+            write(noise, window)
 
 fill(folder / "whole.tif")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

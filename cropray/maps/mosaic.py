@@ -55,7 +55,7 @@ def assemble(
                 tags=tags,
                 colours=colour_table(len(classes)),
             )
-        ).write
+        )
         write_percent = None
         if probabilities:
             write_percent = stack.enter_context(
@@ -68,7 +68,7 @@ def assemble(
                     descriptions=classes,
                     tags={**tags, "UNIT": "per cent"},
                 )
-            ).write
+            )
         for tile in tiles:
             result = read_tile(tile)
             if (result.class_hw == NODATA).all():
