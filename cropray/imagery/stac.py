@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,19 +28,9 @@ from cropray.bands import S1_BANDS, S2_BANDS, SCL_ALIASES
 from cropray.config.imagery import StacCollectionConfig, StacConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
+from cropray.imagery import stac_items
 from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
-from cropray.imagery.stac_items import (
-    Backscatter,
-    backscatter,
-    backscatter_scaling,
-    find_asset,
-    footprint,
-    is_in_crs,
-    item_time,
-    nodata,
-    orbit,
-    reflectance_scaling,
-)
+from cropray.imagery.stac_items import Backscatter, find_asset, footprint, item_time
 from cropray.rasters import read_window
 from cropray.storage import Folder
 from cropray.types import Composite, FloatArray, ImageRequest, Period
@@ -51,33 +40,8 @@ _READERS = 8  # scenes read at a time: remote files are latency, not bandwidth
 _Scene = TypeVar("_Scene", S1Scene, S2Scene)
 
 
-class Catalogue(ABC):
-    """The items of one collection."""
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """JSON that names the items, for the identity of the source."""
-
-    @abstractmethod
-    def sample(self) -> list[pystac.Item]:
-        """Items that show what the collection holds: all of a file, one of an API."""
-
-    @abstractmethod
-    def candidates(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
-        """At least all items that touch `area` (lon, lat) in [start, end)."""
-
-    def search(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
-        """The items that touch `area` (lon, lat) in [start, end), by time and id."""
-        found = [
-            item
-            for item in self.candidates(area, start, end)
-            if start <= item_time(item).date() < end and footprint(item).intersects(area)
-        ]
-        return sorted(found, key=lambda item: (item_time(item), item.id))
-
-
 @dataclass(frozen=True)
-class FileCatalogue(Catalogue):
+class FileCatalogue:
     """A STAC ItemCollection at a path or URI. Relative paths of assets start from its folder."""
 
     uri: str
@@ -88,9 +52,11 @@ class FileCatalogue(Catalogue):
         return {"items_sha256": hashlib.sha256(self._bytes).hexdigest(), "collection": self.collection}
 
     def sample(self) -> list[pystac.Item]:
+        """Items that show what the collection holds."""
         return self._items
 
-    def candidates(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:  # noqa: ARG002
+    def candidates(self, _area: BaseGeometry, _start: date, _end: date) -> list[pystac.Item]:
+        """At least all items that touch `area` (lon, lat) in [start, end)."""
         return self._items
 
     @cached_property
@@ -121,7 +87,7 @@ class FileCatalogue(Catalogue):
 
 
 @dataclass(frozen=True)
-class ApiCatalogue(Catalogue):
+class ApiCatalogue:
     """A collection of a STAC API with item search."""
 
     url: str
@@ -152,6 +118,17 @@ class ApiCatalogue(Catalogue):
         if not exists:
             raise InputError(f"the STAC API {self.url} has no collection {self.collection!r}")
         return items
+
+
+Catalogue = FileCatalogue | ApiCatalogue
+
+
+def search(catalogue: Catalogue, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
+    """The items that touch `area` (lon, lat) in [start, end), by time and id."""
+    candidates = catalogue.candidates(area, start, end)
+    in_time = [item for item in candidates if start <= item_time(item).date() < end]
+    found = [item for item in in_time if footprint(item).intersects(area)]
+    return sorted(found, key=lambda item: (item_time(item), item.id))
 
 
 def open_catalogue(config: StacCollectionConfig, key: str) -> Catalogue:
@@ -196,8 +173,8 @@ class StacSource:
             )
         start, end = request.periods[0].start, request.periods[-1].end
         grid, extent = _outline(request.grid), _outline(request.extent)
-        s2_items = self._s2.search(grid, start, end)
-        s1_items = self._s1.search(extent, start, end)
+        s2_items = search(self._s2, grid, start, end)
+        s1_items = search(self._s1, extent, start, end)
         read_s2 = partial(self._read_s2, grid=request.grid)
         read_s1 = partial(self._read_s1, grid=request.grid, extent=extent, quantity=self._quantity)
         with warnings.catch_warnings():
@@ -220,7 +197,7 @@ class StacSource:
 
     def _backscatter(self, item: pystac.Item) -> Backscatter:
         assets = [find_asset(item, band.aliases) for band in S1_BANDS]
-        kinds = {backscatter(item, asset, self._config.s1) for asset in assets}
+        kinds = {stac_items.backscatter(item, asset, self._config.s1) for asset in assets}
         if len(kinds) != 1:
             raise InputError(f"the STAC item {item.id} holds VV and VH of different kinds: {kinds}")
         return kinds.pop()
@@ -229,7 +206,7 @@ class StacSource:
         reflectance_chw = np.empty((len(S2_BANDS), *grid.shape), np.float32)
         for c, band in enumerate(S2_BANDS):
             asset = find_asset(item, band.aliases)
-            scale, offset = reflectance_scaling(item, asset, self._config.s2)
+            scale, offset = stac_items.reflectance_scaling(item, asset, self._config.s2)
             number_hw = _read(item, asset, grid, src_nodata_override=0)  # in every L2A product
             reflectance_chw[c] = (number_hw + np.float32(offset / scale)) * np.float32(scale)
         scl_hw = _read(item, find_asset(item, SCL_ALIASES), grid, nearest=True, src_nodata_override=0)
@@ -242,11 +219,11 @@ class StacSource:
         power_chw = np.empty((len(S1_BANDS), *grid.shape), np.float32)
         for c, band in enumerate(S1_BANDS):
             asset = find_asset(item, band.aliases)
-            scale, offset = backscatter_scaling(item, asset)
-            value_hw = _read(item, asset, grid, src_nodata_fallback=nodata(item, asset)) * np.float32(scale)
-            value_hw += np.float32(offset)
+            scale, offset = stac_items.backscatter_scaling(item, asset)
+            value_hw = _read(item, asset, grid, src_nodata_fallback=stac_items.nodata(item, asset))
+            value_hw = value_hw * np.float32(scale) + np.float32(offset)
             power_chw[c] = value_hw if kind.unit == "linear" else 10 ** (value_hw / 10)
-        orbit_pass, relative_orbit = orbit(item)
+        orbit_pass, relative_orbit = stac_items.orbit(item)
         contains = bool(footprint(item).covers(extent))
         return S1Scene(item_time(item), relative_orbit, orbit_pass, contains, power_chw)
 
@@ -269,7 +246,7 @@ def _read(
     params = RasterLoadParams(
         dtype="float32",
         fill_value=np.nan,
-        resampling="nearest" if nearest or is_in_crs(item, asset, grid.crs) else "bilinear",
+        resampling="nearest" if nearest or stac_items.is_in_crs(item, asset, grid.crs) else "bilinear",
         **src_nodata,
     )
     geobox, driver = GeoBox(grid.shape, Affine(*grid.transform), grid.crs), RioDriver()

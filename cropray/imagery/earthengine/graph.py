@@ -27,16 +27,7 @@ from cropray.bands import NODATA, S1_BANDS
 from cropray.config.imagery import EarthEngineConfig
 from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.imagery.earthengine.session import (
-    Transport,
-    UnavailableError,
-    client_failure,
-    credentials_of,
-    failure,
-    project_of,
-    retry_after_s,
-    sign_in_failure,
-)
+from cropray.imagery.earthengine import session
 from cropray.imagery.earthengine.tiling import S1_NAMES, S2_NAMES, Chunk, band_names
 from cropray.types import ByteArray, CompositeRecipe, ImageRequest
 
@@ -237,8 +228,8 @@ class Client:
 
     def __init__(self, config: EarthEngineConfig) -> None:
         self._config = config
-        self._project = project_of(config)
-        self._transport = Transport(
+        self._project = session.project_of(config)
+        self._transport = session.Transport(
             config.deadline_s, config.in_flight, through_proxies=not config.is_loopback
         )
         self.last_answer = self._transport.last_answer
@@ -252,7 +243,7 @@ class Client:
         try:
             ee.data.setMaxRetries(0)  # ours are bounded, counted and logged
             ee.Initialize(
-                credentials_of(config),
+                session.credentials_of(config),
                 url=config.url or f"https://{_HOSTS[config.endpoint]}.googleapis.com",
                 project=self._project or None,  # None: that of the credentials
                 http_transport=self._transport,
@@ -305,15 +296,15 @@ class Client:
             # The client drops the status of an answer, but keeps the answer as the context.
             answer = error if isinstance(error, HttpError) else error.__context__
             if isinstance(answer, HttpError):
-                waits_s = retry_after_s(answer.resp)
-                raise failure(int(answer.resp.status), str(answer.reason), self._project, waits_s) from error
-            raise client_failure(str(error)) from error
+                status, waits_s = int(answer.resp.status), session.retry_after_s(answer.resp)
+                raise session.failure(status, str(answer.reason), self._project, waits_s) from error
+            raise session.client_failure(str(error)) from error
         except GoogleAuthError as error:
             if error.retryable or isinstance(error, TransportError):
-                raise UnavailableError(f"signing in: {error}") from error
-            raise sign_in_failure(error, self.last_answer.clock_ahead_s) from error
+                raise session.UnavailableError(f"signing in: {error}") from error
+            raise session.sign_in_failure(error, self.last_answer.clock_ahead_s) from error
         except (ConnectionError, TimeoutError) as error:
-            raise UnavailableError(str(error) or type(error).__name__) from error
+            raise session.UnavailableError(str(error) or type(error).__name__) from error
 
 
 @lru_cache(64)

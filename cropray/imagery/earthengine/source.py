@@ -22,25 +22,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS
 from cropray.config.imagery import EarthEngineConfig
 from cropray.errors import InputError
+from cropray.imagery.earthengine import session, tiling
 from cropray.imagery.earthengine.graph import S1_COLLECTION, S2_COLLECTION, Client, MapAsset, map_asset
 from cropray.imagery.earthengine.quota import Attempt, LocalQuota, RequestQuota, released
-from cropray.imagery.earthengine.session import (
-    RateLimitedError,
-    RequestError,
-    TooLargeError,
-    UnavailableError,
-)
-from cropray.imagery.earthengine.tiling import (
-    BANDS,
-    CODED,
-    MAX_BYTES,
-    STORED,
-    AdaptiveSize,
-    Chunk,
-    band_names,
-    estimate_cost,
-    plan_chunks,
-)
+from cropray.imagery.earthengine.tiling import Chunk
 from cropray.types import Composite, ImageRequest, IntArray
 
 _PREFLIGHT_ATTEMPTS = 5  # some ten seconds, while the person who started the export is still there
@@ -65,13 +50,13 @@ class EarthEngineSource:
         quota: RequestQuota | None = None,
         slots: threading.Semaphore | None = None,
         *,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int = tiling.MAX_BYTES,
         max_wait_s: float = 60.0,
     ) -> None:
         self._config, self._slots, self._max_wait_s = config, slots, max_wait_s
         self._quota = quota or LocalQuota(config.in_flight, config.per_second, config.lease_s)
         self._client = Client(config)
-        self._size = AdaptiveSize(max_bytes)
+        self._size = tiling.AdaptiveSize(max_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EarthEngineSource, (self._config, self._quota)
@@ -100,9 +85,9 @@ class EarthEngineSource:
         attempts = min(self._config.attempts, _PREFLIGHT_ATTEMPTS)
         try:
             self._composite(replace(request, grid=one, name=f"{request.name} (one pixel, to try)"), attempts)
-        except TooLargeError:
+        except session.TooLargeError:
             return  # the service lacks memory or time, but it has let this account in
-        except RequestError as error:
+        except session.RequestError as error:
             raise InputError(
                 f"Earth Engine does not answer ({error}, after {attempts} attempts); check "
                 "source.earthengine.url and the connection, or try again later"
@@ -110,19 +95,20 @@ class EarthEngineSource:
 
     def estimate(self, requests: Iterable[ImageRequest]) -> dict[str, Any]:
         """See MeteredSource. Does not include requests that the service refuses for their size."""
-        return estimate_cost([chunk for request in requests for chunk in plan_chunks(request)], self._config)
+        chunks = [chunk for request in requests for chunk in tiling.plan_chunks(request)]
+        return tiling.estimate_cost(chunks, self._config)
 
     def _composite(self, request: ImageRequest, attempts: int) -> Composite:
         assets = {name: map_asset(name, self._config.eucropmap_year) for name in request.maps}
-        stored_tchw = np.empty((len(request.periods), BANDS, *request.grid.shape), STORED)
-        coded = {name: np.zeros(request.grid.shape, CODED) for name in assets}
-        chunks = deque(plan_chunks(request, self._size.max_bytes))
+        stored_tchw = np.empty((len(request.periods), tiling.BANDS, *request.grid.shape), tiling.STORED)
+        coded = {name: np.zeros(request.grid.shape, tiling.CODED) for name in assets}
+        chunks = deque(tiling.plan_chunks(request, self._size.max_bytes))
         while chunks:
             chunk = chunks.popleft()
             try:
                 with released(self._slots):
                     pixels = self._fetch(chunk, request, assets, attempts)
-            except TooLargeError:
+            except session.TooLargeError:
                 self._size.record_refusal(chunk)
                 halves = chunk.halves()
                 if halves is None:
@@ -148,7 +134,7 @@ class EarthEngineSource:
 
     def _fetch(self, chunk: Chunk, request: ImageRequest, assets: Assets, attempts: int) -> Pixels:
         retrying = Retrying(
-            retry=retry_if_exception_type((RateLimitedError, UnavailableError)),
+            retry=retry_if_exception_type((session.RateLimitedError, session.UnavailableError)),
             stop=stop_after_attempt(attempts),
             wait=wait_random_exponential(multiplier=1, max=self._max_wait_s),
             reraise=True,
@@ -167,7 +153,7 @@ class EarthEngineSource:
             attempt = replace(
                 attempt, outcome="done", error="", restricted=self._client.last_answer.restricted
             )
-        except RequestError as error:
+        except session.RequestError as error:
             waits_s = min(error.retry_after_s, self._config.deadline_s)
             attempt = replace(attempt, outcome=error.outcome, error=str(error), retry_after_s=waits_s)
             raise
@@ -181,18 +167,19 @@ class EarthEngineSource:
 
 def _decode(content: bytes, chunk: Chunk) -> Pixels:
     """The pixels of a response. Raises UnavailableError for any other content."""
-    names = band_names(chunk.stop - chunk.first)
-    wanted = np.dtype([(name, STORED) for name in names] + [(name, CODED) for name in chunk.maps])
+    bands = [(name, tiling.STORED) for name in tiling.band_names(chunk.stop - chunk.first)]
+    wanted = np.dtype(bands + [(name, tiling.CODED) for name in chunk.maps])
     size = (chunk.window.height, chunk.window.width)
     file = io.BytesIO(content)
     try:
         shape, by_columns, dtype = _READ_HEADER[np.lib.format.read_magic(file)](file)
         if shape != size or dtype != wanted or by_columns:
-            raise UnavailableError(f"the answer is {shape} of {dtype}, wanted {size} of {wanted}")
+            raise session.UnavailableError(f"the answer is {shape} of {dtype}, wanted {size} of {wanted}")
         # Not np.load, which copies: many answers may be waiting.
         pixels: Pixels = np.frombuffer(content, wanted, math.prod(size), file.tell())
     except (ValueError, KeyError) as error:
-        raise UnavailableError(f"the answer of {len(content)} bytes is not an array: {error}") from error
+        message = f"the answer of {len(content)} bytes is not an array: {error}"
+        raise session.UnavailableError(message) from error
     return pixels.reshape(size)
 
 
@@ -202,7 +189,7 @@ def _unpack(pixels: Pixels, out_tchw: IntArray) -> None:
     A few rows at a time, whose bands stay in the cache: this is four times faster.
     """
     months, bands, height, _ = out_tchw.shape
-    names = iter(band_names(months))
+    names = iter(tiling.band_names(months))
     planes = [(next(names), out_tchw[t, c]) for t in range(months) for c in range(bands)]
     for start in range(0, height, _UNPACKED_ROWS):
         rows = np.s_[start : start + _UNPACKED_ROWS]
