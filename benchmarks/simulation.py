@@ -1,12 +1,11 @@
-"""The simulated world: how hard it is, and how near to reality.
+"""How hard the simulation is, and how close to reality.
 
     python benchmarks/simulation.py [--signatures CSV] [--json]
 
-First table, "one date is not enough, and months matter": macro-F1 over the eight crops, on places
-apart from those of training, of a random forest that is given every label; by what it sees. Second
-table: means and spreads of the simulated composites beside those measured over Flanders, by crop
-(calendar months December to August; needs the table of real signatures). Third: gaps, and the
-errors of the maps that the world gives out.
+First table: one date is not enough, and months matter. Macro-F1 over the eight crops of a random forest that
+has every label, on places other than those of training, by what it sees. Second table: means and spreads of
+the simulated composites beside those measured over Flanders, by crop (calendar months December to August;
+needs the table of measured signatures). Third: gaps, and the errors of the maps that the simulation offers.
 """
 
 from __future__ import annotations
@@ -43,26 +42,26 @@ REAL_NAMES = {
     "sugar beet": "sugar_beet",
     "permanent grass": "grass",
 }
-# The spread of a single field says little about that of a crop: these have one or two in the table.
+# The spread within one or two fields, as in the table, says little about that of a crop.
 FEW_FIELDS = ("winter_barley", "potato")
 
 
 def places(count: int, seed: int) -> list[Grid]:
-    """Squares of about 480 m at random places where the sites of a demonstration lie."""
+    """Squares of about 480 m at random places in the area of the demonstration's sites."""
     rng = np.random.default_rng(seed)
     corners = zip(rng.uniform(3.7, 5.0, count), rng.uniform(50.1, 50.8, count), strict=True)
     return [Grid.covering((lon, lat, lon + 0.0068, lat + 0.0043), "EPSG:4326") for lon, lat in corners]
 
 
 def months_until(as_of: date, count: int) -> tuple[Period, ...]:
-    """Calendar-length months of which the last ends with the as-of date."""
+    """Months of calendar length; the last one ends with the as-of date."""
     return _months(as_of.year, as_of.month - count, as_of.day + 1, count)
 
 
 def samples(
     source: SimulatedSource, grids: list[Grid], periods: tuple[Period, ...]
 ) -> tuple[FloatArray, np.ndarray[Any, Any]]:
-    """Pixels (N, T, 12), NaN where not seen, and their true codes (N,)."""
+    """Pixels (N, T, 12), NaN without a clear view, and their true codes (N,)."""
     values, codes = [], []
     for grid in grids:
         image = source.composite(ImageRequest(grid, grid, periods))
@@ -75,7 +74,7 @@ def samples(
 
 
 def difficulty(source: SimulatedSource, count: int) -> dict[str, float]:
-    """Macro-F1 over crops by what the forest sees; other land is a ninth class."""
+    """Macro-F1 over the crops by what the forest sees. Other land is a ninth class."""
     periods = months_until(AS_OF, 6)
     train_x, train_codes = samples(source, places(count, 1), periods)
     test_x, test_codes = samples(source, places(count // 2, 2), periods)
@@ -103,7 +102,7 @@ def difficulty(source: SimulatedSource, count: int) -> dict[str, float]:
 
 
 def against_real(source: SimulatedSource, signatures: Path, count: int) -> dict[str, dict[str, float]]:
-    """By crop, over December to August: mean distance of the monthly means, and ratios of spread."""
+    """By crop, over December to August: mean difference of the monthly means, and ratios of spread."""
     periods = _months(2022, 0, 1, 9)
     values, codes = samples(source, places(count, 3), periods)
     values[:, :, 10:] -= GAMMA0_DB  # the table holds sigma0
@@ -152,7 +151,7 @@ def gaps_and_maps(source: SimulatedSource, count: int) -> dict[str, float]:
 
 
 def seconds_a_patch(source: SimulatedSource) -> float:
-    """CPU seconds for composites of 64 x 64 px, six months, both sensors, in one tile of 512 px."""
+    """CPU seconds for composites of 64 x 64 px, six months and both sensors, in one tile of 512 px."""
     grid = Grid("EPSG:32631", 590_000, 5_600_000, 10, 512, 512)
     source.composite(ImageRequest(grid.window(next(grid.blocks(64))), grid, months_until(AS_OF, 1)))
     start = time.process_time()
@@ -161,7 +160,7 @@ def seconds_a_patch(source: SimulatedSource) -> float:
 
 
 def _months(year: int, month: int, day: int, count: int) -> tuple[Period, ...]:
-    """Months from a day of a month on; the month may lie before January."""
+    """Months that begin with a day of a month, which may lie before January."""
     firsts = [date(year + (month - 1 + n) // 12, (month - 1 + n) % 12 + 1, day) for n in range(count + 1)]
     return tuple(Period(start, end) for start, end in pairwise(firsts))
 
@@ -173,11 +172,11 @@ def _ndvi(mean_tc: FloatArray) -> FloatArray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="how hard and how real the simulated world is")
+    parser = argparse.ArgumentParser(description="how hard and how real the simulation is")
     real = ROOT.parent / "shared" / "data" / "real_signatures.csv"
     parser.add_argument("--signatures", type=Path, default=real, help="table of measured signatures")
-    parser.add_argument("--places", type=int, default=80, help="squares to learn from")
-    parser.add_argument("--seed", type=int, default=0, help="of the world")
+    parser.add_argument("--places", type=int, default=80, help="squares for training")
+    parser.add_argument("--seed", type=int, default=0, help="of the simulation")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     given = parser.parse_args()
     source = SimulatedSource(SimulatedConfig(seed=given.seed))
@@ -200,7 +199,7 @@ def main() -> None:
     if "against_real" not in result:
         print(f"no table of real signatures at {given.signatures}: no comparison")
         return
-    print("simulated beside real: mean distance of monthly means; median ratio of spreads")
+    print("simulated and measured: mean difference of monthly means; median ratio of spreads")
     print(pd.DataFrame(result["against_real"]).T.round(3).to_string())
 
 

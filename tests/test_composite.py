@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
+from cropray.imagery.composite import Orbit, S1Scene, S2Scene, choose_orbits, composite_scenes
 from cropray.types import Composite, CompositeRecipe, ImageRequest, Period
 
 MAY = Period(date(2021, 5, 1), date(2021, 6, 1))
@@ -162,9 +162,9 @@ def test_a_view_that_is_not_clear_counts_nowhere(scl: int) -> None:
 
 
 def test_a_view_that_lacks_one_band_counts_in_none() -> None:
-    lame = optical(0.9)
-    lame.reflectance_chw[3, 1, 1] = np.nan
-    got = composite([lame, optical(0.1)])
+    incomplete = optical(0.9)
+    incomplete.reflectance_chw[3, 1, 1] = np.nan
+    got = composite([incomplete, optical(0.1)])
     np.testing.assert_array_equal(got.s2_tchw[0, :, 1, 1], np.float32(0.1))
     np.testing.assert_allclose(got.s2_tchw[0, :, 0, 0], 0.5)
     assert got.s2_valid_thw.all()
@@ -238,14 +238,14 @@ def plain_mosaic(scenes: Sequence[S1Scene], order: Sequence[str]) -> np.ndarray:
     return out
 
 
-def test_scenes_that_contain_the_extent_go_before_a_preferred_pass_that_does_not() -> None:
+def test_a_pass_that_contains_the_extent_goes_before_a_preferred_one_that_does_not() -> None:
     scenes = [radar(0.1, 7, "ascending", contains=False), radar(0.4, 3, "descending")]
     got = composite(s1=scenes)
     np.testing.assert_allclose(got.s1_tchw, db(0.4), rtol=1e-6)
     assert got.scenes["s1"] == (1,)
 
 
-def test_of_the_orbits_the_one_with_most_scenes_lies_on_top_then_the_lower_number() -> None:
+def test_the_orbit_with_most_scenes_lies_on_top_then_the_lower_number() -> None:
     left, right = np.full(SHAPE, np.nan), np.full(SHAPE, np.nan)
     left[:, :3], right[:, 2:] = 1, 1
     twice = [radar(0.1 * left, 9, contains=False)] * 2
@@ -254,6 +254,19 @@ def test_of_the_orbits_the_one_with_most_scenes_lies_on_top_then_the_lower_numbe
     np.testing.assert_allclose(got.s1_tchw[0, 0, 0], [db(0.1)] * 3 + [db(0.2)] * 2, rtol=1e-5)
     equal = composite(s1=[radar(0.3, 5, contains=False), radar(0.2 * right, 2, contains=False)])
     np.testing.assert_allclose(equal.s1_tchw[0, 0, 0], [db(0.3)] * 2 + [db(0.2)] * 3, rtol=1e-5)
+
+
+def test_orbits_are_chosen_from_counts_of_scenes_alone() -> None:
+    passes = ("ascending", "descending")
+    first, second = Orbit("ascending", False, 2), Orbit("ascending", False, 9)
+    other = Orbit("descending", False, 7)
+    counts = {second: 2, first: 2, other: 5}
+    assert choose_orbits(counts, passes) == [first, second, other]  # by pass, then the lower number
+    assert choose_orbits({**counts, second: 3}, passes) == [second, first, other]  # more scenes first
+    whole = Orbit("descending", True, 7)
+    assert choose_orbits({**counts, whole: 1}, passes) == [whole]
+    assert choose_orbits({**counts, whole: 1}, ("ascending",)) == [first, second]
+    assert choose_orbits({}, passes) == []
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_a_swath_edge_leaves_nodata_and_does_not_contain_the_extent():
     assert not any(scene.contains_extent for scene in half)
 
 
-def test_acquisitions_are_missing_here_and_there():
+def test_some_acquisitions_are_missing():
     years = Period(date(2015, 1, 1), date(2025, 1, 1))
     days = len(s2_days(0, years))
     assert 0.85 < days / (3653 / 5) < 0.97
@@ -199,7 +199,7 @@ def wide_maps():
     return {name: SOURCE.class_map(name, grid) for name in ("truth", "eucropmap", "land_cover")}
 
 
-def test_all_crops_and_lands_are_there(wide_maps):
+def test_all_crops_and_lands_occur(wide_maps):
     share = {code: (wide_maps["truth"] == code).mean() for code in TRUTH_CODES.values()}
     assert len(set(TRUTH_CODES.values())) == len(TRUTH_CODES)
     assert abs(sum(share.values()) - 1) < 1e-9

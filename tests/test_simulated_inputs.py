@@ -1,4 +1,4 @@
-"""What the simulated world writes for its user."""
+"""The inputs that the simulation writes: parcels, provinces, a calendar and a table of regions."""
 
 import json
 from datetime import date
@@ -41,17 +41,16 @@ def contents(directory):
 
 def test_writing_again_changes_nothing(written, tmp_path):
     directory, rois = written
-    files = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    before = {
-        path: ((directory / path).stat().st_mtime_ns, (directory / path).read_bytes()) for path in files
-    }
+    before = contents(directory)
     assert write_inputs(CONFIG, directory) == rois
-    assert {p: ((directory / p).stat().st_mtime_ns, (directory / p).read_bytes()) for p in files} == before
+    assert contents(directory) == before
     write_inputs(CONFIG, tmp_path)
-    assert {path: (tmp_path / path).read_bytes() for path in files} == {p: b for p, (_, b) in before.items()}
+    assert {path: data for path, (_, data) in contents(tmp_path).items()} == {
+        path: data for path, (_, data) in before.items()
+    }
 
 
-def test_every_file_named_is_there(written):
+def test_every_named_file_exists(written):
     directory, rois = written
     names = [c.path for c in rois.parcels] + [rois.table, rois.calendar.path, rois.provinces.path]
     assert rois.data_root == str(directory)
@@ -81,7 +80,7 @@ def test_parcels_lie_inside_fields_of_their_crop(written, crop):
         assert (truth[inside] == TRUTH_CODES[crop]).all()
 
 
-def test_a_part_of_the_fields_is_annotated(tmp_path):
+def test_some_of_the_fields_are_annotated(tmp_path):
     write_inputs(CONFIG, tmp_path / "some")
     write_inputs(CONFIG.model_copy(update={"annotated_fraction": 1.0}), tmp_path / "all")
     some, whole = (sum(len(parcels_of(tmp_path / name, crop)) for crop in CROPS) for name in ("some", "all"))

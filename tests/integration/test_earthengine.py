@@ -302,7 +302,7 @@ def test_settings_that_cannot_work_are_refused_before_the_first_tile(
         return Run(run.folder, updated(run.config, {k.replace("__", "."): v for k, v in changes.items()}))
 
     assert "no map 'cropland'" in refused(changed(labels__class_map__path="source:cropland"))
-    assert "is there a project 'missing'" in refused(changed(source__earthengine__project="missing"))
+    assert "project 'missing' exists" in refused(changed(source__earthengine__project="missing"))
     assert "enable the Earth Engine API" in refused(changed(source__earthengine__project="disabled"))
     other = Run(undisturbed[0].folder, updated(run.config, {"composite.cloud_score": 0.6}))
     with pytest.raises(InputError, match=r"composite\.cloud_score"):
