@@ -93,28 +93,44 @@ def test_the_shell_completes_commands_options_and_settings(line: str, completed:
     assert completed in answer.stdout.split()
 
 
-@pytest.mark.parametrize("line", ["-q rois", "rois -q", "rois --quiet"])
-def test_quiet_shows_the_result_alone(line: str, tmp_path: Path) -> None:
-    options = ("--run", str(tmp_path), "--config", str(ROOT / "configs" / "demo.yaml"))
-    said = subprocess.run([*COMMAND, *line.split(), *options], check=True, capture_output=True, text=True)
-    assert said.stderr == ""
-    assert json.loads(said.stdout)["rois"] > 0
-    wrong = [*COMMAND, *line.split(), *options, "--set", "seed=-1"]
-    assert "seed" in subprocess.run(wrong, check=False, capture_output=True, text=True).stderr
-
-
-@pytest.mark.parametrize(("flags", "shown"), [((), False), (("-v",), True)])
-def test_verbose_shows_the_log_lines_of_libraries(
-    flags: tuple[str, ...], shown: bool, tmp_path: Path
-) -> None:
+def run_with_a_stage_that_talks(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`cropray …` in a process of its own, where `rois` says a line and a library of its logs another."""
     code = (
-        "import logging, sys, cropray.rois.build as build\n"
+        "import logging, sys, types\n"
         "from cropray.cli import main\n"
-        "build.build_rois = lambda run: logging.getLogger('library').info('a detail') or {}\n"
-        f"main(['rois', '--run', {str(tmp_path)!r}, *{flags!r}])\n"
+        "from cropray.progress import progress, say\n"
+        "def build_rois(run):\n"
+        "    say('a line')\n"
+        "    with progress('rois', 1) as bar: bar.advance()\n"
+        "    logging.getLogger('library').info('a detail')\n"
+        "    return {'rois': 1}\n"
+        "sys.modules['cropray.rois.build'] = types.SimpleNamespace(build_rois=build_rois)\n"
+        f"main({list(arguments)!r})\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert ("library: a detail" in said.stderr) == shown
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        ([], [], ["a line", "rois: 1/1"]),
+        (["-q"], [], []),
+        ([], ["--quiet"], []),
+        ([], ["-v"], ["a line", "rois: 1/1", "INFO library: a detail"]),
+    ],
+)
+def test_quiet_shows_the_result_alone_and_verbose_the_logs_of_libraries(
+    before: list[str], after: list[str], shown: list[str], tmp_path: Path
+) -> None:
+    said = run_with_a_stage_that_talks(*before, "rois", "--run", str(tmp_path), *after)
+    assert said.stderr.splitlines() == shown
+    assert json.loads(said.stdout) == {"rois": 1}
+
+
+def test_quiet_shows_errors(tmp_path: Path) -> None:
+    said = run_with_a_stage_that_talks("rois", "--run", str(tmp_path), "-q", "--set", "seed=-1")
+    assert said.returncode == 2
+    assert "seed should be greater than or equal to 0" in said.stderr
 
 
 def test_the_keys_of_a_section_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

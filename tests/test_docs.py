@@ -15,6 +15,7 @@ from cropray.config import Config
 from cropray.config.load import load_config
 from cropray.config.section import settings_of
 from tests.conftest import ROOT
+from tests.test_structure import ROOMS
 
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LEFT_OUT = ("--help", "--install-completion")  # these end a command at once
@@ -83,3 +84,11 @@ def test_the_readme_is_short_and_links_every_page() -> None:
     assert len(text.splitlines()) <= 120
     for page in (ROOT / "docs").glob("*.md"):
         assert f"(docs/{page.name})" in text, page.name
+
+
+def test_the_rooms_are_documented_in_their_order() -> None:
+    table = (ROOT / "docs" / "contributing.md").read_text().partition("| room |")[2].splitlines()[2:]
+    named = [
+        room for row in table if row.startswith("|") for room in re.findall(r"`(\w+)/?`", row.split("|")[1])
+    ]
+    assert named == [room for room in ROOMS if room != "__main__"]
