@@ -152,10 +152,9 @@ class Patch:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a reader yields: stored integers and the scalar columns of their rows.
+    """Samples from a reader: stored integers, and the scalar columns of their rows.
 
-    Arrays are numpy; `models.normalisation` turns them into float tensors on a device, together with
-    their validity.
+    `models.normalisation` turns the arrays into float tensors on a device, with their validity.
     """
 
     s1_bcthw: IntArray
@@ -163,7 +162,7 @@ class Batch:
     label_bhw: ByteArray
     truth_bhw: ByteArray | None
     crop_b: npt.NDArray[np.int64]  # class index of the ROI's own crop, -1 for none
-    rows: Mapping[str, list[Any]]  # scalar columns by name, one value a sample
+    rows: Mapping[str, list[Any]]  # scalar columns by name, one value per sample
 
     def __len__(self) -> int:
         return len(self.label_bhw)
