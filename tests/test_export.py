@@ -231,6 +231,6 @@ def test_a_tile_that_fails_publishes_nothing(tmp_path: Path) -> None:
     roi = replace(make_roi(), harvest_start=None)
     tile = plan_tiles(roi, config.grid, config.patch)[0]
     source = PlainSource()
-    with pytest.raises(InputError, match="the harvest of this ROI is not known"):
+    with pytest.raises(InputError, match="the harvest of this ROI is unknown"):
         export_tile(tile, config, shard_metadata(config, source), make_parcels(), source, folder)
     assert folder.names() == []

@@ -79,12 +79,12 @@ def test_a_tile_that_fails_is_named_and_the_others_are_kept(
     with pytest.raises(InputError) as failure:
         export(run)
     assert f"{len(broken)} of {len(wanted)} tiles failed" in str(failure.value)
-    assert "the harvest of this ROI is not known" in str(failure.value)
+    assert "the harvest of this ROI is unknown" in str(failure.value)
     assert "run the same command again" in str(failure.value)
     assert parts_of(run) == {name: data for name, data in wanted.items() if name not in broken}
     assert run.summary("export") is None
     (events,) = run.folder.child("events").names(".jsonl")
-    assert run.folder.read_text(f"events/{events}").count("is not known") == len(broken)
+    assert run.folder.read_text(f"events/{events}").count("is unknown") == len(broken)
 
     write_rois(run.folder, rois)
     kept = {path.name: path.stat().st_mtime_ns for path in run.folder.local("parts").iterdir()}

@@ -205,7 +205,7 @@ def test_rois_of_a_split_become_a_map_each(tmp_path: Path, model: str) -> None:
     assert not run.folder.exists("maps/map/two/probabilities.tif")
     item = json.loads(run.folder.read_text("maps/map/two/item.json"))
     assert item["properties"]["cropray:as_of"] == "2022-06-15"
-    with pytest.raises(InputError, match="rois:val, but the splits of the ROIs are: test, train"):
+    with pytest.raises(InputError, match=r"rois:val\b.*test, train"):
         predict(run_in(tmp_path, model, area="rois:val", name="none"))
 
 
@@ -214,11 +214,11 @@ def test_rois_of_a_split_become_a_map_each(tmp_path: Path, model: str) -> None:
     [
         ({"as_of": None}, "prediction needs an as-of date"),
         ({"model": "nowhere"}, "nowhere"),
-        ({"area": "1,2,3"}, "is no file that is there"),
-        ({"overlap": 40}, r"predict\.overlap is 40; wanted at most half of patch\.size"),
+        ({"area": "1,2,3"}, "'1,2,3' does not exist"),
+        ({"overlap": 40}, r"predict\.overlap is 40.*half of patch\.size"),
     ],
 )
-def test_what_cannot_be_predicted_is_said_before_any_work(
+def test_an_impossible_prediction_is_refused_before_any_work(
     tmp_path: Path, model: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
