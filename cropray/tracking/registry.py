@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ CARD, ITEM, LINEAGE = "README.md", "stac-item.json", "lineage.json"
 """Files of ours in a model's folder, beside MLflow's own."""
 
 _HISTORY = "history.json"
-_PAGE = 100
+_MOST_VERSIONS = 200_000  # MLflow's limit for one search
 _SHOWN_MODELS = 20
 _REFERENCE = re.compile(r"models:/(?P<name>[^@/]+)(@(?P<alias>[^@/]+)|/(?P<version>\d+))")
 _RELOCATING = " (relocating)"
@@ -76,7 +75,7 @@ def register(run: Run, stage: str, folder: Folder, tracker: Tracker) -> str:
     tags = origin.tags(facts)
     identity = (origin.CHECKPOINT, origin.CODE)
     same = [old for old in versions(client, name) if all(old.tags.get(tag) == tags[tag] for tag in identity)]
-    version = same[0].version if same else _create(run, stage, folder, tracker, checkpoint, facts, tags)
+    version = same[0].version if same else _create(name, stage, folder, tracker, checkpoint, facts)
     client.set_registered_model_alias(name, run.config.tracking.alias, version)
     return str(version)
 
@@ -127,14 +126,12 @@ def relocate(run: Run) -> Summary:
         )
     client, uri = open_registry(run)
     with server_errors(uri):
-        for model in all_pages(client.search_registered_models):
-            name = model.name.removesuffix(_RELOCATING)
-            if name != model.name:  # of an interrupted relocation
-                if registered_model(name, client) is None:
-                    client.rename_registered_model(model.name, name)
-                else:
-                    client.delete_registered_model(model.name)
-        moved = [_recreate(run, client, model) for model in all_pages(client.search_registered_models)]
+        for name in {version.name for version in versions(client)}:
+            former = name.removesuffix(_RELOCATING)
+            if name != former and registered_model(former, client) is None:  # an interruption left it
+                client.rename_registered_model(name, former)
+        names = {version.name for version in versions(client)}
+        moved = [_recreate(run, client, name) for name in names if not name.endswith(_RELOCATING)]
     return {"versions": sum(moved), "registry": uri}
 
 
@@ -192,21 +189,11 @@ def registered_model(name: str, client: MlflowClient) -> RegisteredModel | None:
         return None
 
 
-def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """All versions of a model, the newest first."""
-    found = all_pages(client.search_model_versions, f"name={quoted(name)}")
-    return sorted(found, key=lambda version: -int(version.version))
-
-
-def all_pages(search: Callable[..., Any], condition: str | None = None) -> list[Any]:
-    """What a search of MLflow's registry finds, on all of its pages."""
-    found, token = [], None
-    while True:
-        page = search(condition, max_results=_PAGE, page_token=token)
-        found += page
-        if not page.token:
-            return found
-        token = page.token
+def versions(client: MlflowClient, name: str = "") -> list[ModelVersion]:
+    """The versions of a model or of all models, by model, the newest first."""
+    condition = f"name={quoted(name)}" if name else ""
+    found = client.search_model_versions(condition, max_results=_MOST_VERSIONS)
+    return sorted(found, key=lambda version: (version.name, -int(version.version)))
 
 
 def open_files(run: Run, client: MlflowClient, version: ModelVersion) -> ArtifactRepository:
@@ -233,46 +220,42 @@ def _location(run: Run, client: MlflowClient, version: ModelVersion) -> str:
     return moved.as_uri() if moved.exists() else source
 
 
-def _recreate(run: Run, client: MlflowClient, model: RegisteredModel) -> int:
+def _recreate(run: Run, client: MlflowClient, name: str) -> int:
     """Create a model again if files of it have moved; how many versions moved."""
-    found = {int(version.version): version for version in versions(client, model.name)}
+    model, new = client.get_registered_model(name), name + _RELOCATING
+    if registered_model(new, client) is not None:
+        client.delete_registered_model(new)
+    found = {int(version.version): version for version in versions(client, name)}
     places = {number: _location(run, client, version) for number, version in found.items()}
     moved = [number for number, version in found.items() if version.source != places[number]]
     if not moved:
         return 0
-    name = model.name + _RELOCATING
-    client.create_registered_model(name, tags=model.tags, description=model.description)
+    client.create_registered_model(new, tags=model.tags, description=model.description)
     for number in range(1, max(found) + 1):
         if number not in found:  # it was deleted, but its number stays taken
-            client.create_model_version(name, source=ARTIFACTS)
-            client.delete_model_version(name, str(number))
+            client.create_model_version(new, source=ARTIFACTS)
+            client.delete_model_version(new, str(number))
             continue
         old = found[number]
         created = datetime.fromtimestamp(old.creation_timestamp / 1000, UTC).isoformat()
         tags = {origin.CREATED: created} | old.tags
         client.create_model_version(
-            name, places[number], run_id=old.run_id, tags=tags, description=old.description
+            new, places[number], run_id=old.run_id, tags=tags, description=old.description
         )
     for alias, number in model.aliases.items():
-        client.set_registered_model_alias(name, alias, str(number))
-    client.delete_registered_model(model.name)
-    client.rename_registered_model(name, model.name)
+        client.set_registered_model_alias(new, alias, str(number))
+    client.delete_registered_model(name)
+    client.rename_registered_model(new, name)
     return len(moved)
 
 
 def _create(
-    run: Run,
-    stage: str,
-    folder: Folder,
-    tracker: Tracker,
-    checkpoint: Checkpoint,
-    facts: dict[str, Any],
-    tags: dict[str, str],
+    name: str, stage: str, folder: Folder, tracker: Tracker, checkpoint: Checkpoint, facts: dict[str, Any]
 ) -> str:
     """Write the model's folder, upload it and create a version of it; the version."""
     from mlflow.entities import LoggedModelOutput
 
-    client, name = tracker.client, registered_name(run, stage)
+    client = tracker.client
     mlflow_run = client.get_run(tracker.run_id)
     history = json.loads(folder.read_text(_HISTORY)) if folder.exists(_HISTORY) else []
     card = model_card(name, checkpoint, facts, history)
@@ -301,7 +284,7 @@ def _create(
         logged.artifact_location,
         run_id=tracker.run_id,
         model_id=logged.model_id,
-        tags=tags | {origin.MODEL_ID: logged.model_id},  # MLflow's own database forgets it
+        tags=origin.tags(facts) | {origin.MODEL_ID: logged.model_id},  # MLflow's own database forgets it
         description=description(card),
     )
     return str(version.version)

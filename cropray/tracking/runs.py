@@ -122,11 +122,10 @@ def metric_queue(
 ) -> Iterator[SendMetrics]:
     """Send metrics from a thread, in order, each again and again until the server has taken it.
 
-    A server that is away neither stops
-    nor delays a training. MLflow's asynchronous logging drops what a server does not take, and its threads
-    keep an interrupted process alive: for minutes if the server accepts connections and does not answer.
-    Leaving the block waits for the rest. Raises InputError if it does not arrive within `patience_s`
-    seconds, and MlflowException if the server refuses a record.
+    A server that is away neither stops nor delays a training. MLflow's asynchronous logging drops what a
+    server does not take, and its threads keep an interrupted process alive: for minutes if the server
+    accepts connections and does not answer. Leaving the block waits for the rest. Raises InputError if it
+    does not arrive within `patience_s` seconds, and MlflowException if the server refuses a record.
     """
     records = queue.SimpleQueue[tuple[Mapping[str, float], int, float] | None]()
     away = threading.Event()

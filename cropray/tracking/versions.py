@@ -29,7 +29,6 @@ from cropray.tracking.lineage import (
 )
 from cropray.tracking.registry import (
     CARD,
-    all_pages,
     find_version,
     open_files,
     open_registry,
@@ -81,8 +80,9 @@ def list_versions(run: Run) -> list[Version]:
     """All versions of all models in the registry, the newest first. Raises InputError without one."""
     client, uri = open_registry(run)
     with server_errors(uri):
-        models = all_pages(client.search_registered_models)
-        return [_version(found, model.aliases) for model in models for found in versions(client, model.name)]
+        found = versions(client)
+        aliases = {name: client.get_registered_model(name).aliases for name in {one.name for one in found}}
+        return [_version(one, aliases[one.name]) for one in found]
 
 
 def find(run: Run, reference: str) -> Version:
@@ -126,8 +126,7 @@ def link_evaluation(run: Run, folder: Folder, result: Mapping[str, Any], shards:
     if client is None:
         return []
     with server_errors(tracking_uri(run)):
-        condition = f"tags.`{CHECKPOINT}` = '{checkpoint_id(folder)}'"
-        found = all_pages(client.search_model_versions, condition)
+        found = client.search_model_versions(f"tags.`{CHECKPOINT}` = '{checkpoint_id(folder)}'")
     if not found:
         return []
     with tracked(run, "evaluate") as tracker:
