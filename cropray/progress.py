@@ -11,6 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 _LINE_EVERY_S = 10.0
 
@@ -56,15 +60,12 @@ class Progress:
     label: str
     total: int
     _done: int = 0
-    _bar: object = None
+    _bar: Bar | None = None
     _last_line: float = field(default_factory=time.monotonic)
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self._done += steps
         if self._bar is not None:
-            from rich.progress import Progress as Bar
-
-            assert isinstance(self._bar, Bar)
             self._bar.update(self._bar.task_ids[0], advance=steps, note=note)
         elif time.monotonic() - self._last_line >= _LINE_EVERY_S or self._done == self.total:
             self._last_line = time.monotonic()
