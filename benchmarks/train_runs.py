@@ -16,8 +16,8 @@ from train_data import MONTHS, N_CLASSES, SIZE
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import FixedNormalisation
-from cropray.training.recipe import Precision, Recipe
-from cropray.training.step import Trainer, initial_network
+from cropray.training.recipe import Precision, Recipe, initial_network
+from cropray.training.step import Trainer
 from cropray.types import Batch
 
 RATE = 1e-3

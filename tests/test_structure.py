@@ -21,7 +21,7 @@ ROOMS = (
     *("rasters", "figures", "simulation", "imagery", "rois", "labels", "shards", "models", "tracking"),
     *("training", "evaluation", "tuning", "maps", "report", "pipeline", "demo", "doctor", "cli", "__main__"),
 )
-TRAINING_STEP = {f"cropray.training.{name}" for name in ("step", "batches", "batch_norm", "recipe", "state")}
+TRAINING_STEP = {f"cropray.training.{name}" for name in ("step", "batches", "recipe", "state")}
 
 
 def modules() -> dict[str, Path]:

@@ -14,8 +14,8 @@ from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
 from cropray.training.batches import apply_symmetries, draw_symmetries
-from cropray.training.recipe import Recipe, rate_factor
-from cropray.training.step import Trainer, initial_network
+from cropray.training.recipe import Recipe, initial_network, rate_factor
+from cropray.training.step import Trainer
 from cropray.training.validate import KnownPixels, pixel_stride, score, validate, validate_epoch
 from cropray.types import BACKGROUND, UNLABELLED
 from tests.training_data import CLASSES, MONTHS, SIZE, write_split

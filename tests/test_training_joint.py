@@ -21,7 +21,8 @@ from cropray.storage import Folder
 from cropray.training.loop import AuxiliaryTask
 from cropray.training.monitor import flat_entry
 from cropray.training.plan import Data, make_plan, training_inputs
-from cropray.training.step import Trainer, initial_network
+from cropray.training.recipe import initial_network
+from cropray.training.step import Trainer
 from cropray.training.validate import SCORE, best_entry, validate_epoch
 from cropray.types import Batch
 from tests.training_data import CLASSES, make_run, write_split

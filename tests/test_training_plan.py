@@ -14,7 +14,7 @@ from cropray.models.heads import starting_weights
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.training.plan import Data, TrainingPlan, make_plan, training_inputs
-from cropray.training.step import initial_network
+from cropray.training.recipe import initial_network
 from cropray.training.validate import SCORE, best_entry
 from tests.training_data import CLASSES, METADATA, MONTHS, PERIODS, make_run, write_split
 

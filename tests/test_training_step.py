@@ -15,9 +15,8 @@ from cropray.models.normalisation import FixedNormalisation
 from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
-from cropray.training.batch_norm import prepared
-from cropray.training.recipe import Recipe, chosen, has_bfloat16
-from cropray.training.step import Trainer, initial_network
+from cropray.training.recipe import Recipe, choose_precision, initial_network, with_batch_norm
+from cropray.training.step import Trainer
 from cropray.types import Batch
 from tests.training_data import CLASSES, MONTHS, write_split
 
@@ -121,8 +120,8 @@ def test_frozen_batch_norm_keeps_its_statistics_but_for_a_new_head(batches: list
 def test_batch_norm_of_several_cpus_cannot_be_synchronised() -> None:
     network = initial_network(SPEC, 0)
     with pytest.raises(InputError, match="sync needs GPUs"):
-        prepared(network, "sync", 2, CPU)
-    assert prepared(network, "sync", 1, CPU) is network
+        with_batch_norm(network, "sync", 2, CPU)
+    assert with_batch_norm(network, "sync", 1, CPU) is network
 
 
 def test_a_head_that_is_kept_beside_learns_nothing(batches: list[Batch]) -> None:
@@ -211,35 +210,11 @@ def test_state_stands_still_while_the_training_goes_on(batches: list[Batch]) -> 
     np.testing.assert_array_equal(statistics(later.published), statistics(trainer.published))
 
 
-def test_a_processor_without_instructions_for_bfloat16_keeps_to_float32(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert has_bfloat16("flags : fpu avx512f avx512_bf16 wbnoinvd")
-    assert has_bfloat16("flags : amx_bf16 amx_tile")
-    assert has_bfloat16("Features : fp asimd bf16 i8mm")  # ARM
-    assert not has_bfloat16("flags : fpu avx512f avx512_vnni")
-    monkeypatch.setattr("cropray.training.recipe.has_bfloat16", lambda _flags: False)
-    assert chosen(None, SPEC, CPU) == "float32"
-
-
-@pytest.mark.parametrize(
-    ("width", "seconds", "expected"),
-    [(64, (1.0, 0.5), "bfloat16"), (64, (1.0, 0.9), "float32"), (8, (1.0, 0.5), "float32")],
-)
-def test_bfloat16_is_chosen_where_it_is_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, width: int, seconds: tuple[float, float], expected: str
-) -> None:
-    times = dict(zip((torch.float32, torch.bfloat16), seconds, strict=True))
-    monkeypatch.setattr("cropray.training.recipe.has_bfloat16", lambda _flags: True)
-    monkeypatch.setattr("cropray.training.recipe._step_s", lambda _network, kind: times[kind])
-    spec = replace(SPEC, width=width)
-    assert chosen(None, spec, CPU) == expected
-    assert chosen("float32", spec, CPU) == "float32"
-
-
-def test_tf32_is_refused_where_there_is_no_gpu() -> None:
-    with pytest.raises(InputError, match="tf32 is of GPUs"):
-        chosen("tf32", SPEC, CPU)
+def test_a_cpu_computes_in_float32_unless_it_is_told_otherwise() -> None:
+    assert choose_precision(None, CPU) == "float32"
+    assert choose_precision("bfloat16", CPU) == "bfloat16"
+    with pytest.raises(InputError, match="tf32 needs GPUs"):
+        choose_precision("tf32", CPU)
 
 
 def test_bfloat16_computes_nearly_the_same(batches: list[Batch]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cropray.training.batches import Transfer, one_ahead
+from cropray.training.batches import one_ahead, prefetched
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,12 @@ def until(what: Callable[[], bool]) -> bool:
 
 def test_one_item_is_prepared_ahead_and_no_more() -> None:
     prepared: list[int] = []
-    items = one_ahead(range(5), lambda i: prepared.append(i) or 10 * i)
+
+    def prepare(number: int) -> int:
+        prepared.append(number)
+        return 10 * number
+
+    items = one_ahead(map(prepare, range(5)))
     assert prepared == []
     for number in range(5):
         assert next(items) == 10 * number
@@ -39,7 +44,7 @@ def test_what_goes_wrong_ahead_is_raised_when_its_turn_has_come() -> None:
         yield from (1, 2)
         raise OSError("gone")
 
-    taken = one_ahead(items(), lambda i: i)
+    taken = one_ahead(items())
     assert [next(taken), next(taken)] == [1, 2]
     with pytest.raises(OSError, match="gone"):
         next(taken)
@@ -48,10 +53,10 @@ def test_what_goes_wrong_ahead_is_raised_when_its_turn_has_come() -> None:
 def test_an_epoch_that_is_left_leaves_no_thread_behind() -> None:
     import threading
 
-    taken: Any = one_ahead(range(100), lambda i: i + 1)
+    taken: Any = one_ahead(iter(range(1, 100)))
     assert next(taken) == 1
     taken.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("transfer")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_on_a_cpu_nothing_is_copied_and_nothing_is_read_ahead() -> None:
@@ -62,10 +67,8 @@ def test_on_a_cpu_nothing_is_copied_and_nothing_is_read_ahead() -> None:
             read.append(i)
             yield np.full(4, i)
 
-    transfer = Transfer(CPU)
-    for number, (batch, sent) in enumerate(transfer.ahead(batches(), lambda x: [x])):
+    for number, (batch, (tensor,)) in enumerate(prefetched(batches(), lambda x: [x], CPU)):
         assert read == list(range(number + 1))
-        (tensor,) = transfer.receive(sent)
         assert tensor.data_ptr() == batch.ctypes.data
 
 
@@ -113,19 +116,15 @@ def test_a_gpu_copies_beside_its_steps_which_wait_for_their_own_batch_alone(
     monkeypatch.setattr(torch.cuda, "Stream", lambda _device: gpu.stream_of("beside"))
     monkeypatch.setattr(torch.cuda, "stream", gpu.stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: gpu.steps)
-    transfer = Transfer(torch.device("cuda"))
-    sent = transfer.send(["s1", "s2"])
-    assert gpu.notes == [
-        *("pins s1", "beside: copies s1, by itself", "pins s2", "beside: copies s2, by itself"),
+    batches = prefetched(["a", "b"], lambda name: [f"{name}1", f"{name}2"], torch.device("cuda"))
+    assert next(batches)[0] == "a"
+    assert until(lambda: gpu.notes.count("beside: event") == 2)  # the next one is on its way already
+    first = [note for note in gpu.notes if "b1" not in note and "b2" not in note]
+    assert first[:5] == [
+        *("pins a1", "beside: copies a1, by itself", "pins a2", "beside: copies a2, by itself"),
         "beside: event",
     ]
-    gpu.notes.clear()
-    assert len(transfer.receive(sent)) == 2
-    assert gpu.notes == ["steps: waits for event", "s1 belongs to steps", "s2 belongs to steps"]
-    gpu.notes.clear()
-    batches = list(transfer.ahead(["a", "b"], lambda name: [name]))
-    assert [batch for batch, _ in batches] == ["a", "b"]
-    assert [note for note in gpu.notes if "copies" in note] == [
-        "beside: copies a, by itself",
-        "beside: copies b, by itself",
-    ]
+    assert {"steps: waits for event", "a1 belongs to steps", "a2 belongs to steps"} <= set(first)
+    assert "b1 belongs to steps" not in gpu.notes
+    assert [batch for batch, _ in batches] == ["b"]
+    assert gpu.notes[-3:] == ["steps: waits for event", "b1 belongs to steps", "b2 belongs to steps"]

@@ -20,9 +20,9 @@ from cropray.shards.order import EpochState
 from cropray.storage import Folder
 from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
 from cropray.training.plan import Data
-from cropray.training.recipe import Recipe
+from cropray.training.recipe import Recipe, initial_network
 from cropray.training.state import EpochMetrics, StateWriter, TrainState, newest
-from cropray.training.step import StepResult, Trainer, initial_network
+from cropray.training.step import StepResult, Trainer
 from cropray.types import Batch
 from tests.training_data import CLASSES, METADATA, MONTHS
 

@@ -1,4 +1,4 @@
-"""Flips and quarter turns of whole samples: all months, bands and the label alike, nothing resampled.
+"""Batches on their way into a step, and its figures on their way out.
 
 Shape suffixes: B samples, H rows, W columns.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,24 +16,27 @@ import torch
 import xxhash
 from torch import Tensor
 
+T = TypeVar("T")
+Tensors = tuple[Tensor, ...]
+
 SYMMETRIES = 8
 """Of a square: four quarter turns, each with and without a mirror image."""
 
 
 def draw_symmetries(sample_ids: Sequence[str], seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The symmetry (0..7) of each sample in an epoch, of seed, epoch and the sample's own id alone.
+    """The symmetry (0..7) of each sample in an epoch: a hash of seed, epoch and the sample's id.
 
-    So it is the same in whatever batch, on whatever rank and after whatever interruption a sample comes;
-    one that an epoch has several times is the same each time.
+    So it does not depend on the batch, the rank or an interruption.
     """
     hashes = (xxhash.xxh3_64_intdigest(f"{seed} {epoch} {sample_id}".encode()) for sample_id in sample_ids)
     return np.fromiter((value % SYMMETRIES for value in hashes), np.int64, len(sample_ids))
 
 
-def apply_symmetries(tensors: tuple[Tensor, ...], symmetry_b: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
-    """Copies of tensors (B, …, H, W), sample b under its symmetry: a mirror image if >= 4, then turns.
+def apply_symmetries(tensors: Tensors, symmetry_b: npt.NDArray[np.int64]) -> Tensors:
+    """Copies of tensors (B, …, H, W), sample b under its symmetry: mirrored if >= 4, then turned.
 
-    Raises ValueError for patches that are not square.
+    All months, bands and the label move alike, and nothing is resampled. Raises ValueError for patches that
+    are not square.
     """
     for x in tensors:
         if x.shape[-1] != x.shape[-2]:
@@ -49,99 +51,79 @@ def apply_symmetries(tensors: tuple[Tensor, ...], symmetry_b: npt.NDArray[np.int
     return moved
 
 
-T = TypeVar("T")
-U = TypeVar("U")
+def to_device(arrays: Sequence[Any], device: torch.device) -> Tensors:
+    """Arrays, or tensors, as tensors on a device; nothing is copied that is there."""
+    return tuple(torch.as_tensor(x).to(device) for x in arrays)
 
 
-@dataclass(frozen=True)
-class Sent:
-    """Tensors on a device, which are whole there once `arrived` has been passed (None: at once)."""
+def prefetched(
+    batches: Iterable[T], arrays: Callable[[T], Sequence[Any]], device: torch.device
+) -> Iterator[tuple[T, Tensors]]:
+    """Batches with their arrays on a device; on a GPU the next one is read and copied during a step.
 
-    tensors: Sequence[Tensor]
-    arrived: torch.cuda.Event | None
+    PyTorch has no part for this: its loader pins memory, but leaves the copy to the stream of the steps. Here
+    a thread pins the batch and copies it on a stream of its own, for which a step waits on the GPU.
+    """
+    if device.type != "cuda":
+        yield from ((batch, to_device(arrays(batch), device)) for batch in batches)
+        return
+    new_stream: Any = torch.cuda.Stream  # which has no types
+    stream = new_stream(device)
 
+    def sent(batch: T) -> tuple[T, Tensors, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            # Only from pinned memory does a copy run by itself; the allocator keeps that memory until then.
+            there = tuple(
+                x if x.is_cuda else x.pin_memory().to(device, non_blocking=True)
+                for x in map(torch.as_tensor, arrays(batch))
+            )
+            return batch, there, stream.record_event()
 
-class Transfer:
-    """Takes arrays to a device; on a GPU by a stream of its own, so that no step waits for a copy."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        stream: Any = torch.cuda.Stream  # which has no types
-        self._beside = stream(device) if device.type == "cuda" else None
-
-    def send(self, arrays: Sequence[Any]) -> Sent:
-        """Begin to copy. To be called from any thread; the arrays may be given up afterwards."""
-        tensors = [torch.as_tensor(x) for x in arrays]
-        if self._beside is None:
-            return Sent(tensors, None)
-        with torch.cuda.stream(self._beside):
-            # Only from pinned memory does a copy go on by itself; its allocator keeps it until then.
-            there = [x if x.is_cuda else x.pin_memory().to(self._device, non_blocking=True) for x in tensors]
-            return Sent(there, self._beside.record_event())
-
-    def receive(self, sent: Sent) -> Sequence[Tensor]:
-        """The tensors, for the stream of the calling thread, which waits for them by itself."""
-        if sent.arrived is not None:
-            stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(sent.arrived)
-            for x in sent.tensors:
-                x.record_stream(stream)  # else their memory could be given away while it is read
-        return sent.tensors
-
-    def ahead(self, batches: Iterable[T], arrays: Callable[[T], Sequence[Any]]) -> Iterator[tuple[T, Sent]]:
-        """Batches with their arrays sent; on a GPU the next is fetched and sent while one is computed."""
-
-        def sent(batch: T) -> tuple[T, Sent]:
-            return batch, self.send(arrays(batch))
-
-        return map(sent, batches) if self._beside is None else one_ahead(batches, sent)
+    for batch, tensors, arrived in one_ahead(map(sent, batches)):
+        steps = torch.cuda.current_stream(device)
+        steps.wait_event(arrived)
+        for x in tensors:
+            x.record_stream(steps)  # else its memory could be given away while it is read
+        yield batch, tensors
 
 
-def one_ahead(items: Iterable[T], prepared: Callable[[T], U]) -> Iterator[U]:
-    """Items as they are prepared, in order: in a thread, one further than the one that was asked for."""
-    source = map(prepared, items)
-    with ThreadPoolExecutor(1, "transfer") as pool:
-        coming = pool.submit(next, source, None)
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Items in order, each made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1, "prefetch") as pool:
+        coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
-            coming = pool.submit(next, source, None)
+            coming = pool.submit(next, items, None)
             yield item
 
 
-_BEHIND = 2  # steps that a GPU is given in advance: one to work at, one to go on with
+_BEHIND = 2  # steps that a GPU is given in advance: one to work at, one to continue with
 
 
-class Outcomes(Generic[T]):
-    """Small tensors on their way to the host, in order, each with what is known of it there.
+class AsyncMetrics(Generic[T]):
+    """Small tensors on their way to the host, in order, each with what belongs to it there.
 
-    They are handed out a fixed number of steps later (at once on a CPU), so that all ranks learn of
-    the same step at the same time.
+    A GPU gets its next steps before their figures are read: asking for each at once would let it idle
+    while the host prepares the next step. The delay is fixed, so all ranks learn of the same step at the
+    same time; a CPU has none. PyTorch has no part for this.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._waiting: deque[tuple[Tensor, torch.cuda.Event | None, T]] = deque()
+        self._pending: deque[tuple[Tensor, torch.cuda.Event | None, T]] = deque()
 
-    def put(self, outcome: Tensor, known: T) -> None:
+    def put(self, metrics: Tensor, about: T) -> None:
         if not self._cuda:
-            self._waiting.append((outcome, None, known))
+            self._pending.append((metrics, None, about))
             return
-        copy = torch.empty_like(outcome, device="cpu", pin_memory=True)
-        copy.copy_(outcome, non_blocking=True)
+        copy = torch.empty_like(metrics, device="cpu", pin_memory=True)
+        copy.copy_(metrics, non_blocking=True)
         stream: Any = torch.cuda.current_stream()
-        arrived = stream.record_event()
-        self._waiting.append((copy, arrived, known))
+        self._pending.append((copy, stream.record_event(), about))
 
-    def due(self) -> Iterator[tuple[Tensor, T]]:
-        """Those whose time has come."""
-        return self._taken(_BEHIND if self._cuda else 0)
-
-    def rest(self) -> Iterator[tuple[Tensor, T]]:
-        """All that are left."""
-        return self._taken(0)
-
-    def _taken(self, left: int) -> Iterator[tuple[Tensor, T]]:
-        while len(self._waiting) > left:
-            outcome, arrived, known = self._waiting.popleft()
+    def due(self, *, all_of_them: bool = False) -> Iterator[tuple[Tensor, T]]:
+        """Those that are old enough, or all."""
+        while len(self._pending) > (_BEHIND if self._cuda and not all_of_them else 0):
+            metrics, arrived, about = self._pending.popleft()
             if arrived is not None:
                 arrived.synchronize()
-            yield outcome, known
+            yield metrics, about

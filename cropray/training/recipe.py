@@ -1,20 +1,19 @@
-"""What a training does to a network, step by step: plain data, and the learning rate of each step."""
+"""What a training does to a network, as plain data: rates, optimizer, precision, batch norm, average."""
 
 from __future__ import annotations
 
 import math
-import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
-from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.errors import InputError
-from cropray.models.dual_unet3d import MAIN, SIDE_MULTIPLE, DualUNet3D, NetworkSpec
+from cropray.models.dual_unet3d import MAIN, DualUNet3D, NetworkSpec
 from cropray.models.losses import LossRecipe
 
 BatchNorm = Literal["local", "sync", "frozen"]
@@ -23,12 +22,11 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """`lr` is the body's rate and `head_lr` the head's, at their highest.
+    """The settings of a step; `lr` is the body's rate and `head_lr` the head's, at their highest.
 
-    A step's batch is gone through in `accumulate` parts, one after another. Gradients whose norm is
-    beyond `clip_norm` are scaled down to it. `ema` is the decay a step of the moving average of the
-    weights that is validated and published in place of the weights themselves. After `max_nonfinite`
-    steps that came to no finite loss or gradient the training ends.
+    A step goes through its batch in `accumulate` parts, and scales gradients down to the norm `clip_norm`.
+    `ema` is the decay of the moving average of the weights, which is validated and published in their
+    place. The training ends after `max_nonfinite` steps without finite loss or gradients.
     """
 
     epochs: int
@@ -74,61 +72,113 @@ def make_optimizer(network: DualUNet3D, recipe: Recipe, also: Sequence[str]) -> 
     return kind(groups, weight_decay=recipe.weight_decay, fused=True)
 
 
-_SIDE = 4 * SIDE_MULTIPLE
-# What bfloat16 must be worth on a CPU to be chosen: so many times as fast as float32. Narrower networks are
-# not timed: little of their time goes into products, and chance would decide.
-_FASTER, _WIDTH = 1.5, 32
-_CPUINFO = Path("/proc/cpuinfo")
+def choose_precision(wanted: Precision | None, device: torch.device) -> Precision:
+    """The precision as set; if it is not (None), bfloat16 on GPUs that have it, else float32.
 
-
-def chosen(wanted: Precision | None, spec: NetworkSpec, device: torch.device) -> Precision:
-    """The precision that was asked for; where none was (None), bfloat16 if the device gains by it.
-
-    A GPU does where it has bfloat16 at all. A CPU must have instructions for it, and is then timed on
-    a step of the network itself. Raises InputError for what the device does not have.
+    Raises InputError for tf32 without a GPU.
     """
     cuda = device.type == "cuda"
     if wanted is None:
-        gains = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else _cpu_gains(spec)
+        gains = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if gains else "float32"
     if wanted == "tf32" and not cuda:
-        raise InputError("precision: tf32 is of GPUs; the workers have none: set auto, float32 or bfloat16")
+        raise InputError("precision: tf32 needs GPUs, and the workers have none; set auto, float32, bfloat16")
     return wanted
 
 
-def apply_to_device(precision: Precision, device: torch.device) -> None:
-    """Let convolutions of float32 be rounded to TF32 where that was asked for, and nowhere else."""
+def apply_precision(precision: Precision, device: torch.device) -> None:
+    """Let float32 convolutions round to TF32 if the precision says so, and nothing else."""
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = False  # of the loss's sums
 
 
-def has_bfloat16(cpuinfo: str) -> bool:
-    """Whether the flags of a processor (Linux's /proc/cpuinfo) name instructions for bfloat16."""
-    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpuinfo) is not None
+def initial_network(
+    spec: NetworkSpec, seed: int, weights: dict[str, Tensor] | None = None, *, keep_head: bool = False
+) -> DualUNet3D:
+    """A new network from a seed, the same on every rank.
+
+    `weights` of another network replace the body's, and with `keep_head` the head's too.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = spec.build()
+    if weights is not None:
+        given = {k: x for k, x in weights.items() if keep_head or not k.startswith("final_conv.")}
+        network.load_state_dict(network.state_dict() | given)
+    return network
 
 
-def _cpu_gains(spec: NetworkSpec) -> bool:
-    if spec.width < _WIDTH or not _CPUINFO.exists() or not has_bfloat16(_CPUINFO.read_text()):
-        return False
-    network, threads = spec.build(), torch.get_num_threads()
-    torch.set_num_threads(1)  # several spend time on waiting for each other where others want the cores too
-    try:
-        _step_s(network, torch.float32)  # the first of all is slower
-        full = _step_s(network, torch.float32)
-        half = min(_step_s(network, torch.bfloat16) for _ in range(2))
-    finally:
-        torch.set_num_threads(threads)
-    return full > _FASTER * half
+def with_batch_norm(
+    network: DualUNet3D, mode: BatchNorm, world_size: int, device: torch.device
+) -> DualUNet3D:
+    """The network with batch norm over the samples of one rank (`local`) or of all (`sync`).
+
+    The names of its tensors stay. Raises InputError for `sync` on several CPUs, which PyTorch lacks.
+    """
+    if mode != "sync" or world_size == 1:
+        return network
+    if device.type == "cpu":
+        raise InputError(
+            "batch_norm: sync needs GPUs if there are several workers; set batch_norm to local or frozen, or "
+            "workers to 1"
+        )
+    kind: Any = nn.SyncBatchNorm
+    synchronised: DualUNet3D = kind.convert_sync_batchnorm(network)
+    return synchronised
 
 
-def _step_s(network: DualUNet3D, kind: torch.dtype) -> float:
-    """Seconds of the processor (so that other processes do not count) for a sample there and back."""
-    s1, s2, valid = (
-        torch.zeros(1, bands, network.months, _SIDE, _SIDE) for bands in (len(S1_NAMES), len(S2_NAMES), 2)
-    )
-    start = time.process_time()
-    with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
-        logits = network(s1, s2, valid)
-    torch.autograd.backward(logits.float().sum())
-    return time.process_time() - start
+def set_train_mode(network: DualUNet3D, mode: BatchNorm, *, new_head: bool) -> None:
+    """Training mode; under `frozen`, batch norm keeps the statistics that it came with.
+
+    Its weights and biases learn in any case, and a new head has no statistics to keep.
+    """
+    network.train()
+    if mode != "frozen":
+        return
+    for part in (network.unet3d_s1, network.unet3d_s2, *([] if new_head else [network.final_conv])):
+        for module in part.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+class Statistics:
+    """The running means and variances of all batch norm layers, side by side in one tensor, `all`.
+
+    So one operation keeps them or puts them back, on any device and without waiting for it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        places = [(layer, name) for layer in layers for name in ("running_mean", "running_var")]
+        parts = [getattr(layer, name) for layer, name in places]
+        self.all = torch.cat([part.flatten() for part in parts]) if parts else torch.empty(0)
+        self._before = self.all.clone()
+        views = torch.split(self.all, [part.numel() for part in parts])
+        for (layer, name), view in zip(places, views, strict=True):
+            setattr(layer, name, view)
+
+    def keep(self) -> None:
+        self._before.copy_(self.all)
+
+    def put_back_unless(self, good: Tensor) -> None:
+        """As they were at the last `keep`, unless the bool tensor () is true."""
+        torch.where(good, self.all, self._before, out=self.all)
+
+
+def moving_average(network: DualUNet3D, decay: float) -> AveragedModel:
+    """A second network, whose weights and running statistics follow those of the first.
+
+    At update n (from 1) the decay is min(`decay`, n / (9 + n)), so that the first steps of a training, far
+    from its end, are soon forgotten.
+    """
+
+    def follow(mine: Any, theirs: Any, updates: Tensor | int) -> None:
+        if mine[0].is_floating_point():
+            n = int(updates)
+            torch._foreach_lerp_(mine, theirs, 1 - min(decay, n / (9 + n)))
+
+    average = AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
+    average.n_averaged += 1  # its first update would copy the weights instead
+    average.requires_grad_(requires_grad=False).eval()
+    return average

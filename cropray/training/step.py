@@ -1,8 +1,8 @@
-"""Training of one network, step by step: numpy and torch alone, with or without several ranks.
+"""Training of one network, step by step, with numpy and torch alone, on one or several ranks.
 
-What a step does depends on the weights, the optimizer's state, its place in the training and its
-samples, and on nothing else, so a training that is taken up after any step ends as if undisturbed (to
-the bit on a CPU). Ranks are those of `torch.distributed` where it is initialised.
+A step depends on the weights, the optimizer's state, its place in the training and its samples, and on
+nothing else: a training that resumes after any step ends as if undisturbed (to the bit on a CPU). Ranks are
+those of `torch.distributed` if it is initialised.
 """
 
 from __future__ import annotations
@@ -11,54 +11,44 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from cropray.errors import InputError
-from cropray.models.dual_unet3d import MAIN, DualUNet3D, NetworkSpec
+from cropray.models.dual_unet3d import MAIN, DualUNet3D
 from cropray.models.losses import LossTerms, loss_counts, loss_terms, total
 from cropray.models.normalisation import Normalisation
-from cropray.training.batch_norm import MovingAverage, Statistics, prepared, train_mode
-from cropray.training.batches import Outcomes, Sent, Transfer, apply_symmetries, draw_symmetries
-from cropray.training.recipe import Precision, Recipe, apply_to_device, make_optimizer, rate_factor
+from cropray.training.batches import AsyncMetrics, apply_symmetries, draw_symmetries, prefetched, to_device
+from cropray.training.recipe import (
+    Precision,
+    Recipe,
+    Statistics,
+    apply_precision,
+    make_optimizer,
+    moving_average,
+    rate_factor,
+    set_train_mode,
+    with_batch_norm,
+)
 from cropray.training.state import copied, load_optimizer_state
 from cropray.types import Batch
 
 T = TypeVar("T")
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, ...]
 """s1, s2 (int16, B C T H W), label (uint8, B H W) and crop (int64, B) on the device."""
-
-
-def initial_network(
-    spec: NetworkSpec, seed: int, weights: dict[str, Tensor] | None = None, *, keep_head: bool = False
-) -> DualUNet3D:
-    """A new network from a seed, the same on every rank.
-
-    `weights` of another network replace the body's, and the head's too with `keep_head`.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = spec.build()
-    if weights is not None:
-        given = {name: x for name, x in weights.items() if keep_head or not _of_head(name)}
-        network.load_state_dict(network.state_dict() | given)
-    return network
-
-
-def _of_head(name: str) -> bool:
-    return name.startswith("final_conv.")
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step of all ranks came to. `terms` are on the CPU, in float64.
+    """A step of all ranks. `terms` are on the CPU, in float64; `asked` is what rank 0 asked all to do.
 
-    A step that is not `finite` was not taken. `asked` is what rank 0 wanted all to do.
+    A step that is not `finite` changed nothing.
     """
 
     head: str
@@ -73,9 +63,8 @@ class StepResult:
 class Trainer:
     """A network in training on one device.
 
-    `new_head` says that its head comes without statistics of batch norm. `also` names the heads beside
-    the main one that learn too; others stay as they are. Raises InputError for a batch
-    norm that the ranks cannot have.
+    `new_head` says that its head has no batch norm statistics yet. `also` names the auxiliary heads that
+    learn; others stay as they are. Raises InputError for a batch norm that the ranks cannot have.
     """
 
     def __init__(
@@ -95,24 +84,22 @@ class Trainer:
         self.steps_per_epoch, self.precision, self._new_head = steps_per_epoch, precision, new_head
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-        network = prepared(network.to(device), recipe.batch_norm, self.world_size, device)
+        network = with_batch_norm(network.to(device), recipe.batch_norm, self.world_size, device)
         for name, head in network.heads.items():
             head.requires_grad_(requires_grad=name in also)
-        self.network = network
-        self._statistics = Statistics(network)
-        self._average = None if recipe.ema is None else MovingAverage(network, recipe.ema)
-        self._module, self._part = _wrapped(network, several=several, compiled=compiled, heads=1 + len(also))
+        self.network = self.published = network
+        self._average: AveragedModel | None = None
+        self._statistics = [Statistics(network)]
+        if recipe.ema is not None:
+            self._average = moving_average(network, recipe.ema)
+            self.published = cast(DualUNet3D, self._average.module)
+            self._statistics.append(Statistics(self.published))
+        self._module, self._ddp = _wrapped(network, several=several, compiled=compiled, heads=1 + len(also))
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(network, recipe, also)
-        self._transfer = Transfer(device)
-        self._outcomes: Outcomes[tuple[Batch, str]] = Outcomes(device)
+        self._pending: AsyncMetrics[tuple[Batch, str]] = AsyncMetrics(device)
         self.skipped, self.suspects = 0, list[str]()
-        apply_to_device(precision, device)
-
-    @property
-    def published(self) -> DualUNet3D:
-        """The network that is validated and kept: the moving average, if there is one."""
-        return self.network if self._average is None else self._average.network
+        apply_precision(precision, device)
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -121,23 +108,22 @@ class Trainer:
         return body["lr"], head["lr"]
 
     def train_mode(self) -> None:
-        """To be called before the first step and after every validation."""
-        train_mode(self.network, self.recipe.batch_norm, new_head=self._new_head)
+        """Call it before the first step and after every validation."""
+        set_train_mode(self.network, self.recipe.batch_norm, new_head=self._new_head)
 
     def agree(self) -> None:
-        """Give all ranks the running statistics of rank 0: without it each has those of its own samples."""
+        """Give all ranks the running statistics of rank 0; each has those of its own samples before."""
         if self.world_size > 1:
-            dist.broadcast(self._statistics.all, 0)
-            if self._average is not None:
-                dist.broadcast(self._average.statistics.all, 0)
+            for statistics in self._statistics:
+                dist.broadcast(statistics.all, 0)
 
-    def ahead(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Sent]]:
-        """Batches for `step`, on a GPU copied there one step before theirs."""
-        return self._transfer.ahead(batches, _arrays)
+    def ahead(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Inputs]]:
+        """Batches for `step`; on a GPU the next one is copied there during a step."""
+        return prefetched(batches, _arrays, self.device)
 
-    def inputs(self, batch: Batch, epoch: int, sent: Sent | None = None) -> Inputs:
+    def inputs(self, batch: Batch, epoch: int, sent: Inputs | None = None) -> Inputs:
         """A batch on the device, its samples turned and mirrored as the recipe says."""
-        s1, s2, label, crop = self._transfer.receive(sent or self._transfer.send(_arrays(batch)))
+        s1, s2, label, crop = sent or to_device(_arrays(batch), self.device)
         if self.recipe.augment:
             symmetries = draw_symmetries(batch.rows["sample_id"], self.recipe.seed, epoch)
             s1, s2, label = apply_symmetries((s1, s2, label), symmetries)
@@ -150,31 +136,30 @@ class Trainer:
         index: int,
         ask: int = 0,
         head: str = MAIN,
-        sent: Sent | None = None,
+        sent: Inputs | None = None,
     ) -> list[StepResult]:
         """Step `index` of an epoch (both 0-based) of a head, with this rank's part of its samples.
 
-        All ranks learn what rank 0 `ask`s for. Returns the results that are known by now: on a CPU
-        this step's, on a GPU an earlier one's. Raises InputError after too many steps that came to
-        no finite numbers.
+        All ranks learn what rank 0 `ask`s for. Returns the results that are known by now: on a CPU this
+        step's, on a GPU an earlier one's. Raises InputError after too many steps without finite numbers.
         """
-        outcome = self.step_on(self.inputs(batch, epoch, sent), epoch, index, ask, head)
-        self._outcomes.put(outcome, (batch, head))
-        return self._results(self._outcomes.due())
+        metrics = self.step_on(self.inputs(batch, epoch, sent), epoch, index, ask, head)
+        self._pending.put(metrics, (batch, head))
+        return self._results()
 
     def settle(self) -> list[StepResult]:
-        """The results of all steps that are still to come. To be called before state is kept."""
-        return self._results(self._outcomes.rest())
+        """The results that are still to come. Call it before a state is taken."""
+        return self._results(all_of_them=True)
 
     def step_on(self, inputs: Inputs, epoch: int, index: int, ask: int = 0, head: str = MAIN) -> Tensor:
-        """As `step`, on inputs that are on the device; what it came to, as `_result` reads it."""
+        """As `step`, on inputs that are on the device; its metrics, as `_result` reads them."""
         _, _, label, crop = inputs
         before = torch.empty(5, device=self.device)  # the denominators of all ranks' pixels, first
-        before[:3] = loss_counts(label, crop, _n_classes(self.network, head), self.recipe.loss)
+        before[:3] = loss_counts(label, crop, self.n_classes(head), self.recipe.loss)
         before[3], before[4] = len(label), ask if self.rank == 0 else 0
         if self.world_size > 1:
             dist.all_reduce(before)
-        self._statistics.keep()
+        self._statistics[0].keep()
         self._optimizer.zero_grad()
         after = self._backward(inputs, before[:3], head)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -184,25 +169,25 @@ class Trainer:
         # The gradients are those of all ranks by now, and so is the loss: all decide alike.
         finite = after.isfinite().all() & norm.isfinite()
         self._set_rates(epoch * self.steps_per_epoch + min(index, self.steps_per_epoch - 1))
-        # Fused optimizers leave all as it was where this is 1 (it is made for loss scaling), so that
-        # the device need not be waited for.
+        # Fused optimizers change nothing if this is 1 (it is made for loss scaling), so that nobody waits
+        # for the device.
         self._optimizer.found_inf = (~finite).float()
         self._optimizer.step()
-        self._statistics.put_back_unless(finite)
+        self._statistics[0].put_back_unless(finite)
         if self._average is not None:
-            self._average.update()
+            self._average.update_parameters(self.network)
         return torch.cat((before, norm[None], after))
 
     @torch.inference_mode()
     def logits(self, batch: Batch, head: str = MAIN) -> tuple[Tensor, LossTerms]:
         """Logits (B, K, H, W) of a batch by the published network in evaluation mode, and their terms."""
         self.published.eval()
-        s1, s2, label, crop = self._transfer.receive(self._transfer.send(_arrays(batch)))
+        s1, s2, label, crop = to_device(_arrays(batch), self.device)
         logits = self._forward(self.published, s1, s2, head)
         return logits, loss_terms(logits, label, crop, self.recipe.loss)
 
     def state(self) -> dict[str, Any]:
-        """What a later process needs to go on, as it is now, on the CPU: tensors, numbers and strings."""
+        """What a later process needs to resume: a copy on the CPU of tensors, numbers and strings."""
         state = {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -210,20 +195,21 @@ class Trainer:
             "suspects": list(self.suspects),
         }
         if self._average is not None:
-            state |= {"average": self._average.network.state_dict(), "updates": self._average.updates}
-        kept: dict[str, Any] = copied(state)
-        return kept
+            updates = int(self._average.n_averaged) - 1
+            state |= {"average": self.published.state_dict(), "updates": updates}
+        copy: dict[str, Any] = copied(state)
+        return copy
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         load_optimizer_state(self._optimizer, state["optimizer"])
         self.skipped, self.suspects = state["skipped"], list(state["suspects"])
         if self._average is not None:
-            self._average.network.load_state_dict(state["average"])
-            self._average.updates = state["updates"]
+            self.published.load_state_dict(state["average"])
+            self._average.n_averaged.fill_(state["updates"] + 1)
 
     def n_classes(self, head: str = MAIN) -> int:
-        return _n_classes(self.network, head)
+        return int(self.network.head_parameters(head)[-1].shape[0])  # its last bias
 
     def no_terms(self, head: str = MAIN) -> LossTerms:
         """The terms of nothing, to add others to: on the CPU, in float64."""
@@ -231,7 +217,7 @@ class Trainer:
         return LossTerms(three, three, classes, torch.zeros((), dtype=torch.float64))
 
     def of_all_ranks(self, mine: T) -> list[T]:
-        """What every rank has, by rank. All call this alike."""
+        """What each rank gives, by rank. All ranks call it alike."""
         if self.world_size == 1:
             return [mine]
         found: list[T | None] = [None] * self.world_size
@@ -240,15 +226,16 @@ class Trainer:
 
     def _backward(self, inputs: Inputs, counts: Tensor, head: str) -> Tensor:
         """Gradients of the loss over all ranks' samples; its sums over these."""
-        parts = list(zip(*(x.tensor_split(_parts(x, self.recipe.accumulate)) for x in inputs), strict=True))
-        so_far = torch.zeros(4 + _n_classes(self.network, head), device=self.device)
+        n_parts = min(self.recipe.accumulate, len(inputs[0]))
+        parts = list(zip(*(x.tensor_split(n_parts) for x in inputs), strict=True))
+        so_far = torch.zeros(4 + self.n_classes(head), device=self.device)
         waiting = None
         for number, (s1, s2, label, crop) in enumerate(parts, 1):
-            last = number == len(parts)
-            with nullcontext() if last or self._part is None else self._part.no_sync():
+            last = number == n_parts
+            with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
                 terms = loss_terms(self._forward(self._module, s1, s2, head), label, crop, self.recipe.loss)
                 so_far += torch.cat((terms.sums.detach(), terms.known[None], terms.class_sums))
-                if last and self.world_size > 1:  # under way beside the last gradients
+                if last and self.world_size > 1:  # on its way during the last gradients
                     waiting = dist.all_reduce(so_far, async_op=True)
                 loss = total(replace(terms, counts=counts), self.recipe.loss)
                 torch.autograd.backward(loss * self.world_size)  # the ranks' gradients are averaged
@@ -269,35 +256,39 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = group["highest_lr"] * factor
 
-    def _results(self, outcomes: Iterator[tuple[Tensor, tuple[Batch, str]]]) -> list[StepResult]:
+    def _results(self, *, all_of_them: bool = False) -> list[StepResult]:
         results = []
-        for outcome, (batch, head) in outcomes:
-            result = self._result(outcome.double(), head)
+        for metrics, (batch, head) in self._pending.due(all_of_them=all_of_them):
+            result = self._result(metrics.double(), head)
             if not result.finite:
                 self._note_skipped(batch, head)
             results.append(result)
         return results
 
-    def _result(self, outcome: Tensor, head: str) -> StepResult:
-        counts, samples, asked, norm = outcome[:3], outcome[3], outcome[4], outcome[5]
-        terms = LossTerms(outcome[6:9], counts, outcome[10:], outcome[9])
-        finite = bool(outcome.isfinite().all())
+    def _result(self, metrics: Tensor, head: str) -> StepResult:
+        counts, samples, asked, norm = metrics[:3], metrics[3], metrics[4], metrics[5]
+        terms = LossTerms(metrics[6:9], counts, metrics[10:], metrics[9])
+        finite = bool(metrics.isfinite().all())
         loss = total(terms, self.recipe.loss).item()
         return StepResult(head, loss, terms, int(samples), float(norm), finite, int(asked))
 
     def _note_skipped(self, batch: Batch, head: str) -> None:
-        """Count a step that was not taken, and find out by which samples. All ranks call this alike."""
+        """Count a step that changed nothing, and find the samples to blame. All ranks call it alike."""
         self.skipped += 1
         named = [name for names in self.of_all_ranks(self._not_finite(batch, head)) for name in names]
         self.suspects += [name for name in named if name not in self.suspects]
         if self.skipped > self.recipe.max_nonfinite:
+            blamed = "no single sample is to blame: lower lr, or clip gradients (clip_norm)"
+            if self.suspects:
+                names = ", ".join(self.suspects)
+                blamed = f"the loss of these samples is not finite: {names} (look: cropray shards show ID)"
             raise InputError(
-                f"{self.skipped} steps came to no finite loss or gradient (max_nonfinite is "
-                f"{self.recipe.max_nonfinite}); {_blamed(self.suspects)}"
+                f"{self.skipped} steps had no finite loss or gradient (max_nonfinite is "
+                f"{self.recipe.max_nonfinite}); {blamed}"
             )
 
     def _not_finite(self, batch: Batch, head: str) -> list[str]:
-        """Ids of the samples whose loss is not finite, each gone through by itself."""
+        """Ids of the samples whose loss is not finite, each tried by itself."""
         names = []
         for i, name in enumerate(batch.rows["sample_id"]):
             one = replace(
@@ -316,31 +307,17 @@ class Trainer:
 def _wrapped(
     network: DualUNet3D, *, several: bool, compiled: bool, heads: int
 ) -> tuple[Any, DistributedDataParallel | None]:
-    """What is called in a step, and the part of it that gathers the ranks' gradients."""
+    """What a step calls, and the part of it that gathers the ranks' gradients."""
     # No step depends on running statistics: none is sent before the epoch's end (`agree`).
     names = signature(DistributedDataParallel).parameters
-    apart: dict[str, Any] = {
+    options: dict[str, Any] = {
         "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False,
         "find_unused_parameters": heads > 1,  # a step of one head leaves the others without gradients
     }
-    part = DistributedDataParallel(network, gradient_as_bucket_view=True, **apart) if several else None
-    module = network if part is None else part
-    return (torch.compile(module) if compiled else module), part
+    ddp = DistributedDataParallel(network, gradient_as_bucket_view=True, **options) if several else None
+    module = network if ddp is None else ddp
+    return (torch.compile(module) if compiled else module), ddp
 
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:
     return batch.s1_bcthw, batch.s2_bcthw, batch.label_bhw, batch.crop_b
-
-
-def _n_classes(network: DualUNet3D, head: str) -> int:
-    return int(network.head_parameters(head)[-1].shape[0])  # its last bias
-
-
-def _blamed(samples: list[str]) -> str:
-    if not samples:
-        return "no sample by itself is to blame: lower the learning rate (lr), or clip gradients (clip_norm)"
-    return f"the loss of these samples is not finite: {', '.join(samples)} (look: cropray shards show ID)"
-
-
-def _parts(x: Tensor, accumulate: int) -> int:
-    return min(accumulate, len(x))

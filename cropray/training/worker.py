@@ -24,7 +24,7 @@ from cropray.models.heads import starting_weights
 from cropray.shards.order import EpochState
 from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
 from cropray.training.plan import RAYS, TrainingPlan
-from cropray.training.recipe import Precision, chosen
+from cropray.training.recipe import Precision, choose_precision, initial_network
 from cropray.training.state import (
     EpochMetrics,
     Snapshot,
@@ -34,7 +34,7 @@ from cropray.training.state import (
     newest,
     read,
 )
-from cropray.training.step import StepResult, Trainer, initial_network
+from cropray.training.step import StepResult, Trainer
 from cropray.training.validate import SCORE, History, epoch_score
 
 # A report makes all ranks meet, and waits for the controller's next look at them: never by step.
@@ -87,11 +87,8 @@ def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
     torch.manual_seed(plan.recipe.seed + rank)
     device = ray.train.torch.get_device()
     snapshot, damaged = resumable(plan, rank)
-    network = plan.checkpoint.network
     precision: Precision = (
-        _agreed(chosen(plan.precision, network, device) if rank == 0 else "float32")
-        if snapshot is None
-        else snapshot.train_state["precision"]
+        choose_precision(plan.precision, device) if snapshot is None else snapshot.train_state["precision"]
     )
     trainer = _trainer(plan, device, precision)
     state = (

@@ -67,13 +67,13 @@ def test_a_driver_that_is_told_to_leave_and_then_killed_goes_on_where_it_was(
     second = command(run)  # on the same run
     _, said = second.communicate(timeout=150)
     assert second.returncode == 2
-    assert f"pretrain of {run.folder} is under way already, by process {first.pid} on " in said
+    assert f"pretrain of {run.folder} is running already: process {first.pid} on " in said
 
     first.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=150)
     assert first.returncode == 130
     assert "pretrain: writing its state" in said
-    assert "the same command goes on" in said
+    assert "same command" in said
     left, damaged = newest(run.folder.child("checkpoints/pretrain"))
     assert left is not None
     assert damaged == []

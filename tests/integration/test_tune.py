@@ -174,5 +174,5 @@ def test_a_trial_that_is_ended_keeps_its_state_and_gives_back_its_room(
     assert record["end"] == ("behind" if by == "Tune" else "open")
     state, damaged = newest(run.folder.child("tune/sweep/trials/0001"))
     assert state is not None
-    assert len(state.standing["history"]) >= record["epochs"] >= 1
+    assert len(state.train_state["history"]) >= record["epochs"] >= 1
     assert not damaged
