@@ -23,7 +23,7 @@ from cropray.config.training import TrainConfig
 from cropray.errors import InputError
 from cropray.run import Run
 from cropray.storage import Folder, within
-from cropray.training.resources import ResourceRequest, shortage, worker_resources
+from cropray.training.monitor import ResourceRequest, shortage, worker_resources
 
 Verdict = Literal["ok", "warning", "bad"]
 

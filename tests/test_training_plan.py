@@ -210,13 +210,13 @@ def test_a_batch_must_be_shared_out_evenly(folder: Folder) -> None:
     with pytest.raises(InputError, match=r"multiple of pretrain\.workers × pretrain\.accumulate = 3 × 1"):
         make_plan(make_run(folder, workers=3), "pretrain")
     plan = make_plan(make_run(folder, workers=2), "pretrain")
-    assert (plan.batch_size, plan.workers) == (4, (2, 2))
+    assert plan.settings.batch_size == 4
     assert plan.steps == make_plan(make_run(folder), "pretrain").steps
     with pytest.raises(InputError, match=r"pretrain\.workers × pretrain\.accumulate = 1 × 3"):
         make_plan(make_run(folder, accumulate=3), "pretrain")
     with pytest.raises(InputError, match=r"= 3 × 1"):
         make_plan(make_run(folder, workers=[1, 4]), "pretrain")
-    assert make_plan(make_run(folder, workers=[1, 2]), "pretrain").workers == (1, 2)
+    assert make_plan(make_run(folder, workers=[1, 2]), "pretrain").steps == plan.steps
 
 
 def test_batch_norm_is_frozen_only_where_there_are_statistics(folder: Folder, first: Folder) -> None:

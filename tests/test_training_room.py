@@ -8,7 +8,7 @@ from cropray.config import Config
 from cropray.config.load import updated
 from cropray.config.training import TrainConfig
 from cropray.errors import InputError
-from cropray.training.resources import (
+from cropray.training.monitor import (
     ResourceRequest,
     check_trials,
     check_workers,

@@ -211,7 +211,7 @@ def test_state_stands_still_while_the_training_goes_on(batches: list[Batch]) -> 
 
 
 def test_a_cpu_computes_in_float32_unless_it_is_told_otherwise() -> None:
-    assert choose_precision(None, CPU) == "float32"
+    assert choose_precision("auto", CPU) == "float32"
     assert choose_precision("bfloat16", CPU) == "bfloat16"
     with pytest.raises(InputError, match="tf32 needs GPUs"):
         choose_precision("tf32", CPU)

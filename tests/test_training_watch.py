@@ -20,9 +20,8 @@ from cropray.shards.order import EpochState
 from cropray.storage import Folder
 from cropray.training.driver import Control
 from cropray.training.loop import Ask
-from cropray.training.monitor import ProgressMonitor, flat_entry
+from cropray.training.monitor import ProgressMonitor, ResourceRequest, flat_entry
 from cropray.training.plan import RAYS, TrainingPlan, make_plan
-from cropray.training.resources import ResourceRequest
 from cropray.training.state import EpochMetrics, TrainState
 from cropray.training.validate import SCORE
 from cropray.training.worker import RaySupervisor, SendReports, StopOnInputError, train_worker
@@ -93,7 +92,7 @@ def planned(folder: Folder, **settings: Any) -> TrainingPlan:
 def supervised(
     plan: TrainingPlan, control: Any, *, busy: bool = False, progress: bool = True, every_s: float = 60
 ) -> RaySupervisor:
-    trainer: Any = SimpleNamespace(skipped=0)
+    trainer: Any = SimpleNamespace(skipped=0, steps_per_epoch=2)
     writer: Any = SimpleNamespace(busy=busy, wait=lambda: None)
     return RaySupervisor(plan, control, trainer, writer, progress=progress, check_in_every_s=every_s)
 

@@ -24,9 +24,8 @@ from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
 from cropray.training.lock import run_lock
-from cropray.training.monitor import ProgressMonitor
+from cropray.training.monitor import ProgressMonitor, ResourceRequest, check_workers, worker_resources
 from cropray.training.plan import RAYS, TrainingPlan, make_plan, training_inputs
-from cropray.training.resources import ResourceRequest, check_workers, worker_resources
 from cropray.training.state import TRAIN_STATE, name_of
 from cropray.training.validate import SCORE, History, best_entry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from functools import partial
@@ -220,7 +220,7 @@ class Loop:
             "samples_per_second": metrics.samples / max(metrics.seconds, 1e-9),
             "skipped_steps": metrics.skipped,
             "workers": trainer.world_size,
-            **_of_ranks(trainer.of_all_ranks(self._usage.figures())),
+            **self._usage.of_ranks(trainer.of_all_ranks),
         }
 
     def _store(self, checkpoint: Checkpoint | None) -> None:
@@ -279,30 +279,23 @@ def _generators(device: torch.device) -> list[torch.Tensor]:
 
 
 class _Usage:
-    """Time, processors and memory of this process from its creation on."""
+    """Time, processors and memory of this process, from its creation on."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._start, self._cpu = time.perf_counter(), time.process_time()
-        if device.type == "cuda":
+        self._cuda, self._start, self._cpu = device.type == "cuda", time.perf_counter(), time.process_time()
+        if self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._start
 
-    def figures(self) -> dict[str, float]:
-        """Processors kept busy, and the highest memory (MiB) so far."""
-        figures = {
-            "cpus_busy": (time.process_time() - self._cpu) / max(self.seconds, 1e-9),
-            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
-        if self._device.type == "cuda":
-            figures["gpu_memory_mib"] = torch.cuda.max_memory_allocated(self._device) / 2**20
-        return figures
-
-
-def _of_ranks(ranks: list[dict[str, float]]) -> dict[str, float]:
-    """Processors of all ranks together, memory of the rank that has most."""
-    highest = {name: max(rank[name] for rank in ranks) for name in ranks[0]}
-    return highest | {"cpus_busy": sum(rank["cpus_busy"] for rank in ranks)}
+    def of_ranks(self, of_all: Callable[[dict[str, float]], list[dict[str, float]]]) -> dict[str, float]:
+        """Processors that all ranks kept busy, and the memory (MiB) of the rank that took most."""
+        mine = {"memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        if self._cuda:
+            mine["gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        busy = (time.process_time() - self._cpu) / max(self.seconds, 1e-9)
+        ranks = of_all(mine | {"cpus_busy": busy})
+        highest = {name: max(rank[name] for rank in ranks) for name in mine}
+        return {"cpus_busy": sum(rank["cpus_busy"] for rank in ranks), **highest}

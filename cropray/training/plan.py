@@ -1,9 +1,9 @@
-"""What a training will do, settled and checked before any worker starts."""
+"""The plan of a training, complete and checked before any worker starts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 from cropray.training.lock import RunLock
-from cropray.training.recipe import Precision, Recipe
+from cropray.training.recipe import Recipe
 from cropray.types import BoolArray
 
 RAYS = "ray"
@@ -35,14 +35,14 @@ RAYS = "ray"
 
 @dataclass(frozen=True)
 class Data:
-    """Shards of one split, which of their samples are read, and how often (`order.balanced_weights`)."""
+    """Shards of one split: the samples with more labels than this, with crops balanced if so set."""
 
     uris: Sequence[str]
     min_labelled_fraction: float
     balance: float | None = None
 
     def reader(self, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> ShardReader:
-        """For training: shuffled, the same number of batches for every rank."""
+        """For training: shuffled, with the same number of batches for every rank."""
         return ShardReader(
             self.uris,
             batch_size=batch_size,
@@ -54,7 +54,7 @@ class Data:
         )
 
     def part(self, batch_size: int, rank: int, world_size: int) -> ShardReader | None:
-        """For validation: every sample once, on one rank, in the order of the files; None without shards."""
+        """For validation: each sample once, on one rank, in the order of the files; None without shards."""
         if not self.uris:
             return None
 
@@ -69,10 +69,10 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A further label set: `weight` steps into a head of its own for each step of the training's own.
+class AuxiliaryData:
+    """A further label set for the auxiliary head `head`: `weight` steps for each step of the main head.
 
-    The head is validated on `val`, where there is any; which epoch is the best is not its to say.
+    The head is validated on `val`, if it has shards, but does not select the best epoch.
     """
 
     head: str
@@ -85,25 +85,16 @@ class Beside:
 class TrainingPlan:
     """All that a worker needs to know.
 
-    `checkpoint` is the one to be made, without weights, and without thresholds that are to be chosen
-    on val. `init` is the checkpoint to start from; its head is kept only where the classes are the
-    same. `precision` is None where it is to be chosen, `workers` are fewest and most, `batch_size` is
-    that of all workers, `steps` are those of all epochs. Validation and checkpoint come every
-    `store_every` epochs and after the last, and states within an epoch every `store_every_s` seconds;
-    all are kept in the folder `states`, while `lock` is held.
+    `checkpoint` is the one to publish, without weights, and without thresholds if val chooses them. `init`
+    is the checkpoint to start from; `keep_head` is true if its classes are the same. States go to the folder
+    `states`, while the driver holds `lock`. `steps` are those of all epochs.
     """
 
     train: Data
-    also: tuple[Beside, ...]
+    also: tuple[AuxiliaryData, ...]
     val: Data
     recipe: Recipe
-    precision: Precision | None
-    compiled: bool
-    workers: tuple[int, int]
-    batch_size: int
-    threads: int
-    store_every: int
-    store_every_s: float
+    settings: TrainConfig
     states: Folder
     lock: RunLock | None
     checkpoint: Checkpoint
@@ -115,40 +106,40 @@ class TrainingPlan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it this training and not another: states of another one are not taken up."""
+        """What makes it this training: states of another one are not resumed."""
         settings = {k: v for k, v in self.checkpoint.recipe.items() if k not in OPERATIONAL}
         return {"recipe": settings, "data_fingerprint": self.checkpoint.data_fingerprint}
 
 
 def training_inputs(run: Run, stage: str) -> Inputs:
-    """What a training rests on: the shards of train and val, and the weights that it starts from.
+    """What a training depends on: the shards of train and val, and the weights that it starts from.
 
-    Raises InputError where shards are missing or damaged.
+    Raises InputError for missing or damaged shards.
     """
     settings: TrainConfig = getattr(run.config, stage)
     check_shards(run.folder, (run.summary("compact") or {}).get("shards", {}))
-    inputs = {"shards": fingerprint(shard_uris(run.folder, "train") + shard_uris(run.folder, "val"))}
-    for also in settings.also:
-        place = run.place(also.run)
-        inputs[f"the shards of {also.head}"] = fingerprint(
-            shard_uris(place, "train") + shard_uris(place, "val")
-        )
+    inputs = {"shards": _shards(run.folder)}
+    inputs |= {f"the shards of {also.head}": _shards(run.place(also.run)) for also in settings.also}
     if settings.init:
         inputs["the checkpoint to start from"] = weights_checksum(resolve_model(settings.init, run))
     return inputs
 
 
+def _shards(folder: Folder) -> str:
+    return fingerprint(shard_uris(folder, "train") + shard_uris(folder, "val"))
+
+
 def make_plan(run: Run, stage: str) -> TrainingPlan:
-    """Raises InputError where shards, settings and the starting checkpoint do not fit together."""
+    """The plan of a training. Raises InputError if shards, settings and starting checkpoint do not fit."""
     settings: TrainConfig = getattr(run.config, stage)
     _check_shares(settings, stage)
-    if not shard_uris(run.folder, "train"):
+    uris = shard_uris(run.folder, "train")
+    if not uris:
         raise InputError(
-            f"{run.folder} has no shards of the split train: nothing to train on; give it more ROIs, or a "
+            f"{run.folder} has no shards of the split train: nothing to train on. Give it more ROIs, or a "
             "greater share of them (rois.split)"
         )
-    train = Data(shard_uris(run.folder, "train"), settings.min_labelled_fraction, settings.balance)
-    most = settings.max_workers
+    train, most = Data(uris, settings.min_labelled_fraction, settings.balance), settings.max_workers
     reader = train.reader(settings.batch_size // most, seed=run.config.seed, world_size=most)
     if not len(reader.table):
         raise InputError(
@@ -159,23 +150,17 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
     checkpoint = replace(
         checkpoint, data_fingerprint=_fingerprint(reader.table), periods=_periods(reader.table)
     )
-    beside = []
+    auxiliary = []
     for also in settings.also:
         data, val = (Data(shard_uris(run.place(also.run), split), 0.0) for split in ("train", "val"))
         checkpoint = _with_label_set(checkpoint, also, data, run)
-        beside.append(Beside(also.head, data, val, also.weight))
+        auxiliary.append(AuxiliaryData(also.head, data, val, also.weight))
     return TrainingPlan(
         train=train,
-        also=tuple(beside),
+        also=tuple(auxiliary),
         val=Data(shard_uris(run.folder, "val"), 0.0),
         recipe=_recipe(settings, run.config.seed, new_head=not keep_head),
-        precision=None if settings.precision == "auto" else settings.precision,
-        compiled=settings.compile,
-        workers=(settings.min_workers, settings.max_workers),
-        batch_size=settings.batch_size,
-        threads=settings.threads,
-        store_every=settings.store_every,
-        store_every_s=settings.store_every_s,
+        settings=settings,
         states=run.folder.child(f"checkpoints/{stage}"),
         lock=None,
         checkpoint=checkpoint,
@@ -188,13 +173,13 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
 
 
 def _check_shares(settings: TrainConfig, stage: str) -> None:
-    """Raises InputError where a step cannot be shared out evenly, or batch norm has no statistics."""
+    """Raise InputError if a step cannot be shared evenly, or frozen batch norm has no statistics."""
     for workers in range(settings.min_workers, settings.max_workers + 1):
         if settings.batch_size % (workers * settings.accumulate):
             raise InputError(
-                f"{stage}.batch_size is {settings.batch_size} samples a step of all workers together; it "
-                f"must be a multiple of {stage}.workers × {stage}.accumulate = "
-                f"{workers} × {settings.accumulate}"
+                f"{stage}.batch_size = {settings.batch_size} (samples a step of all workers together) is no "
+                f"multiple of {stage}.workers × {stage}.accumulate = {workers} × {settings.accumulate}: "
+                "change one of them"
             )
     if settings.batch_norm == "frozen" and not settings.init:
         raise InputError(
@@ -204,14 +189,14 @@ def _check_shares(settings: TrainConfig, stage: str) -> None:
 
 
 def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folder | None, bool]:
-    """The checkpoint to be made, the one to start from, and whether its head is kept."""
-    config = run.config
+    """The checkpoint to publish, the one to start from, and whether its head is kept."""
+    config, n_classes = run.config, len(data.classes)
     settings: TrainConfig = getattr(config, stage)
     normalisation = NORMALISATIONS[config.model.normalisation]()
     checkpoint = Checkpoint(
         classes=data.classes,
         network=NetworkSpec(
-            len(data.classes),
+            n_classes,
             config.model.width,
             data.months,
             stem=config.model.stem,
@@ -224,7 +209,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
         s2_bands=data.s2_bands,
         s1_bands=data.s1_bands,
         imagery=data.imagery,
-        thresholds=None if settings.threshold is None else (settings.threshold,) * len(data.classes),
+        thresholds=None if settings.threshold is None else (settings.threshold,) * n_classes,
         recipe={"stage": stage, "seed": config.seed, **settings.model_dump(mode="json")},
     )
     if not settings.init:
@@ -240,7 +225,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
     same = first.classes == checkpoint.classes
     network = replace(first.network, heads=())
     if not same:
-        network = replace(network, n_classes=len(checkpoint.classes), head="conv")
+        network = replace(network, n_classes=n_classes, head="conv")
     checkpoint = replace(checkpoint, network=network, normalisation=first.normalisation)
     if settings.keep_heads is not None:
         checkpoint = keep_heads(checkpoint, first, settings.keep_heads)
@@ -248,17 +233,17 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
 
 
 def _with_label_set(checkpoint: Checkpoint, also: AuxiliaryConfig, data: Data, run: Run) -> Checkpoint:
-    """The checkpoint to be made, with a head for a further label set.
+    """The checkpoint to publish, with an auxiliary head.
 
-    Raises InputError where its shards are missing or of other months, bands or backscatter.
+    Raises InputError if its shards are missing or have other months, bands or backscatter.
     """
     where = f"{run.place(also.run)} (also: {also.head})"
     if not data.uris:
-        raise InputError(f"{where} has no shards of the split train to learn beside: run compact there")
+        raise InputError(f"{where} has no shards of the split train to learn from: run compact there")
     reader = data.reader(1, seed=0)
     found = reader.metadata
     if not len(reader.table):
-        raise InputError(f"{where} has no sample with a labelled pixel to learn beside")
+        raise InputError(f"{where} has no sample with a labelled pixel to learn from")
     if found.months != checkpoint.months:
         raise InputError(f"{where} has windows of {found.months} months, this run of {checkpoint.months}")
     check_inputs(
@@ -276,12 +261,17 @@ def _with_label_set(checkpoint: Checkpoint, also: AuxiliaryConfig, data: Data, r
 
 
 def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
-    """Raises InputError where the body of `first` cannot go on with these data and settings."""
+    """Raise InputError if the body of `first` does not fit these data and settings."""
+    kinds = {cls: kind for kind, cls in NORMALISATIONS.items()}
     differences = {
         "months": (first.months, wanted.months, "window.months"),
         "width": (first.network.width, wanted.network.width, "model.width"),
         "stem": (first.network.stem, wanted.network.stem, "model.stem"),
-        "normalisation": (type(first.normalisation), type(wanted.normalisation), "model.normalisation"),
+        "normalisation": (
+            kinds[type(first.normalisation)],
+            kinds[type(wanted.normalisation)],
+            "model.normalisation",
+        ),
         "Sentinel-1 quantity": (first.s1_quantity, wanted.s1_quantity, "the imagery source"),
         "Sentinel-2 bands": (first.s2_bands, wanted.s2_bands, "the imagery source"),
         "Sentinel-1 bands": (first.s1_bands, wanted.s1_bands, "the imagery source"),
@@ -289,39 +279,20 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
     for name, (has, want, setting) in differences.items():
         if has != want:
             raise InputError(
-                f"cannot start from {init}: its {name} is {_said(has)}, the run's is {_said(want)}; "
-                f"change {setting} or start from another checkpoint"
+                f"cannot start from {init}: its {name} is {has}, the run's is {want}; change {setting}, or "
+                "start from another checkpoint"
             )
-
-
-def _said(value: object) -> str:
-    kinds = {cls: kind for kind, cls in NORMALISATIONS.items()}
-    return kinds[value] if isinstance(value, type) else str(value)
 
 
 def _recipe(settings: TrainConfig, seed: int, *, new_head: bool) -> Recipe:
     head_lr = settings.head_lr if new_head and settings.head_lr is not None else settings.lr
-    return Recipe(
-        epochs=settings.epochs,
-        lr=settings.lr,
-        head_lr=head_lr,
-        loss=LossRecipe(settings.unlabelled, settings.own_crop_weight, settings.cross_negatives),
-        weight_decay=settings.weight_decay,
-        optimizer=settings.optimizer,
-        schedule=settings.schedule,
-        warmup_fraction=settings.warmup_fraction,
-        augment=settings.augment,
-        accumulate=settings.accumulate,
-        clip_norm=settings.clip_norm,
-        ema=settings.ema,
-        batch_norm=settings.batch_norm,
-        max_nonfinite=settings.max_nonfinite,
-        seed=seed,
-    )
+    loss = LossRecipe(settings.unlabelled, settings.own_crop_weight, settings.cross_negatives)
+    own: dict[str, Any] = {"seed": seed, "loss": loss, "head_lr": head_lr}
+    return Recipe(**{f.name: getattr(settings, f.name) for f in fields(Recipe) if f.name not in own}, **own)
 
 
 def _fingerprint(table: pa.Table) -> str:
-    """xxh3 over the ids and checksums of all samples, whatever their order."""
+    """xxh3 of the ids and checksums of all samples, in any order."""
     rows = sorted(zip(table["sample_id"].to_pylist(), table["xxh3"].to_pylist(), strict=True))
     return xxhash.xxh3_64_hexdigest(repr(rows).encode())
 

@@ -72,13 +72,13 @@ def make_optimizer(network: DualUNet3D, recipe: Recipe, also: Sequence[str]) -> 
     return kind(groups, weight_decay=recipe.weight_decay, fused=True)
 
 
-def choose_precision(wanted: Precision | None, device: torch.device) -> Precision:
-    """The precision as set; if it is not (None), bfloat16 on GPUs that have it, else float32.
+def choose_precision(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """The precision as set; `auto` is bfloat16 on GPUs that have it, else float32.
 
     Raises InputError for tf32 without a GPU.
     """
     cuda = device.type == "cuda"
-    if wanted is None:
+    if wanted == "auto":
         gains = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if gains else "float32"
     if wanted == "tf32" and not cuda:

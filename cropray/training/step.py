@@ -143,7 +143,7 @@ class Trainer:
         All ranks learn what rank 0 `ask`s for. Returns the results that are known by now: on a CPU this
         step's, on a GPU an earlier one's. Raises InputError after too many steps without finite numbers.
         """
-        metrics = self.step_on(self.inputs(batch, epoch, sent), epoch, index, ask, head)
+        metrics = self._step(self.inputs(batch, epoch, sent), epoch, index, ask, head)
         self._pending.put(metrics, (batch, head))
         return self._results()
 
@@ -151,8 +151,8 @@ class Trainer:
         """The results that are still to come. Call it before a state is taken."""
         return self._results(all_of_them=True)
 
-    def step_on(self, inputs: Inputs, epoch: int, index: int, ask: int = 0, head: str = MAIN) -> Tensor:
-        """As `step`, on inputs that are on the device; its metrics, as `_result` reads them."""
+    def _step(self, inputs: Inputs, epoch: int, index: int, ask: int = 0, head: str = MAIN) -> Tensor:
+        """The metrics of a step, as `_result` reads them."""
         _, _, label, crop = inputs
         before = torch.empty(5, device=self.device)  # the denominators of all ranks' pixels, first
         before[:3] = loss_counts(label, crop, self.n_classes(head), self.recipe.loss)

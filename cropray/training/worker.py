@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.train
@@ -24,7 +24,7 @@ from cropray.models.heads import starting_weights
 from cropray.shards.order import EpochState
 from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
 from cropray.training.plan import RAYS, TrainingPlan
-from cropray.training.recipe import Precision, choose_precision, initial_network
+from cropray.training.recipe import choose_precision, initial_network
 from cropray.training.state import (
     EpochMetrics,
     Snapshot,
@@ -37,11 +37,9 @@ from cropray.training.state import (
 from cropray.training.step import StepResult, Trainer
 from cropray.training.validate import SCORE, History, epoch_score
 
-# A report makes all ranks meet, and waits for the controller's next look at them: never by step.
+# A report makes all ranks meet, and may wait for the controller's next look at them: never by step.
 CHECK_IN_EVERY_S = 3.0
 _LISTEN_EVERY_S = 0.5
-
-T = TypeVar("T")
 
 
 class SendReports(UserCallback):  # type: ignore[misc]  # Ray's classes have no types
@@ -55,9 +53,9 @@ class SendReports(UserCallback):  # type: ignore[misc]  # Ray's classes have no 
 
 
 class StopOnInputError(UserCallback):  # type: ignore[misc]
-    """Ends a training when a worker raised what only a person can mend, as it would do again.
+    """Ends a training when a worker raised what only a person can mend: another attempt would fail, too.
 
-    Ray Train makes no further attempt after an error in a callback. `fit` raises it to the user.
+    Ray Train makes none after an error in a callback, which `fit` then raises to the user.
     """
 
     def after_exception(self, worker_exceptions: Mapping[int, Exception], **_of_the_run: Any) -> None:
@@ -83,41 +81,37 @@ def train_worker(config: dict[str, Any]) -> History:
 def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
     context = ray.train.get_context()
     rank, world_size = int(context.get_world_rank()), int(context.get_world_size())
-    torch.set_num_threads(plan.threads or _share_of_cpus())
+    torch.set_num_threads(plan.settings.threads or _share_of_cpus())
     torch.manual_seed(plan.recipe.seed + rank)
-    device = ray.train.torch.get_device()
     snapshot, damaged = resumable(plan, rank)
-    precision: Precision = (
-        choose_precision(plan.precision, device) if snapshot is None else snapshot.train_state["precision"]
-    )
-    trainer = _trainer(plan, device, precision)
-    state = (
-        TrainState(EpochState(0), EpochMetrics(trainer.no_terms()))
-        if snapshot is None
-        else resume(snapshot, trainer)
-    )
+    trainer = _trainer(plan, snapshot)
+    if snapshot is None:
+        state = TrainState(EpochState(0), EpochMetrics(trainer.no_terms()))
+    else:
+        state = resume(snapshot, trainer)
     check = plan.lock.check if plan.lock is not None else lambda: None
     writer = StateWriter(plan.states, plan.states.child(RAYS), check) if rank == 0 else None
-    batch_size, seed = plan.batch_size // world_size, plan.recipe.seed
     supervisor = RaySupervisor(plan, control, trainer, writer, progress=progress)
     supervisor.begun(state, _beginning(trainer, snapshot, damaged))
+    batch_size = plan.settings.batch_size // world_size
+    shares: dict[str, int] = {"rank": rank, "world_size": world_size}
     loop = Loop(
         trainer=trainer,
-        train=plan.train.reader(batch_size, seed=seed, rank=rank, world_size=world_size),
-        val=plan.val.part(batch_size, rank, world_size),
+        train=plan.train.reader(batch_size, seed=plan.recipe.seed, **shares),
+        val=plan.val.part(batch_size, **shares),
         batch_size=batch_size,
-        store_every=plan.store_every,
+        store_every=plan.settings.store_every,
         checkpoint=plan.checkpoint,
         state=state,
         supervisor=supervisor,
         writer=writer,
-        about={**plan.identity, "precision": precision},
+        about={**plan.identity, "precision": trainer.precision},
         auxiliary=[
             AuxiliaryTask(
                 also.head,
-                also.data.reader(batch_size, seed=seed, rank=rank, world_size=world_size),
+                also.data.reader(batch_size, seed=plan.recipe.seed, **shares),
                 also.weight,
-                also.val.part(batch_size, rank, world_size),
+                also.val.part(batch_size, **shares),
             )
             for also in plan.also
         ],
@@ -132,25 +126,19 @@ def resumable(plan: TrainingPlan, rank: int) -> tuple[Snapshot | None, list[str]
     Raises InputError if it belongs to other data or settings.
     """
     snapshot, damaged = newest(plan.states) if rank == 0 else (None, [])
-    name = _agreed(snapshot.name if snapshot is not None else "")
-    if rank > 0 and name:
-        snapshot = read(plan.states, name)
-    if snapshot is None:
-        return None, damaged
-    if any(snapshot.train_state.get(key) != value for key, value in plan.identity.items()):
+    names = [snapshot.name if snapshot is not None else ""]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(names, 0)
+    if rank > 0 and names[0]:
+        snapshot = read(plan.states, names[0])
+    if snapshot is not None and any(
+        snapshot.train_state.get(key) != value for key, value in plan.identity.items()
+    ):
         raise InputError(
             f"{plan.states} holds a training on other data or with other settings: delete that folder, or "
             "use another --run"
         )
     return snapshot, damaged
-
-
-def _agreed(value: T) -> T:
-    """The value of rank 0, on every rank."""
-    values = [value]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.broadcast_object_list(values, 0)
-    return values[0]
 
 
 def _beginning(trainer: Trainer, snapshot: Snapshot | None, damaged: list[str]) -> str:
@@ -163,7 +151,7 @@ def _beginning(trainer: Trainer, snapshot: Snapshot | None, damaged: list[str]) 
 class RaySupervisor:
     """A loop's view of the outside: the clock, the driver's word to leave, and Ray Train.
 
-    Only rank 0 has a `writer`. Without `progress`, validated epochs are all that is reported.
+    Only rank 0 has a `writer`. Without `progress`, it reports nothing but validated epochs.
     """
 
     def __init__(
@@ -202,7 +190,7 @@ class RaySupervisor:
         now, ask = time.monotonic(), Ask(0)
         if self._leaving.is_set():
             ask |= Ask.LEAVE
-        if now - self._stored >= self._plan.store_every_s and not self._writer.busy:
+        if now - self._stored >= self._plan.settings.store_every_s and not self._writer.busy:
             ask |= Ask.STORE
         if now - self._checked_in >= self._check_in_every_s:
             self._checked_in = now
@@ -210,6 +198,7 @@ class RaySupervisor:
         return int(ask)
 
     def check_in(self, state: TrainState, result: StepResult) -> bool:
+        """Report progress; whether Ray says, for the first time, that it will take a node away."""
         if self._progress:
             self._report(state, {"loss": result.loss})
         info = ray.train.get_preemption_info()
@@ -252,7 +241,7 @@ class RaySupervisor:
         metrics, now = state.metrics, time.perf_counter()
         samples, waited, then = self._counted
         self._counted = (metrics.samples, metrics.waited, now)
-        per_epoch = self._plan.steps // self._plan.recipe.epochs
+        per_epoch = self._trainer.steps_per_epoch
         shown: dict[str, Any] = {
             "steps": state.epoch.epoch * per_epoch + min(metrics.steps, per_epoch),
             "epoch": state.epoch.epoch + (metrics.steps > 0),
@@ -264,20 +253,23 @@ class RaySupervisor:
         return shown
 
 
-def _trainer(plan: TrainingPlan, device: torch.device, precision: Precision) -> Trainer:
+def _trainer(plan: TrainingPlan, snapshot: Snapshot | None) -> Trainer:
+    device = ray.train.torch.get_device()
     weights = None
     if plan.init is not None:
         weights = starting_weights(load_checkpoint(plan.init), plan.checkpoint)
-    network = initial_network(plan.checkpoint.network, plan.recipe.seed, weights, keep_head=plan.keep_head)
+    precision = choose_precision(plan.settings.precision, device)
+    if snapshot is not None:
+        precision = snapshot.train_state["precision"]
     return Trainer(
-        network,
+        initial_network(plan.checkpoint.network, plan.recipe.seed, weights, keep_head=plan.keep_head),
         plan.checkpoint.normalisation,
         plan.recipe,
         plan.steps // plan.recipe.epochs,
         device,
         precision=precision,
         new_head=not plan.keep_head,
-        compiled=plan.compiled,
+        compiled=plan.settings.compile,
         also=[also.head for also in plan.also],
     )
 

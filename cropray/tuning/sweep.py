@@ -26,8 +26,8 @@ from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
 from cropray.training.driver import open_control, publish_best
 from cropray.training.lock import run_lock
+from cropray.training.monitor import check_trials
 from cropray.training.plan import make_plan, training_inputs
-from cropray.training.resources import check_trials
 from cropray.training.validate import SCORE
 from cropray.tuning.space import TRIAL, Trial, check_space, trials_of
 
