@@ -1,7 +1,7 @@
-"""How good a network is on the validation split: by class, on the pixels of which something is known.
+"""How good a network is on the validation split, by class, on pixels with known truth.
 
-Truth is known of annotated pixels and of known background only, so these are figures for choosing
-an epoch and thresholds, not estimates of accuracy over the land.
+Truth is known of annotated pixels and of known background only. These figures choose an epoch and thresholds;
+they do not estimate the accuracy of a map.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ History = list[dict[str, Any]]
 
 
 def best_entry(history: History) -> dict[str, Any]:
-    """The entry of the epoch to keep: of equal or unknown scores the last."""
+    """The entry of the best epoch: of equal or unknown scores the last."""
     return max(history, key=lambda entry: (epoch_score(entry), entry["epoch"]))
 
 
 def epoch_score(entry: dict[str, Any]) -> float:
-    """The score of an epoch; -1, below every score, where the validation split says nothing."""
+    """The score of an epoch; -1, below every score, if it is unknown."""
     value = entry.get(SCORE)
     return -1.0 if value is None else float(value)
 
 
 SCORE = "val_mean_average_precision"
-"""The figure by which the best epoch is chosen."""
+"""The figure that selects the best epoch."""
 
 MAX_PIXELS = 1_000_000
-"""Pixels looked at, known or not, evenly spread over the split: bounds memory and time."""
+"""The most pixels to look at, known or not, spread evenly over the split: bounds memory and time."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class KnownPixels:
 
 
 def pixel_stride(n_samples: int, size: int) -> int:
-    """Every how many-th pixel to look at; odd, so that no column of a patch of even width is favoured."""
+    """Look at every so many-th pixel; odd, so that no column of a patch of even width is favoured."""
     return -(-n_samples * size * size // MAX_PIXELS) | 1
 
 
 def validate(
     trainer: Trainer, batches: Iterable[Batch], stride: int, head: str = MAIN
 ) -> tuple[KnownPixels, LossTerms]:
-    """Known pixels among every `stride`-th one of each sample, and the loss over all pixels, of all ranks.
+    """The known ones of every `stride`-th pixel of each sample, and the loss over all pixels, of all ranks.
 
-    Which pixels are looked at follows from a sample's id: batches and ranks make no difference.
+    The id of a sample decides which of its pixels count: batches and ranks make no difference.
     """
     scores = [np.empty((0, trainer.n_classes(head)), np.float32)]
     labels = [np.empty(0, np.uint8)]
@@ -73,7 +73,7 @@ def validate(
         places = _places(batch, stride)
         label = batch.label_bhw.reshape(-1)[places]
         known = label != UNLABELLED
-        # In float32, as a prediction is: bfloat16 holds no number between 0.996 and 1.
+        # In float32, like predictions: bfloat16 has no number between 0.996 and 1.
         spread_nk = logits.movedim(1, -1).flatten(0, 2)[places].float().sigmoid().cpu().numpy()
         scores.append(spread_nk[known])
         labels.append(label[known])
@@ -86,7 +86,7 @@ def validate(
 
 
 def _places(batch: Batch, stride: int) -> slice | npt.NDArray[np.int64]:
-    """Where to look in the flat pixels of a batch."""
+    """Every `stride`-th of the flat pixels of each sample of a batch."""
     if stride == 1:
         return slice(None)
     size = batch.label_bhw[0].size
@@ -97,11 +97,10 @@ def _places(batch: Batch, stride: int) -> slice | npt.NDArray[np.int64]:
 
 
 def score(pixels: KnownPixels, classes: Sequence[str]) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
-    """Average precision by class and their mean, F1 at the thresholds (K,), and these thresholds.
+    """Average precision and F1 by class and their means, and the thresholds (K,) of that F1.
 
-    The thresholds are chosen on the same pixels, so the F1 is that of the best case. A class without
-    a positive has no figure (None) and is not in the means; where no class has one, neither have
-    these.
+    The thresholds are chosen on the same pixels, so the F1 is optimistic. A class without a positive has
+    no figures (None) and does not count in the means, which are None if no class has any.
     """
     thresholds = choose_thresholds(pixels.scores_nk, pixels.label_n)
     by_class: dict[str, dict[str, float] | None] = {}
@@ -126,9 +125,9 @@ def score(pixels: KnownPixels, classes: Sequence[str]) -> tuple[dict[str, Any], 
 def validate_epoch(
     trainer: Trainer, reader: ShardReader, classes: Sequence[str], head: str = MAIN
 ) -> tuple[dict[str, Any], tuple[float, ...]] | None:
-    """The figures of one pass over the validation split of a head, and the thresholds by class.
+    """The figures of a head on its validation split, and the thresholds by class.
 
-    Each rank's `reader` has its own samples. None where no rank has any.
+    Each rank's `reader` has its own samples. None if no rank has any.
     """
     start = time.perf_counter()
     samples = sum(trainer.of_all_ranks(len(reader.table)))
@@ -145,6 +144,6 @@ def validate_epoch(
 
 
 def class_losses(terms: LossTerms, classes: Sequence[str]) -> dict[str, float]:
-    """Binary cross-entropy of each class, over the known pixels."""
+    """Mean binary cross-entropy of each class over the known pixels."""
     values = (terms.class_sums / terms.known.clamp(min=1)).tolist()
     return dict(zip(classes, values, strict=True))
