@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -86,8 +85,8 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
         yield
         return
     _begin(config, dashboard=dashboard)
-    # Ray prints of lost nodes and processes, at its end too; standard output is kept for results.
-    with redirect_stdout(sys.stderr):
+    # Ray prints pages about lost nodes and processes, until its end; stages say themselves what matters.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:
             with sigterm_interrupts():
                 yield
@@ -183,6 +182,29 @@ def reach(config: RayConfig) -> dict[str, float] | None:
     if most := growth_here():
         return {name: max(have.get(name, 0), most.get(name, 0)) for name in {*have, *most}}
     return None if any(_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"]) else have
+
+
+def missing_resources(wanted: Mapping[str, float], config: RayConfig) -> str:
+    """Which resources of a process no node has, and what to do; empty if a node has all of them."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+        return ""
+    scarce = {name: n for name, n in wanted.items() if all(node.get(name, 0) < n for node in nodes)}
+    asked, has = (
+        ", ".join(f"{name} {amount:g}" for name, amount in resources.items())
+        for resources in (
+            scarce or wanted,
+            {name: sum(node.get(name, 0) for node in nodes) for name in wanted},
+        )
+    )
+    most = reach(config)
+    if most is None or all(most.get(name, 0) >= amount for name, amount in wanted.items()):
+        remedy = "the autoscaler may add one"
+    else:
+        remedy = "add a node that has it (ray start --resources), or change ray.export_resources"
+    return f"no node has {asked}, which each process needs (all nodes together have {has}); {remedy}"
 
 
 def keep_address() -> None:

@@ -25,11 +25,11 @@ def _modules_found_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def crew_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compaction and prediction work in this process, without Ray."""
-    from tests.crew_here import use_crew_here
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compaction and prediction work in this process."""
+    from tests.without_ray import work_without_ray
 
-    use_crew_here(monkeypatch)
+    work_without_ray(monkeypatch)
 
 
 @pytest.fixture(scope="session")

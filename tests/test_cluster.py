@@ -1,5 +1,6 @@
 """What Ray workers, which run in another directory, are given."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_what_exports_ask_for_is_no_resource_of_rays_own() -> None:
     assert Config.model_validate({"ray": {"export_resources": {"ee": 0.5}}}).ray.export_resources == {
         "ee": 0.5
     }
-    with pytest.raises(ValueError, match=r"GPU is Ray's own; wanted custom resources"):
+    with pytest.raises(ValueError, match=r"GPU .*custom resource"):
         Config.model_validate({"ray": {"export_resources": {"GPU": 1}}})
 
 
@@ -120,3 +121,33 @@ def test_a_ray_that_does_not_come_is_told_in_one_line(
 def test_a_token_that_is_missing_is_told_apart() -> None:
     refused = no_ray("10.0.0.1:6379", RuntimeError("Token authentication is enabled but no token"))
     assert "RAY_AUTH_TOKEN_PATH" in refused.remedy
+
+
+@pytest.mark.parametrize(
+    ("wanted", "most", "said"),
+    [
+        ({"CPU": 0.25}, {}, ""),
+        ({"CPU": 1, "ee": 1}, {}, ""),
+        ({"CPU": 1, "GPU": 1}, {"CPU": 9, "GPU": 1}, "no node has GPU 1, .* CPU 6, GPU 0.*autoscaler"),
+        ({"CPU": 1, "GPU": 1}, None, "no node has GPU 1, .*autoscaler"),
+        ({"CPU": 1, "GPU": 1}, {"CPU": 9}, "no node has GPU 1, .*add a node"),
+        (
+            {"CPU": 4, "ee": 1},
+            {"CPU": 6, "ee": 2},
+            r"no node has CPU 4, ee 1, .* CPU 6, ee 2\)",
+        ),  # not at once
+    ],
+)
+def test_what_a_process_needs_must_be_on_one_node(
+    monkeypatch: pytest.MonkeyPatch, wanted: dict[str, float], most: dict[str, float] | None, said: str
+) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "ee": 2.0}},
+        {"Alive": False, "Resources": {"CPU": 4.0, "GPU": 1.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(cluster, "reach", lambda _: most)
+    missing = cluster.missing_resources(wanted, RayConfig())
+    assert bool(missing) == bool(said)
+    assert re.match(said, missing)

@@ -19,7 +19,7 @@ from cropray.storage import Folder
 from tests.export_inputs import PlainSource, export_here, exported_run, make_roi
 from tests.samples import make_patch, write_samples
 
-pytestmark = pytest.mark.usefixtures("crew_here")
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 ROIS = [make_roi("a"), make_roi("b"), make_roi("c", "val")]  # six patches each
 

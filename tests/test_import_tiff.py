@@ -28,7 +28,7 @@ from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
 from cropray.types import BACKGROUND, UNLABELLED
 
-pytestmark = pytest.mark.usefixtures("crew_here")
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 SIZE, MONTHS = 16, 2
 CONFIG = Config(

@@ -25,7 +25,7 @@ from tests.samples import METADATA, make_patch, make_rows, write_samples
 
 
 @pytest.fixture
-def run(tmp_path: Path, crew_here: None) -> Run:
+def run(tmp_path: Path, without_ray: None) -> Run:
     far = replace(make_roi("b", "val"), bounds=(600_000.0, 4_000_000.0, 600_400.0, 4_000_320.0))
     run = exported_run(tmp_path, [make_roi("a"), far], **{"shards.shard_samples": 4})
     compact(run)

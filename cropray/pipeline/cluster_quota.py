@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from cropray.config import Config
 from cropray.imagery.earthengine.quota import Attempt, LocalQuota, QuotaStatus
-from cropray.pipeline.events import EventLog
 
 _TILES_A_REQUEST = 1.25
 _TILES_WORTH_A_WORKER = 8  # its start takes seconds, of which a tile takes a few tenths
@@ -84,24 +80,6 @@ def threads_of(config: Config, workers: int, tiles: int) -> int:
     return min(waiting, math.ceil(tiles / workers))
 
 
-class QuotaWatch:
-    """What a person and the event log are told of the requests of a stage of `total` tiles."""
-
-    def __init__(self, quota: ClusterQuota | None, events: EventLog, total: int) -> None:
-        self.quota, self._events, self._total = quota, events, total
-        self._started = time.monotonic()
-
-    def note(self, done: int, counts: Sequence[str]) -> str:
-        """The note beside the progress of `done` tiles; logs the requests without an answer."""
-        told = list(counts)
-        if self.quota is not None:
-            for attempt in self.quota.take_unanswered():
-                self._events.record(**asdict(attempt))
-            left_s = (time.monotonic() - self._started) / done * (self._total - done)
-            told += [*requests_note(self.quota.status()), f"{_clock(left_s)} left"]
-        return ", ".join(told)
-
-
 def requests_note(status: QuotaStatus) -> list[str]:
     """The state of the requests in a few words."""
     restricted = " (the project is in restricted mode)" if status.restricted else ""
@@ -112,8 +90,3 @@ def requests_note(status: QuotaStatus) -> list[str]:
         f"{status.rate_limited} x 429",
         *paused,
     ]
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

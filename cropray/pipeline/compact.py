@@ -21,8 +21,8 @@ import xxhash
 
 from cropray.cluster import ray_session
 from cropray.config.imagery import ShardsConfig
-from cropray.errors import InputError, format_os_error
-from cropray.pipeline.crew import Died, crew
+from cropray.errors import InputError
+from cropray.pipeline.fan_out import fan_out
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.shards.file import ShardFile, shard_name
@@ -39,15 +39,8 @@ class Shard:
     samples: SampleRefs
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a shard; `error` is empty where it is published."""
-
-    error: str
-
-
 class ShardWriter:
-    """Several threads may share one: each holds a row group (two where samples are encoded anew).
+    """Threads may share one: each holds a row group (two where samples are encoded anew).
 
     They move bytes and compute checksums, which releases the interpreter's lock.
     """
@@ -55,19 +48,14 @@ class ShardWriter:
     def __init__(self, folder: Folder, config: ShardsConfig) -> None:
         self._folder, self._config = folder, config
 
-    def do(self, shard: Shard) -> Outcome:
+    def __call__(self, shard: Shard) -> None:
         groups = shard.samples.row_groups(self._config.row_group_samples)
-        try:
-            write_shard(self._folder, shard.name, shard.samples.metadata, groups, codec=self._config.codec)
-        except InputError as failure:
-            return Outcome(str(failure))
-        except OSError as failure:
-            return Outcome(format_os_error(failure))
-        return Outcome("")
+        write_shard(self._folder, shard.name, shard.samples.metadata, groups, codec=self._config.codec)
 
 
 _READERS = 8  # footers read at the same time: object storage answers slowly
 _WRITERS = 2  # shards at once in a process: one computes while the other waits for bytes
+_SHARDS_A_WRITER = 16  # in a dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,28 +198,42 @@ def _refuse_other(folder: Folder, name: str, samples: Sequence[Sample]) -> None:
 
 
 def _write(plan: Mapping[str, Sequence[Sample]], parts: Mapping[str, ShardFile], run: Run) -> None:
-    """Write shards on Ray. Raises InputError where one could not be written; others are kept."""
-    config, errors = run.config, list[str]()
+    """Write shards on Ray. Raises InputError if some cannot be written; others are kept."""
+    config, names = run.config, list(plan)
+    processes = min(config.ray.concurrency, len(names))
+    threads = min(_WRITERS, math.ceil(len(names) / processes))
+    with ray_session(config.ray), progress("compact", len(names)) as bar:
+        # A dataset holds all its jobs, with a KB or two for each sample: several bound the memory.
+        for chosen in _chunks(names, processes * threads * _SHARDS_A_WRITER):
+            outcomes = fan_out(
+                "compact",
+                ShardWriter,
+                (run.folder, config.shards),
+                [
+                    Shard(name, SampleRefs.of([(parts[s.uri], s.group) for s in plan[name]]))
+                    for name in chosen
+                ],
+                config=config.ray,
+                processes=processes,
+                threads=threads,
+                resources={"CPU": 1.0},
+                failures=(InputError, OSError),
+            )
+            failed = []
+            for outcome in outcomes:  # all are waited for: a cancelled one leaves half a file on a full disk
+                bar.advance()
+                if outcome.error:
+                    failed.append(outcome)
+            if failed:
+                raise InputError(
+                    f"compact: {len(failed)} shards cannot be written; the others are kept. "
+                    f"{run.folder}/{failed[0].job.name}: {failed[0].error}"
+                )
 
-    def shards() -> Iterator[Shard]:
-        for name, samples in plan.items():
-            if errors:
-                return  # those at work are waited for: killed, they would leave half a file on a full disk
-            yield Shard(name, SampleRefs.of([(parts[sample.uri], sample.group) for sample in samples]))
 
-    size = min(config.ray.concurrency, len(plan))
-    threads = min(_WRITERS, math.ceil(len(plan) / size))
-    arguments, asks = (run.folder, config.shards), {"CPU": 1.0}
-    with (
-        ray_session(config.ray),
-        crew("compact", ShardWriter, arguments, size=size, threads=threads, asks=asks) as writers,
-        progress("compact", len(plan)) as bar,
-    ):
-        for shard, outcome in writers.results(shards()):
-            if isinstance(outcome, Died):
-                errors.append(f"{run.folder}/{shard.name}: {outcome.error}; run compact again")
-            elif outcome.error:
-                errors.append(outcome.error)
-            bar.advance()
-    if errors:
-        raise InputError(errors[0])
+def _shard(name: str, samples: Sequence[Sample], parts: Mapping[str, ShardFile]) -> Shard:
+    return Shard(name, SampleRefs.of([(parts[sample.uri], sample.group) for sample in samples]))
+
+
+def _chunks(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (names[first : first + size] for first in range(0, len(names), size))

@@ -5,21 +5,19 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
-from cropray.errors import format_error
 from cropray.imagery import ImagerySource, MeteredSource, open_source
-from cropray.pipeline.cluster_quota import ClusterQuota, QuotaWatch, cluster_quota, threads_of, workers_of
-from cropray.pipeline.crew import Crew, Died, crew
-from cropray.pipeline.events import TILE_FAILURES, EventLog, event_log, refuse_failures
-from cropray.pipeline.export_plan import ExportPlan, plan_export, summarise
+from cropray.pipeline.cluster_quota import ClusterQuota, cluster_quota, threads_of, workers_of
+from cropray.pipeline.export_plan import plan_export, summarise
+from cropray.pipeline.fan_out import Outcome, fan_out
+from cropray.pipeline.monitor import follow
 from cropray.pipeline.tiles import Tile, export_tile, request_of
-from cropray.progress import progress, say
+from cropray.progress import say
 from cropray.rois.store import fingerprint, read_parcels
 from cropray.run import Run, Summary
 from cropray.shards.ledger import read_rows, write_ledger
@@ -27,16 +25,6 @@ from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
 
 _AT_WORK = 2  # tiles: more would share one interpreter, and each takes some 200 MB at 480 px a side
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a tile, for the event log; `error` is empty where its part is published."""
-
-    tile_id: str
-    patches: int
-    seconds: float
-    error: str
 
 
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 4 << 20  # the first of malloc.h
@@ -53,7 +41,7 @@ def return_large_arrays() -> None:
 
 
 class TileExporter:
-    """Publishes parts; several threads may share one, as where the source makes them wait."""
+    """Publishes the part of a tile and returns its number of patches; threads may share one."""
 
     def __init__(
         self, config: Config, metadata: ShardMetadata, folder: Folder, quota: ClusterQuota | None
@@ -64,17 +52,10 @@ class TileExporter:
         self._source = open_source(config, quota, self._slots)
         self._parcels = read_parcels(folder)
 
-    def do(self, tile: Tile) -> Outcome:
-        started, error, patches = time.monotonic(), "", 0
-        try:
-            with self._slots:
-                row = export_tile(
-                    tile, self._config, self._metadata, self._parcels, self._source, self._folder
-                )
-            patches = row.patches
-        except TILE_FAILURES as failure:
-            error = format_error(failure)
-        return Outcome(tile.tile_id, patches, round(time.monotonic() - started, 3), error)
+    def __call__(self, tile: Tile) -> int:
+        with self._slots:
+            row = export_tile(tile, self._config, self._metadata, self._parcels, self._source, self._folder)
+        return row.patches
 
 
 _CPUS_PER_WORKER = 0.25  # a worker mostly waits for imagery: `ray.concurrency` says how many there are
@@ -98,8 +79,7 @@ def export(run: Run) -> Summary:
     if plan.done:
         say(f"export: {len(plan.done)} of {len(plan.tiles)} tiles were finished before")
     if plan.left:
-        failures, untried = _export_left(plan, source, run)
-        refuse_failures("export", failures, len(plan.tiles), untried)
+        _export_left(plan.left, plan.metadata, source, run)
     rows = read_rows(run.folder, [tile.tile_id for tile in plan.tiles], plan.metadata.recipe)
     write_ledger(run.folder, rows)
     periods_by_roi = {tile.roi.roi_id: request_of(tile, run.config).periods for tile in plan.tiles}
@@ -110,39 +90,32 @@ def export(run: Run) -> Summary:
     return summary
 
 
-def _export_left(plan: ExportPlan, source: ImagerySource, run: Run) -> tuple[dict[str, str], int]:
-    """Export the tiles that are left on Ray: the errors by tile, and how many were not tried."""
-    config, tiles = run.config, plan.left
-    with ray_session(config.ray):
-        workers = workers_of(config, len(tiles))
-        threads = threads_of(config, workers, len(tiles))
-        quota = cluster_quota(config, workers * threads)
-        arguments = (for_workers(config), plan.metadata, run.folder, quota)
-        asks = {"CPU": _CPUS_PER_WORKER, **config.ray.export_resources}
-        with crew("export", TileExporter, arguments, size=workers, threads=threads, asks=asks) as exporters:
-            if isinstance(source, MeteredSource):  # while the processes start
-                source.preflight(request_of(tiles[0], config))
-            with event_log(run.folder, "export") as events:
-                watch = QuotaWatch(quota, events, len(tiles))
-                return _followed(exporters, tiles, watch, events, config.ray.max_failures)
-
-
-def _followed(
-    exporters: Crew[Tile, Outcome], tiles: Sequence[Tile], watch: QuotaWatch, events: EventLog, most: int
-) -> tuple[dict[str, str], int]:
-    """Show and log what becomes of tiles until `most` have failed; returns as `_export_left`."""
-    failures: dict[str, str] = {}
+def _export_left(tiles: Sequence[Tile], metadata: ShardMetadata, source: ImagerySource, run: Run) -> None:
+    config = run.config
+    if isinstance(source, MeteredSource):
+        source.preflight(request_of(tiles[0], config))
     left_by_roi = Counter(tile.roi.roi_id for tile in tiles)
-    with progress("export", len(tiles)) as bar:
-        for done, (tile, result) in enumerate(exporters.results(tiles), start=1):
-            outcome = Outcome(tile.tile_id, 0, 0.0, result.error) if isinstance(result, Died) else result
-            events.record(**asdict(outcome))
-            if outcome.error:
-                failures[tile.tile_id] = outcome.error
-            left_by_roi[tile.roi.roi_id] -= not outcome.error
-            counts = [f"{list(left_by_roi.values()).count(0)} of {len(left_by_roi)} ROIs"]
-            counts += [f"{len(failures)} failed"] if failures else []
-            bar.advance(note=watch.note(done, counts))
-            if len(failures) >= most:
-                return failures, len(tiles) - done
-    return failures, 0
+
+    def note(outcome: Outcome[Tile, int]) -> list[str]:
+        left_by_roi[outcome.job.roi.roi_id] -= not outcome.error
+        return [f"{list(left_by_roi.values()).count(0)} of {len(left_by_roi)} ROIs"]
+
+    with ray_session(config.ray):
+        processes = workers_of(config, len(tiles))
+        threads = threads_of(config, processes, len(tiles))
+        quota = cluster_quota(config, processes * threads)
+        outcomes = fan_out(
+            "export",
+            TileExporter,
+            (for_workers(config), metadata, run.folder, quota),
+            tiles,
+            config=config.ray,
+            processes=processes,
+            threads=threads,
+            resources={"CPU": _CPUS_PER_WORKER, **config.ray.export_resources},
+        )
+        follow("export", outcomes, len(tiles), run, quota, name="tile_id", details=_details, note=note)
+
+
+def _details(outcome: Outcome[Tile, int]) -> dict[str, Any]:
+    return {"patches": outcome.result or 0, "seconds": round(outcome.seconds, 3)}

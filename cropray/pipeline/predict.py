@@ -19,7 +19,6 @@ import shapely
 from cropray import __version__
 from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
-from cropray.errors import format_error
 from cropray.grid import Window
 from cropray.imagery import ImagerySource, MeteredSource, open_source
 from cropray.maps.products import MapIdentity, publish_map
@@ -35,9 +34,9 @@ from cropray.maps.tiles import PredictionSettings, TileResult, decode_tile, enco
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.decision import Predictor
 from cropray.models.heads import with_head
-from cropray.pipeline.cluster_quota import ClusterQuota, QuotaWatch, cluster_quota
-from cropray.pipeline.crew import Crew, crew
-from cropray.pipeline.events import TILE_FAILURES, EventLog, event_log, refuse_failures
+from cropray.pipeline.cluster_quota import ClusterQuota, cluster_quota
+from cropray.pipeline.fan_out import fan_out
+from cropray.pipeline.monitor import follow
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
@@ -55,14 +54,6 @@ class MapTile:
     @property
     def part(self) -> str:
         return f"{self.map_name or 'map'}/{self.window.row:07d}-{self.window.col:07d}.npz"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a tile, for the event log; `error` is empty where its part is published."""
-
-    part: str
-    error: str
 
 
 class TilePredictor:
@@ -85,17 +76,11 @@ class TilePredictor:
         model = with_head(load_checkpoint(checkpoint), config.predict.head, str(checkpoint))
         self._predictor = Predictor(model, "cuda" if torch.cuda.is_available() else "cpu")
 
-    def do(self, tile: MapTile) -> Outcome:
+    def __call__(self, tile: MapTile) -> None:
         plan = self._plans[tile.map_name]
-        try:
-            wanted = plan.wanted(tile.window)
-            result = predict_tile(
-                tile.window, wanted, plan.grid, self._source, self._predictor, self._settings
-            )
-            self._parts.write_bytes(tile.part, encode_tile(result))
-        except TILE_FAILURES as failure:
-            return Outcome(tile.part, format_error(failure))
-        return Outcome(tile.part, "")
+        wanted = plan.wanted(tile.window)
+        result = predict_tile(tile.window, wanted, plan.grid, self._source, self._predictor, self._settings)
+        self._parts.write_bytes(tile.part, encode_tile(result))
 
 
 def predict(run: Run) -> Summary:
@@ -167,28 +152,30 @@ def _predict_tiles(
         say(f"predict: reused {len(tiles) - len(missing)} of {len(tiles)} tiles")
     if not missing:
         return
+    if isinstance(source, MeteredSource):
+        source.preflight(_request(missing[0], plans, settings))
     with ray_session(config.ray):
-        workers = min(config.ray.concurrency, len(missing))
-        quota = cluster_quota(config, workers)
-        arguments = (for_workers(config), plans, checkpoint, settings, parts, quota)
-        # One tile at a time: a process uses its CPU, or its share of a GPU, up.
-        with crew(
-            "predict", TilePredictor, arguments, size=workers, threads=1, asks=_asks(workers)
-        ) as predictors:
-            if isinstance(source, MeteredSource):  # while the processes start
-                source.preflight(_request(missing[0], plans, settings))
-            with event_log(run.folder, "predict") as events:
-                watch = QuotaWatch(quota, events, len(missing))
-                failures, untried = _followed(predictors, missing, watch, events, config.ray.max_failures)
-    refuse_failures("predict", failures, len(missing), untried)
+        processes = min(config.ray.concurrency, len(missing))
+        quota = cluster_quota(config, processes)
+        outcomes = fan_out(
+            "predict",
+            TilePredictor,
+            (for_workers(config), plans, checkpoint, settings, parts, quota),
+            missing,
+            config=config.ray,
+            processes=processes,
+            threads=1,  # a tile uses a CPU, or a share of a GPU, up
+            resources=resources_per_process(processes),
+        )
+        follow("predict", outcomes, len(missing), run, quota, name="part")
 
 
-def _asks(workers: int) -> dict[str, float]:
-    """A CPU each, and of the GPUs that are there an equal share that lets all `workers` run."""
+def resources_per_process(processes: int) -> dict[str, float]:
+    """A CPU, and an equal share of the cluster's GPUs that lets all processes run at the same time."""
     import ray
 
     gpus = ray.cluster_resources().get("GPU", 0)
-    return {"CPU": 1.0} | ({"GPU": 1 / math.ceil(workers / gpus)} if gpus else {})
+    return {"CPU": 1.0} | ({"GPU": 1 / math.ceil(processes / gpus)} if gpus else {})
 
 
 def _request(tile: MapTile, plans: Sequence[MapPlan], settings: PredictionSettings) -> ImageRequest:
@@ -202,27 +189,6 @@ def _request(tile: MapTile, plans: Sequence[MapPlan], settings: PredictionSettin
         not_after=settings.as_of,
         name=tile.part,
     )
-
-
-def _followed(
-    predictors: Crew[MapTile, Outcome],
-    tiles: Sequence[MapTile],
-    watch: QuotaWatch,
-    events: EventLog,
-    most: int,
-) -> tuple[dict[str, str], int]:
-    """Show and log what becomes of tiles until `most` have failed: errors by tile, how many are untried."""
-    failures: dict[str, str] = {}
-    with progress("predict", len(tiles)) as bar:
-        for done, (tile, result) in enumerate(predictors.results(tiles), start=1):
-            outcome = Outcome(tile.part, result.error)
-            events.record(**asdict(outcome))
-            if outcome.error:
-                failures[outcome.part] = outcome.error
-            bar.advance(note=watch.note(done, [f"{len(failures)} failed"] if failures else []))
-            if len(failures) >= most:
-                return failures, len(tiles) - done
-    return failures, 0
 
 
 def _publish_maps(

@@ -51,21 +51,25 @@ class Nodes:
         while len(self._offering) < 2:
             self._offering.append(self._cluster.add_node(num_cpus=1, resources={"ee": 2}))
 
+    def add(self, **resources: float) -> None:
+        """Add a node of one CPU with these resources; it stays."""
+        self._cluster.add_node(num_cpus=1, resources=resources)
+
     def kill_one(self) -> str:
         """Kill all processes of a node that offers `ee`; its id."""
         node = self._offering.pop()
         self._cluster.remove_node(node, allow_graceful=False)
         return str(node.node_id)
 
-    def nodes_of(self, class_name: str, *, alive: bool) -> set[str]:
-        """Where actors of a class are, or where they ended; not those that never found a place."""
-        table = self._cluster.global_state.actor_table(None).values()
-        found = {
-            actor["Address"]["NodeID"]
-            for actor in table
-            if actor["ActorClassName"] == class_name and (actor["State"] == "ALIVE") == alive
+    def at_work(self, resource: str) -> set[str]:
+        """The nodes of whose `resource` somebody holds some."""
+        total = self._cluster.global_state.total_resources_per_node()
+        free = self._cluster.global_state.available_resources_per_node()
+        return {
+            node
+            for node, resources in total.items()
+            if free.get(node, {}).get(resource, 0) < resources.get(resource, 0)
         }
-        return {node for node in found if node.strip("f")}
 
     def end(self) -> None:
         self._cluster.shutdown()

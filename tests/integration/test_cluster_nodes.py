@@ -28,14 +28,14 @@ from cropray.rois.build import build_rois
 from cropray.rois.store import read_rois, write_rois
 from cropray.run import Run, Summary
 from cropray.storage import Folder
-from tests.crew_here import use_crew_here
 from tests.integration.conftest import Nodes
 from tests.integration.test_export import CONFIG
 from tests.integration.test_predict import random_model
 from tests.s3_server import Bucket, s3_bucket
+from tests.without_ray import work_without_ray
 
 AREA = "4.33,50.44,4.36,50.455"  # twelve tiles of 64 px
-CPUS = 4  # of all nodes: a crew of as many processes leaves no room for another
+CPUS = 4  # of all nodes: as many processes leave no room for another
 OF_ROIS = ("rois/", "stages/rois.json", "config.yaml")
 OF_EXPORT = (*OF_ROIS, "parts/", "ledger.parquet", "stages/export.json")
 
@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
         export_tile(tile, run.config, plan.metadata, plan.parcels, source, run.folder)
     export(run)  # finds all parts
     with pytest.MonkeyPatch.context() as patch:
-        use_crew_here(patch)
+        work_without_ray(patch)
         compact(run)
         predict(run)
     return run
@@ -166,13 +166,11 @@ def test_an_export_outlives_a_node_and_keeps_to_those_that_offer_its_resource(
     uploads = Uploads(bucket, run, "parts", free=2)
     with stage("export", run, nodes, concurrency=2, export_resources="{ee: 1}") as process:
         wait_until(lambda: len(uploads.seen) == 2 + 2, process)
-        assert nodes.nodes_of("TileExporter", alive=True) == offering
-        killed = nodes.kill_one()
+        assert nodes.at_work("ee") == offering
+        nodes.kill_one()
         uploads.release()
         assert finished(process) == run.summary("export") == undisturbed.summary("export")
     assert files_of(run, "parts") == files_of(undisturbed, "parts")
-    # The process that took the place of the lost one had no other place to go to.
-    assert killed in nodes.nodes_of("TileExporter", alive=False) <= offering
 
 
 def test_a_compaction_outlives_a_node_where_there_is_room_for_no_other_process(
@@ -182,11 +180,10 @@ def test_a_compaction_outlives_a_node_where_there_is_room_for_no_other_process(
     uploads = Uploads(bucket, run, "shards")
     with stage("compact", run, nodes, concurrency=CPUS) as process:
         wait_until(lambda: len(uploads.seen) == 2 * CPUS, process)
-        assert nodes.nodes_of("ShardWriter", alive=True) > nodes.offering_ee
-        killed = nodes.kill_one()
+        assert nodes.at_work("CPU") > nodes.offering_ee
+        nodes.kill_one()
         uploads.release()
         assert finished(process) == undisturbed.summary("compact")
-    assert killed in nodes.nodes_of("ShardWriter", alive=False)
     assert files_of(run, "shards") == files_of(undisturbed, "shards")
 
 
@@ -200,7 +197,7 @@ def test_a_compaction_whose_driver_is_killed_goes_on_to_the_same_shards(
         wait_until(lambda: len(files_of(run, "shards")) == 3, process)
     uploads.release()
     assert len(files_of(run, "shards")) < len(wanted)
-    use_crew_here(monkeypatch)
+    work_without_ray(monkeypatch)
     assert compact(run) == undisturbed.summary("compact")
     assert files_of(run, "shards") == wanted
 
@@ -210,12 +207,26 @@ def test_a_prediction_outlives_a_node(undisturbed: Run, bucket: Bucket, nodes: N
     uploads = Uploads(bucket, run, "maps/map/parts", free=2)
     with stage("predict", run, nodes, concurrency=CPUS) as process:
         wait_until(lambda: len(uploads.seen) == 2 + CPUS, process)
-        assert nodes.nodes_of("TilePredictor", alive=True) > nodes.offering_ee
-        killed = nodes.kill_one()
+        assert nodes.at_work("CPU") > nodes.offering_ee
+        nodes.kill_one()
         uploads.release()
         finished(process)
-    assert killed in nodes.nodes_of("TilePredictor", alive=False)
     wanted, made = (files_of(of, "maps/map") for of in (undisturbed, run))
     assert {"map.tif", "probabilities.tif", "areas.json", "areas.csv"} < made.keys() == wanted.keys()
     for name in wanted.keys() - {"summary.json", "item.json"}:  # which name the folder and the time
         assert made[name] == wanted[name], name
+
+
+def test_a_stage_says_for_which_resource_it_waits_and_goes_on_once_a_node_has_it(
+    undisturbed: Run, bucket: Bucket, nodes: Nodes
+) -> None:
+    run = copied(undisturbed, "waits", OF_ROIS)
+    with stage("export", run, nodes, concurrency=2, export_resources="{late: 1}") as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "waiting" in line)
+        assert "export" in said
+        assert "no node has late 1" in said
+        assert "ray.export_resources" in said
+        nodes.add(late=1)
+        assert finished(process) == undisturbed.summary("export")
+    assert files_of(run, "parts") == files_of(undisturbed, "parts")

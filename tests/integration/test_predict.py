@@ -14,13 +14,12 @@ from cropray.config import Config
 from cropray.config.load import updated
 from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.maps.request import plan_maps, prediction_settings
+from cropray.imagery.simulated import SimulatedSource
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
 from cropray.pipeline import predict as predict_module
-from cropray.pipeline import predict as predict_worker
-from cropray.pipeline.predict import MapTile, Outcome, TilePredictor, predict
+from cropray.pipeline.predict import predict
 from cropray.rois.store import write_rois
 from cropray.run import Run, Summary
 from cropray.storage import Folder
@@ -77,7 +76,7 @@ def finished(ray_local: None, tmp_path_factory: pytest.TempPathFactory, model: s
     return run, predict(run)
 
 
-@pytest.mark.usefixtures("crew_here")
+@pytest.mark.usefixtures("without_ray")
 def test_a_bounding_box_becomes_a_map_that_does_not_depend_on_its_tiles(
     finished: tuple[Run, Summary], tmp_path: Path, model: str
 ) -> None:
@@ -106,7 +105,7 @@ def test_a_finished_map_is_reused_and_not_replaced_by_another(
         predict(other)
 
 
-@pytest.mark.usefixtures("crew_here")
+@pytest.mark.usefixtures("without_ray")
 def test_a_head_beside_others_draws_the_map_that_it_does_alone(
     finished: tuple[Run, Summary], tmp_path: Path, model: str
 ) -> None:
@@ -144,7 +143,7 @@ def test_a_stopped_prediction_goes_on_with_the_tiles_it_has(
     assert np.array_equal(classes_of(run), classes_of(finished[0]))
 
 
-@pytest.mark.usefixtures("crew_here")
+@pytest.mark.usefixtures("without_ray")
 def test_a_map_of_another_model_is_drawn_anew(
     tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,22 +158,29 @@ def test_a_map_of_another_model_is_drawn_anew(
     assert (classes_of(run) != before).any()
 
 
-def test_a_tile_that_its_source_fails_becomes_an_outcome(
+@pytest.mark.usefixtures("without_ray")
+def test_a_tile_that_its_source_fails_is_named_and_the_others_are_kept(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken:
-        def composite(self, _request: ImageRequest) -> Composite:
-            raise RuntimeError("the service hung up")
+    composite, calls = SimulatedSource.composite, iter((False, True, False, False))
 
-    monkeypatch.setattr(predict_worker, "open_source", lambda *_: Broken())
+    def hang_up(source: SimulatedSource, request: ImageRequest) -> Composite:
+        if next(calls):
+            raise RuntimeError("the service hung up")
+        return composite(source, request)
+
+    monkeypatch.setattr(SimulatedSource, "composite", hang_up)
     run = run_in(tmp_path, model)
-    checkpoint = Folder(model)
-    settings = prediction_settings(load_checkpoint(checkpoint), run.config)
-    (plan,) = plan_maps(AREA, run.config, run.folder)
-    tile = MapTile(plan.name, next(iter(plan.grid.blocks(64))))
-    predictor = TilePredictor(run.config, [plan], checkpoint, settings, run.folder, None)
-    assert predictor.do(tile) == Outcome(tile.part, "RuntimeError('the service hung up')")
-    assert run.folder.names() == []
+    with pytest.raises(InputError, match=r"(?s)1 of 4 tiles failed.*RuntimeError\('the service hung up'\)"):
+        predict(run)
+    parts = run.folder.child("maps/map/parts").names(".npz")
+    assert len(parts) == 3
+    (log,) = run.folder.child("events").names(".jsonl")
+    events = [json.loads(line) for line in run.folder.read_text(f"events/{log}").splitlines()]
+    failed = [event["part"] for event in events if event["error"]]
+    assert len(events) == 4
+    assert len(failed) == 1
+    assert not any(part.endswith(failed[0]) for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +191,10 @@ def test_all_processes_find_room_on_the_gpus_there_are(
 ) -> None:
     there = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
     monkeypatch.setattr("ray.cluster_resources", lambda: there)
-    assert predict_module._asks(workers).get("GPU") == share
+    assert predict_module.resources_per_process(workers).get("GPU") == share
 
 
-@pytest.mark.usefixtures("crew_here")
+@pytest.mark.usefixtures("without_ray")
 def test_rois_of_a_split_become_a_map_each(tmp_path: Path, model: str) -> None:
     run = run_in(tmp_path, model, area="rois:test", probabilities=False)
     places = {"one": (4.33, "test"), "two": (4.36, "test"), "again": (4.33, "test"), "other": (4.4, "train")}

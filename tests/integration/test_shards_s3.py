@@ -33,7 +33,7 @@ def bucket(s3: Bucket) -> str:
     return s3.uri
 
 
-@pytest.mark.usefixtures("crew_here")
+@pytest.mark.usefixtures("without_ray")
 def test_a_run_on_object_storage_gives_the_bytes_of_a_local_one(bucket: str, tmp_path: Path) -> None:
     local = exported_run(tmp_path, ROIS)
     compact(local)
