@@ -178,7 +178,7 @@ def test_parts_of_another_recipe_are_refused(tmp_path: Path) -> None:
     rows = export_here(make_config(), [make_roi()], PlainSource(), folder)
     recipe = shard_metadata(make_config(), PlainSource(clouded_from=0.0)).recipe
     with pytest.raises(
-        InputError, match=r"000\.parquet was exported by other settings .* another --run folder"
+        InputError, match=r"000\.parquet was exported with other settings .* another --run folder"
     ):
         read_rows(folder, [rows[0].tile_id], recipe)
 

@@ -19,8 +19,7 @@ from cropray.config.imagery import ClassMapConfig, LabelsConfig, PatchConfig
 from cropray.config.rois import WindowConfig
 from cropray.errors import InputError
 from cropray.pipeline.compact import compact
-from cropray.pipeline.import_tiff import import_tiff
-from cropray.pipeline.patch_folder import Origin, mask_to_label, origin
+from cropray.pipeline.import_tiff import Origin, import_tiff, mask_to_label, parse_origin
 from cropray.run import Run
 from cropray.shards.file import shard_uris
 from cropray.shards.inspection import verify
@@ -164,7 +163,7 @@ def test_other_settings_are_refused_before_a_patch_is_read(tmp_path: Path, patch
     import_tiff(str(patches.folder), make_run(tmp_path), ORIGIN)
     Patches(tmp_path / "france").fill(NAMES[:1])
     other = Run(Folder(str(tmp_path / "run")), CONFIG.model_copy(update={"classes": ("wheat", "rice")}))
-    with pytest.raises(InputError, match="by other settings or from another source"):
+    with pytest.raises(InputError, match="other settings or from another source"):
         import_tiff(str(tmp_path / "france"), other, ORIGIN)
     assert not other.folder.exists("parts/france-uuida-000.parquet")
 
@@ -250,15 +249,15 @@ def cut(patches: Patches) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (remove_month, r"england/s1 has the months 1; wanted the folders 1 to 2"),
-        (remove_sensor, r"england/s2 has no month; wanted the folders 1 to 2"),
-        (remove_all, r"there is no folder .*england; wanted one that holds s1/, s2/ and crop_map/"),
+        (remove_month, r"england/s1 has the months 1; .*folders 1 to 2"),
+        (remove_sensor, r"england/s2 has no month; .*folders 1 to 2"),
+        (remove_all, r"england does not exist; .*s1/, s2/ and crop_map/"),
         (remove_file, r"england/s2/2 lacks 1 of 8 patches, such as uuida_r01_c01\.tif"),
-        (other_size, r"s2/1/uuida_r00_c01\.tif has .* \(10, 8, 8\); wanted \(10, 16, 16\)"),
-        (other_bands, r"s1/2/uuida_r00_c01\.tif has .* \(3, 16, 16\); wanted \(2, 16, 16\)"),
-        (integers, r"s2/\*/uuida_r00_c01\.tif holds values above 2; wanted reflectance"),
-        (linear, r"s1/\*/uuida_r00_c01\.tif has no VH below 0; wanted dB"),
-        (interpolated, r"crop_map/uuida_r00_c01\.tif holds numbers that are no codes"),
+        (other_size, r"s2/1/uuida_r00_c01\.tif has .* \(10, 8, 8\); .* \(10, 16, 16\)"),
+        (other_bands, r"s1/2/uuida_r00_c01\.tif has .* \(3, 16, 16\); .* \(2, 16, 16\)"),
+        (integers, r"s2/\*/uuida_r00_c01\.tif holds values above 2, not reflectance"),
+        (linear, r"s1/\*/uuida_r00_c01\.tif has no VH below 0; .* dB"),
+        (interpolated, r"crop_map/uuida_r00_c01\.tif holds numbers that are not codes"),
         (cut, r"cannot (read|open) the raster .*s1/1/uuida_r00_c01\.tif"),
     ],
 )
@@ -272,23 +271,23 @@ def test_what_is_wrong_is_named(
 
 def test_labels_whose_meaning_nobody_tells(tmp_path: Path, patches: Patches) -> None:
     run = Run(Folder(str(tmp_path / "run")), Config(window=WindowConfig(months=MONTHS)))
-    with pytest.raises(InputError, match="nothing says what the values of crop_map mean"):
+    with pytest.raises(InputError, match=r"values of crop_map have no meaning.*class_map\.codes"):
         import_tiff(str(patches.folder), run, ORIGIN)
-    with pytest.raises(InputError, match=r"crop 'rice' is none of the classes \(wheat, maize\)"):
+    with pytest.raises(InputError, match=r"crop 'rice' .*\(wheat, maize\)"):
         import_tiff(str(patches.folder), make_run(tmp_path), Origin(date(2018, 8, 1), "train", crop="rice"))
 
 
 def test_a_run_with_regions_of_its_own_is_left_alone(tmp_path: Path, patches: Patches) -> None:
     run = make_run(tmp_path)
     run.finish("rois", {"rois": 3})
-    with pytest.raises(InputError, match="has regions of its own; import into a new --run folder"):
+    with pytest.raises(InputError, match=r"regions of its own; .*--run"):
         import_tiff(str(patches.folder), run, ORIGIN)
 
 
 @pytest.mark.parametrize(("harvest", "split"), [("1 August", "train"), ("2018-08-01", "all")])
 def test_options_that_mean_nothing(harvest: str, split: str) -> None:
-    with pytest.raises(InputError, match=r"'1 August' is no date|split 'all' is none of train, val, test"):
-        origin(harvest, split, "", "")
+    with pytest.raises(InputError, match=r"'1 August' is not a date|split 'all' .*train, val, test"):
+        parse_origin(harvest, split, "", "")
 
 
 def test_the_command_line_imports(

@@ -115,12 +115,11 @@ def import_tiff(
     set: SetOption = None,
 ) -> None:
     """Import patch folders of GeoTIFFs (s1/<month>, s2/<month>, crop_map) as parts of a run."""
-    from cropray.pipeline.import_tiff import import_tiff
-    from cropray.pipeline.patch_folder import origin
+    from cropray.pipeline.import_tiff import import_tiff, parse_origin
     from cropray.run import Run
     from cropray.storage import Folder
 
-    chosen = origin(harvest, split, crop, country)
+    chosen = parse_origin(harvest, split, crop, country)
     emit(import_tiff(directory, Run(Folder(run), configured(config, set)), chosen))
 
 

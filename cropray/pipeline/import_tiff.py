@@ -1,60 +1,115 @@
-"""Patch folders of GeoTIFFs to parts: data of the published system is kept, and compacted as any other."""
+"""Import of patch folders of GeoTIFFs, the layout of the published system, as parts of a run.
+
+A folder holds `s1/<month>/NAME.tif` (VV and VH in dB), `s2/<month>/NAME.tif` (ten bands of reflectance) and
+`crop_map/NAME.tif`, with months numbered from the oldest and the same names in each. Names end in
+`_r<row>_c<col>`, the place of a patch in its region; the text before it names the region. Patches hold 0
+where there was no view. Most have no georeference, and their samples then have an empty CRS.
+"""
 
 from __future__ import annotations
 
-import json
+import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from cropray.bands import NODATA
+from cropray.bands import NODATA, S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
 from cropray.config import Config
 from cropray.errors import InputError
-from cropray.pipeline.patch_folder import Origin, PlacedPatch, common_names, label_rule, place_of, read_patch
+from cropray.grid import Grid, Window
+from cropray.labels import encode_classes
+from cropray.pipeline.tiles import part_metadata, write_part
 from cropray.progress import progress
+from cropray.rasters import read_pages
 from cropray.rois.calendar import periods_for
+from cropray.rois.splits import SPLITS
 from cropray.run import Run, Summary
-from cropray.shards.ledger import TILE_KEY, LedgerRow, part_name, read_rows, write_ledger
-from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, to_table
-from cropray.shards.writer import write_shard
-from cropray.types import IntArray, Period
+from cropray.shards.ledger import part_name, read_rows, write_ledger
+from cropray.shards.schema import encode_patch, quantise
+from cropray.types import UNLABELLED, ByteArray, IntArray, Patch, Roi
 
-_PART_PATCHES = 128  # an import that is stopped loses no more than these
+_PART_PATCHES = 128  # at most: what an import that is stopped can lose
 _THREADS = 4
 _STAGE = {"imported": "patch folders"}
-_SECTIONS = {"classes", "window", "labels", "patch"}
+_NAME = re.compile(r"(?P<region>.+)_r(?P<row>\d+)_c(?P<col>\d+)")
+_BRIGHTEST = 2.0  # reflectance that clouds and snow hardly reach, and integers of 1e-4 exceed
+
+LabelRule = Callable[[npt.NDArray[Any], Path], ByteArray]
+"""Turns the values of a file of `crop_map` (H, W) into labels."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the files do not say about their patches.
+
+    With `crop`, the files of `crop_map` are masks: pixels above one half are that crop, all others are
+    unlabelled. Without it they hold codes.
+    """
+
+    harvest: date
+    split: str
+    crop: str = ""
+    country: str = ""
+
+
+def parse_origin(harvest: str, split: str, crop: str, country: str) -> Origin:
+    """An origin from the options of a user. Raises InputError."""
+    if split not in SPLITS:
+        raise InputError(f"split {split!r} does not exist; choose from {', '.join(SPLITS)}")
+    try:
+        return Origin(date.fromisoformat(harvest), split, crop, country)
+    except ValueError as error:
+        raise InputError(f"harvest {harvest!r} is not a date; write it as YYYY-MM-DD") from error
 
 
 def import_tiff(directory: str, run: Run, origin: Origin) -> Summary:
-    """Write a patch folder as parts of a run, and the ledger of all its parts; `compact` goes on from there.
+    """Write a patch folder as parts of a run and rebuild its ledger, for `compact` to read.
 
-    Codes are those of `labels.class_map.codes`, sizes and months those of the configuration. A part that
-    is there is kept. Raises InputError for folders or files that are missing, of another size, of other
-    bands or not readable, for a configuration that cannot say what the labels mean, and for parts of the
-    same name that hold other patches.
+    Codes are those of `labels.class_map.codes`; sizes and months are those of the configuration. Existing
+    parts are kept. Raises InputError for files that are missing, unreadable, or of other size or bands, for
+    a configuration that does not give the labels a meaning, and for existing parts of other patches.
     """
     source, config = Path(directory), run.config
-    label = label_rule(config, origin)
+    rule = label_rule(config, origin)
     names = common_names(source, config.window.months)
     periods = periods_for(config.window, origin.harvest)
-    metadata = _metadata(config)
-    parts = _parts(source.resolve().name, names)
+    identity = {"kind": "patch folders", "s1_quantity": "sigma0"}  # as in Earth Engine's S1_GRD
+    metadata = part_metadata(config, identity, {"classes", "window", "labels", "patch"})
     if run.summary("rois") not in (None, _STAGE):
         raise InputError(f"{run.folder} has regions of its own; import into a new --run folder")
-    there = {row.tile_id: row for row in read_rows(run.folder, _parts_in(run), metadata.recipe)}
+    parts = _parts(source.resolve().name, names)
     inputs = {tile_id: _inputs(source, chosen, origin) for tile_id, chosen in parts.items()}
-    _refuse_others(run, source, [there[tile_id] for tile_id in parts if tile_id in there], inputs)
-    missing = {tile_id: chosen for tile_id, chosen in parts.items() if tile_id not in there}
+    existing = read_rows(run.folder, _parts_in(run), metadata.recipe)
+    _check_same({row.tile_id: row.inputs for row in existing}, inputs, run, source)
+    missing = parts.keys() - {row.tile_id for row in existing}
     run.finish("rois", _STAGE)
 
     def write(tile_id: str) -> int:
-        patches = [read_patch(source, name, config, label, origin) for name in missing[tile_id]]
-        _write(run, tile_id, patches, metadata, periods, inputs[tile_id])
+        patches = [read_patch(source, name, config, rule, origin) for name in parts[tile_id]]
+        first = patches[0]
+        write_part(
+            run.folder,
+            metadata,
+            (encode_patch(placed.patch, placed.roi, placed.extent, periods) for placed in patches),
+            tile_id=tile_id,
+            roi=first.roi,
+            window=Window(first.patch.row, first.patch.col, metadata.size, metadata.size),
+            inputs=inputs[tile_id],
+            reason="",
+            valid_s2=_valid_by_month([placed.patch.s2_cthw for placed in patches]),
+            valid_s1=_valid_by_month([placed.patch.s1_cthw for placed in patches]),
+            scenes_s2=[],
+            scenes_s1=[],
+        )
         return len(patches)
 
     with (
@@ -62,14 +117,15 @@ def import_tiff(directory: str, run: Run, origin: Origin) -> Summary:
         progress("import", len(names)) as bar,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
-        # Filters are one for all threads, so those that `rasters` sets in each would undo one another.
+        # Threads share their filters, so those that `rasters` sets in each would undo one another.
         warnings.simplefilter("ignore", UserWarning)
-        bar.advance(len(names) - sum(map(len, missing.values())))
-        for count in pool.map(write, missing):
+        bar.advance(sum(len(parts[tile_id]) for tile_id in parts.keys() - missing))
+        for count in pool.map(write, sorted(missing)):
             bar.advance(count)
     rows = read_rows(run.folder, _parts_in(run), metadata.recipe)
     write_ledger(run.folder, rows)
-    summary = {"patches": len(names), "parts": len(parts), "patches_of_the_run": sum(r.patches for r in rows)}
+    of_the_run = sum(row.patches for row in rows)
+    summary = {"patches": len(names), "parts": len(parts), "patches_of_the_run": of_the_run}
     run.finish("export", summary)
     return summary
 
@@ -79,7 +135,7 @@ def _parts_in(run: Run) -> list[str]:
 
 
 def _parts(prefix: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """The patches of each part: those of one region, at most `_PART_PATCHES`."""
+    """The patches of each part: at most `_PART_PATCHES` of one region."""
     regions = defaultdict(list)
     for name in names:
         regions[place_of(name)[0]].append(name)
@@ -91,82 +147,147 @@ def _parts(prefix: str, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _inputs(source: Path, names: Sequence[str], origin: Origin) -> str:
-    """Hash of what a part is made of, without reading all of it: its patches' names, the files of the
-    first one, and what is said of them.
-    """
+    """Hash of a part's origin, the names of its patches, and the files of the first one only."""
     digest = xxhash.xxh3_64(repr((origin, names)).encode())
-    for path in sorted(source.glob(f"s[12]/*/{names[0]}")):
+    for path in (*sorted(source.glob(f"s[12]/*/{names[0]}")), source / "crop_map" / names[0]):
         digest.update(path.read_bytes())
-    digest.update((source / "crop_map" / names[0]).read_bytes())
     return digest.hexdigest()
 
 
-def _refuse_others(run: Run, source: Path, there: Iterable[LedgerRow], inputs: Mapping[str, str]) -> None:
-    """Raises InputError where a part that is there is not what this import would make."""
-    others = [row for row in there if row.inputs != inputs[row.tile_id]]
+def _check_same(existing: Mapping[str, str], inputs: Mapping[str, str], run: Run, source: Path) -> None:
+    """Raise InputError if existing parts are not what this import would write."""
+    others = [tile_id for tile_id, hash_ in inputs.items() if existing.get(tile_id, hash_) != hash_]
     if others:
         raise InputError(
-            f"{run.folder}/{part_name(others[0].tile_id)} and {len(others) - 1} others hold other patches of "
-            f"these names (split {others[0].split}): an import of another folder {source.resolve().name!r}, "
-            "with other options, or before files changed. Rename the folder, whose name is part of the "
-            "samples' names, or delete these parts to import them anew"
+            f"{run.folder}/{part_name(others[0])} and {len(others) - 1} others hold other patches of these "
+            f"names: another folder {source.resolve().name!r}, imported with other options, or before files "
+            "changed. Rename the folder, whose name is part of the samples' names, or delete these parts"
         )
 
 
-def _metadata(config: Config) -> ShardMetadata:
-    """As of an export, but that the source is these files; the same for all folders of a run."""
-    source = {"kind": "patch folders", "s1_quantity": "sigma0"}  # what Earth Engine's S1_GRD holds
-    settings = config.model_dump(mode="json", include=_SECTIONS)
-    recipe = json.dumps([FORMAT_VERSION, settings, source], sort_keys=True)
-    return ShardMetadata(
-        classes=config.classes,
-        size=config.patch.size,
-        window=config.window.model_dump(mode="json"),
-        s1_quantity=source["s1_quantity"],
-        recipe=xxhash.xxh3_128_hexdigest(recipe.encode()),
-        source=source,
-    )
-
-
-def _write(
-    run: Run,
-    tile_id: str,
-    patches: Sequence[PlacedPatch],
-    metadata: ShardMetadata,
-    periods: Sequence[Period],
-    inputs: str,
-) -> None:
-    """One part, with its row of the ledger; a sample a row group, as compaction wants them."""
-    groups = [to_table([encode_patch(p.patch, p.roi, p.extent, periods)], metadata) for p in patches]
-    checksums = xxhash.xxh3_64(b"".join(group["xxh3"].to_numpy().tobytes() for group in groups))
-    first = patches[0]
-    row = LedgerRow(
-        tile_id=tile_id,
-        roi_id=first.roi.roi_id,
-        crop=first.roi.crop,
-        season=first.roi.season,
-        split=first.roi.split,
-        recipe=metadata.recipe,
-        inputs=inputs,
-        patches=len(patches),
-        reason="",
-        nbytes=len(patches) * sum(spec.nbytes for spec in metadata.tensors.values()),
-        checksum=checksums.hexdigest(),
-        row=first.patch.row,
-        col=first.patch.col,
-        height=metadata.size,
-        width=metadata.size,
-        valid_s2=_valid([p.patch.s2_cthw for p in patches]),
-        valid_s1=_valid([p.patch.s1_cthw for p in patches]),
-        scenes_s2=[],
-        scenes_s1=[],
-    )
-    write_shard(
-        run.folder, part_name(tile_id), metadata, groups, codec="lz4", footer={TILE_KEY: row.to_json()}
-    )
-
-
-def _valid(images_cthw: Sequence[IntArray]) -> list[float]:
+def _valid_by_month(images_cthw: Sequence[IntArray]) -> list[float]:
     """Share of pixels with a view, by month."""
     seen_nthw = np.stack([image[0] != NODATA for image in images_cthw])
     return [float(share) for share in seen_nthw.mean(axis=(0, 2, 3))]
+
+
+def label_rule(config: Config, origin: Origin) -> LabelRule:
+    """How `crop_map` becomes labels. Raises InputError if options and configuration do not say."""
+    if origin.crop:
+        if origin.crop not in config.classes:
+            raise InputError(
+                f"crop {origin.crop!r} is not one of the classes ({', '.join(config.classes) or 'not set'}); "
+                "name one of them, or give --config with `classes`"
+            )
+        number = config.classes.index(origin.crop)
+        return lambda mask_hw, _path: mask_to_label(mask_hw, number)
+    chosen = config.labels.class_map
+    if chosen is None or not config.classes:
+        raise InputError(
+            "the values of crop_map have no meaning: give --config with `classes` and "
+            "`labels.class_map.codes`, as in configs/europe.yaml, or --crop if they are masks"
+        )
+
+    def codes_to_label(codes_hw: npt.NDArray[Any], path: Path) -> ByteArray:
+        if not np.array_equal(codes_hw, np.rint(codes_hw)):
+            raise InputError(f"{path} holds numbers that are not codes; were the codes interpolated?")
+        return encode_classes(codes_hw, chosen.codes, chosen.nodata)
+
+    return codes_to_label
+
+
+def mask_to_label(mask_hw: npt.NDArray[Any], number: int) -> ByteArray:
+    """Class `number` where a mask of 0..1 or 0..255 is above one half, and UNLABELLED elsewhere.
+
+    Masks were resized by interpolation, so one half marks the outline of the parcel. What lies outside the
+    parcels of one crop is unknown, not negative.
+    """
+    half = 127.5 if mask_hw.max() > 1 else 0.5
+    return np.where(mask_hw > half, number, UNLABELLED).astype(np.uint8)
+
+
+def common_names(source: Path, months: int) -> list[str]:
+    """The names of the patches. Raises InputError if a folder is missing or lacks some of them."""
+    if not source.is_dir():
+        raise InputError(f"the folder {source} does not exist; give one that holds s1/, s2/ and crop_map/")
+    wanted = sorted(str(month) for month in range(1, months + 1))
+    for sensor in ("s1", "s2"):
+        found = sorted(path.name for path in (source / sensor).glob("*") if path.is_dir())
+        if found != wanted:
+            raise InputError(
+                f"{source}/{sensor} has {'the months ' + ', '.join(found) if found else 'no month'}; "
+                f"it needs the folders 1 to {months}, from the oldest (window.months)"
+            )
+    folders = (*(f"{sensor}/{month}" for sensor in ("s1", "s2") for month in wanted), "crop_map")
+    names = {
+        folder: {path.relative_to(source / folder).as_posix() for path in (source / folder).rglob("*.tif")}
+        for folder in folders
+    }
+    anywhere = set.union(*names.values())
+    for folder, some in names.items():
+        if missing := sorted(anywhere - some):
+            raise InputError(
+                f"{source}/{folder} lacks {len(missing)} of {len(anywhere)} patches, such as {missing[0]}; "
+                "every month and crop_map must have the same files"
+            )
+    if not anywhere:
+        raise InputError(f"{source} has no .tif files in s1/, s2/ and crop_map/")
+    return sorted(anywhere)
+
+
+def place_of(name: str) -> tuple[str, int, int]:
+    """Region, row and column of a patch, counted in patches."""
+    stem = name.removesuffix(".tif").replace("/", "-")
+    match = _NAME.fullmatch(stem)
+    return (match["region"], int(match["row"]), int(match["col"])) if match else (stem, 0, 0)
+
+
+@dataclass(frozen=True)
+class PlacedPatch:
+    """A patch, its region, and that region's grid."""
+
+    patch: Patch
+    roi: Roi
+    extent: Grid
+
+
+def read_patch(source: Path, name: str, config: Config, rule: LabelRule, origin: Origin) -> PlacedPatch:
+    """Read one patch. Raises InputError that names a file of wrong size, bands or units."""
+    size, months = config.patch.size, config.window.months
+
+    def read(folder: str, bands: int) -> tuple[npt.NDArray[Any], Grid | None]:
+        path = source / folder / name
+        values, grid = read_pages(str(path))
+        if values.shape != (bands, size, size):
+            raise InputError(
+                f"{path} has (bands, rows, columns) {values.shape}; patch.size needs {(bands, size, size)}"
+            )
+        return values, grid
+
+    s2_tchw = np.stack([read(f"s2/{month}", len(S2_NAMES))[0] for month in range(1, months + 1)])
+    s1_tchw = np.stack([read(f"s1/{month}", len(S1_NAMES))[0] for month in range(1, months + 1)])
+    codes_bhw, grid = read("crop_map", 1)
+    s2_cthw, s1_cthw = _stored(s2_tchw, S2_BANDS[0].scale), _stored(s1_tchw, S1_BANDS[0].scale)
+    seen_s2, seen_s1 = s2_cthw[s2_cthw != NODATA], s1_cthw[1][s1_cthw[1] != NODATA]
+    if seen_s2.size and seen_s2.max() * S2_BANDS[0].scale > _BRIGHTEST:
+        raise InputError(f"{source}/s2/*/{name} holds values above {_BRIGHTEST:g}, not reflectance of 0 to 1")
+    if seen_s1.size and seen_s1.min() >= 0:
+        raise InputError(f"{source}/s1/*/{name} has no VH below 0; it needs dB, not linear power")
+    folder = source.resolve().name
+    region, row, col = place_of(name)
+    sample = f"{folder}-{region}-{row:05d}-{col:05d}"
+    # Names do not tell by how much patches overlap. Without a georeference they lie side by side.
+    roi_id, place = f"{folder}-{region}", (row * size, col * size)
+    extent = Grid("", 0.0, 0.0, config.grid.resolution, size, size)
+    if grid is not None:
+        roi_id, place, extent = sample, (0, 0), grid
+    roi = Roi(roi_id, origin.crop, "", "", origin.country, origin.split, extent.bounds, extent.crs)
+    label_hw = rule(codes_bhw[0], source / "crop_map" / name)
+    return PlacedPatch(Patch(sample, *place, s2_cthw, s1_cthw, label_hw), roi, extent)
+
+
+def _stored(values_tchw: npt.NDArray[Any], scale: float) -> IntArray:
+    """(C, T, H, W) as stored; no view where all bands are 0, or one is not finite."""
+    valid_thw = np.isfinite(values_tchw).all(axis=1) & (values_tchw != 0).any(axis=1)
+    stored: IntArray = quantise(values_tchw, valid_thw[:, None], scale).swapaxes(0, 1)
+    return stored

@@ -1,13 +1,13 @@
-"""Which tiles an ROI is exported in: pure planning, before any pixel is asked for."""
+"""Tiles of an ROI, their patches, and the part that a tile becomes."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xxhash
 
 from cropray.bands import S1_BANDS, S2_BANDS
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class Tile:
     """Neighbouring patches of one ROI that are exported together, as one part.
 
-    `rows` and `cols` are the first pixels of its patches in `extent`, the grid of the whole ROI:
-    every pair of them is a patch of `size` pixels a side. The patches beyond the first `regular`
-    (rows, columns) of `extent` lie flush with its edge and are there for the remainder only.
+    `rows` and `cols` are the first pixels of its patches in `extent`, the grid of the whole ROI: every pair
+    is a patch of `size` pixels a side. Patches beyond the first `regular` (rows, columns) of `extent` lie
+    flush with its edge and cover the remainder.
     """
 
     tile_id: str
@@ -70,10 +70,9 @@ def extent_of(roi: Roi, grid: GridConfig, patch: PatchConfig) -> Grid:
 
 
 def plan_tiles(roi: Roi, grid: GridConfig, patch: PatchConfig) -> list[Tile]:
-    """The tiles of an ROI, at most `patch.tile_patches` patches a side.
+    """The tiles of an ROI, of at most `patch.tile_patches` patches a side.
 
-    Patches are planned for the ROI as a whole and then shared out, so the tile size changes which
-    part a patch lies in and nothing else.
+    Patches are planned for the whole ROI, so the tile size only decides which part a patch is in.
     """
     extent = extent_of(roi, grid, patch)
     rows = _groups(plan_starts(extent.height, patch.size, patch.max_overlap), patch.tile_patches)
@@ -90,14 +89,17 @@ def _groups(starts: list[int], most: int) -> list[tuple[int, ...]]:
     return [tuple(starts[i : i + most]) for i in range(0, len(starts), most)]
 
 
-_RECIPE_SECTIONS = {"classes", "window", "grid", "composite", "labels", "patch"}
-_PART_CODEC = "lz4"  # parts are read once, by compaction, which applies the codec that was chosen
-
-
 def shard_metadata(config: Config, source: ImagerySource) -> ShardMetadata:
-    """What all parts of an export share, the hash of its recipe included."""
-    identity = source.identity()
-    settings = config.model_dump(mode="json", include=_RECIPE_SECTIONS)
+    """What all parts of an export share."""
+    imagery = config.model_dump(mode="json", include={"grid", "composite"})
+    sections = {"classes", "window", "grid", "composite", "labels", "patch"}
+    truth = config.labels.truth is not None
+    return part_metadata(config, source.identity(), sections, imagery=imagery, has_truth=truth)
+
+
+def part_metadata(config: Config, identity: dict[str, Any], sections: set[str], **more: Any) -> ShardMetadata:
+    """Metadata with a recipe: the hash of the settings in `sections` and of the source's identity."""
+    settings = config.model_dump(mode="json", include=sections)
     recipe = json.dumps([FORMAT_VERSION, settings, identity], sort_keys=True)
     return ShardMetadata(
         classes=config.classes,
@@ -106,20 +108,19 @@ def shard_metadata(config: Config, source: ImagerySource) -> ShardMetadata:
         s1_quantity=identity["s1_quantity"],
         recipe=xxhash.xxh3_128_hexdigest(recipe.encode()),
         source=identity,
-        imagery=config.model_dump(mode="json", include={"grid", "composite"}),
-        has_truth=config.labels.truth is not None,
+        **more,
     )
 
 
 def inputs_of(tile: Tile, parcels: GeoDataFrame) -> str:
-    """Hash of all that a part rests on beside its recipe: the ROI, its grid, the parcels near it."""
+    """Hash of what a part depends on besides its recipe: the ROI, its grid and the parcels near it."""
     near = _near(tile, parcels)
     columns = (near["parcel_id"], near["crop"], near.geometry.to_wkb())
     return xxhash.xxh3_64_hexdigest(repr((tile, sorted(zip(*columns, strict=True)))).encode())
 
 
 def request_of(tile: Tile, config: Config) -> ImageRequest:
-    """What a tile takes from the imagery source. Raises InputError for an ROI without its dates."""
+    """What a tile needs of the imagery source. Raises InputError for an ROI without its dates."""
     return ImageRequest(
         grid=tile.grid,
         extent=tile.extent,
@@ -139,11 +140,10 @@ def export_tile(
     source: ImagerySource,
     folder: Folder,
 ) -> LedgerRow:
-    """Make a tile's part and publish it whole, with its ledger row in the footer.
+    """Publish the part of a tile and return its ledger row; the same inputs give the same bytes.
 
-    `parcels` are all that there are; those near the tile are chosen here. A tile without any valid
-    pixel gets a part without samples that says so. The same inputs give the same bytes. Raises
-    InputError, or whatever the source raises, and then publishes nothing.
+    `parcels` are those of the run. A tile without a valid pixel gives a part without samples that says so.
+    Raises InputError, or what the source raises, and then publishes nothing.
     """
     request = request_of(tile, config)
     composite = source.composite(request)
@@ -151,45 +151,61 @@ def export_tile(
     reason = "no valid pixel in any month of either sensor"
     if composite.s2_valid_thw.any() or composite.s1_valid_thw.any():
         label_hw, truth_hw = make_labels(tile.grid, _near(tile, parcels), config, composite.maps)
-        patches = cut_patches(
-            tile, composite, label_hw, known_pixels(label_hw, truth_hw, config.labels), truth_hw
-        )
+        known_hw = known_pixels(label_hw, truth_hw, config.labels)
+        patches = cut_patches(tile, composite, label_hw, known_hw, truth_hw)
         reason = "nothing is known of the remainder at the edge of the ROI"
-    # One sample a row group: compaction picks single samples out of many parts.
-    groups = [
-        to_table([encode_patch(patch, tile.roi, tile.extent, request.periods)], metadata) for patch in patches
-    ]
-    digest = xxhash.xxh3_64()
-    for group in groups:
-        digest.update(group["xxh3"].to_numpy().tobytes())
-    row = LedgerRow(
+    return write_part(
+        folder,
+        metadata,
+        (encode_patch(patch, tile.roi, tile.extent, request.periods) for patch in patches),
         tile_id=tile.tile_id,
-        roi_id=tile.roi.roi_id,
-        crop=tile.roi.crop,
-        season=tile.roi.season,
-        split=tile.roi.split,
-        recipe=metadata.recipe,
+        roi=tile.roi,
+        window=tile.window,
         inputs=inputs_of(tile, parcels),
-        patches=len(patches),
         reason="" if patches else reason,
-        nbytes=len(patches) * sum(spec.nbytes for spec in metadata.tensors.values()),
-        checksum=digest.hexdigest(),
-        **asdict(tile.window),
-        valid_s2=_by_month(composite.s2_valid_thw),
-        valid_s1=_by_month(composite.s1_valid_thw),
+        valid_s2=composite.s2_valid_thw.mean((1, 2)).tolist(),
+        valid_s1=composite.s1_valid_thw.mean((1, 2)).tolist(),
         scenes_s2=list(composite.scenes.get("s2", ())),
         scenes_s1=list(composite.scenes.get("s1", ())),
     )
-    footer = {TILE_KEY: row.to_json()}
-    write_shard(folder, part_name(tile.tile_id), metadata, groups, codec=_PART_CODEC, footer=footer)
+
+
+def write_part(
+    folder: Folder,
+    metadata: ShardMetadata,
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    tile_id: str,
+    roi: Roi,
+    window: Window,
+    **known: Any,
+) -> LedgerRow:
+    """Publish samples as a part with their ledger row in its footer; `known` are its other fields."""
+    # One sample a row group: compaction picks single samples out of many parts.
+    groups = [to_table([sample], metadata) for sample in samples]
+    row = LedgerRow(
+        tile_id=tile_id,
+        roi_id=roi.roi_id,
+        crop=roi.crop,
+        season=roi.season,
+        split=roi.split,
+        recipe=metadata.recipe,
+        patches=len(groups),
+        nbytes=len(groups) * sum(spec.nbytes for spec in metadata.tensors.values()),
+        checksum=xxhash.xxh3_64_hexdigest(b"".join(group["xxh3"].to_numpy().tobytes() for group in groups)),
+        **asdict(window),
+        **known,
+    )
+    # Parts are read once, by compaction, which applies the codec that was chosen.
+    write_shard(folder, part_name(tile_id), metadata, groups, codec="lz4", footer={TILE_KEY: row.to_json()})
     return row
 
 
 def known_pixels(label_hw: ByteArray, truth_hw: ByteArray | None, labels: LabelsConfig) -> BoolArray:
-    """Where (H, W) something is known that training or evaluation counts.
+    """Pixels (H, W) whose class or truth is known, so that training or evaluation counts them.
 
-    That is a class, or truth; of background that of a class map, which is measured against, and not
-    that of land cover, which lies around the parcels everywhere and is never scored.
+    Background from a class map counts, too. Background from land cover does not: it surrounds all parcels
+    and is never scored.
     """
     known_hw = label_hw != UNLABELLED if labels.class_map is not None else label_hw < BACKGROUND
     return known_hw if truth_hw is None else known_hw | (truth_hw != UNLABELLED)
@@ -198,12 +214,11 @@ def known_pixels(label_hw: ByteArray, truth_hw: ByteArray | None, labels: Labels
 def cut_patches(
     tile: Tile, composite: Composite, label_hw: ByteArray, known_hw: BoolArray, truth_hw: ByteArray | None
 ) -> list[Patch]:
-    """The patches of a tile as they are stored; `composite` and labels lie on the tile's grid.
+    """The patches of a tile as they are stored; all arrays lie on the tile's grid.
 
-    Regular patches are all stored, labelled or not: which of them to learn from is training's choice,
-    and an evaluation looks at whole ROIs. A patch that is there for the remainder is left out where
-    nothing is known of the remainder (`known_hw`): the grid of an ROI of exactly one patch is,
-    snapped, two pixels longer, and its pixels should not be learnt from four times.
+    All regular patches are stored: training chooses which to learn from, and evaluation looks at whole ROIs.
+    A patch for the remainder is left out if nothing is known there. Otherwise an ROI of one patch, whose
+    grid is snapped to two pixels more, would give its pixels four times.
     """
     s2_cthw = quantise(composite.s2_tchw, composite.s2_valid_thw[:, None], S2_BANDS[0].scale).swapaxes(0, 1)
     s1_cthw = quantise(composite.s1_tchw, composite.s1_valid_thw[:, None], S1_BANDS[0].scale).swapaxes(0, 1)
@@ -228,7 +243,7 @@ def cut_patches(
 
 
 def _wanted(tile: Tile, window: Window, known_hw: BoolArray) -> bool:
-    """Whether a patch is one of the regular ones or covers something known in the remainder."""
+    """Whether a patch is regular, or covers known pixels in the remainder."""
     skip_row, skip_col = (
         max(0, regular - start) if start + tile.size > regular else 0
         for regular, start in zip(tile.regular, (window.row, window.col), strict=True)
@@ -237,12 +252,8 @@ def _wanted(tile: Tile, window: Window, known_hw: BoolArray) -> bool:
 
 
 def _near(tile: Tile, parcels: GeoDataFrame) -> GeoDataFrame:
-    """Those of `parcels` (in longitude and latitude) that touch the tile."""
+    """The parcels (longitude, latitude) that touch the tile."""
     import shapely
 
     box = shapely.box(*tile.grid.bounds_in("EPSG:4326"))
     return parcels.iloc[parcels.sindex.query(box, predicate="intersects")]
-
-
-def _by_month(valid_thw: BoolArray) -> list[float]:
-    return [float(np.mean(valid_hw)) for valid_hw in valid_thw]
