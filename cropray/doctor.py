@@ -118,10 +118,8 @@ def judge_resources(have: Mapping[str, float], most: Mapping[str, float] | None,
     verdict = Finding("resources", "ok", found)
     for stage in ("finetune", "pretrain"):
         settings: TrainConfig = getattr(config, stage)
-        request = ResourceRequest(
-            (settings.min_workers, settings.max_workers), worker_resources(settings, have)
-        )
-        if short := shortage(stage, request, most):
+        workers = (settings.min_workers, settings.max_workers)
+        if short := shortage(stage, ResourceRequest(workers, worker_resources(settings, have)), most):
             return Finding("resources", "bad", f"{found}; {short[0]}", short[1])
         count, later = settings.min_workers, most.get("GPU", 0)
         if settings.gpus is None and later and have.get("GPU", 0) < count:

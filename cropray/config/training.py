@@ -96,7 +96,7 @@ class TrainConfig(Section):
     batch_norm: Literal["local", "sync", "frozen"] = "local"
     """Batch statistics per worker, over all workers (GPUs only), or frozen as in `init`."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the device gains by it. tf32: on GPUs."""
+    """auto: bfloat16 on GPUs that support it, else float32. tf32: on GPUs."""
     max_nonfinite: int = Field(10, ge=0, description="Tolerated steps with a non-finite loss or gradient.")
     store_every: int = Field(1, ge=1, description="Epochs between validations and checkpoints.")
     store_every_s: float = Field(600, gt=0, description="Seconds between states saved within an epoch.")
