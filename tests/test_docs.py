@@ -59,7 +59,7 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
     settings = {setting.key: setting.type for setting in settings_of(Config)}
     sections = {key.rpartition(".")[0] for key in settings} | {"source.stac"}
     of_any_name = {key for key, kind in settings.items() if kind.startswith("{")}
-    pattern = rf"(?<![\w/.])((?:{'|'.join(Config.model_fields)})(?:\.[a-z][\w]*)+)(?![\w(/])"
+    pattern = rf"(?<![\w/.])((?:{'|'.join(Config.model_fields)})(?:\.[a-z][\w]*)+)(?![\w(/]|\.[A-Z])"
     for named in re.findall(pattern, page.read_text()):
         prefixes = set(accumulate(named.split("."), "{}.{}".format))
         assert named in settings or named in sections or prefixes & of_any_name or is_file(named), named
