@@ -40,20 +40,16 @@ def find_chunks(
     The array (row groups, columns, 2) has the first byte and the number of bytes of each chunk. Raises
     ValueError if a column is missing, has several codecs, or one that cropray does not read.
     """
-    place = {file.schema.column(i).name: i for i in range(file.num_columns)}
-    ranges = np.empty((file.num_row_groups, len(nbytes), 2), np.int64)
-    compression: dict[str, set[str]] = {name: set() for name in nbytes}
-    for group in range(file.num_row_groups):
-        row_group = file.row_group(group)
-        for i, name in enumerate(nbytes):
-            chunk = row_group.column(place[name])
-            ranges[group, i] = chunk.data_page_offset, chunk.total_compressed_size
-            compression[name].add(chunk.compression)
-    for name, codecs in compression.items():
-        if len(codecs) > 1 or codecs - _CODECS.keys():
-            raise ValueError(f"codec {', '.join(sorted(codecs))} of column {name} is not supported")
-    columns = (Column(name, size, min(compression[name], default="")) for name, size in nbytes.items())
-    return tuple(columns), ranges
+    place = [file.schema.names.index(name) for name in nbytes]
+    groups = [file.row_group(group) for group in range(file.num_row_groups)]
+    chunks = [[group.column(i) for i in place] for group in groups]
+    columns = []
+    for name, *codecs in zip(nbytes, *([chunk.compression for chunk in row] for row in chunks), strict=True):
+        if len(set(codecs)) > 1 or set(codecs) - _CODECS.keys():
+            raise ValueError(f"codec {', '.join(sorted(set(codecs)))} of column {name} is not supported")
+        columns.append(Column(name, nbytes[name], codecs[0] if codecs else ""))
+    ranges = [[(chunk.data_page_offset, chunk.total_compressed_size) for chunk in row] for row in chunks]
+    return tuple(columns), np.array(ranges, np.int64).reshape(-1, len(place), 2)
 
 
 def find_pages(

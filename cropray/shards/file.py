@@ -133,8 +133,8 @@ def read_footer(uri: str) -> dict[bytes, bytes]:
 
 
 def map_footers(read: Callable[[str], T], uris: Iterable[str]) -> Iterator[T]:
-    """`read` of each URI, in order, several at a time."""
-    with ThreadPoolExecutor(8) as pool:  # object storage takes long to answer
+    """`read` of each URI, in order, eight at a time: object storage takes long to answer."""
+    with ThreadPoolExecutor(8) as pool:
         yield from pool.map(read, uris)
 
 
@@ -151,7 +151,7 @@ def _opened(uri: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turns what goes wrong while a shard is read into an InputError that names it."""
+    """Turns every error of reading a shard into an InputError that names it."""
     try:
         yield
     except FileNotFoundError as error:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cropray.config import Config
-from cropray.errors import InputError
+from cropray.errors import InputError, listed
 from cropray.figures.pictures import sample_picture
 from cropray.grid import Grid
 from cropray.progress import progress
@@ -28,10 +28,7 @@ _MAX_PROBLEMS = 20  # that a message lists
 
 
 def find_shards(target: str) -> list[str]:
-    """The URIs of the shards of a run, of any other folder, or of the one file `target`.
-
-    Raises InputError if there are none.
-    """
+    """URIs of the shards of a run, of any other folder, or of one file. Raises InputError without any."""
     if target.endswith(".parquet"):
         return [target]
     folder = Folder(target)
@@ -52,10 +49,7 @@ def find_shards(target: str) -> list[str]:
 
 
 def info(target: str) -> Summary:
-    """What a set of shards holds, from footers and scalar columns alone.
-
-    Raises InputError if they are not of one data set.
-    """
+    """What shards of one data set hold, from footers and scalar columns. Raises InputError for others."""
     files = list(open_shards(find_shards(target)))
     for mismatch in mismatches(files):
         raise InputError(f"{mismatch}; give one of them, or a folder of its own")
@@ -63,7 +57,7 @@ def info(target: str) -> Summary:
     samples = len(table)
     plain = samples * sum(spec.nbytes for spec in metadata.tensors.values())
     stored = sum(int(file.ranges_gc2[..., 1].sum()) for file in files)
-    days = [*_values(table, "period_start").to_pylist(), *_values(table, "period_end").to_pylist()]
+    first, last = pc.list_flatten(table["period_start"]), pc.list_flatten(table["period_end"])
     return {
         "shards": len(files),
         "samples": _counts(table["split"]),
@@ -77,10 +71,10 @@ def info(target: str) -> Summary:
         "bytes": stored,
         "bytes_a_sample": round(stored / max(samples, 1)),
         "share_of_plain": round(stored / max(plain, 1), 3),
-        "months": [min(days).isoformat(), max(days).isoformat()] if days else [],
+        "months": [pc.min(first).as_py().isoformat(), pc.max(last).as_py().isoformat()] if samples else [],
         "labelled_fraction": _mean(table["labelled_fraction"]),
-        "valid_s2": _mean(_values(table, "valid_s2")),
-        "valid_s1": _mean(_values(table, "valid_s1")),
+        "valid_s2": _mean(pc.list_flatten(table["valid_s2"])),
+        "valid_s1": _mean(pc.list_flatten(table["valid_s1"])),
         "s1_quantity": metadata.s1_quantity,
         "source": metadata.source,
         "recipe": metadata.recipe,
@@ -91,13 +85,9 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(sorted(Counter(column.to_pylist()).items()))
 
 
-def _values(table: pa.Table, name: str) -> pa.Array:
-    """The values of a column of lists."""
-    return table[name].combine_chunks().flatten()
-
-
-def _mean(column: pa.Array) -> float | None:
-    return round(float(np.mean(column.to_numpy(zero_copy_only=False))), 4) if len(column) else None
+def _mean(column: pa.ChunkedArray) -> float | None:
+    mean: float | None = pc.mean(column).as_py()
+    return None if mean is None else round(mean, 4)
 
 
 def show(target: str, sample_id: str) -> bytes:
@@ -147,9 +137,8 @@ def verify(target: str) -> Summary:
         if not target.endswith(".parquet"):
             problems += _contradictions(Folder(target), files, table)
     if problems:
-        more = [f"… and {len(problems) - _MAX_PROBLEMS} more"] if len(problems) > _MAX_PROBLEMS else []
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise InputError("\n  ".join([f"{target}: {count}", *problems[:_MAX_PROBLEMS], *more]))
+        raise InputError(f"{target}: {count}\n{listed(problems, _MAX_PROBLEMS)}")
     placed = sum(bool(crs) for crs in table["crs"].to_pylist())
     return {
         "shards": len(files),
@@ -199,7 +188,7 @@ def _overlaps(table: pa.Table, size: int) -> list[str]:
 
 
 def _contradictions(folder: Folder, files: Iterable[ShardFile], table: pa.Table) -> list[str]:
-    """Where shards contradict the records of their run. Other folders have no records."""
+    """How shards contradict the records of their run. Other folders have no records."""
     problems = list[str]()
     compacted = Run(folder, Config()).summary("compact")
     if compacted is not None:

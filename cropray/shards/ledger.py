@@ -18,9 +18,7 @@ from cropray.errors import InputError
 from cropray.shards.file import map_footers, read_footer
 from cropray.storage import Folder
 
-TILE_KEY = b"cropray.tile"
-"""Footer key of a part: its ledger row, as JSON."""
-
+TILE_KEY = b"cropray.tile"  # in the footer of a part: its ledger row, as JSON
 LEDGER = "ledger.parquet"
 
 
@@ -54,12 +52,8 @@ class LedgerRow:
 
 _EXPORT_AGAIN = "delete {folder}/stages/export.json and run export again; finished parts are kept"
 
-_TYPES = {
-    "str": pa.string(),
-    "int": pa.int64(),
-    "list[float]": pa.list_(pa.float64()),
-    "list[int]": pa.list_(pa.int64()),
-}
+_TYPES: dict[str, pa.DataType] = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+_TYPES |= {f"list[{name}]": pa.list_(kind) for name, kind in _TYPES.items()}
 _SCHEMA = pa.schema([(field.name, _TYPES[str(field.type)]) for field in fields(LedgerRow)])
 
 

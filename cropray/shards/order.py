@@ -51,15 +51,11 @@ class EpochState:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The samples of an epoch that are `left` to read, ordered by `place`.
+    """The samples of an epoch that are left to read."""
 
-    `place` is the position, by sample, of its row group in the epoch. `key` seeds the shuffling within
-    buffers; None leaves it out.
-    """
-
-    left: Positions
-    place: Positions
-    key: tuple[int, ...] | None
+    left: Positions  # ordered by place
+    place: Positions  # of each sample: the position of its row group in the epoch
+    key: tuple[int, ...] | None  # seeds the shuffling within buffers; None: no shuffling
 
     @classmethod
     def make(

@@ -1,7 +1,6 @@
-"""Shards to batches: samples decoded one by one, verified, shuffled, and shared out between ranks.
+"""Shards to batches: samples are decoded one by one, verified, shuffled, and shared out between ranks.
 
-`order` says which samples an epoch has and who reads them. A rank reads little more than its own share of
-the files, and memory stays bounded by the row groups that it shuffles together.
+`order` says who reads which samples of an epoch. Memory is bounded by the row groups shuffled together.
 """
 
 from __future__ import annotations
@@ -25,10 +24,7 @@ _OPEN_AHEAD = 8  # batches: the row groups of remote shards arrive in time
 
 
 class LazyColumns(Mapping[str, list[Any]]):
-    """Columns of chosen rows of a table as lists, each converted on first use.
-
-    Few are used, and converting all of them takes a tenth as long as reading the tensors.
-    """
+    """Columns of some rows of a table as lists. Few are used, so each is converted on first use."""
 
     def __init__(self, table: pa.Table, positions: Positions) -> None:
         self._table, self._positions = table, positions
@@ -105,10 +101,8 @@ class ShardReader:
 
         Every kept sample occurs exactly once, on one rank (unless `weigh` is given). All ranks have
         `len(self)` batches of `batch_size` samples; only the last one or two may be smaller. (With batches of
-        one sample, a rank that is one short repeats its last sample.)
-
-        `after` are the segments of this epoch that were read before (`order.EpochState.read`), by any number
-        of ranks. The batches are then those of the samples that are left.
+        one sample, a rank that is one short repeats its last sample.) `after` are the segments of this epoch
+        that any number of ranks have read before (`order.EpochState.read`); the batches are of what is left.
         """
         batches = self.order(epoch, after).batches(self._rank, self._world_size, self._batch_size)
         return self._read_ahead(batches[start:])

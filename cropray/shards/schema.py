@@ -86,7 +86,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ShardMetadata:
-    """What all samples of a data set share. Physical value = stored integer × scale, unless `nodata`."""
+    """What all samples of a data set share. Physical value = stored integer × scale, except `nodata`."""
 
     classes: tuple[str, ...]
     size: int  # side of a patch in pixels

@@ -4,7 +4,8 @@
     loader = DataLoader(ShardSamples(uris), batch_size=16, shuffle=True)
 
 `ShardBatches` has an order of its own, by row groups, shared out between the workers; `ShardSamples` reads
-any sample at any time. Both give dicts of tensors as they are stored. Workers that read object storage must
+any sample at any time. Both take the options of `ShardReader` and give dicts of tensors as they are stored.
+Workers that read object storage must
 be spawned (`multiprocessing_context="spawn"`), since Arrow's clients do not survive a fork.
 """
 
@@ -25,7 +26,7 @@ Sample = dict[str, Any]
 
 
 class ShardSamples(Dataset[Sample]):
-    """Single samples by number. `options` are those of `ShardReader`."""
+    """Single samples by number."""
 
     def __init__(self, uris: Sequence[str], **options: Any) -> None:
         self._reader = ShardReader(uris, batch_size=1, **options)
@@ -48,10 +49,7 @@ class ShardSamples(Dataset[Sample]):
 
 
 class ShardBatches(IterableDataset[Sample]):
-    """Batches of the epoch of `set_epoch`, shared out between ranks and the workers of their DataLoaders.
-
-    `options` are those of `ShardReader`.
-    """
+    """Batches of an epoch, shared out between ranks and the workers of their DataLoaders."""
 
     def __init__(
         self, uris: Sequence[str], *, batch_size: int, rank: int = 0, world_size: int = 1, **options: Any
@@ -77,10 +75,7 @@ class ShardBatches(IterableDataset[Sample]):
 
 
 def tensors(batch: Batch) -> Sample:
-    """A batch as torch tensors over its own memory: s1, s2, label, crop, and truth if the shards have it.
-
-    `sample_id` is a list of strings.
-    """
+    """A batch as torch tensors over its own memory, and the list of its `sample_id`."""
     arrays = {"s1": batch.s1_bcthw, "s2": batch.s2_bcthw, "label": batch.label_bhw, "crop": batch.crop_b}
     if batch.truth_bhw is not None:
         arrays["truth"] = batch.truth_bhw

@@ -98,9 +98,9 @@ def _column(values: npt.NDArray[Any], nbytes: int) -> pa.Array:
 
 @dataclass(frozen=True, eq=False)
 class SampleRefs:
-    """N samples of parts, in order, and where their bytes lie. Each is a row group of its own.
+    """N samples of parts, in order: all that another process needs to read them, 1 or 2 KB per sample.
 
-    Small (1 or 2 KB per sample), so that another process can read them without opening a footer again.
+    Every sample is a row group of its own.
     """
 
     metadata: ShardMetadata  # of all files
