@@ -9,7 +9,7 @@ import torch
 from cropray.errors import InputError
 from cropray.models.checkpoint import (
     Checkpoint,
-    FurtherHead,
+    LabelSet,
     check_classes,
     load_checkpoint,
     save_checkpoint,
@@ -32,7 +32,7 @@ def make_checkpoint() -> Checkpoint:
         weights=spec.build().state_dict(),
         recipe={"stage": "finetune", "lr": 1e-5},
         thresholds=(0.25, 0.75),
-        heads={"europe": FurtherHead(("rye", "oats", "maize"), (0.5, 0.25, 0.75))},
+        heads={"europe": LabelSet(("rye", "oats", "maize"), (0.5, 0.25, 0.75))},
         periods=(("2022-02-01", "2022-03-01"), ("2022-03-01", "2022-04-01"), ("2022-04-01", "2022-05-01")),
         data_fingerprint="ab12",
     )
@@ -119,14 +119,14 @@ def edit(folder: Folder, **changes: object) -> None:
         ({"network": {"n_classes": 2, "width": 8, "months": 3, "head": "conv"}}, "do not fit"),
         ({"classes": ["maize"]}, "do not fit"),
         ({"thresholds": [0.5]}, "1 thresholds for 2 classes"),
-        ({"heads": {}}, "heads none beside"),
+        ({"heads": {}}, "do not fit"),
         ({"heads": {"europe": {"classes": ["rye"], "thresholds": None}}}, "do not fit"),
         (
             {"heads": {"europe": {"classes": ["a", "b", "c"], "thresholds": [0.5]}}},
             "1 thresholds for 3 classes",
         ),
         ({"heads": {"europe": {"classes": ["a", "b", "c"]}}}, "lacks or mistypes 'thresholds'"),
-        ({"normalisation": {"kind": "other"}}, "normalisation .* is not known"),
+        ({"normalisation": {"kind": "other"}}, "normalisation .* is unknown"),
     ],
 )
 def test_a_description_that_does_not_hold_is_refused(

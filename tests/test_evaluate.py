@@ -17,7 +17,7 @@ from cropray.evaluation.mosaics import block_numbers, plan_tiles, read_tile
 from cropray.figures.charts import EVALUATION
 from cropray.grid import Grid
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
-from cropray.models.decision import Predictor, decide
+from cropray.models.inference import Predictor, decide
 from cropray.run import Run
 from cropray.shards.reader import ShardReader
 from cropray.types import BACKGROUND, UNLABELLED, Batch

@@ -11,7 +11,7 @@ import pytest
 from cropray.config import Config
 from cropray.config.load import load_config, updated
 from cropray.models.checkpoint import Checkpoint
-from cropray.models.serving import stored_inputs
+from cropray.models.inference import stored_inputs
 from cropray.storage import Folder
 from cropray.tracking.documents import LONGEST, description, model_card, with_evaluation
 from cropray.tracking.packaging import example

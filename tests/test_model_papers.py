@@ -21,8 +21,8 @@ from cropray.bands import NODATA
 from cropray.config import Config
 from cropray.config.load import updated
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_checksum
+from cropray.models.inference import stored_inputs
 from cropray.models.normalisation import SeedNormalisation
-from cropray.models.serving import stored_inputs
 from cropray.run import Run
 from cropray.shards.file import fingerprint, shard_uris
 from cropray.storage import Folder

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cropray.bands import NODATA
 from cropray.models.checkpoint import Checkpoint
-from cropray.models.decision import Predictor
-from cropray.models.dual_unet3d import DualUNet3D, NetworkSpec
+from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.inference import Predictor
 from cropray.models.normalisation import FixedNormalisation
 
 
@@ -49,7 +49,7 @@ def test_names_and_shapes_of_the_tensors_are_the_published_ones(shared_data: Pat
 @pytest.mark.parametrize("head", ["linear", "conv"])
 @pytest.mark.parametrize("months", [1, 4])
 def test_logits_have_one_plane_a_class_whatever_the_months_and_head(months: int, head: str) -> None:
-    network = DualUNet3D(5, width=4, months=months, head=head)
+    network = NetworkSpec(5, width=4, months=months, head=head).build()
     assert network(*inputs(months=months, size=32)).shape == (2, 5, 32, 32)
 
 
@@ -63,7 +63,7 @@ def test_the_width_scales_every_layer_and_the_stem_has_half_of_it_or_its_own() -
 
 def test_every_month_and_both_sensors_reach_the_logits() -> None:
     torch.manual_seed(0)
-    network = DualUNet3D(2, width=8, months=3, validity=True)
+    network = NetworkSpec(2, width=8, months=3, validity=True).build()
     s1, s2, valid = (x.requires_grad_() for x in inputs(months=3))
     network(s1, s2, valid).pow(3).sum().backward()
     for gradient in (s1.grad, s2.grad, *valid.grad.split(1, dim=1)):
@@ -81,11 +81,11 @@ def test_only_a_network_with_validity_tells_a_gap_from_a_measured_value() -> Non
 @pytest.mark.parametrize("shape", [(1, 2, 5, 16, 16), (1, 3, 6, 16, 16), (1, 2, 6, 16, 24), (2, 6, 16, 16)])
 def test_a_wrong_axis_fails_at_the_boundary_and_the_error_prints_the_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
-        DualUNet3D(2, width=4)(torch.zeros(shape), *inputs()[1:])
+        NetworkSpec(2, width=4).build()(torch.zeros(shape), *inputs()[1:])
 
 
 def test_body_and_head_are_all_parameters_once() -> None:
-    network = DualUNet3D(2, width=4, head="conv")
+    network = NetworkSpec(2, width=4, head="conv").build()
     parted = {id(p) for p in (*network.body_parameters(), *network.head_parameters())}
     assert parted == {id(p) for p in network.parameters()}
     assert not {id(p) for p in network.body_parameters()} & {id(p) for p in network.head_parameters()}

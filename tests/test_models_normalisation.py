@@ -88,5 +88,5 @@ def test_json_gives_the_same_normalisation_back(kind: str) -> None:
 
 @pytest.mark.parametrize("data", [{"kind": "other"}, {"clip": 3.0}, {"kind": "fixed", "clips": 3.0}])
 def test_an_unknown_normalisation_is_refused(data: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="not known"):
+    with pytest.raises(InputError, match="is unknown; expected one of fixed, seed"):
         Normalisation.from_json(data)

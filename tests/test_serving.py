@@ -12,8 +12,8 @@ from cropray.bands import NODATA, S2_NAMES
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.inference import stored_inputs
 from cropray.models.normalisation import FixedNormalisation
-from cropray.models.serving import stored_inputs
 from cropray.shards.schema import METADATA_KEY
 from cropray.storage import Folder
 from tests.samples import METADATA, SIZE, make_patch, write_samples
@@ -126,12 +126,15 @@ def test_a_batch_that_nothing_saw_is_no_other_scale(checkpoint: Checkpoint) -> N
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        ({"s2": {"bands": [*S2_NAMES[1:], S2_NAMES[0]]}}, "s2 has the bands B03, .*in another order"),
-        ({"s2": {"bands": ["red", "nir"]}}, "s2 has the bands red, nir; the model wants B02"),
-        ({"s1": {"bands": ["VH", "VV"]}}, "s1 has the bands VH, VV; the model wants VV, VH: .*another order"),
-        ({"s1": {"quantity": "sigma0"}}, "s1 is sigma0, the model was trained on gamma0"),
-        ({"s2": {"scale": 0.001}}, r"s2 has the scale 0\.001, the model wants reflectance / 0\.0001"),
-        ({"s2": {"encoding": "wavelets"}}, "s2 has the encoding 'wavelets'"),
+        ({"s2": {"bands": [*S2_NAMES[1:], S2_NAMES[0]]}}, "Sentinel-2 bands B03, .*in another order"),
+        ({"s2": {"bands": ["red", "nir"]}}, "Sentinel-2 bands red, nir; the model was trained on B02"),
+        (
+            {"s1": {"bands": ["VH", "VV"]}},
+            "Sentinel-1 bands VH, VV in another order; the model was trained on VV, VH",
+        ),
+        ({"s1": {"quantity": "sigma0"}}, "has sigma0 of Sentinel-1, the model was trained on gamma0"),
+        ({"s2": {"scale": 0.001}}, r"s2 has the scale 0\.001, the model expects reflectance / 0\.0001"),
+        ({"s2": {"encoding": "wavelets"}}, "s2 has the unknown encoding 'wavelets'"),
     ],
 )
 def test_what_a_description_says_must_be_what_the_model_wants(
@@ -142,7 +145,7 @@ def test_what_a_description_says_must_be_what_the_model_wants(
 
 
 def test_a_description_of_another_nodata_or_none_at_all_is_refused(checkpoint: Checkpoint) -> None:
-    with pytest.raises(InputError, match="nodata is 0, the model wants -32768"):
+    with pytest.raises(InputError, match="nodata is 0, the model expects -32768"):
         stored_inputs(checkpoint, arrays(), '{"nodata": 0}')
     for text in ("{", "[]", '"s2"'):
         with pytest.raises(InputError, match="`metadata` is not JSON like that of a shard"):

@@ -25,8 +25,8 @@ from cropray.config import Config, RayConfig, TrackingConfig
 from cropray.config.load import updated
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from cropray.models.decision import Predictor
 from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.inference import Predictor
 from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
 from cropray.storage import Folder

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from cropray.errors import InputError
-from cropray.models.checkpoint import FurtherHead, load_checkpoint, save_checkpoint
+from cropray.models.checkpoint import LabelSet, load_checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import MAIN, HeadSpec
-from cropray.models.heads import class_lists, with_head
+from cropray.models.heads import with_head
 from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
 from cropray.shards.file import shard_uris
@@ -123,7 +123,7 @@ def test_both_heads_learn_and_the_record_tells_of_both(
         losses = [entry[name] for entry in loop.state.history]
         assert losses[-1] < 0.8 * losses[0]
     stored = load_checkpoint(Folder(str(tmp_path / "epoch-0008")))
-    assert class_lists(stored) == {MAIN: CLASSES, HEAD: CLASSES}
+    assert {name: x.classes for name, x in stored.label_sets.items()} == {MAIN: CLASSES, HEAD: CLASSES}
     assert stored.thresholds is not None
     assert stored.heads[HEAD].thresholds is None  # it has no validation split
     assert "val_heads" not in loop.state.history[-1]
@@ -216,7 +216,7 @@ def joint_run(folder: Folder, beside: Folder, **settings: Any) -> Run:
 def test_a_plan_has_a_head_for_each_label_set(folders: tuple[Folder, Folder], tmp_path: Path) -> None:
     own, beside = folders
     alone, joint = make_plan(make_run(own), "pretrain"), make_plan(joint_run(own, beside), "pretrain")
-    assert joint.checkpoint.heads == {HEAD: FurtherHead(CLASSES)}
+    assert joint.checkpoint.heads == {HEAD: LabelSet(CLASSES)}
     assert joint.checkpoint.network.heads == (HeadSpec(HEAD, 3, "linear"),)
     assert joint.also[0].data.uris == shard_uris(beside, "train")
     assert joint.steps == alone.steps
@@ -239,7 +239,7 @@ def test_a_head_that_is_kept_goes_on_learning(folders: tuple[Folder, Folder], tm
         make_plan(joint_run(own, beside, init=first.uri, keep_heads=HEAD), "finetune")
     save_checkpoint(replace(old, classes=CLASSES), first)
     kept = make_plan(joint_run(own, beside, init=first.uri, keep_heads="other"), "finetune").checkpoint
-    assert kept.heads == {HEAD: FurtherHead(CLASSES)}
+    assert kept.heads == {HEAD: LabelSet(CLASSES)}
 
 
 @pytest.mark.parametrize("name", [MAIN, "a.b", ""])

@@ -126,9 +126,9 @@ def import_tiff(
 @checkpoint_app.command("show")
 def show_checkpoint(folder: Annotated[str, typer.Argument(metavar="DIR", help="Path or URI.")]) -> None:
     """Verify a checkpoint folder and describe it."""
-    from cropray.models.seed import show as describe
+    from cropray.models.checkpoint import describe_checkpoint
 
-    emit(describe(folder))
+    emit(describe_checkpoint(folder))
 
 
 @checkpoint_app.command("import-seed")

@@ -20,7 +20,7 @@ from cropray.config.training import EvaluateConfig
 from cropray.errors import InputError
 from cropray.evaluation.mosaics import MosaicTile, plan_tiles, read_tile
 from cropray.models.checkpoint import Checkpoint
-from cropray.models.decision import Predictor, choose_thresholds
+from cropray.models.inference import Predictor, choose_thresholds
 from cropray.progress import Progress, progress
 from cropray.shards.reader import ShardReader
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray

@@ -22,8 +22,8 @@ from cropray.evaluation.mosaics import MosaicTile, TilePlan, block_numbers, plan
 from cropray.figures.charts import EVALUATION, confusion_chart, scores_chart
 from cropray.figures.pictures import comparison_picture
 from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs, load_checkpoint
-from cropray.models.decision import DEFAULT_THRESHOLD, decide
 from cropray.models.heads import with_head
+from cropray.models.inference import DEFAULT_THRESHOLD, decide
 from cropray.progress import progress, say
 from cropray.rois.splits import SPLITS
 from cropray.run import Run, Summary

@@ -17,7 +17,7 @@ import numpy as np
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.grid import Grid, Window, mosaic
 from cropray.imagery import ImagerySource
-from cropray.models.decision import Predictor, decide
+from cropray.models.inference import Predictor, decide
 from cropray.shards.schema import quantise
 from cropray.types import (
     UNLABELLED,

@@ -1,21 +1,20 @@
-"""Checkpoints: weights (safetensors) and everything needed to use them (checkpoint.json). No pickles."""
+"""Checkpoints: weights (safetensors) and all that is needed to use them (checkpoint.json). No pickles."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import safetensors.torch
 import xxhash
-from safetensors import SafetensorError
 from torch import Tensor
 
 import cropray
 from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.errors import InputError
-from cropray.models.dual_unet3d import DualUNet3D, NetworkSpec
+from cropray.models.dual_unet3d import MAIN, DualUNet3D, NetworkSpec
 from cropray.models.normalisation import Normalisation
 from cropray.storage import Folder
 
@@ -25,9 +24,12 @@ DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 
 
+_COPY_AGAIN = "copy or train the model again"
+
+
 @dataclass(frozen=True)
-class FurtherHead:
-    """The class list of a head beside the main one, and its thresholds, None until chosen."""
+class LabelSet:
+    """The classes of a head, and their thresholds, None until chosen."""
 
     classes: tuple[str, ...]
     thresholds: tuple[float, ...] | None = None
@@ -35,34 +37,33 @@ class FurtherHead:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and the conditions under which it may be used.
-
-    `classes` and `thresholds` (None until chosen) are those of the main head, `heads` the others by
-    name. `window` has the keys anchor, months, lead_months and as_of (ISO date or None); `periods` are
-    the first day and the day after the last, ISO, of each of these months over all training samples,
-    empty where not known. `data_fingerprint` names the training data, `recipe` the training settings,
-    `imagery` those of the grid and the composites that it learnt from.
-    """
+    """A trained network and the conditions of its use. `classes` are those of the main head."""
 
     classes: tuple[str, ...]
     network: NetworkSpec
     normalisation: Normalisation
-    window: dict[str, Any]
+    window: dict[str, Any]  # anchor, months, lead_months, and as_of: an ISO date or None
     s1_quantity: str  # "gamma0" or "sigma0"
     weights: dict[str, Tensor]
     s2_bands: tuple[str, ...] = S2_NAMES
     s1_bands: tuple[str, ...] = S1_NAMES
-    recipe: dict[str, Any] = field(default_factory=dict)
-    imagery: dict[str, Any] = field(default_factory=dict)
-    thresholds: tuple[float, ...] | None = None
-    heads: dict[str, FurtherHead] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)  # settings of the training
+    imagery: dict[str, Any] = field(default_factory=dict)  # settings of grid and composites
+    thresholds: tuple[float, ...] | None = None  # of the main head; None until chosen
+    heads: dict[str, LabelSet] = field(default_factory=dict)  # of heads beside the main one
+    # By month: the first day and the day after the last (ISO) over all training samples; empty if unknown.
     periods: tuple[tuple[str, str], ...] = ()
-    data_fingerprint: str = ""
+    data_fingerprint: str = ""  # identifies the training data
     code_version: str = cropray.__version__
 
     @property
     def months(self) -> int:
         return self.network.months
+
+    @property
+    def label_sets(self) -> dict[str, LabelSet]:
+        """Of every head by name, the main one first."""
+        return {MAIN: LabelSet(self.classes, self.thresholds)} | self.heads
 
     def build(self) -> DualUNet3D:
         """The network with these weights, in evaluation mode."""
@@ -71,35 +72,20 @@ class Checkpoint:
         return network.eval()
 
     def describe(self) -> dict[str, Any]:
-        """All but the weights, as JSON."""
-        return {
-            "classes": list(self.classes),
-            "network": asdict(self.network),
-            "normalisation": self.normalisation.to_json(),
-            "window": self.window,
-            "s1_quantity": self.s1_quantity,
-            "s2_bands": list(self.s2_bands),
-            "s1_bands": list(self.s1_bands),
-            "recipe": self.recipe,
-            "imagery": self.imagery,
-            "thresholds": None if self.thresholds is None else list(self.thresholds),
-            "heads": {name: asdict(head) for name, head in self.heads.items()},
-            "periods": [list(period) for period in self.periods],
-            "data_fingerprint": self.data_fingerprint,
-            "code_version": self.code_version,
-        }
+        """All but the weights, as plain JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "weights"}
+        values |= {"network": asdict(self.network), "normalisation": self.normalisation.to_json()}
+        values["heads"] = {name: asdict(head) for name, head in self.heads.items()}
+        plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists
+        return plain
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Folder) -> None:
-    """Write both files; the description last, with the weights' checksum, so that half is never read."""
+    """Write both files. The description comes last, with the weights' checksum: half is never read."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     weights = safetensors.torch.save(tensors)
-    description = {
-        "format": FORMAT,
-        "version": VERSION,
-        "weights_xxh3": xxhash.xxh3_64_hexdigest(weights),
-        **checkpoint.describe(),
-    }
+    checksum = xxhash.xxh3_64_hexdigest(weights)
+    description = {"format": FORMAT, "version": VERSION, "weights_xxh3": checksum, **checkpoint.describe()}
     folder.write_bytes(WEIGHTS, weights)
     folder.write_text(DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
@@ -107,61 +93,61 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Folder) -> None:
 def load_checkpoint(folder: Folder) -> Checkpoint:
     """Read and verify a checkpoint.
 
-    Raises InputError, naming the file, where one is missing, cut short, changed, or of another
-    format version, or where the weights do not fit the network described.
+    Raises InputError that names the file if one is missing, truncated, changed or of another format version,
+    or if the weights do not fit the network described.
     """
     data = _read_description(folder)
     weights = _load_weights(folder, data.pop("weights_xxh3", ""))
     try:
         checkpoint = _from_json(data, weights)
     except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder}/{DESCRIPTION} lacks or mistypes {error}; copy or train the model again"
-        ) from error
+        raise InputError(f"{folder}/{DESCRIPTION} lacks or mistypes {error}; {_COPY_AGAIN}") from error
     _check_fit(checkpoint, folder)
     return checkpoint
 
 
-def weights_checksum(folder: Folder) -> str:
-    """The checksum of a checkpoint's weights, as its description has it: what tells models apart.
+def describe_checkpoint(place: str) -> dict[str, Any]:
+    """The description of the checkpoint in a folder, verified, with its number of parameters."""
+    checkpoint = load_checkpoint(Folder(place))
+    parameters = checkpoint.network.count_parameters()
+    return {"checkpoint": Folder(place).uri, "parameters": parameters, **checkpoint.describe()}
 
-    Raises InputError as `load_checkpoint` does for the description; the weights are not read.
+
+def weights_checksum(folder: Folder) -> str:
+    """The checksum of a checkpoint's weights by its description, which identifies the model.
+
+    The weights are not read. Raises InputError as `load_checkpoint` does for the description.
     """
     return str(_read_description(folder).get("weights_xxh3", ""))
 
 
 def check_classes(checkpoint: Checkpoint, classes: Sequence[str], where: str) -> None:
-    """Raises InputError where the checkpoint's classes are not these, in this order."""
+    """Raises InputError unless the classes of the checkpoint `where` are these, in this order."""
     if tuple(classes) != checkpoint.classes:
         raise InputError(
-            f"the checkpoint {where} is of another class list: {', '.join(checkpoint.classes)}; "
-            f"the configuration has classes {', '.join(classes)}; set `classes` alike, or use a "
-            "checkpoint trained for them"
+            f"the checkpoint {where} is of another class list: {', '.join(checkpoint.classes)}. The "
+            f"configuration has {', '.join(classes)}; set `classes` alike, or use a checkpoint for them"
         )
 
 
 def check_inputs(
-    checkpoint: Checkpoint,
-    *,
-    s2_bands: Sequence[str],
-    s1_bands: Sequence[str],
-    s1_quantity: str,
-    where: str,
+    checkpoint: Checkpoint, *, s2_bands: Sequence[str], s1_bands: Sequence[str], s1_quantity: str, where: str
 ) -> None:
-    """Raises InputError where `where` offers other bands or another backscatter than was trained on."""
-    for sensor, trained, offered in (
+    """Raises InputError if the data `where` have other bands or another backscatter than the model's."""
+    for sensor, trained, given in (
         ("Sentinel-2", checkpoint.s2_bands, s2_bands),
         ("Sentinel-1", checkpoint.s1_bands, s1_bands),
     ):
-        if tuple(trained) != tuple(offered):
+        if tuple(trained) != tuple(given):
+            order = " in another order" if sorted(trained) == sorted(given) else ""
             raise InputError(
-                f"the model was trained on the {sensor} bands {', '.join(trained)}; "
-                f"{where} has {', '.join(offered)}: use a model of these bands"
+                f"{where} has the {sensor} bands {', '.join(given)}{order}; the model was trained on "
+                f"{', '.join(trained)}"
             )
     if checkpoint.s1_quantity != s1_quantity:
         raise InputError(
-            f"the model was trained on {checkpoint.s1_quantity} of Sentinel-1, {where} has {s1_quantity}: "
-            "they differ by the angle of incidence; use a source or a model of the same quantity"
+            f"{where} has {s1_quantity} of Sentinel-1, the model was trained on {checkpoint.s1_quantity}: "
+            "they differ by the angle of incidence. Use a source or a model of the same quantity"
         )
 
 
@@ -170,13 +156,13 @@ def _read_description(folder: Folder) -> dict[str, Any]:
     try:
         data = json.loads(folder.read_text(DESCRIPTION))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{where} is damaged: {error}; copy or train the model again") from error
+        raise InputError(f"{where} is damaged: {error}; {_COPY_AGAIN}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(f"{where} is not a {FORMAT}; wanted a folder that training wrote")
+        raise InputError(f"{where} is not a {FORMAT}; give a folder that training wrote")
     if data.get("version") != VERSION:
         raise InputError(
-            f"{where} has format version {data.get('version')}, this cropray reads {VERSION}; "
-            f"it was written by cropray {data.get('code_version', 'of unknown version')}"
+            f"{where} has format version {data.get('version')}, this cropray reads {VERSION}. "
+            f"Use the version that wrote it: cropray {data.get('code_version', 'of unknown version')}"
         )
     return data
 
@@ -185,13 +171,10 @@ def _load_weights(folder: Folder, checksum: str) -> dict[str, Tensor]:
     data = folder.read_bytes(WEIGHTS)
     if xxhash.xxh3_64_hexdigest(data) != checksum:
         raise InputError(
-            f"{folder}/{WEIGHTS} is damaged or belongs to another {DESCRIPTION} (checksum differs); "
-            "copy or train the model again"
+            f"{folder}/{WEIGHTS} is damaged or belongs to another {DESCRIPTION} (wrong checksum); "
+            + _COPY_AGAIN
         )
-    try:
-        weights: dict[str, Tensor] = safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise InputError(f"{folder}/{WEIGHTS} is no safetensors file: {error}") from error
+    weights: dict[str, Tensor] = safetensors.torch.load(data)
     return weights
 
 
@@ -207,10 +190,10 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
         s1_bands=tuple(data["s1_bands"]),
         recipe=data["recipe"],
         imagery=data["imagery"],
-        thresholds=_thresholds(data["thresholds"]),
-        # Checkpoints that were written before there were these two have them not.
+        thresholds=data["thresholds"] and tuple(data["thresholds"]),
+        # Checkpoints of earlier versions lack these two.
         heads={
-            name: FurtherHead(tuple(head["classes"]), _thresholds(head["thresholds"]))
+            name: LabelSet(tuple(head["classes"]), head["thresholds"] and tuple(head["thresholds"]))
             for name, head in data.get("heads", {}).items()
         },
         periods=tuple((start, end) for start, end in data.get("periods", ())),
@@ -220,28 +203,15 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
 
 
 def _check_fit(checkpoint: Checkpoint, folder: Folder) -> None:
-    network = checkpoint.network.build_empty()
-    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    given = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
-    differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
-    heads = {head.name: head.n_classes for head in checkpoint.network.heads}
-    if (
-        differing
-        or checkpoint.network.n_classes != len(checkpoint.classes)
-        or heads != {name: len(head.classes) for name, head in checkpoint.heads.items()}
-    ):
-        raise InputError(
-            f"{folder}: weights and description do not fit ({checkpoint.network}, "
-            f"{len(checkpoint.classes)} classes, heads {', '.join(checkpoint.heads) or 'none'} beside, "
-            f"{len(differing)} tensors differ: {', '.join(differing[:3])})"
-        )
-    for head in (FurtherHead(checkpoint.classes, checkpoint.thresholds), *checkpoint.heads.values()):
-        if head.thresholds is not None and len(head.thresholds) != len(head.classes):
-            raise InputError(
-                f"{folder}/{DESCRIPTION} has {len(head.thresholds)} thresholds for "
-                f"{len(head.classes)} classes; copy or train the model again"
-            )
-
-
-def _thresholds(values: list[float] | None) -> tuple[float, ...] | None:
-    return None if values is None else tuple(values)
+    problems = checkpoint.network.mismatches(checkpoint.weights)
+    sizes = {MAIN: checkpoint.network.n_classes} | {h.name: h.n_classes for h in checkpoint.network.heads}
+    lists = {name: len(labels.classes) for name, labels in checkpoint.label_sets.items()}
+    if sizes != lists:
+        problems.append(f"the heads have {sizes} classes, the class lists {lists}")
+    problems += [
+        f"{len(labels.thresholds)} thresholds for {len(labels.classes)} classes"
+        for labels in checkpoint.label_sets.values()
+        if labels.thresholds is not None and len(labels.thresholds) != len(labels.classes)
+    ]
+    if problems:
+        raise InputError(f"{folder}: weights and description do not fit: {'; '.join(problems)}")

@@ -1,14 +1,15 @@
-"""The dual 3-D U-Net: one branch a sensor, a temporal stem and a 2-D U-Net each, one joint head.
+"""The dual 3-D U-Net: per sensor a temporal stem and a 2-D U-Net, then joint heads.
 
-The architecture and the names of the tensors are those of the published network (width 64,
-6 months, 21 classes: 62,134,293 parameters), so that its weights can be read. Shape suffixes:
-B samples, C channels, T months, H rows, W columns, K classes.
+Architecture and tensor names are those of the published network (width 64, 6 months, 21 classes: 62,134,293
+parameters), so that its weights can be imported. Shape suffixes: B samples, C channels, T months, H rows,
+W columns, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -20,22 +21,19 @@ from cropray.bands import S1_NAMES, S2_NAMES
 Head = Literal["linear", "conv"]
 
 MAIN = "main"
-"""The head that a network has in any case; its tensors have the published names, `final_conv.*`."""
+"""The head that every network has. Its tensors have the published names, `final_conv.*`."""
 
 SIDE_MULTIPLE = 16
-"""Height and width must be multiples of this: four levels of halving."""
+"""Height and width must be multiples of this: the U-Net halves them four times."""
 
 HEAD_CHANNELS = 32
-"""Inside the fine-tuning head, as published, whatever the width: a narrow network's head of width / 2
-channels would squeeze together the classes that its body tells apart."""
+"""Inside the fine-tuning head, at any width as published: width / 2 channels of a narrow network would
+squeeze together classes that its body separates."""
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head beside the main one, for another class list on the same body.
-
-    Its tensors are `heads.<name>.*`.
-    """
+    """A head beside the main one, for another class list. Its tensors are `heads.<name>.*`."""
 
     name: str
     n_classes: int
@@ -44,35 +42,54 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build the network anew; what it means is said in `DualUNet3D`."""
+    """All that is needed to build a `DualUNet3D`."""
 
-    n_classes: int
-    width: int = 64
+    n_classes: int  # of the main head
+    width: int = 64  # scales every layer
     months: int = 6
-    head: Head = "linear"
-    stem: int | None = None
-    validity: bool = False
+    head: Head = "linear"  # the main one: a convolution (pretraining), or two ("conv", fine-tuning)
+    stem: int | None = None  # channels of the temporal stem; None: width / 2
+    validity: bool = False  # whether each sensor has a channel more that marks valid pixels
     heads: tuple[HeadSpec, ...] = ()
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NetworkSpec:
-        """What `asdict` made. Raises TypeError for other fields than these."""
+        """From a dict of `asdict`. Raises TypeError for unknown fields."""
         return cls(**{**data, "heads": tuple(HeadSpec(**head) for head in data.get("heads", ()))})
 
     def build(self) -> DualUNet3D:
-        return DualUNet3D(**vars(self))
+        return DualUNet3D(self)
 
     def build_empty(self) -> DualUNet3D:
-        """The network's shapes without any memory behind them."""
+        """The network on the device "meta": shapes without memory."""
         with torch.device("meta"):
             return self.build()
 
+    def count_parameters(self) -> int:
+        return sum(x.numel() for x in self.build_empty().parameters())
 
-class OverMonths(nn.Conv3d):
-    """A convolution over all months, (B, C, T, H, W) to (B, out, 1, H, W), in two dimensions.
+    def mismatches(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """How tensors by name differ from those of this network, in words; an empty list if they fit."""
+        expected = {name: tuple(x.shape) for name, x in self.build_empty().state_dict().items()}
+        given = {name: tuple(x.shape) for name, x in weights.items()}
+        both = sorted(expected.keys() & given.keys())
+        problems = {
+            "missing": sorted(expected.keys() - given.keys()),
+            "not of this network": sorted(given.keys() - expected.keys()),
+            "of another shape": [
+                f"{name} {given[name]} instead of {expected[name]}"
+                for name in both
+                if expected[name] != given[name]
+            ],
+        }
+        return [f"{len(x)} tensors {what}: {shorten(', '.join(x), 200)}" for what, x in problems.items() if x]
 
-    Months and pixels are those two, of the same memory. The 3-D convolution would give the same, but on a
-    CPU with one thread it copies channels-last memory: the whole stem took 1.1 to 2.8 times as long.
+
+class MonthConv(nn.Conv3d):
+    """A convolution over all months, (B, C, T, H, W) to (B, out, 1, H, W), computed as a 2-D one.
+
+    The 2-D convolution reads the same memory as months × pixels. The 3-D one gives the same numbers, but on a
+    CPU with one thread it copies channels-last memory, and the whole stem takes 1.1 to 2.8 times as long.
     """
 
     def forward(self, x_bcthw: Tensor) -> Tensor:
@@ -80,48 +97,50 @@ class OverMonths(nn.Conv3d):
         return y_bc1n.reshape(*y_bc1n.shape[:3], *x_bcthw.shape[3:])
 
 
-class TemporalStem(nn.Module):
+class Convolutions(nn.Module):
+    """Layers in a sequence, under the published name `conv`."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y
+
+
+class TemporalStem(Convolutions):
     """(B, C, T, H, W) to (B, out, H, W): mixes neighbours in space and time, then all months."""
 
     def __init__(self, in_channels: int, out_channels: int, months: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
+        super().__init__(
             nn.Conv3d(in_channels, out_channels, 3, padding=1),
             nn.BatchNorm3d(out_channels),
             nn.ReLU(inplace=True),
-            OverMonths(out_channels, out_channels, (months, 1, 1)),
+            MonthConv(out_channels, out_channels, (months, 1, 1)),
             nn.BatchNorm3d(out_channels),
             nn.ReLU(inplace=True),
         )
 
-    def forward(self, x_bcthw: Tensor) -> Tensor:
-        # Channels last: on a CPU the first convolution alone is up to 3 times faster so.
-        x_bcthw = x_bcthw.contiguous(memory_format=torch.channels_last_3d)
-        features_bchw: Tensor = self.conv(x_bcthw).squeeze(2)
-        return features_bchw
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels last: on a CPU the first convolution alone gets up to 3 times faster.
+        return super().forward(x.contiguous(memory_format=torch.channels_last_3d)).squeeze(2)
 
 
-class DoubleConv(nn.Module):
-    """Twice 3 × 3 convolution, batch norm, ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
-
-    def forward(self, x_bchw: Tensor) -> Tensor:
-        y_bchw: Tensor = self.conv(x_bchw)
-        return y_bchw
+def double_conv(in_channels: int, out_channels: int) -> Convolutions:
+    """3 × 3 convolution, batch norm and ReLU, twice."""
+    return Convolutions(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015) of four levels: `width` × 1, 2, 4, 8, bottleneck × 16."""
+    """U-Net (Ronneberger et al. 2015) of four levels: `width` × 1, 2, 4, 8, with a bottleneck × 16."""
 
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
@@ -130,11 +149,11 @@ class UNet(nn.Module):
         self.pool = nn.MaxPool2d(2)
         levels = [width, 2 * width, 4 * width, 8 * width]
         for below, level in zip([in_channels, *levels], levels, strict=False):
-            self.downs.append(DoubleConv(below, level))
+            self.downs.append(double_conv(below, level))
         for level in reversed(levels):
             self.ups.append(nn.ConvTranspose2d(2 * level, level, 2, stride=2))
-            self.ups.append(DoubleConv(2 * level, level))
-        self.bottleneck = DoubleConv(levels[-1], 2 * levels[-1])
+            self.ups.append(double_conv(2 * level, level))
+        self.bottleneck = double_conv(levels[-1], 2 * levels[-1])
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         skips: list[Tensor] = []
@@ -162,34 +181,23 @@ class Branch(nn.Module):
         return features_bchw
 
 
-class ConvHead(nn.Module):
-    """The fine-tuning head: 3 × 3 convolution, batch norm, ReLU, 1 × 1 convolution."""
-
-    def __init__(self, in_channels: int, hidden: int, n_classes: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(in_channels, hidden, 3, padding=1),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, n_classes, 1),
-        )
-
-    def forward(self, x_bchw: Tensor) -> Tensor:
-        logits_bkhw: Tensor = self.conv(x_bchw)
-        return logits_bkhw
-
-
 def _head(kind: Head, in_channels: int, n_classes: int) -> nn.Module:
+    """A 1 × 1 convolution, or for fine-tuning a 3 × 3 one, batch norm, ReLU and a 1 × 1 one."""
     if kind == "linear":
         return nn.Conv2d(in_channels, n_classes, 1)
-    return ConvHead(in_channels, HEAD_CHANNELS, n_classes)
+    return Convolutions(
+        nn.Conv2d(in_channels, HEAD_CHANNELS, 3, padding=1),
+        nn.BatchNorm2d(HEAD_CHANNELS),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(HEAD_CHANNELS, n_classes, 1),
+    )
 
 
 def _channels_last(network: nn.Module) -> None:
-    """Lay the 2-D weights out as the activations are: with those of the stem, channels last all the way.
+    """Lay out 2-D weights channels last, as the stem lays out activations.
 
-    On a CPU a step of the 2-D part takes 0.8 of the time of the default layout (width 8 and 16; as much at
-    64, and 1.3 times as much where only the activations are channels last).
+    On a CPU, a step of the 2-D part then takes 0.8 of the time at width 8 and 16, and as long at 64. With
+    activations alone in this layout it would take 1.3 of the time.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -197,47 +205,31 @@ def _channels_last(network: nn.Module) -> None:
 
 
 def head_prefix(name: str) -> str:
-    """With what the names of a head's tensors begin."""
+    """The prefix of the names of a head's tensors."""
     return "final_conv." if name == MAIN else f"heads.{name}."
 
 
 class DualUNet3D(nn.Module):
-    """Logits (B, K, H, W) of both sensors' months; classes are not exclusive (sigmoid, not softmax).
+    """Logits (B, K, H, W) from the months of both sensors. Classes are not exclusive: sigmoid, not softmax.
 
-    `width` scales every layer; the temporal stem has width / 2 channels, or `stem`. `head` is the
-    pretraining's 1 × 1 convolution ("linear") or the fine-tuning's two convolutions ("conv"). With
-    `validity` each sensor has one more channel, which says where and when it saw something: without it
-    a gap looks like a measurement of the same value. The published network has none. `heads` are
-    further class lists on the same features.
+    Without a channel of validity, as in the published network, a gap looks like a measurement.
     """
 
-    def __init__(
-        self,
-        n_classes: int,
-        width: int = 64,
-        months: int = 6,
-        head: Head = "linear",
-        *,
-        stem: int | None = None,
-        validity: bool = False,
-        heads: Sequence[HeadSpec] = (),
-    ) -> None:
+    def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
-        self.months, self.validity = months, validity
-        stem = stem or width // 2
-        self.unet3d_s1 = Branch(len(S1_NAMES) + validity, stem, width, months)
-        self.unet3d_s2 = Branch(len(S2_NAMES) + validity, stem, width, months)
-        self.final_conv = _head(head, 2 * width, n_classes)
-        self.heads = nn.ModuleDict(
-            {other.name: _head(other.kind, 2 * width, other.n_classes) for other in heads}
-        )
+        self.months, self.validity = spec.months, spec.validity
+        stem, features = spec.stem or spec.width // 2, 2 * spec.width
+        self.unet3d_s1 = Branch(len(S1_NAMES) + spec.validity, stem, spec.width, spec.months)
+        self.unet3d_s2 = Branch(len(S2_NAMES) + spec.validity, stem, spec.width, spec.months)
+        self.final_conv = _head(spec.head, features, spec.n_classes)
+        self.heads = nn.ModuleDict({x.name: _head(x.kind, features, x.n_classes) for x in spec.heads})
         _channels_last(self)
 
     def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, valid_b2thw: Tensor, head: str = MAIN) -> Tensor:
         """The logits of one head.
 
-        `valid_b2thw` is 1 or 0 of any type, channel 0 of s2 and 1 of s1, as `Normalisation.apply` has it.
-        Raises ValueError where months, bands or sides do not fit the network.
+        `valid_b2thw` is 1 or 0 of any type, channel 0 for s2 and 1 for s1 (`Normalisation.apply`). Raises
+        ValueError if months, bands or sides do not fit the network.
         """
         self._check("s1", s1_bcthw, len(S1_NAMES))
         self._check("s2", s2_bcthw, len(S2_NAMES))
@@ -254,13 +246,13 @@ class DualUNet3D(nn.Module):
         return list((self.final_conv if head == MAIN else self.heads[head]).parameters())
 
     def body_parameters(self) -> list[nn.Parameter]:
-        """Those that all heads share."""
+        """The parameters that all heads share."""
         return [*self.unet3d_s1.parameters(), *self.unet3d_s2.parameters()]
 
     def _check(self, name: str, x_bcthw: Tensor, bands: int) -> None:
         shape = tuple(x_bcthw.shape)
         if len(shape) != 5 or shape[1:3] != (bands, self.months) or any(n % SIDE_MULTIPLE for n in shape[3:]):
             raise ValueError(
-                f"{name} is {shape}; wanted (B, {bands}, {self.months}, H, W) with H and W multiples "
-                f"of {SIDE_MULTIPLE}"
+                f"{name} is {shape}, expected (B, {bands}, {self.months}, H, W) with H and W multiples of "
+                f"{SIDE_MULTIPLE}"
             )

@@ -1,4 +1,4 @@
-"""Several class lists on one body: a head chosen for use, heads kept beside a new one, their weights."""
+"""Several class lists on one body: choosing a head, keeping heads of another checkpoint, adding one."""
 
 from __future__ import annotations
 
@@ -7,91 +7,81 @@ from dataclasses import replace
 from torch import Tensor
 
 from cropray.errors import InputError
-from cropray.models.checkpoint import Checkpoint, FurtherHead
+from cropray.models.checkpoint import Checkpoint, LabelSet
 from cropray.models.dual_unet3d import MAIN, Head, HeadSpec, head_prefix
 
 
 def with_head(checkpoint: Checkpoint, name: str | None, where: str) -> Checkpoint:
-    """The checkpoint with one of its heads as the main and only one, for prediction and evaluation.
+    """The checkpoint with one of its heads as its only one, for prediction and evaluation.
 
-    `name` is that of a head, None for the main one. Raises InputError, naming `where`, for a
-    head that it has not.
+    None is the main head. Raises InputError, naming the checkpoint `where`, if there is no such head.
     """
     name = name or MAIN
-    lists, kinds = class_lists(checkpoint), _kinds(checkpoint)
-    if name not in lists:
-        there = "; ".join(f"{head}: {', '.join(classes)}" for head, classes in lists.items())
-        raise InputError(f"the checkpoint {where} has no head {name!r}, but: {there}")
-    chosen = FurtherHead(lists[name], checkpoint.thresholds)
-    if name != MAIN:
-        chosen = checkpoint.heads[name]
+    label_sets = checkpoint.label_sets
+    if name not in label_sets:
+        known = "; ".join(f"{head}: {', '.join(labels.classes)}" for head, labels in label_sets.items())
+        raise InputError(f"the checkpoint {where} has no head {name!r}. Its heads: {known}")
+    chosen, kind = label_sets[name], _kinds(checkpoint)[name]
     return replace(
         checkpoint,
         classes=chosen.classes,
         thresholds=chosen.thresholds,
-        network=replace(checkpoint.network, n_classes=len(chosen.classes), head=kinds[name], heads=()),
+        network=replace(checkpoint.network, n_classes=len(chosen.classes), head=kind, heads=()),
         heads={},
-        weights=_body(checkpoint.weights) | _moved(checkpoint.weights, name, MAIN),
+        weights=_body(checkpoint.weights) | _renamed(checkpoint.weights, name, MAIN),
     )
-
-
-def class_lists(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """The classes of every head by its name, the main one first."""
-    return {MAIN: checkpoint.classes} | {name: head.classes for name, head in checkpoint.heads.items()}
 
 
 def keep_heads(wanted: Checkpoint, first: Checkpoint, name: str) -> Checkpoint:
     """`wanted`, which starts from `first`, with the heads of `first` beside its own main one.
 
-    The main head of `first` is kept as `name`, unless the new one is of the same classes; the others
-    keep their names. Raises InputError where one of these, or the new one, has that name already.
+    The main head of `first` is kept under `name`, unless `wanted` has the same classes. The others keep
+    their names. Raises InputError if `name` is taken.
     """
     kinds = _kinds(first)
     kept = dict(first.heads)
     if first.classes != wanted.classes:
         if name == MAIN or name in kept:
             raise InputError(
-                f"there is a head {name!r} already, so the main one of the checkpoint to start from cannot "
-                "be kept under this name: give another (keep_heads)"
+                f"there is a head {name!r} already: the main head of the initial checkpoint cannot be kept "
+                "under this name. Set keep_heads to another"
             )
         kinds[name] = kinds[MAIN]
-        kept[name] = FurtherHead(first.classes, first.thresholds)
+        kept[name] = first.label_sets[MAIN]
     specs = tuple(HeadSpec(head, len(kept[head].classes), kinds[head]) for head in kept)
     return replace(wanted, heads=kept, network=replace(wanted.network, heads=specs))
 
 
 def add_head(checkpoint: Checkpoint, name: str, classes: tuple[str, ...]) -> Checkpoint:
-    """`checkpoint`, to be trained, with a head of these classes beside its own.
+    """`checkpoint`, which is to be trained, with another head of these classes.
 
-    One of this name and classes that is kept there already goes on, with thresholds to be chosen
-    anew. Raises InputError for the name of a head of other classes.
+    A kept head of this name and these classes is trained on, with new thresholds. Raises InputError if the
+    name belongs to a head of other classes.
     """
-    there = class_lists(checkpoint).get(name)
-    if there not in (None, classes) or name == MAIN:
+    known = checkpoint.label_sets.get(name)
+    if name == MAIN or (known is not None and known.classes != classes):
         raise InputError(
-            f"there is a head {name!r} already, for {', '.join(there or ())}: give that for "
-            f"{', '.join(classes)} another name"
+            f"there is a head {name!r} of other classes; name the head for {', '.join(classes)} differently"
         )
     specs = checkpoint.network.heads
-    if there is None:
+    if known is None:
         specs = (*specs, HeadSpec(name, len(classes)))
     return replace(
         checkpoint,
-        heads={**checkpoint.heads, name: FurtherHead(classes)},
+        heads={**checkpoint.heads, name: LabelSet(classes)},
         network=replace(checkpoint.network, heads=specs),
     )
 
 
 def starting_weights(first: Checkpoint, wanted: Checkpoint) -> dict[str, Tensor]:
-    """Weights of `first` for a network `wanted`: the body's, and those of every head of wanted's
-    that is of the same classes and kind as one of first's, whatever their names.
+    """Weights of `first` for a network `wanted`: those of the body, and those of every head of `wanted` for
+    which `first` has one of the same classes and kind, under any name.
     """
-    lists, kinds = class_lists(first), _kinds(first)
-    weights = _body(first.weights)
-    for name, classes in class_lists(wanted).items():
-        for other, there in lists.items():
-            if there == classes and kinds[other] == _kinds(wanted)[name]:
-                weights |= _moved(first.weights, other, name)
+    weights, kinds = _body(first.weights), _kinds(first)
+    for name, labels in wanted.label_sets.items():
+        for other, known in first.label_sets.items():
+            if known.classes == labels.classes and kinds[other] == _kinds(wanted)[name]:
+                weights |= _renamed(first.weights, other, name)
                 break
     return weights
 
@@ -106,6 +96,6 @@ def _body(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _moved(weights: dict[str, Tensor], name: str, to: str) -> dict[str, Tensor]:
+def _renamed(weights: dict[str, Tensor], name: str, to: str) -> dict[str, Tensor]:
     old, new = head_prefix(name), head_prefix(to)
     return {new + key.removeprefix(old): tensor for key, tensor in weights.items() if key.startswith(old)}

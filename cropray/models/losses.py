@@ -1,14 +1,14 @@
-"""Binary cross-entropy by class where only some of the pixels are labelled.
+"""Binary cross-entropy by class, for labels that cover only some of the pixels.
 
-With z the logits, l+(z) = softplus(-z) and l-(z) = softplus(z), a loss is a weighted sum of means:
+With logits z, l+(z) = softplus(-z) and l-(z) = softplus(z), the loss is a weighted sum of means:
 
     L = mean over annotated pixels and classes of BCE(z, one-hot)
       + mean over known background and classes of l-(z)
       + w · mean over unlabelled pixels of ROIs of crop c of l-(z_c)
 
-(the weak negatives: most of an ROI's unlabelled land is not its crop). The published network's own
-choice, every unlabelled pixel a negative of every class, is one mean over all pixels and classes.
-Shape suffixes: B samples, K classes, H rows, W columns.
+The last are weak negatives: most unlabelled land of an ROI is not its crop. The published network takes
+every unlabelled pixel for a negative of every class, in one mean over all pixels and classes. Shape suffixes:
+B samples, K classes, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ Unlabelled = Literal["negative", "ignore", "own_crop"]
 
 @dataclass(frozen=True)
 class LossRecipe:
-    """What pixels without a label are: `negative` of every class, `ignore`d, or weak negatives of
-    their ROI's `own_crop`. Without `cross_negatives` an annotated pixel says nothing of the other
-    classes: it is a positive only.
+    """What unlabelled pixels are: `negative` of every class, `ignore`d, or weak negatives of their ROI's
+    `own_crop`. Without `cross_negatives`, an annotated pixel is a positive of its class and nothing else.
     """
 
     unlabelled: Unlabelled = "ignore"
@@ -41,9 +40,9 @@ class LossRecipe:
 class LossTerms:
     """Sums and counts of the three means (annotated, background, unlabelled), each a tensor (3,).
 
-    Terms of batches, or of the ranks of one step, add up exactly: the loss of the whole is
-    `total` of the added terms. For the record, `class_sums` (K,) are the sums of each class's binary
-    cross-entropy over the known pixels (annotated or background), of which there are `known` ().
+    Terms of batches or ranks add up exactly; the loss of the whole is `total` of their sum. `class_sums` (K,)
+    and `known` () are for the record: sums of each class's cross-entropy over annotated and background
+    pixels, and the number of these pixels.
     """
 
     sums: Tensor
@@ -56,15 +55,15 @@ class LossTerms:
         return LossTerms(**{name: mine[name] + theirs[name] for name in mine})
 
     def exact(self) -> LossTerms:
-        """On the CPU and in float64, in which the terms of many batches add up without a loss."""
+        """The terms on the CPU in float64, in which those of many batches add up without rounding."""
         return LossTerms(**{name: x.detach().cpu().double() for name, x in vars(self).items()})
 
 
 def loss_terms(logits_bkhw: Tensor, label_bhw: Tensor, crop_b: Tensor, recipe: LossRecipe) -> LossTerms:
-    """The terms of a batch, in float32 whatever the logits are.
+    """The terms of a batch, in float32 for logits of any type.
 
-    `label_bhw` holds class indices, BACKGROUND or UNLABELLED (any integer type); `crop_b` (int64) is
-    the class of each sample's ROI, -1 for none (its unlabelled pixels are ignored under `own_crop`).
+    `label_bhw` holds class indices, BACKGROUND or UNLABELLED (any integer type). `crop_b` (int64) is the
+    class of each sample's ROI, or -1; `own_crop` ignores unlabelled pixels of ROIs without a crop.
     """
     logits = logits_bkhw.float()
     n_classes = logits.shape[1]
@@ -72,7 +71,7 @@ def loss_terms(logits_bkhw: Tensor, label_bhw: Tensor, crop_b: Tensor, recipe: L
     negative_bkhw = softplus(logits)  # l-(z)
     own_index_bhw = label_bhw.long().clamp(max=n_classes - 1)
     own_logit_bhw = logits.gather(1, own_index_bhw.unsqueeze(1)).squeeze(1) * masks.annotated
-    # Masks are multiplied with, not selected by: no index is made and the device is not waited for.
+    # Multiplying by masks, unlike selecting with them, does not wait for the device.
     kinds_bpm = torch.stack((masks.annotated, masks.background, masks.unlabelled), -1).flatten(1, 2)
     negative_km = (negative_bkhw.flatten(2) @ kinds_bpm.float()).sum(0)
     on_annotated, on_background, on_unlabelled = negative_km.sum(0)
@@ -99,19 +98,19 @@ def loss_terms(logits_bkhw: Tensor, label_bhw: Tensor, crop_b: Tensor, recipe: L
 
 
 def loss_counts(label_bhw: Tensor, crop_b: Tensor, n_classes: int, recipe: LossRecipe) -> Tensor:
-    """The counts (3,) of the terms of a batch, which are known before any logits are."""
+    """The counts (3,) of the terms of a batch, which do not depend on logits."""
     return _counts(_Masks.of(label_bhw, crop_b, n_classes), n_classes, recipe)
 
 
 def total(terms: LossTerms, recipe: LossRecipe) -> Tensor:
-    """The loss: the weighted sum of the means of what was counted; a term without pixels is 0."""
+    """The loss: the weighted sum of the means. A term without pixels is 0."""
     weights = terms.sums.new_tensor([1.0, 1.0, recipe.own_crop_weight])
     return (weights * terms.sums / terms.counts.clamp(min=1)).sum()
 
 
 @dataclass(frozen=True)
 class _Masks:
-    """Kinds of pixels (B, H, W), bool; `weak` are the unlabelled ones of ROIs of some crop."""
+    """Kinds of pixels (B, H, W), bool. `weak` are the unlabelled ones of ROIs that have a crop."""
 
     annotated: Tensor
     background: Tensor

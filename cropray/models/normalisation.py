@@ -1,9 +1,12 @@
-"""Stored integers to the network's floats. A normalisation is fixed and travels in the checkpoint."""
+"""Stored integers to the network's floats. A normalisation is fixed and travels in the checkpoint.
+
+Integers are clipped, shifted and masked twice as fast as floats on a CPU. So means and limits are rounded to
+stored integers (0.0001 of reflectance, 0.01 dB).
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -15,51 +18,50 @@ from torch import Tensor
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
 from cropray.errors import InputError
 
-# Mean and standard deviation over all pixels and months of crops, grass, orchards and vines in
-# Flanders (2018-08 to 2019-11) and Corsica (2021-09 to 2023-01), every site, cover and month with
-# equal weight, from the reference series of ESA WorldCereal; rounded. Order: `bands.S2_NAMES`,
-# `bands.S1_NAMES`.
+# Mean and standard deviation over all pixels and months of crops, grass, orchards and vines in Flanders
+# (2018-08 to 2019-11) and Corsica (2021-09 to 2023-01), with equal weights of sites, covers and months, from
+# the reference series of ESA WorldCereal; rounded. Order: `bands.S2_NAMES`, `bands.S1_NAMES`.
 _S2_MEAN = (0.05, 0.08, 0.08, 0.13, 0.25, 0.30, 0.31, 0.33, 0.22, 0.14)
 _S2_STD = (0.03, 0.04, 0.05, 0.05, 0.08, 0.10, 0.10, 0.11, 0.08, 0.07)
 _S1_MEAN = (-9.5, -16.8)
 _S1_STD = (2.7, 2.6)
 _BANDS = (*S2_BANDS, *S1_BANDS)
-_MOST = torch.iinfo(torch.int16).max
+_MAX = torch.iinfo(torch.int16).max
 
 
 @dataclass(frozen=True)
 class Normalisation(ABC):
-    """Base: keeps the validity; subclasses scale.
-
-    All that can be done with integers is done with integers: on a CPU they are clipped, shifted and
-    masked twice as fast as floats, sample by sample within the cache. So means and clipping limits are
-    rounded to stored integers (0.0001 of reflectance, 0.01 dB).
-    """
+    """Keeps the validity; subclasses scale the values."""
 
     validity: ClassVar[bool] = True
     """Whether a network trained with it is given the validity beside the values."""
 
     def apply(self, s1_bcthw: Tensor, s2_bcthw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Float32 s1, s2 of the same shapes, and valid (B, 2, T, H, W), channel 0 s2, 1 s1.
+        """Float32 s1 and s2 of the same shapes, and their validity (B, 2, T, H, W), channel 0 s2, 1 s1.
 
-        Inputs are int16 as stored, on any device. `valid` is int16: 1 where every band of the sensor is
+        Inputs are int16 as stored, on any device. The validity is int16: 1 where every band of the sensor is
         valid, else 0.
         """
-        s1, s2 = (torch.empty_like(x, dtype=torch.float32) for x in (s1_bcthw, s2_bcthw))
-        B, _, *size = s2.shape
+        B, _, *size = s2_bcthw.shape
         valid_b2thw = s2_bcthw.new_empty(B, 2, *size)
-        samples = 1 if s2.device.type == "cpu" else B
-        for x, stored, valid, scale in (
-            (s2, s2_bcthw, valid_b2thw[:, :1], self._scale_s2),
-            (s1, s1_bcthw, valid_b2thw[:, 1:], self._scale_s1),
+        samples = 1 if s2_bcthw.device.type == "cpu" else B  # one sample stays in a core's cache
+        floats = []
+        for stored, valid, scale in (
+            (s1_bcthw, valid_b2thw[:, 1:], self._scale_s1),
+            (s2_bcthw, valid_b2thw[:, :1], self._scale_s2),
         ):
+            x = torch.empty_like(stored, dtype=torch.float32)
             scratch = torch.empty_like(stored[:samples])
-            for i in range(0, B, samples):
-                part = slice(i, i + samples)
-                _scaled(scratch[: len(stored[part])].copy_(stored[part]), valid[part], x[part], scale)
-        return s1, s2, valid_b2thw
+            for first in range(0, B, samples):
+                part = slice(first, first + samples)
+                values = scratch[: len(stored[part])].copy_(stored[part])
+                # NODATA is the lowest int16. This is faster than comparing.
+                torch.amin(values, dim=1, keepdim=True, out=valid[part])
+                scale(values, valid[part].clamp_(max=NODATA + 1).sub_(NODATA), x[part])
+            floats.append(x)
+        return floats[0], floats[1], valid_b2thw
 
-    # Stored values, which may be overwritten, and 1 or 0 for valid or not, both int16, to float32 `out`.
+    # From stored values, which may be overwritten, and 1 or 0 for valid or not, both int16, to float32 `out`.
     @abstractmethod
     def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None: ...
 
@@ -71,20 +73,20 @@ class Normalisation(ABC):
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Normalisation:
-        """Raises InputError for a kind that is not known or parameters that do not fit it."""
+        """Raises InputError for an unknown kind or for parameters that it does not have."""
         parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "kind"}
         try:
             return NORMALISATIONS[data["kind"]](**parameters)
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"normalisation {data!r} is not known; wanted one of {', '.join(NORMALISATIONS)} "
-                "with its parameters"
+                f"normalisation {data!r} is unknown; expected one of {', '.join(NORMALISATIONS)} with its "
+                "parameters"
             ) from error
 
 
 @dataclass(frozen=True)
 class FixedNormalisation(Normalisation):
-    """(x - mean) / std by band, in physical units, clipped to ± `clip`; 0 where not valid."""
+    """(x - mean) / std by band, in physical units, clipped to ± `clip`; 0 where invalid."""
 
     s2_mean: tuple[float, ...] = _S2_MEAN
     s2_std: tuple[float, ...] = _S2_STD
@@ -93,43 +95,26 @@ class FixedNormalisation(Normalisation):
     clip: float = 6.0
 
     def __post_init__(self) -> None:
-        if (
-            max(self.clip * s / b.scale for s, b in zip(self.s2_std + self.s1_std, _BANDS, strict=True))
-            > _MOST
-        ):
-            raise InputError(
-                f"a clip of {self.clip} standard deviations is beyond the range of stored values"
-            )
+        reach = max(self.clip * s / b.scale for s, b in zip(self.s2_std + self.s1_std, _BANDS, strict=True))
+        if reach > _MAX:
+            raise InputError(f"clip {self.clip} standard deviations exceeds the range of stored values")
 
     def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
-        self._standardise(x_bcthw, valid_b1thw, out, S1_BANDS, self.s1_mean, self.s1_std)
+        limits = _limits(S1_BANDS, self.s1_mean, self.s1_std, self.clip, x_bcthw.device)
+        _standardise(x_bcthw, valid_b1thw, out, *limits)
 
     def _scale_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
-        self._standardise(x_bcthw, valid_b1thw, out, S2_BANDS, self.s2_mean, self.s2_std)
-
-    def _standardise(
-        self,
-        x_bcthw: Tensor,
-        valid_b1thw: Tensor,
-        out: Tensor,
-        bands: tuple[Band, ...],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ) -> None:
-        low, high, middle, factor = _limits(bands, mean, std, self.clip, x_bcthw.device)
-        torch.maximum(x_bcthw, low, out=x_bcthw)
-        torch.minimum(x_bcthw, high, out=x_bcthw)
-        x_bcthw.sub_(middle).mul_(valid_b1thw)
-        out.copy_(x_bcthw).mul_(factor)
+        limits = _limits(S2_BANDS, self.s2_mean, self.s2_std, self.clip, x_bcthw.device)
+        _standardise(x_bcthw, valid_b1thw, out, *limits)
 
 
 @dataclass(frozen=True)
 class SeedNormalisation(Normalisation):
-    """The published network's, for its weights.
+    """That of the published network, for its weights.
 
-    A missing pixel becomes 0 (reflectance, or dB!) first. Reflectance is clipped to `unit_range`.
-    Sentinel-1 is clipped to `s1_range_db`, scaled by the minimum and maximum over both
-    polarisations of each patch and month, and clipped to `unit_range`.
+    Missing pixels become 0 first, in reflectance and even in dB. Reflectance is clipped to `unit_range`.
+    Sentinel-1 is clipped to `s1_range_db`, scaled by minimum and maximum over both polarisations of each
+    patch and month, and clipped to `unit_range`.
     """
 
     validity: ClassVar[bool] = False
@@ -156,25 +141,24 @@ NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "
 _KIND_OF = {cls: kind for kind, cls in NORMALISATIONS.items()}
 
 
-def _scaled(stored_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor, scale: Callable[..., None]) -> None:
-    # NODATA is the lowest int16 there is; this is faster than a comparison.
-    torch.amin(stored_bcthw, dim=1, keepdim=True, out=valid_b1thw)
-    scale(stored_bcthw, valid_b1thw.clamp_(max=NODATA + 1).sub_(NODATA), out)
+Floats = tuple[float, ...]
 
 
 @lru_cache
 def _limits(
-    bands: tuple[Band, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    clip: float,
-    device: torch.device,
+    bands: tuple[Band, ...], mean: Floats, std: Floats, clip: float, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Lowest, highest and mean stored integers, and stored integers to standard deviations, by band."""
+    """By band: the lowest, highest and mean stored integer, and the factor to standard deviations."""
     unit = np.array([band.scale for band in bands])
     middle, reach = np.array(mean) / unit, clip * np.array(std) / unit
-    integers = [
-        np.rint(x).clip(-_MOST, _MOST).astype(np.int16) for x in (middle - reach, middle + reach, middle)
-    ]
-    arrays = [*integers, (unit / np.array(std)).astype(np.float32)]
+    integers = [np.rint(x).clip(-_MAX, _MAX) for x in (middle - reach, middle + reach, middle)]
+    arrays = [*(x.astype(np.int16) for x in integers), (unit / np.array(std)).astype(np.float32)]
     return tuple(torch.from_numpy(x).to(device).view(1, -1, 1, 1, 1) for x in arrays)
+
+
+def _standardise(
+    x: Tensor, valid: Tensor, out: Tensor, low: Tensor, high: Tensor, middle: Tensor, factor: Tensor
+) -> None:
+    torch.maximum(x, low, out=x)
+    torch.minimum(x, high, out=x)
+    out.copy_(x.sub_(middle).mul_(valid)).mul_(factor)

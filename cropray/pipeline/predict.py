@@ -32,8 +32,8 @@ from cropray.maps.request import (
 )
 from cropray.maps.tiles import PredictionSettings, TileResult, decode_tile, encode_tile, predict_tile
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
-from cropray.models.decision import Predictor
 from cropray.models.heads import with_head
+from cropray.models.inference import Predictor
 from cropray.pipeline.cluster_quota import ClusterQuota, cluster_quota
 from cropray.pipeline.fan_out import fan_out
 from cropray.pipeline.monitor import follow

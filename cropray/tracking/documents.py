@@ -82,7 +82,7 @@ def model_item(checkpoint: Checkpoint, name: str, created: datetime) -> dict[str
         s1_bands=S1_BANDS,
         s2_bands=S2_BANDS,
         nodata=NODATA,
-        parameters=sum(values.numel() for values in checkpoint.network.build_empty().parameters()),
+        parameters=checkpoint.network.count_parameters(),
         torch_version=installed_version("torch").split("+")[0],
         weights=WEIGHTS,
         inputs=[

@@ -12,8 +12,7 @@ import numpy as np
 from mlflow.pyfunc import PythonModel
 
 from cropray.models.checkpoint import load_checkpoint
-from cropray.models.decision import Predictor
-from cropray.models.serving import stored_inputs
+from cropray.models.inference import Predictor, stored_inputs
 from cropray.storage import Folder
 from cropray.types import FloatArray
 

@@ -16,7 +16,7 @@ from cropray.errors import InputError
 from cropray.figures.charts import curves_chart
 from cropray.figures.pictures import comparison_picture
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from cropray.models.decision import Predictor, decide
+from cropray.models.inference import Predictor, decide
 from cropray.progress import say
 from cropray.run import Run, Summary
 from cropray.shards.reader import ShardReader

@@ -168,7 +168,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         keep_head=keep_head,
         samples=len(reader.table),
         steps=settings.epochs * len(reader),
-        parameters=sum(p.numel() for p in checkpoint.network.build_empty().parameters()),
+        parameters=checkpoint.network.count_parameters(),
     )
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import xxhash
 from sklearn.metrics import average_precision_score, f1_score
 
-from cropray.models.decision import choose_thresholds
 from cropray.models.dual_unet3d import MAIN
+from cropray.models.inference import choose_thresholds
 from cropray.models.losses import LossTerms, total
 from cropray.shards.reader import ShardReader
 from cropray.training.step import Trainer

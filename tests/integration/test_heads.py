@@ -8,7 +8,6 @@ import torch
 
 from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import MAIN
-from cropray.models.heads import class_lists
 from cropray.storage import Folder
 from cropray.training.driver import finetune
 from cropray.training.plan import make_plan
@@ -44,7 +43,8 @@ def test_a_head_is_kept_another_learns_beside_and_a_threshold_that_is_set_holds(
     )
     finetune(run)
     made = load_checkpoint(folder.child("models/finetune"))
-    assert class_lists(made) == {MAIN: CLASSES, "europe": EUROPE, "fields": CLASSES}
+    lists = {name: labels.classes for name, labels in made.label_sets.items()}
+    assert lists == {MAIN: CLASSES, "europe": EUROPE, "fields": CLASSES}
     assert made.thresholds == (0.35, 0.35, 0.35)
     assert made.heads["europe"].thresholds == (0.2, 0.4)
     assert torch.equal(made.weights["heads.europe.weight"], first.weights["final_conv.weight"])

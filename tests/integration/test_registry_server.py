@@ -18,7 +18,7 @@ from cropray.errors import InputError
 from cropray.evaluation.evaluate import evaluate
 from cropray.evaluation.promotion import promote
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
-from cropray.models.decision import Predictor
+from cropray.models.inference import Predictor
 from cropray.run import Run
 from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cropray.models.decision import choose_thresholds, decide
+from cropray.models.inference import choose_thresholds, decide
 from cropray.types import BACKGROUND
 
 # Few distinct values, so that ties are frequent.
@@ -37,7 +37,7 @@ def test_leading_axes_are_kept_and_nan_is_background() -> None:
 
 
 def test_thresholds_of_another_number_of_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match=r"thresholds are .* for probabilities"):
         decide(np.zeros((3, 2, 2)), np.array([0.5, 0.5]))
 
 
