@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cropray.models.checkpoint import load_checkpoint
-from cropray.models.decision import Predictor
+from cropray.models.inference import Predictor
 from cropray.run import Run
 from cropray.tracking.connection import tracking_uri
 from cropray.tracking.registry import register_checkpoint
