@@ -104,9 +104,9 @@ def test_an_as_of_date_in_another_season_gives_a_warning() -> None:
 
 def test_other_bands_or_backscatter_are_refused_by_name() -> None:
     check_source(checkpoint(), FakeSource().identity())
-    with pytest.raises(InputError, match="trained on sigma0 of Sentinel-1, the source test has gamma0"):
+    with pytest.raises(InputError, match=r"source test has gamma0 .* the model was trained on sigma0"):
         check_source(checkpoint(s1_quantity="sigma0"), FakeSource().identity())
-    with pytest.raises(InputError, match="trained on the Sentinel-2 bands B02, B03"):
+    with pytest.raises(InputError, match=r"Sentinel-2 bands .*; the model was trained on B02, B03"):
         check_source(checkpoint(s2_bands=("B02", "B03")), FakeSource().identity())
 
 

@@ -59,9 +59,10 @@ def add_head(checkpoint: Checkpoint, name: str, classes: tuple[str, ...]) -> Che
     name belongs to a head of other classes.
     """
     known = checkpoint.label_sets.get(name)
-    if name == MAIN or (known is not None and known.classes != classes):
+    if known is not None and (name == MAIN or known.classes != classes):
         raise InputError(
-            f"there is a head {name!r} of other classes; name the head for {', '.join(classes)} differently"
+            f"there is a head {name!r} already, for {', '.join(known.classes)}; name the head for "
+            f"{', '.join(classes)} differently"
         )
     specs = checkpoint.network.heads
     if known is None:
