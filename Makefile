@@ -2,16 +2,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 RUN ?= runs/demo
 DATA ?= ../shared/data/isrc
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-slow lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/cropray demo --config configs/demo.yaml --run $(RUN)
 
+# Minutes, without Ray.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) tests --ignore tests/integration
+
+# The stages on Ray, servers, killed nodes, full disks, a browser.
+test-slow: $(VENV)/installed
+	$(PYTEST) tests/integration
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -24,8 +24,6 @@ from cropray.tracking.registry import register_checkpoint
 from tests.lands import LANDS, MONTHS, ready_run
 from tests.mlflow_server import free_port
 
-pytestmark = pytest.mark.integration
-
 MODEL = "models:/cropray@candidate"
 
 

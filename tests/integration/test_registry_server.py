@@ -27,8 +27,6 @@ from cropray.tracking.versions import find, list_versions
 from tests.lands import ready_run, small_checkpoint
 from tests.mlflow_server import Door, door, mlflow_server
 
-pytestmark = pytest.mark.integration
-
 NAME, PASSWORD, TOKEN = "analyst", "sesame", "t0ken"
 # Installed here, but not among the requirements of a registered model.
 _NOT_REQUIRED = {"ray", "rasterio", "geopandas", "ee", "typer", "pyproj", "jdatetime", "pystac"}
