@@ -34,7 +34,7 @@ BATCH = 4  # of a worker
 
 
 class _Noted(Progress):
-    """Notes when the driver first hears of steps, of which a worker tells every half a second."""
+    """Notes when the driver first hears of a step; the workers report the first one at once."""
 
     first_step: float | None = None
 

@@ -6,12 +6,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from cropray.cluster import ray_session, reach
+from cropray.config.training import Stage
 from cropray.errors import InputError
 from cropray.figures.charts import curves_chart
 from cropray.figures.pictures import comparison_picture
@@ -31,8 +31,7 @@ from cropray.training.validate import SCORE, History, best_entry
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
-
-Stage = Literal["pretrain", "finetune"]
+    from ray.util.queue import Queue
 
 _PICTURES = 4
 # How often Ray's controller looks at the workers. Its own 2 s would be lost at the start and the end.
@@ -82,28 +81,28 @@ def train(run: Run, stage: Stage) -> Summary:
         return summary
     start = time.monotonic()
     plan = make_plan(run, stage)
-    locked = run_lock(run.folder.child("stages"), f"{stage}.lock", f"{stage} of {run.folder}")
-    with locked as lock, ray_session(run.config.ray):
-        request = resource_request(run, stage)
-        check_workers(stage, request, reach(run.config.ray))
-        if run.changed(stage, inputs):
-            _forget(run, stage)
-        run.claim(stage, inputs)
-        history, tracker_id, version = _train_and_register(run, stage, replace(plan, lock=lock), request)
-    best = best_entry(history)
-    summary = {
-        "model": run.folder.child(f"models/{stage}").uri,
-        "registered": f"models:/{registered_name(run, stage)}/{version}",
-        "mlflow_run": tracker_id,
-        "samples": plan.samples,
-        "parameters": plan.parameters,
-        "epochs": len(history),
-        "best_epoch": best["epoch"],
-        "train_loss": best["train_loss"],
-        SCORE: best.get(SCORE),
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    run.finish(stage, summary, inputs)
+    with run_lock(run.folder.child("stages"), f"{stage}.lock", f"{stage} of {run.folder}") as lock:
+        with ray_session(run.config.ray):
+            request = resource_request(run, stage)
+            check_workers(stage, request, reach(run.config.ray))
+            if run.changed(stage, inputs):
+                _forget(run, stage)
+            run.claim(stage, inputs)
+            history, run_id, version = _train_and_register(run, stage, replace(plan, lock=lock), request)
+        best = best_entry(history)
+        summary = {
+            "model": run.folder.child(f"models/{stage}").uri,
+            "registered": f"models:/{registered_name(run, stage)}/{version}",
+            "mlflow_run": run_id,
+            "samples": plan.samples,
+            "parameters": plan.parameters,
+            "epochs": len(history),
+            "best_epoch": best["epoch"],
+            "train_loss": best["train_loss"],
+            SCORE: best.get(SCORE),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        run.finish(stage, summary, inputs)
     return summary
 
 
@@ -201,11 +200,13 @@ def train_in(
     control: Any,
     cpus: float,
 ) -> History:
-    """Train with the states in the folder `place`; `tell` is called with the history after each epoch."""
-    plan = replace(plan, states=place)
-    monitor = _begun(run, stage, plan, resource_request(run, stage, cpus), control)(tracker)
-    monitor.tell = tell
-    return monitor.until_done()
+    """Train with the states in the folder `place` and `cpus` a worker; the history of all epochs.
+
+    `tell` is called with the history so far after each validated epoch. Raises what the monitor does.
+    """
+    plan, request = replace(plan, states=place), resource_request(run, stage, cpus)
+    reports, training = _begin(run, stage, plan, request, control)
+    return ProgressMonitor(stage, plan, request, control, reports, training, tracker, tell).until_done()
 
 
 def publish_best(place: Folder, epoch: int, target: Folder) -> None:
@@ -235,39 +236,39 @@ def _forget(run: Run, stage: Stage) -> None:
 def _train_and_register(
     run: Run, stage: Stage, plan: TrainingPlan, request: ResourceRequest
 ) -> tuple[History, str, str]:
-    begun = _begun(run, stage, plan, request, open_control())
+    """The history, the id of the run in MLflow, and the version of the registered model."""
+    control = open_control()
+    reports, training = _begin(run, stage, plan, request, control)
     # The workers start while MLflow is imported.
     with tracked(run, stage) as tracker:
         about = {"train_samples": plan.samples, "parameters": plan.parameters}
         tracker.params(about | {"data_fingerprint": plan.checkpoint.data_fingerprint})
-        history = begun(tracker).until_done()
-        assert plan.lock is not None
-        plan.lock.check()
+        monitor = ProgressMonitor(stage, plan, request, control, reports, training, tracker)
+        history = monitor.until_done()
+        if plan.lock is not None:
+            plan.lock.check()
         model = run.folder.child(f"models/{stage}")
         publish_best(plan.states, best_entry(history)["epoch"], model)
         model.write_text("history.json", json.dumps(history, indent=1) + "\n")
-        pictures = training_pictures(
-            load_checkpoint(model), history, plan.val.part(1, 0, 1), f"{stage} of {run.folder}"
-        )
-        for name, picture in pictures.items():
+        title, val = f"{stage} of {run.folder}", plan.val.part(1, 0, 1)
+        for name, picture in training_pictures(load_checkpoint(model), history, val, title).items():
             tracker.artifact_bytes(name, picture)
         version = register(run, stage, model, tracker)
     return history, tracker.run_id, version
 
 
-def _begun(
+def _begin(
     run: Run, stage: Stage, plan: TrainingPlan, request: ResourceRequest, control: Any
-) -> Callable[[Tracker], ProgressMonitor]:
-    """Begin a training in a thread; its monitor, once there is a tracker."""
+) -> tuple[Queue, Future[History]]:
+    """Begin a training in a thread; the queue of its reports, and its history to come."""
     from ray.util.queue import Queue
 
     from cropray.training.worker import SendReports
 
     reports = Queue(actor_options=_beside_driver())
-    training = in_thread(
-        lambda: fit(run, stage, plan, request, control, [SendReports(reports)], progress=True)
-    )
-    return lambda tracker: ProgressMonitor(stage, plan, request, control, reports, training, tracker)
+    callbacks = [SendReports(reports)]
+    training = in_thread(lambda: fit(run, stage, plan, request, control, callbacks, progress=True))
+    return reports, training
 
 
 def training_pictures(
@@ -290,13 +291,9 @@ def training_pictures(
 
 
 def _most_labelled(val: ShardReader) -> list[int]:
-    """Rows with the most labels: first one of each crop, then a second one of each, and so on."""
-    labelled = val.table["labelled_fraction"].to_numpy()
-    crops = val.table["crop"].to_pylist()
-    turns: dict[str, int] = {}
-    keys = []
-    for row in np.argsort(-labelled, kind="stable").tolist():
-        turn = turns.get(crops[row], 0)
-        turns[crops[row]] = turn + 1
-        keys.append((turn, -labelled[row], row))
-    return [row for _, _, row in sorted(keys)[:_PICTURES]]
+    """Rows with the most labels: first the best one of each crop, then the second best of each, and so on."""
+    rows = val.table.select(["crop", "labelled_fraction"]).to_pandas()
+    rows = rows.sort_values("labelled_fraction", ascending=False, kind="stable")
+    rows["turn"] = rows.groupby("crop").cumcount()
+    order = rows.sort_values(["turn", "labelled_fraction"], ascending=[True, False], kind="stable")
+    return [int(row) for row in order.index[:_PICTURES]]

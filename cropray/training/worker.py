@@ -167,7 +167,7 @@ class RaySupervisor:
         self._plan, self._control, self._trainer, self._writer = plan, control, trainer, writer
         self._progress, self._check_in_every_s = progress, check_in_every_s
         self._leaving = threading.Event()
-        self._stored = self._checked_in = time.monotonic()
+        self._stored, self._checked_in = time.monotonic(), float("-inf")  # the first step is reported
         self._counted = (0, 0.0, time.perf_counter())
         self._preempted, self._reported = set[str](), 0
         if writer is not None:
