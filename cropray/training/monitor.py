@@ -130,7 +130,8 @@ def _give(kind: str) -> str:
 class ProgressMonitor:
     """Follows one training, named `label` in messages, to its end.
 
-    `reports` is the queue of its `SendReports`; `training` gives the history when the workers are done.
+    `reports` is the queue of its `SendReports`; `training` gives the history when the workers are done;
+    `tell` is called with the history so far when epochs are added.
     """
 
     label: str
@@ -141,7 +142,7 @@ class ProgressMonitor:
     training: Future[History]
     tracker: Tracker
     tell: Callable[[History], None] | None = None
-    history: History = field(default_factory=list)
+    _history: History = field(default_factory=list)
     _steps: int = 0
     _begun: bool = False
     _recorded: set[int] = field(default_factory=set)
@@ -171,6 +172,8 @@ class ProgressMonitor:
     def _follow(self, bar: Progress, send: SendMetrics, patience_s: float | None) -> None:
         start = said = time.monotonic()
         while True:
+            if patience_s is not None:
+                self.control.leave.remote()  # again: it may have died, and started anew
             last = self.training.done()  # read before the reports, so that none is missed
             for report in self._received():
                 self._take(report, bar, send)
@@ -189,10 +192,10 @@ class ProgressMonitor:
         from ray.exceptions import RayActorError
 
         try:
-            waiting_reports: list[dict[str, Any]] = self.reports.get_nowait_batch(self.reports.qsize())
+            received: list[dict[str, Any]] = self.reports.get_nowait_batch(self.reports.qsize())
         except RayActorError:
-            return []  # the queue is lost; Ray starts another
-        return waiting_reports
+            return []  # the queue died; Ray starts another
+        return received
 
     def _take(self, report: dict[str, Any], bar: Progress, send: SendMetrics) -> None:
         self._begun = True
@@ -204,9 +207,9 @@ class ProgressMonitor:
         self._record(entries, send)
         if entries:
             first = entries[0]["epoch"]
-            self.history = [e for e in self.history if e["epoch"] < first] + entries
+            self._history = [e for e in self._history if e["epoch"] < first] + entries
             if self.tell is not None:
-                self.tell(self.history)
+                self.tell(self._history)
 
     def _record(self, entries: History, send: SendMetrics) -> None:
         for entry in entries:
