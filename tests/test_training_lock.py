@@ -180,6 +180,13 @@ def test_the_processes_of_an_owner_renew_its_lock_beside_each_other(remote: Fold
     try_lock(remote, "a.lock")
 
 
+def test_a_lock_whose_first_answer_was_lost_is_held(remote: Folder) -> None:
+    lock = RunLock(remote, "a.lock", "finetune", "mine")
+    assert lock.take()
+    assert lock.take()
+    lock.check()
+
+
 def test_a_lock_that_somebody_deleted_is_lost(remote: Folder) -> None:
     with run_lock(remote, "a.lock", "finetune") as lock:
         remote.delete("a.lock")

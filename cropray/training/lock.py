@@ -71,11 +71,15 @@ class RunLock:
         found = self._read()
         if found is None:
             return False
-        if found.body["token"]:
-            left_s = found.body["lease_s"] + _CLOCK_S - (self._now() - found.modified).total_seconds()
+        owner = found.body["token"]
+        if owner == self.token:
+            return True  # the store's answer was lost, and obstore tried again
+        if owner:
+            age_s = (self._now() - found.modified).total_seconds()
+            left_s = found.body.get("lease_s", self.lease_s) + _CLOCK_S - age_s
             if left_s > 0:
-                owner = f"{found.body['owner']} (if it is dead, its lock expires in {left_s:.0f} s)"
-                raise _taken(self.what, owner)
+                dead = f"if it is dead, its lock expires in {left_s:.0f} s"
+                raise _taken(self.what, f"{found.body['owner']} ({dead})")
         return self._write(self.token, found.version)
 
     def release(self) -> None:
