@@ -139,15 +139,14 @@ class SampleRefs:
         return RowGroup(uri, row, scalars, self.metadata.tensors, pages).read(0)
 
     def row_groups(self, size: int) -> Iterator[pa.Table]:
-        """Tables of `size` samples, of plain tensors."""
-        specs = self.metadata.tensors
-        for first in range(0, len(self), size):
-            scalars = self.scalars.slice(first, size)
-            arrays = {
-                name: empty_array((len(scalars), *spec.shape), spec.dtype) for name, spec in specs.items()
-            }
-            for row in range(len(scalars)):
-                for name, values in self.read(first + row).items():
-                    arrays[name][row] = values
-            tensors = [_column(arrays[name], spec.nbytes) for name, spec in specs.items()]
-            yield pa.Table.from_arrays([*scalars.columns, *tensors], schema=self.metadata.schema)
+        """Tables of `size` samples, of plain tensors. Only the one that was yielded last stays in memory."""
+        return (self._table(first, size) for first in range(0, len(self), size))
+
+    def _table(self, first: int, size: int) -> pa.Table:
+        scalars, specs = self.scalars.slice(first, size), self.metadata.tensors
+        arrays = {name: empty_array((len(scalars), *spec.shape), spec.dtype) for name, spec in specs.items()}
+        for row in range(len(scalars)):
+            for name, values in self.read(first + row).items():
+                arrays[name][row] = values
+        tensors = [_column(arrays[name], spec.nbytes) for name, spec in specs.items()]
+        return pa.Table.from_arrays([*scalars.columns, *tensors], schema=self.metadata.schema)
