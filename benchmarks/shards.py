@@ -3,16 +3,15 @@
     python benchmarks/shards.py [--data FOLDER] [--gigabytes N] [--json]
 
 Sizes: monthly composites of two real sites (WorldCereal's patch in Flanders, 2018-19, and its prepared
-months in Belgium, 2020-21), six consecutive months each, moved about to give more samples. Those months of
-Belgium that are wholly missing are left out. Sentinel-1 comes on a 20 m grid at both sites, every number
-four times: compression has it easier there than at 10 m. So the last column counts Sentinel-1 as if it did
-not compress at all. The peer keeps a sample as 13 uncompressed GeoTIFFs (1.41 MB without their headers).
+months in Belgium, 2020-21), six consecutive months each, shifted at random for more samples. Months of
+Belgium that are wholly missing are left out. Sentinel-1 is on a 20 m grid at both sites, so every number
+occurs four times and compresses more easily than at 10 m. The last column therefore counts Sentinel-1
+uncompressed. The peer keeps a sample as 13 uncompressed GeoTIFFs (1.41 MB without their headers).
 
-Compaction: parts made of samples of the simulated world (each with other noise, so that nothing
-compresses better than its like does), compacted by a driver of its own on a Ray that has started, and by the
-processes there that write shards: the peak memory of the driver and of all writers together is read. A fifth
-of the data is compacted first, since memory that grows with them would show. The limit is a copy of the files
-of the parts.
+Compaction: parts of noisy samples of the simulated world (without noise, copies of one sample would compress
+too well), compacted by a driver of its own on a running Ray. Reported are the peak memory of the driver and
+of all processes that write shards. A fifth of the data is compacted first, to show memory that grows with
+them. The limit is a copy of the parts' files.
 """
 
 from __future__ import annotations
@@ -261,7 +260,7 @@ def compact_here(folder: str, codec: str) -> None:
 
 @contextmanager
 def watched_writers() -> Iterator[dict[int, float]]:
-    """Most memory (MB) of each process below this one that writes shards, looked up ten times a second."""
+    """Peak memory (MB) of each process below this one that writes shards, polled ten times a second."""
     peaks: dict[int, float] = {}
     ended = threading.Event()
 
@@ -269,7 +268,7 @@ def watched_writers() -> Iterator[dict[int, float]]:
         while not ended.wait(0.1):
             for process in descendants(os.getpid()):
                 with suppress(OSError):  # it has ended meanwhile
-                    if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::ShardWriter"):
+                    if Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::FlatMap"):
                         peaks[process] = peak_mb(process)
 
     thread = threading.Thread(target=watch)
