@@ -1,7 +1,6 @@
 """A small local Ray for the tests that need one, and one of three nodes; both end with their tests."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,10 +72,3 @@ class Nodes:
 
     def end(self) -> None:
         self._cluster.shutdown()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker("integration")
