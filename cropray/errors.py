@@ -27,6 +27,10 @@ class InputError(ValueError):
     """Unusable input. The message says what was given, where, what was wanted and what to do."""
 
 
+class DivergedError(InputError):
+    """A training whose numbers are no longer finite, whatever the data: its settings must change."""
+
+
 def format_error(error: Exception) -> str:
     """The message of an error for its row in a table; the repr of one whose text alone says too little."""
     if isinstance(error, OSError) and error.errno is not None:

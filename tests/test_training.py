@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cropray.errors import DivergedError
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import FixedNormalisation
@@ -270,3 +271,6 @@ def test_perfect_scores_are_perfect_and_a_class_without_pixels_has_no_figure() -
     assert thresholds[2] == 0.5
     empty = KnownPixels(np.empty((0, 3), np.float32), np.empty(0, np.uint8))
     assert score(empty, CLASSES)[0]["val_mean_average_precision"] is None
+    scores[0, 0] = np.nan
+    with pytest.raises(DivergedError, match="Lower the learning rate"):
+        score(KnownPixels(scores, label), CLASSES)

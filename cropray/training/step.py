@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from cropray.errors import InputError
+from cropray.errors import DivergedError, InputError
 from cropray.models.dual_unet3d import MAIN, DualUNet3D
 from cropray.models.losses import LossTerms, loss_counts, loss_terms, total
 from cropray.models.normalisation import Normalisation
@@ -277,15 +277,19 @@ class Trainer:
         self.skipped += 1
         named = [name for names in self.of_all_ranks(self._not_finite(batch, head)) for name in names]
         self.suspects += [name for name in named if name not in self.suspects]
-        if self.skipped > self.recipe.max_nonfinite:
-            blamed = "no single sample is to blame: lower lr, or clip gradients (clip_norm)"
-            if self.suspects:
-                names = ", ".join(self.suspects)
-                blamed = f"the loss of these samples is not finite: {names} (look: cropray shards show ID)"
-            raise InputError(
-                f"{self.skipped} steps had no finite loss or gradient (max_nonfinite is "
-                f"{self.recipe.max_nonfinite}); {blamed}"
+        if self.skipped <= self.recipe.max_nonfinite:
+            return
+        limit = self.recipe.max_nonfinite
+        counted = f"{self.skipped} steps had no finite loss or gradient (max_nonfinite is {limit})"
+        if len(named) in (0, sum(self.of_all_ranks(len(batch.rows["sample_id"])))):
+            raise DivergedError(
+                f"{counted}; no single sample is to blame: the training diverged. Lower the learning rate "
+                "(lr), or clip gradients (clip_norm)"
             )
+        names = ", ".join(self.suspects)
+        raise InputError(
+            f"{counted}; the loss of these samples is not finite: {names} (look: cropray shards show ID)"
+        )
 
     def _not_finite(self, batch: Batch, head: str) -> list[str]:
         """Ids of the samples whose loss is not finite, each tried by itself."""

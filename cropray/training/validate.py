@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 from sklearn.metrics import average_precision_score, f1_score
 
+from cropray.errors import DivergedError
 from cropray.models.dual_unet3d import MAIN
 from cropray.models.inference import choose_thresholds
 from cropray.models.losses import LossTerms, total
@@ -100,8 +101,11 @@ def score(pixels: KnownPixels, classes: Sequence[str]) -> tuple[dict[str, Any], 
     """Average precision and F1 by class and their means, and the thresholds (K,) of that F1.
 
     The thresholds are chosen on the same pixels, so the F1 is optimistic. A class without a positive has
-    no figures (None) and does not count in the means, which are None if no class has any.
+    no figures (None) and does not count in the means, which are None if no class has any. Raises
+    DivergedError if a probability is not a number.
     """
+    if np.isnan(pixels.scores_nk).any():
+        raise DivergedError("the network predicts NaN: the training diverged. Lower the learning rate (lr)")
     thresholds = choose_thresholds(pixels.scores_nk, pixels.label_n)
     by_class: dict[str, dict[str, float] | None] = {}
     for k, name in enumerate(classes):
