@@ -1,13 +1,13 @@
-"""Macro-F1 on whole held-out regions of the simulated world: the network beside what it must beat.
+"""Macro-F1 on whole held-out regions of the simulated world: the network against its baselines.
 
     python benchmarks/accuracy.py [--config FILE] [--seeds 0 1 2] [--published] [--work FOLDER] [--json]
 
-Every seed is another world, another split, another start of the weights, and runs the real stages:
-pretraining, fine-tuning, evaluation. With --published, beside the configured recipe stands the published
-one, in which every unlabelled pixel is a negative of every crop, on the same shards and from the same
-pretrained network. Labels, pixels and the choice of thresholds on val are the same for all within a recipe.
-The interval of a mean over seeds is Student's t at 95 %; a seed's own interval (its regions drawn
-again) stands in its evaluation.json. With --work, finished stages are reused.
+Each seed is another world, split and start of the weights, and runs the real stages: pretraining,
+fine-tuning, evaluation. --published adds the published recipe, in which every unlabelled pixel is a
+negative of every crop, on the same shards and from the same pretrained network. Within a recipe, all
+classifiers have the same pixels, labels, and choice of thresholds on val. The interval of a mean over seeds
+is Student's t at 95 %. A seed's own interval, from a bootstrap of its regions, is in its evaluation.json.
+With --work, finished stages are reused.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from cropray.training.driver import finetune, pretrain
 ROOT = Path(__file__).parents[1]
 NETWORK = "network"
 LEVEL = 0.95
-# What a second fine-tuning takes over of the first: the regions and shards, and that they are finished.
+# What a second fine-tuning takes from the first: the regions, the shards, and the records of both.
 SHARED = ("config.yaml", "world", "rois", "shards", "ledger.parquet")
 SHARED_STAGES = ("rois", "export", "compact")
 
 
 def measure(config: Config, seed: int, work: Path, *, published: bool) -> dict[str, float]:
-    """Macro-F1 by method of one seed."""
+    """Macro-F1 of one seed, by classifier."""
     config = updated(config, {"seed": seed, "source.simulated.seed": seed})
     folder = work / f"seed-{seed}"
     first = Run(Folder(str(folder / "pretraining")), updated(config, config.demo.pretraining))
-    from_it = {"finetune.init": first.folder.child("models/pretrain").uri}
-    recipe = Run(Folder(str(folder / "finetuning")), updated(config, from_it))
+    init = {"finetune.init": first.folder.child("models/pretrain").uri}
+    recipe = Run(Folder(str(folder / "finetuning")), updated(config, init))
     with ray_session(config.ray):
         for stage in (build_rois, export, compact, pretrain):
             stage(first)
@@ -59,17 +59,18 @@ def measure(config: Config, seed: int, work: Path, *, published: bool) -> dict[s
             stage(recipe)
         if not published:
             return scores(recipe)
-        negative = {**from_it, "finetune.unlabelled": "negative"}
+        negative = {**init, "finetune.unlabelled": "negative"}
         other = Run(Folder(str(folder / "published")), updated(config, negative))
         share_shards(recipe, other)
         for stage in (finetune, evaluate):
             stage(other)
-    theirs = scores(other)
-    return scores(recipe) | {f"{name}, unlabelled = negative": theirs[name] for name in (NETWORK, "forest")}
+    published_scores = scores(other)
+    named = {f"{name}, unlabelled = negative": published_scores[name] for name in (NETWORK, "forest")}
+    return scores(recipe) | named
 
 
 def share_shards(source: Run, target: Run) -> None:
-    """Copy what both runs have in common; a copy that is there is left alone."""
+    """Copy what both runs have in common, once."""
     if target.summary("compact") is not None:
         return
     src, dst = source.folder.local(), target.folder.local()
@@ -87,12 +88,12 @@ def share_shards(source: Run, target: Run) -> None:
 def scores(run: Run) -> dict[str, float]:
     result = json.loads(run.folder.read_text(EVALUATION))
     if result["score"] != "macro_f1":
-        raise SystemExit("the configuration has no labels.truth: nothing to score the whole land with")
+        raise SystemExit("the configuration has no labels.truth, so whole regions cannot be scored")
     return {name: float(row["score"]) for name, row in result["methods"].items()}
 
 
 def mean_interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over seeds, and its t interval where there is more than one."""
+    """The mean over seeds, and its t interval if there is more than one."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "interval": None}
@@ -100,8 +101,8 @@ def mean_interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half]}
 
 
-def compared(by_seed: dict[int, dict[str, float]], subject: str = NETWORK) -> dict[str, Any]:
-    """By method: the seeds' scores, their mean, and how far the subject is ahead, seed by seed."""
+def compare_seeds(by_seed: dict[int, dict[str, float]], subject: str = NETWORK) -> dict[str, Any]:
+    """By classifier: scores by seed, their mean, and the mean lead of the subject, paired by seed."""
     names = next(iter(by_seed.values()))
     table = {}
     for name in names:
@@ -111,13 +112,13 @@ def compared(by_seed: dict[int, dict[str, float]], subject: str = NETWORK) -> di
     return table
 
 
-def shown(
+def format_table(
     table: dict[str, Any], seeds: Sequence[int], score: str = "macro-F1", subject: str = NETWORK
 ) -> str:
     def cell(figures: dict[str, Any], sign: str = "") -> str:
-        spread = figures["interval"]
-        between = f" ({spread[0]:{sign}.3f} to {spread[1]:{sign}.3f})" if spread else ""
-        return f"{figures['mean']:{sign}.3f}{between}"
+        bounds = figures["interval"]
+        interval = f" ({bounds[0]:{sign}.3f} to {bounds[1]:{sign}.3f})" if bounds else ""
+        return f"{figures['mean']:{sign}.3f}{interval}"
 
     width = max(len(name) for name in (*table, score))
     heads = "".join(f"{f'seed {seed}':>9}" for seed in seeds)
@@ -134,8 +135,8 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "configs/demo.yaml"))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--published", action="store_true", help="beside it, unlabelled = negative")
-    parser.add_argument("--work", help="folder to keep the runs in; else a temporary one")
+    parser.add_argument("--published", action="store_true", help="also train with unlabelled = negative")
+    parser.add_argument("--work", help="folder for the runs; default: a temporary one")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
@@ -145,11 +146,11 @@ def main() -> None:
         for seed in arguments.seeds:
             sys.stderr.write(f"── seed {seed}\n")
             by_seed[seed] = measure(config, seed, Path(work), published=arguments.published)
-    table = compared(by_seed)
+    table = compare_seeds(by_seed)
     if arguments.json:
         print(json.dumps({"config": arguments.config, "seeds": arguments.seeds, "methods": table}))
     else:
-        print(shown(table, arguments.seeds))
+        print(format_table(table, arguments.seeds))
 
 
 if __name__ == "__main__":

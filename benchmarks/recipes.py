@@ -1,21 +1,20 @@
-"""Recipes of training beside each other at equal steps on the simulated world: chosen on val, test read once.
+"""Training recipes compared at equal steps on the simulated world: chosen on val, test read once.
 
     python benchmarks/recipes.py [--seeds 0 1 2] [--variant NAME KEY=VALUE ...] [--test NAME ...]
                                  [--config FILE] [--work FOLDER] [--json]
 
-Every seed is another world, another split and another start of the weights. Each variant pretrains and
-fine-tunes with the same shards, epochs and batch sizes; what else the configuration says of these two
-stages stands for none of them. Without --variant the named recipes are compared, and the published one
-with the rates of the modern one, which at few steps is the fairer peer:
+Each seed is another world, split and start of the weights. All variants pretrain and fine-tune on the same
+shards, for the same epochs, with the same batch sizes; other settings of these stages in the configuration
+are ignored. The default variants are the named recipes, and the published one with the rates of the modern
+one, which is a fairer peer at few steps:
 
     --variant modern recipe=modern
     --variant "modern, no balance" recipe=modern finetune.balance=null
 
-`recipe` is that of both stages. The figure is the mean average precision over the crops on the known
-pixels of val, by which variants are chosen. --test adds the macro-F1 on the whole land of the test
-regions for the variants that it names, and reads nothing of test for the others. Intervals over seeds
-are Student's t at 95 %; "ahead" is that of the first variant before each other, seed by seed. With
---work, finished stages are reused.
+`recipe` applies to both stages. Variants are chosen by the mean average precision over crops on the known
+pixels of val. --test adds the macro-F1 on all pixels of the test regions for the variants it names, and
+reads nothing of test for the others. Intervals over seeds are Student's t at 95 %; "ahead by" is the lead
+of the first variant over each other, paired by seed. With --work, finished stages are reused.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from typing import Any
 
 import xxhash
 import yaml
-from accuracy import NETWORK, ROOT, compared, scores, share_shards, shown
+from accuracy import NETWORK, ROOT, compare_seeds, format_table, scores, share_shards
 
 from cropray.cluster import ray_session
 from cropray.config import Config
@@ -64,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def measure(
     config: Config, seed: int, work: Path, variants: dict[str, dict[str, Any]], tested: list[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """By variant: mean average precision on val, and of those tested macro-F1 on test."""
+    """By variant: mean average precision on val, and macro-F1 on test for those in `tested`."""
     config = updated(config, {"seed": seed, "source.simulated.seed": seed})
     folder = work / f"seed-{seed}"
     sources = {
@@ -88,7 +87,7 @@ def measure(
 
 
 def trained(source: Run, overrides: dict[str, Any], stage: str, folder: Path) -> Run:
-    """A training on the shards of `source`; one of the same settings is done once."""
+    """A training on the shards of `source`; the same settings train only once."""
     base = getattr(source.config, stage).model_dump()
     settings = {key: base[key] for key in EQUAL} | {"recipe": overrides["recipe"]}
     mine = {k: v for k, v in overrides.items() if k.startswith((f"{stage}.", "model."))}
@@ -107,7 +106,7 @@ def given_variants(groups: list[list[str]]) -> dict[str, dict[str, Any]]:
         pairs = (setting.partition("=") for setting in settings)
         variants[name] = {key: yaml.safe_load(value) for key, _, value in pairs}
         if variants[name].get("recipe") not in RECIPES:
-            raise SystemExit(f"variant {name!r} names no recipe: recipe=" + "|".join(RECIPES))
+            raise SystemExit(f"variant {name!r} needs a recipe: recipe=" + "|".join(RECIPES))
     return variants
 
 
@@ -118,14 +117,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variant", nargs="+", action="append", default=[], metavar=("NAME", "KEY=VALUE"))
     parser.add_argument("--test", nargs="*", default=[], metavar="NAME", help="variants to read test for")
-    parser.add_argument("--work", help="folder to keep the runs in; else a temporary one")
+    parser.add_argument("--work", help="folder for the runs; default: a temporary one")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
     variants = given_variants(arguments.variant) or VARIANTS
     unknown = set(arguments.test) - set(variants)
     if unknown:
-        raise SystemExit(f"--test names {', '.join(unknown)}; there are {', '.join(variants)}")
+        raise SystemExit(f"--test names {', '.join(unknown)}; known: {', '.join(variants)}")
     val, test = {}, {}
     with contextlib.ExitStack() as stack:
         work = arguments.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="cropray-recipes-"))
@@ -133,7 +132,7 @@ def main() -> None:
             sys.stderr.write(f"── seed {seed}\n")
             val[seed], test[seed] = measure(config, seed, Path(work), variants, arguments.test)
     tables = {
-        score: (compared(by_seed, first), first)
+        score: (compare_seeds(by_seed, first), first)
         for score, by_seed in (("val mean AP", val), ("test macro-F1", test))
         for first in [next(iter(by_seed[arguments.seeds[0]]), None)]
         if first is not None
@@ -144,7 +143,7 @@ def main() -> None:
     else:
         print(
             "\n\n".join(
-                shown(table, arguments.seeds, score, first) for score, (table, first) in tables.items()
+                format_table(table, arguments.seeds, score, first) for score, (table, first) in tables.items()
             )
         )
 

@@ -1,19 +1,18 @@
-"""What a sweep gains over the published rates of fine-tuning, 1e-5 for the body and 1e-4 for the head.
+"""What a sweep gains over the published fine-tuning rates, 1e-5 for the body and 1e-4 for the head.
 
     python benchmarks/tune.py [--seeds 0 1 2] [--set tune.trials=12] [--config FILE] [--work FOLDER] [--json]
 
-Every seed is another world, another split and another start of the weights. All sides start from the
-same pretrained network and train on the same shards, for the same number of epochs and steps:
-"sweep" is the best trial of `tune` as the configuration has it, "published rates" one fine-tuning with
-1e-5 and 1e-4, "configured rates" one with the rates of the configuration, which says how much of the gain
-takes no sweep. All else is as the configuration says, for all of them. A sweep trains many times: the
-epochs of all its trials are told.
+Each seed is another world, split and start of the weights. All sides start from the same pretrained network
+and train on the same shards, for the same epochs and steps: "sweep" is the best trial of `tune` with the
+given configuration, "published rates" one fine-tuning with 1e-5 and 1e-4, "configured rates" one with the
+rates of the configuration, which shows how much of the gain needs no sweep. Everything else is as
+configured, for all sides. A sweep trains many times: the epochs of all its trials are reported.
 
-Each side keeps the best of its validated epochs, and its thresholds, by val; the sweep chooses its trial by
-val too. Test is read once, for all sides together. Two intervals of 95 % are told: Student's t over the
-seeds, and for each seed that of its regions drawn again, the same draws for all sides, so that
-differences are paired. With --work, finished stages are reused, and seeds may be run side by side
-(--seeds 0, --seeds 1, …) before all are asked for together.
+Each side chooses its best epoch and its thresholds on val, and the sweep its trial. Test is read once, for
+all sides together. Two 95 % intervals are reported: Student's t over the seeds, and for each seed a
+bootstrap of its regions with the same draws for all sides, so differences are paired. With --work, finished
+stages are reused, and seeds may run side by side (--seeds 0, --seeds 1, …) before all are requested
+together.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accuracy import ROOT, compared, share_shards, shown
+from accuracy import ROOT, compare_seeds, format_table, share_shards
 
 from cropray.cluster import ray_session
 from cropray.config import Config
@@ -53,7 +52,7 @@ PEERS: dict[str, dict[str, float]] = {
 
 
 def measure(config: Config, seed: int, work: Path) -> dict[str, Any]:
-    """Of one seed: val and test scores by side, their intervals, and what the sweep tried."""
+    """Scores of one seed on val and test by side, their intervals, and a summary of the sweep."""
     config = updated(config, {"seed": seed, "source.simulated.seed": seed, "tune.evaluate": False})
     folder = work / f"seed-{seed}"
     regions = Run(Folder(str(folder / "regions")), updated(config, config.demo.pretraining))
@@ -74,16 +73,16 @@ def measure(config: Config, seed: int, work: Path) -> dict[str, Any]:
     return {
         "val": {name: float(summary[SCORE]) for name, summary in found.items()},
         **read_test(sites, models),
-        "sweep": swept(runs[SWEEP], found[SWEEP]),
+        "sweep": sweep_summary(runs[SWEEP], found[SWEEP]),
     }
 
 
 def read_test(run: Run, models: Mapping[str, Folder]) -> dict[str, Any]:
-    """Macro-F1 on the truth of the test regions, and how far the sweep is ahead, with intervals."""
+    """Macro-F1 on all pixels of the test regions, and the lead of the sweep, with intervals."""
     reader = ShardReader(shard_uris(run.folder, "test"), batch_size=32, shuffle=False)
     result = paired_scores(run, reader, {name: load_checkpoint(model) for name, model in models.items()})
     if result["score"] != "macro_f1":
-        raise SystemExit("the configuration has no labels.truth: nothing to score the whole land with")
+        raise SystemExit("the configuration has no labels.truth, so whole regions cannot be scored")
     return {
         "test": {name: float(row["score"]) for name, row in result["methods"].items()},
         "test_interval": {name: row["interval"] for name, row in result["methods"].items()},
@@ -93,24 +92,24 @@ def read_test(run: Run, models: Mapping[str, Folder]) -> dict[str, Any]:
     }
 
 
-def swept(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
+def sweep_summary(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
     table = json.loads(run.folder.read_text(f"tune/{run.config.tune.name}/sweep.json"))
     return {
         "trials": summary["trials"],
-        "ended_early": summary["behind"],
+        "pruned": summary["pruned"],
         "epochs": sum(trial["epochs"] for trial in table["trials"]),
         "epochs_of_one": run.config.finetune.epochs,
         "best": summary["best_values"],
     }
 
 
-def told(seed: int, row: Mapping[str, Any]) -> str:
-    """A seed's own intervals, its regions drawn again, and its sweep."""
+def format_seed(seed: int, row: Mapping[str, Any]) -> str:
+    """The bootstrap intervals of a seed, and a summary of its sweep."""
 
-    def between(spread: list[float] | None, sign: str = "") -> str:
-        return f"({spread[0]:{sign}.3f} to {spread[1]:{sign}.3f})" if spread else "(no interval)"
+    def between(bounds: list[float] | None, sign: str = "") -> str:
+        return f"({bounds[0]:{sign}.3f} to {bounds[1]:{sign}.3f})" if bounds else "(no interval)"
 
-    lines = [f"seed {seed}: test macro-F1, its {row['blocks']} blocks of regions drawn again (95 %)"]
+    lines = [f"seed {seed}: test macro-F1, bootstrap of its {row['blocks']} blocks of regions (95 %)"]
     for name, score in row["test"].items():
         line = f"  {name:17} {score:.3f} {between(row['test_interval'][name])}"
         if name in row["ahead"]:
@@ -118,7 +117,7 @@ def told(seed: int, row: Mapping[str, Any]) -> str:
         lines.append(line)
     sweep = row["sweep"]
     lines.append(
-        f"  the sweep: {sweep['trials']} trials, {sweep['ended_early']} ended early, {sweep['epochs']} "
+        f"  the sweep: {sweep['trials']} trials, {sweep['ended_early']} pruned, {sweep['epochs']} "
         f"epochs in all (one training: {sweep['epochs_of_one']}); best: "
         + ", ".join(f"{key}={_short(value)}" for key, value in sweep["best"].items())
     )
@@ -134,7 +133,7 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "configs/demo.yaml"))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", help="folder to keep the runs in; else a temporary one")
+    parser.add_argument("--work", help="folder for the runs; default: a temporary one")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
@@ -145,15 +144,15 @@ def main() -> None:
             sys.stderr.write(f"── seed {seed}\n")
             by_seed[seed] = measure(config, seed, Path(work))
     tables = {
-        score: compared({seed: row[part] for seed, row in by_seed.items()}, SWEEP)
+        score: compare_seeds({seed: row[part] for seed, row in by_seed.items()}, SWEEP)
         for score, part in (("val mean AP", "val"), ("test macro-F1", "test"))
     }
     if arguments.json:
-        told_all = {"config": arguments.config, "set": arguments.set, "seeds": by_seed, **tables}
-        print(json.dumps(told_all))
+        everything = {"config": arguments.config, "set": arguments.set, "seeds": by_seed, **tables}
+        print(json.dumps(everything))
         return
-    parts = [shown(table, arguments.seeds, score, SWEEP) for score, table in tables.items()]
-    print("\n\n".join([*parts, *(told(seed, row) for seed, row in by_seed.items())]))
+    parts = [format_table(table, arguments.seeds, score, SWEEP) for score, table in tables.items()]
+    print("\n\n".join([*parts, *(format_seed(seed, row) for seed, row in by_seed.items())]))
 
 
 if __name__ == "__main__":
