@@ -171,14 +171,14 @@ def test_a_sweep_shows_its_best_trials(finished: Run) -> None:
         return {"id": f"{number:04d}", "values": values, "end": end, "problem": problem} | reached
 
     failed = trial(4, "failed", "no memory") | {"score": None, "best_epoch": 0, "epochs": 0}
-    trials = [trial(1, "finished"), trial(2, "behind"), trial(3, "open"), failed]
+    trials = [trial(1, "finished"), trial(2, "pruned"), trial(3, "open"), failed]
     folder = finished.folder.child("tune/rates")
     folder.write_text("sweep.json", json.dumps({"stage": "finetune", "trials": trials}))
     folder.write_bytes("sweep.png", sweep_chart([Axis("finetune.lr", True, ())], [], "score"))
     report(finished)
     text = page_of(finished).text
     assert "rates: 4 trials of finetune" in text
-    assert "0001 0.700 0.1 1 3 at its last epoch 0002 0.600 0.01 1 2 behind others" in text
+    assert "0001 0.700 0.1 1 3 finished 0002 0.600 0.01 1 2 pruned" in text
     assert "0003 0.500 0.001 1 1 out of time 0004 – 0.0001 – 0 failed: no memory" in text
     assert "sweeps" in page_of(finished).ids
     finished.folder.delete_folder("tune")

@@ -1,14 +1,16 @@
-"""What a sweep asks for: checked before it starts, proposed alike for the same seed, drawn as it went."""
+"""A sweep: its space, checked before it starts; its suggestions, the same for the same seed; its picture."""
 
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib.image
 import numpy as np
 import pytest
+from ray.tune.result import TRAINING_ITERATION
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from cropray.config import Config
 from cropray.config.load import load_config, updated
@@ -16,9 +18,8 @@ from cropray.config.training import Dimension, TuneConfig
 from cropray.errors import InputError
 from cropray.figures.charts import Axis, sweep_chart
 from cropray.training.validate import SCORE
-from cropray.tuning.search import Search
-from cropray.tuning.space import Trial, check_space, judged, propose, trials_of
-from cropray.tuning.sweep import wanting
+from cropray.tuning.space import BEST, Search, Trial, check_space, count_trials
+from cropray.tuning.sweep import is_incomplete
 
 SPACE = {
     "finetune.lr": {"loguniform": [1e-5, 1e-2]},
@@ -42,9 +43,9 @@ def test_a_space_of_known_settings_is_taken() -> None:
         ({"finetune.lrr": {"uniform": [0, 1]}}, r"(?s)in tune\.space .*Unknown setting finetune\.lrr"),
         ({"finetune.lr": {"uniform": [-1, 1]}}, r"finetune\.lr .*got -1\.0"),
         ({"finetune.epochs": {"choice": [4, "many"]}}, r"finetune\.epochs .*got 'many'"),
-        ({"patch.size": {"choice": [32, 64]}}, "shards, and what they were made by, stay"),
-        ({"pretrain.lr": {"uniform": [0.1, 1]}}, "no setting of finetune"),
-        ({"finetune": {"choice": [1]}}, "no setting of finetune"),
+        ({"patch.size": {"choice": [32, 64]}}, "existing shards"),
+        ({"pretrain.lr": {"uniform": [0.1, 1]}}, "not a setting of finetune"),
+        ({"finetune": {"choice": [1]}}, "not a setting of finetune"),
     ],
 )
 def test_what_cannot_be_searched_is_named(space: dict[str, Any], said: str) -> None:
@@ -81,33 +82,42 @@ def test_a_space_can_be_given_on_the_command_line() -> None:
 
 def test_a_grid_has_every_combination() -> None:
     choices = {"finetune.lr": Dimension(choice=(1e-4, 1e-3, 1e-2)), "model.width": Dimension(choice=(4, 8))}
-    assert trials_of(TuneConfig(search="grid", space=choices, trials=99)) == 6
-    assert trials_of(TuneConfig(space=choices, trials=99)) == 99
+    assert count_trials(TuneConfig(search="grid", space=choices, trials=99)) == 6
+    assert count_trials(TuneConfig(space=choices, trials=99)) == 99
 
 
 def score_of(values: Mapping[str, Any]) -> float:
     """Low learning rates are good."""
-    return 1 - 0.1 * abs(math.log10(values["finetune.lr"]) + 4)
+    return 1 - 0.1 * abs(math.log10(values.get("finetune.lr", 1e-4)) + 4)
 
 
-def proposals(order: list[str], seed: int, n: int = 14, search: str = "optuna") -> list[Mapping[str, Any]]:
-    """What a sweep tries: each trial is over before the next is proposed."""
-    settings = config(space={key: SPACE[key] for key in order}, search=search).tune
-    found: list[Mapping[str, Any]] = []
-    for number in range(1, n + 1):
-        found.append(propose(settings, seed, number, [(values, score_of(values)) for values in found]))
+def complete(search: Search, name: str, score: float) -> None:
+    search.on_trial_complete(name, {BEST: score, TRAINING_ITERATION: 1})
+
+
+def swept(settings: Config, known: Sequence[Trial] = ()) -> list[dict[str, Any]]:
+    """What a sweep suggests if each trial is over before the next one starts."""
+    search, found = Search(settings, known), []
+    while search.numbers:
+        found.append(search.suggest(str(len(found))))
+        complete(search, str(len(found) - 1), score_of(found[-1]["values"]))
     return found
 
 
+def values_of(settings: Config) -> list[dict[str, Any]]:
+    return [suggestion["values"] for suggestion in swept(settings)]
+
+
 @pytest.mark.parametrize("search", ["optuna", "random"])
-def test_a_seed_proposes_the_same_trials_however_the_space_is_written(search: str) -> None:
-    keys = list(SPACE)
-    assert proposals(keys, 1, search=search) == proposals(keys[::-1], 1, search=search)
-    assert proposals(keys, 1, search=search) != proposals(keys, 2, search=search)
+def test_a_seed_suggests_the_same_trials_in_whatever_order_the_space_is_written(search: str) -> None:
+    forward = config(search=search, trials=14)
+    backward = config(search=search, trials=14, space=dict(reversed(SPACE.items())))
+    assert swept(forward) == swept(backward)
+    assert swept(forward) != swept(updated(forward, {"seed": 1}))
 
 
-def test_proposals_are_within_the_space_and_each_its_own() -> None:
-    found = proposals(list(SPACE), 0)
+def test_suggestions_are_within_the_space_and_each_its_own() -> None:
+    found = values_of(config(trials=14))
     for values in found:
         assert 1e-5 <= values["finetune.lr"] <= 1e-2
         assert values["model.width"] in {4, 8}
@@ -115,33 +125,35 @@ def test_proposals_are_within_the_space_and_each_its_own() -> None:
     assert len({values["finetune.lr"] for values in found}) == len(found)
 
 
-def test_optuna_goes_by_what_was_reached_and_random_does_not() -> None:
-    tried = proposals(list(SPACE), 0, 30)
-    settings = config().tune
-    toward = [propose(settings, 0, n, [(v, score_of(v)) for v in tried]) for n in range(31, 51)]
-    away = [propose(settings, 0, n, [(v, -score_of(v)) for v in tried]) for n in range(31, 51)]
-    assert np.mean([score_of(v) for v in toward]) > np.mean([score_of(v) for v in away]) + 0.05
-    drawn = config(search="random").tune
-    assert propose(drawn, 0, 31, []) == propose(drawn, 0, 31, [(v, score_of(v)) for v in tried])
+def test_optuna_learns_from_known_scores_and_random_does_not() -> None:
+    tried = swept(config(trials=30))
+
+    def after(settings: Config, sign: int) -> float:
+        known = [Trial(**t, score=sign * score_of(t["values"]), end="finished") for t in tried]
+        more = updated(settings, {"tune.trials": 50})
+        return float(np.mean([score_of(found["values"]) for found in swept(more, known)]))
+
+    assert after(config(), 1) > after(config(), -1) + 0.05
+    assert after(config(search="random"), 1) == after(config(search="random"), -1)
 
 
 def test_values_of_a_choice_may_be_of_any_kind() -> None:
     space = {"finetune.workers": {"choice": [1, [1, 2]]}, "finetune.also": {"choice": [[], [{"run": "a"}]]}}
-    tried = [propose(TuneConfig.model_validate({"space": space}), 0, n, []) for n in range(1, 15)]
-    known = json.loads(json.dumps(tried))  # as the records have them
-    settings = TuneConfig.model_validate({"space": space})
-    after = propose(settings, 0, 15, [(values, 0.5) for values in known])
-    assert all(after[key] in dimension["choice"] for key, dimension in space.items())
-    assert {str(values) for values in tried} == {
+    settings = Config.model_validate({"tune": {"space": space, "trials": 14}})
+    tried = json.loads(json.dumps(swept(settings)))  # as the records have them
+    known = [Trial(**trial, score=0.5, end="finished") for trial in tried]
+    (after,) = swept(updated(settings, {"tune.trials": 15}), known)
+    assert all(after["values"][key] in dimension["choice"] for key, dimension in space.items())
+    assert {str(trial["values"]) for trial in tried} == {
         str({"finetune.also": also, "finetune.workers": workers})
         for also in space["finetune.also"]["choice"]
         for workers in space["finetune.workers"]["choice"]
     }
 
 
-def test_whole_numbers_reach_both_ends() -> None:
-    settings = TuneConfig(search="random", space={"finetune.epochs": Dimension(integers=(1, 3))})
-    assert {propose(settings, 0, n, [])["finetune.epochs"] for n in range(60)} == {1, 2, 3}
+def test_integers_reach_both_ends() -> None:
+    settings = config(search="random", trials=60, space={"finetune.epochs": {"integers": [1, 3]}})
+    assert {values["finetune.epochs"] for values in values_of(settings)} == {1, 2, 3}
 
 
 def grid() -> Config:
@@ -151,82 +163,90 @@ def grid() -> Config:
 
 
 def test_a_grid_tries_every_combination_once() -> None:
-    tried = [propose(grid().tune, 0, number, []) for number in range(1, 5)]
+    tried = values_of(grid())
+    assert len(tried) == 4
     assert {tuple(values.values()) for values in tried} == {(1e-4, 4), (1e-4, 8), (1e-3, 4), (1e-3, 8)}
 
 
-@pytest.mark.parametrize("search", ["optuna", "random", "grid"])
-def test_no_search_begins_more_trials_than_are_to_run_at_a_time(search: str) -> None:
-    """As Tune asks: it limits a `Searcher` alone, and passes over others without a word."""
-    from ray.tune.search import ConcurrencyLimiter, Searcher
+def test_a_grid_resumes_with_the_combinations_that_are_left() -> None:
+    tried = swept(grid())
+    known = [Trial(**tried[2], score=0.5, end="finished"), Trial(**tried[1], end="failed")]
+    assert swept(grid(), known) == [tried[1], tried[0], tried[3]]
 
-    settings = updated(grid(), {"tune.search": search, "tune.trials": 4})
-    mine = Search(settings, [])
+
+@pytest.mark.parametrize("search", ["optuna", "random", "grid"])
+def test_no_more_trials_run_at_a_time_than_are_allowed(search: str) -> None:
+    """As Tune asks. It limits only a `Searcher`, and ignores the limit for others."""
+    mine = Search(updated(grid(), {"tune.search": search, "tune.trials": 4}), [])
     assert isinstance(mine, Searcher)
     limited = ConcurrencyLimiter(mine, 2)
-    begun = [limited.suggest(name) for name in "abc"]
-    assert [values is not None for values in begun] == [True, True, False]
+    started = [limited.suggest(name) for name in "abc"]
+    assert [values is not None for values in started] == [True, True, False]
     limited.on_trial_complete("a", error=True)
     assert limited.suggest("c") is not None
     assert limited.suggest("d") is None
 
 
 def ended(
-    number: int, end: Literal["open", "finished", "behind", "failed"], score: float | None = None
+    number: int, end: Literal["open", "finished", "pruned", "failed"], score: float | None = None
 ) -> Trial:
-    known = propose(config().tune, 0, number, [])
-    return Trial(f"{number:04d}", dict(known), epochs=2, best_epoch=1, score=score, end=end)
+    values = swept(config(trials=number))[-1]["values"]
+    return Trial(f"{number:04d}", values, epochs=2, best_epoch=1, score=score, end=end)
 
 
-def test_what_is_left_of_a_sweep_goes_on_by_its_values_before_anything_new() -> None:
-    known = [ended(1, "finished", 0.5), ended(2, "failed"), ended(3, "behind", 0.2), ended(5, "open", 0.7)]
+def test_incomplete_trials_come_first_and_with_their_values() -> None:
+    known = [ended(1, "finished", 0.5), ended(2, "failed"), ended(3, "pruned", 0.2), ended(5, "open", 0.7)]
     search = Search(config(trials=6), known)
-    assert (search.left, search.done, search.best) == (4, 2, 0.7)
-    begun = [search.suggest(name) for name in "abcde"]
-    assert [trial["id"] for trial in begun[:4]] == ["0002", "0005", "0004", "0006"]
-    assert begun[4] == "FINISHED"
-    assert [trial["values"] for trial in begun[:2]] == [known[1].values, known[3].values]
+    assert (len(search.numbers), search.done, search.best) == (4, 2, 0.7)
+    started = [search.suggest(name) for name in "abcde"]
+    assert [trial["id"] for trial in started[:4]] == ["0002", "0005", "0004", "0006"]
+    assert started[4] == "FINISHED"
+    assert [trial["values"] for trial in started[:2]] == [known[1].values, known[3].values]
 
 
-def test_a_sweep_that_is_taken_up_proposes_what_it_would_have_proposed() -> None:
-    whole, tried = Search(config(trials=14), []), []
-    for number in range(14):
-        tried.append(whole.suggest(str(number)))
-        result = {SCORE: score_of(tried[-1]["values"])}
-        whole.on_trial_result(str(number), result | {SCORE: 0.0})
-        whole.on_trial_complete(str(number), result)
-    known = [
-        Trial(trial["id"], trial["values"], score=score_of(trial["values"]), end="finished")
-        for trial in tried
-    ]
+@pytest.mark.parametrize("search", ["optuna", "random"])
+def test_a_resumed_sweep_suggests_what_it_would_have_without_a_break(search: str) -> None:
+    settings = config(search=search, trials=14)
+    tried = swept(settings)
+    known = [Trial(**trial, score=score_of(trial["values"]), end="finished") for trial in tried]
     for n in (3, 13):
-        assert Search(config(trials=14), known[:n]).suggest("a") == tried[n]
+        assert swept(settings, known[:n]) == tried[n:]
 
 
-def test_a_sweep_that_is_to_end_begins_no_trial() -> None:
+def test_a_closed_search_starts_no_trial() -> None:
     search = Search(config(trials=3), [])
     assert search.suggest("a") != "FINISHED"
-    search.end()
+    search.closed = True
     assert search.suggest("b") == "FINISHED"
 
 
-def test_a_finished_sweep_goes_on_where_more_is_asked_or_something_failed() -> None:
+def test_progress_counts_trials_that_ended_and_knows_the_best() -> None:
+    search = Search(config(trials=3), [])
+    for name in "abc":
+        search.suggest(name)
+    complete(search, "a", 0.4)
+    search.on_trial_complete("b", error=True)
+    complete(search, "c", 0.3)
+    assert (search.done, search.best) == (3, 0.4)
+
+
+def test_a_finished_sweep_continues_if_more_is_wanted_or_a_trial_failed() -> None:
     summary = {"trials": 4, "failed": 0, "out_of_time_s": None}
-    assert not wanting(summary, TuneConfig(trials=4, concurrent=3, cpus=0.5, budget_s=1))
-    assert not wanting(summary, TuneConfig(trials=3))
-    assert wanting(summary, TuneConfig(trials=5))
-    assert wanting(summary | {"failed": 1}, TuneConfig(trials=4))
+    assert not is_incomplete(summary, TuneConfig(trials=4, concurrent=3, cpus=0.5, budget_s=1))
+    assert not is_incomplete(summary, TuneConfig(trials=3))
+    assert is_incomplete(summary, TuneConfig(trials=5))
+    assert is_incomplete(summary | {"failed": 1}, TuneConfig(trials=4))
     short = summary | {"out_of_time_s": 60.0}
-    assert not wanting(short, TuneConfig(trials=9, budget_s=60))
-    assert wanting(short, TuneConfig(trials=9, budget_s=61))
-    assert wanting(short, TuneConfig(trials=9))
+    assert not is_incomplete(short, TuneConfig(trials=9, budget_s=60))
+    assert is_incomplete(short, TuneConfig(trials=9, budget_s=61))
+    assert is_incomplete(short, TuneConfig(trials=9))
 
 
-def test_a_trial_is_over_at_its_last_epoch() -> None:
-    history = [{"epoch": 1, SCORE: 0.4}, {"epoch": 2, SCORE: 0.3}]
-    assert judged("0001", {}, history[:1], 2) == Trial("0001", {}, 1, 1, 0.4, "open")
-    assert judged("0001", {}, history, 2) == Trial("0001", {}, 2, 1, 0.4, "finished")
-    assert not judged("0001", {}, [], 2).over
+def test_a_trial_is_over_after_its_last_epoch() -> None:
+    trial, history = Trial("0001", {}), [{"epoch": 1, SCORE: 0.4}, {"epoch": 2, SCORE: 0.3}]
+    assert trial.after(history[:1], 2) == Trial("0001", {}, 1, 1, 0.4, "open")
+    assert trial.after(history, 2) == Trial("0001", {}, 2, 1, 0.4, "finished")
+    assert not trial.after([], 2).over
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])

@@ -1,111 +1,107 @@
-"""Sweeps on Ray Tune: every trial is a training as a single one is, in a folder of its own."""
+"""The tune stage: a sweep on Ray Tune, in which every trial is a training in a folder of its own."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Sequence
+from concurrent.futures import wait
 from dataclasses import asdict, replace
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import ray
+from ray import tune as ray_tune
+from ray.tune.schedulers import ASHAScheduler
 
 from cropray.cluster import for_workers, ray_session, reach
 from cropray.config.load import updated
-from cropray.config.training import Dimension, TuneConfig
-from cropray.errors import InputError
+from cropray.config.training import TuneConfig
+from cropray.errors import DivergedError, InputError
 from cropray.evaluation.evaluate import evaluate
 from cropray.figures.charts import PICTURE, SWEEP, Axis, sweep_chart
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
-from cropray.storage import Folder, in_thread
+from cropray.storage import in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
-from cropray.training.driver import open_control, publish_best
+from cropray.training.driver import open_control, publish_best, train_in
 from cropray.training.lock import run_lock
 from cropray.training.monitor import check_trials
 from cropray.training.plan import make_plan, training_inputs
-from cropray.training.validate import SCORE
-from cropray.tuning.space import TRIAL, Trial, check_space, trials_of
+from cropray.training.validate import SCORE, History
+from cropray.tuning.space import BEST, UNKNOWN, Search, Trial, check_space, count_trials, sweep_folder
 
-if TYPE_CHECKING:
-    from ray.tune import ResultGrid, Tuner
-    from ray.tune.schedulers import TrialScheduler
-
-    from cropray.tuning.search import Search
-
-_POLL_S = 0.5
-_PATIENCE_S = 120.0  # for the trials to keep their states and leave, when the sweep is to be left
+_POLL_S = 0.2
+_PATIENCE_S = 60.0  # for the workers of a trial to write their state and leave
 
 
 def tune(run: Run) -> Summary:
-    """Search settings of one training stage by the score on val; publish and register the best model.
+    """Search settings of a training stage for the best score on val; publish and register the best model.
 
-    Writes `tune/<name>/`: sweep.json, sweep.png, a folder a trial, and model/, the best trial's best epoch,
-    which is then evaluated on the test split (`tune.evaluate`). A sweep that was interrupted goes on, as one
-    does that was finished and has trials that failed, or is asked for more of them or for more time: what
-    is over is not made again. Raises InputError for a space that does not fit the settings or the cluster,
-    where every trial failed, and where none has a score.
+    Writes `tune/<name>/`: sweep.json, sweep.png, a folder for each trial, and model/, the best epoch of the
+    best trial, which is then evaluated on the test split (`tune.evaluate`). An interrupted sweep resumes; a
+    finished one continues if trials failed, or if more trials or time are given. Raises InputError for a
+    space that does not fit the settings or the cluster, and if no trial has a score.
     """
     settings = run.config.tune
     check_space(run.config)
     run.begin("tune")
     inputs = training_inputs(run, settings.stage)
     summary = run.finished("tune", inputs)
-    if summary is None or wanting(summary, settings):
-        make_plan(run, settings.stage)  # what no trial could do is told before any is begun
+    if summary is None or is_incomplete(summary, settings):
+        make_plan(run, settings.stage)  # raises what would fail every trial
         what = f"the sweep {settings.name} of {run.folder}"
         with run_lock(run.folder.child("tune"), f"{settings.name}.lock", what):
-            summary = _swept(run, inputs)
+            summary = _sweep(run, inputs)
         run.finish("tune", summary, inputs)
     else:
-        say(f"tune: reused {_folder(run)}")
+        say(f"tune: reused {sweep_folder(run)}")
     if settings.evaluate:
-        chosen = updated(run.config, {"evaluate.model": f"run:tune/{settings.name}/model"})
-        summary = summary | {"evaluation": evaluate(Run(run.folder, chosen))}
+        best = updated(run.config, {"evaluate.model": f"run:tune/{settings.name}/model"})
+        summary = summary | {"evaluation": evaluate(Run(run.folder, best))}
     return summary
 
 
-def wanting(summary: Summary, settings: TuneConfig) -> bool:
-    """Whether a sweep that was finished has something left to try by these settings."""
-    if summary["failed"]:
-        return True
-    had: float | None = summary["out_of_time_s"]
-    if had is not None:
-        return settings.budget_s is None or settings.budget_s > had
-    made: int = summary["trials"]
-    return made < trials_of(settings)
+def is_incomplete(summary: Summary, settings: TuneConfig) -> bool:
+    """Whether these settings leave something to try in a finished sweep."""
+    spent: float | None = summary["out_of_time_s"]
+    if spent is None:
+        return bool(summary["failed"] or summary["trials"] < count_trials(settings))
+    return bool(summary["failed"] or settings.budget_s is None or settings.budget_s > spent)
 
 
-def _swept(run: Run, inputs: Inputs) -> Summary:
-    import ray
-
+def _sweep(run: Run, inputs: Inputs) -> Summary:
     settings, start = run.config.tune, time.monotonic()
-    with ray_session(run.config.ray, dashboard=True):  # Tune cannot take back what a trial held without it
+    # With its dashboard, Ray frees the resources of a trial whose process died.
+    with ray_session(run.config.ray, dashboard=True):
         check_trials(run.config, ray.cluster_resources(), reach(run.config.ray))
-        if run.changed("tune", inputs):
-            _forget(run)
+        if run.changed("tune", inputs):  # the models of a sweep on other inputs stay registered
+            run.folder.delete_folder(f"tune/{settings.name}")
+            run.folder.delete_folder(f"mlflow/tune/{settings.name}")
+            if run.folder.exists(f"mlflow/tune/{settings.name}.json"):
+                run.folder.delete(f"mlflow/tune/{settings.name}.json")
         with tracked(run, f"tune/{settings.name}") as tracker:
             run.claim("tune", inputs)  # not before MLflow has answered
-            try:
-                _search(run, tracker.run_id)
-            finally:  # Tune ends a trial without a word to MLflow
-                for _, child in tracker.running_children():
-                    child.end("KILLED")
-            trials = _trials(run)
+            _search(run, tracker.run_id)
+            for _, child in tracker.running_children():  # of trials whose process died
+                child.end("KILLED")
+            trials = Trial.read_all(run)
             version = _publish(run, trials, tracker)
     best, ends = trials[0], Counter(trial.end for trial in trials)
-    short = ends["open"] > 0 or len(trials) < trials_of(settings)
+    out_of_time = ends["open"] > 0 or len(trials) < count_trials(settings)
     return {
-        "model": _folder(run).child("model").uri,
+        "model": sweep_folder(run).child("model").uri,
         "registered": f"models:/{registered_name(run, settings.stage)}/{version}",
         "mlflow_run": tracker.run_id,
         "trials": len(trials),
-        **{end: ends[end] for end in ("finished", "behind", "failed")},
-        "out_of_time_s": settings.budget_s if short else None,
+        **{end: ends[end] for end in ("finished", "pruned", "diverged", "failed")},
+        "out_of_time_s": settings.budget_s if out_of_time else None,
         "best_trial": best.id,
         "best_values": best.values,
         "best_epoch": best.best_epoch,
@@ -114,166 +110,174 @@ def _swept(run: Run, inputs: Inputs) -> Summary:
     }
 
 
-def _forget(run: Run) -> None:
-    """Take away a sweep on other inputs; its model stays registered."""
-    name = run.config.tune.name
-    run.folder.delete_folder(f"tune/{name}")
-    if run.folder.exists(f"mlflow/tune/{name}.json"):
-        run.folder.delete(f"mlflow/tune/{name}.json")
-
-
-def _folder(run: Run) -> Folder:
-    return run.folder.child(f"tune/{run.config.tune.name}")
-
-
 def _search(run: Run, parent: str) -> None:
-    """Try all that is not over; each trial leaves its record in its folder.
+    """Run all trials that are not over, until `tune.budget_s` has passed.
 
-    Raises KeyboardInterrupt where the sweep is to be left: the trials under way have kept their states
-    then, unless a second interrupt came before.
+    After an interrupt, waits for the trials to write their states, then raises KeyboardInterrupt.
     """
-    from cropray.tuning.search import Search
-
-    search, desk = Search(run.config, _trials(run)), open_control()
-    if not search.left:
+    search, control, start = Search(run.config, Trial.read_all(run)), open_control(), time.monotonic()
+    if not search.numbers:
         return
-
-    def leave() -> None:
-        search.end()
-        desk.leave.remote()
-
+    budget_s, total, done = run.config.tune.budget_s or math.inf, count_trials(run.config.tune), 0
+    # Nobody reads what Ray Tune writes: trials have their own records.
     with TemporaryDirectory(prefix="cropray-tune-", ignore_cleanup_errors=True) as scratch:
-        searching = in_thread(_tuner(run, parent, search, desk, scratch).fit)
+        searching = in_thread(_tuner(run, parent, search, control, scratch).fit)
         try:
-            _followed(searching, search, run.config.tune, leave)
+            with progress("tune", total) as bar:
+                while not searching.done() or done < search.done:
+                    note = f"best {SCORE} {search.best:.4f}" if search.best > UNKNOWN else ""
+                    bar.advance(search.done - done, note)
+                    done = search.done
+                    if not search.closed and time.monotonic() - start > budget_s:
+                        say(f"tune: trials write their states and leave after {budget_s:g} s (tune.budget_s)")
+                        search.closed = True
+                        control.leave.remote()
+                    wait([searching], timeout=_POLL_S)
         except KeyboardInterrupt:
-            say("tune: the trials keep their states and leave; a second interrupt leaves at once")
-            leave()
-            wait([searching], timeout=_PATIENCE_S)
+            say("tune: trials write their states … press Ctrl-C again to quit immediately")
+            search.closed = True
+            control.leave.remote()
+            wait([searching], timeout=2 * _PATIENCE_S)
             raise
-        _note_failures(run, search.begun.values(), searching.result())
+    records = {trial.id: trial for trial in Trial.read_all(run)}
+    for started, result in zip(search.started, searching.result(), strict=True):  # in the same order
+        if result.error is not None:
+            lines = str(getattr(result.error, "cause", None) or result.error).strip().splitlines()
+            record = records.get(started.id, started)
+            failed = replace(record, end="failed", problem=lines[-1] if lines else "").write(run)
+            say(f"tune: trial {failed.id} failed: {failed.problem}; run the same command to try it again")
 
 
-def _followed(
-    searching: Future[ResultGrid], search: Search, settings: TuneConfig, leave: Callable[[], None]
-) -> None:
-    """Until all trials have ended, which they are asked to when their time is up."""
-    start, done, asked = time.monotonic(), 0, False
-    with progress("tune", trials_of(settings)) as bar:
-        while True:
-            last = searching.done()
-            bar.advance(search.done - done, "" if search.best is None else f"best {SCORE} {search.best:.4f}")
-            done = search.done
-            if last:
-                return
-            if settings.budget_s is not None and not asked and time.monotonic() - start > settings.budget_s:
-                asked = True
-                say(f"tune: {settings.budget_s:g} s are over (tune.budget_s): the trials leave")
-                leave()
-            time.sleep(_POLL_S)
-
-
-def _note_failures(run: Run, begun: Iterable[Trial], results: ResultGrid) -> None:
-    """Record what failed, and say so; results come in the order in which the trials began."""
-    folder = _folder(run).child("trials")
-    for trial, result in zip(begun, results, strict=True):
-        if result.error is None:
-            continue
-        problem = str(getattr(result.error, "cause", None) or result.error).strip()
-        name = f"{trial.id}/{TRIAL}"
-        record = Trial(**json.loads(folder.read_text(name))) if folder.exists(name) else trial
-        record = replace(record, end="failed", problem=problem.splitlines()[-1] if problem else "")
-        folder.write_text(name, json.dumps(asdict(record)) + "\n")
-        say(f"tune: trial {trial.id} failed: {record.problem}; the same command tries it again")
-
-
-def _tuner(run: Run, parent: str, search: Search, desk: Any, scratch: str) -> Tuner:
-    """A search by Tune, which keeps what it writes, and nobody reads, in the folder `scratch`."""
+def _tuner(run: Run, parent: str, search: Search, control: Any, scratch: str) -> ray_tune.Tuner:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # trials keep their own records
-    import ray
-    from ray import tune as ray_tune
-
-    from cropray.tuning.trial import TrialTraining
-
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of failures this module tells
-    settings = run.config.tune
-    given = ray_tune.with_parameters(
-        TrialTraining, folder=run.folder.uri, config=for_workers(run.config), parent=parent, sweep=desk
-    )
-    # On the driver's node, which reaches MLflow, has CPUs for others or none, and stays. A group of Ray's
-    # must ask for something: a byte. The workers of the trial ask for room of their own, anywhere.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are reported here
+    settings, epochs = run.config.tune, getattr(run.config, run.config.tune.stage).epochs
+    there = Run(run.folder, for_workers(run.config))
+    trainable = ray_tune.with_parameters(TrialTraining, run=there, parent=parent, sweep=control)
+    # On the driver's node, which reaches MLflow and may have no CPUs. A placement group must request
+    # something: a byte. The workers of a trial request their own resources, on any node.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     place = ray_tune.PlacementGroupFactory([{"memory": 1}], bundle_label_selector=[here])
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric=SCORE,
+        mode="max",
+        max_t=epochs + 1,  # Ray Tune stops a trial that reaches max_t as if it were pruned
+        grace_period=min(settings.grace_epochs, epochs),
+        reduction_factor=settings.reduction,
+    )
     return ray_tune.Tuner(
-        ray_tune.with_resources(given, place),
+        ray_tune.with_resources(trainable, place),
         tune_config=ray_tune.TuneConfig(
-            metric=SCORE,
-            mode="max",
-            num_samples=search.left,
+            num_samples=len(search.numbers),
             max_concurrent_trials=settings.concurrent,
             search_alg=search,
-            scheduler=_scheduler(settings, getattr(run.config, settings.stage).epochs),
+            scheduler=asha if settings.scheduler == "asha" else None,
         ),
         run_config=ray_tune.RunConfig(
             storage_path=scratch,
-            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their states
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
 
 
-def _trials(run: Run) -> list[Trial]:
-    """What all trials have left so far, the best first."""
-    folder = _folder(run).child("trials")
-    records = [json.loads(folder.read_text(name)) for name in folder.names(TRIAL)]
-    return sorted(
-        (Trial(**record) for record in records), key=lambda t: (t.score is None, -(t.score or 0), t.id)
-    )
-
-
-def _scheduler(settings: TuneConfig, epochs: int) -> TrialScheduler:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    if settings.scheduler == "none":
-        return FIFOScheduler()
-    # One epoch beyond the last, for Tune ends a trial that reaches it as it ends one that falls behind.
-    return ASHAScheduler(
-        time_attr="epoch",
-        max_t=epochs + 1,
-        grace_period=min(settings.grace_epochs, epochs),
-        reduction_factor=settings.reduction,
-    )
-
-
 def _publish(run: Run, trials: Sequence[Trial], tracker: Tracker) -> str:
-    """The sweep's table and picture, and the best trial's model as a new version, which is returned."""
-    settings, folder = run.config.tune, _folder(run)
+    """Publish the table, the picture and the model of the best trial; its version in the registry."""
+    settings, folder = run.config.tune, sweep_folder(run)
     score = trials[0].score if trials else None
     if score is None:
-        failed = next((trial for trial in trials if trial.end == "failed"), None)
-        what_to_do = (
-            "look into their records there, give the split more regions (rois.split.val), or let the trials "
-            "train longer (tune.budget_s)"
-            if failed is None
-            else f"mend what {failed.id} failed by ({failed.problem}) and run the same command again"
-        )
-        raise InputError(f"no trial of {folder} has a score on the validation split: {what_to_do}")
+        remedy = "give val more regions (rois.split.val), or let trials train longer (tune.budget_s)"
+        if problems := [f"{trial.id}: {trial.problem}" for trial in trials if trial.problem]:
+            remedy = f"correct this first: {problems[0]}; then run the same command again"
+        raise InputError(f"no trial of {folder} has a score on the validation split: {remedy}")
     best = trials[0]
-    rows = [asdict(trial) for trial in trials]
-    axes = [_axis(key, dimension) for key, dimension in sorted(settings.space.items())]
-    flat = [{**trial.values, "score": trial.score, "stopped": trial.end != "finished"} for trial in trials]
-    folder.write_text(SWEEP, json.dumps({"stage": settings.stage, "trials": rows}, indent=1) + "\n")
-    folder.write_bytes(PICTURE, sweep_chart(axes, flat, SCORE))
-    for name in (SWEEP, PICTURE):
-        tracker.artifact_bytes(name, folder.read_bytes(name))
-    tracker.metrics({SCORE: score}, step=best.best_epoch)
+    axes = [
+        Axis(key, dimension.kind == "loguniform", tuple(str(value) for value in dimension.choice or ()))
+        for key, dimension in sorted(settings.space.items())
+    ]
+    lines = [{**trial.values, "score": trial.score, "stopped": trial.end != "finished"} for trial in trials]
+    table = {"stage": settings.stage, "trials": [asdict(trial) for trial in trials]}
+    files = {SWEEP: json.dumps(table, indent=1).encode() + b"\n", PICTURE: sweep_chart(axes, lines, SCORE)}
+    for name, data in files.items():
+        folder.write_bytes(name, data)
+        tracker.artifact_bytes(name, data)
+    # Tags: a sweep that continues may find a better trial, and MLflow never changes a parameter.
+    tracker.tags({"best.trial": best.id, **{f"best.{key}": value for key, value in best.values.items()}})
+    tracker.metrics({SCORE: score}, step=len(trials))
     model = folder.child("model")
-    publish_best(folder.child(f"trials/{best.id}"), best.best_epoch, model)
+    publish_best(best.folder(run), best.best_epoch, model)
     return register(run, settings.stage, model, tracker)
 
 
-def _axis(key: str, dimension: Dimension) -> Axis:
-    choices = tuple(str(value) for value in dimension.choice or ())
-    return Axis(key, dimension.kind == "loguniform", choices)
+class TrialTraining(ray_tune.Trainable):  # type: ignore[misc]  # Ray has no types
+    """Trains in a thread and reports each validated epoch. Resumes from the last state of the trial.
+
+    When Ray Tune stops a trial, its workers are told to leave, as after an interrupt; all trials leave when
+    the control `sweep` says so. A function with `TuneReportCallback` cannot do that: Ray Tune kills it, and
+    its workers hold their resources until Ray's dashboard, if there is one, notices
+    (test_a_stopped_trial_keeps_its_state_and_frees_its_resources). It also hangs if the function returns
+    before Ray Tune has read its last report.
+    """
+
+    def setup(self, suggestion: dict[str, Any], *, run: Run, parent: str, sweep: Any) -> None:
+        self._run, self._trial = run, Trial(**suggestion)
+        if self._trial.id not in {trial.id for trial in Trial.read_all(run)}:
+            self._trial.write(run)  # whatever ends the trial, these values are tried again
+        self._parent, self._sweep, self._control = parent, sweep, open_control()
+        self._results = queue.SimpleQueue[dict[str, Any]]()
+        self._last: dict[str, Any] = {"epoch": 0, SCORE: UNKNOWN, BEST: UNKNOWN}
+        self._reported, self._pruned = 0, False
+        self._training = in_thread(self._train)
+
+    def step(self) -> dict[str, Any]:
+        """The next validated epoch. Raises the error that ended the training."""
+        while self._results.empty() and not self._training.done():
+            if ray.get(self._sweep.leaving.remote()):
+                self._leave()
+                return {**self._last, "done": True}
+            wait([self._training], timeout=_POLL_S)
+        if self._results.empty():
+            try:
+                self._training.result()
+            except DivergedError as error:
+                self._trial = replace(self._trial, end="diverged", problem=str(error)).write(self._run)
+            return {**self._last, "done": True}
+        self._last = self._results.get()
+        return self._last
+
+    def cleanup(self) -> None:
+        """Let the workers leave. A trial that still trains was pruned, unless the whole sweep leaves."""
+        self._pruned = not self._training.done() and not ray.get(self._sweep.leaving.remote())
+        self._leave()
+        if self._pruned and not self._trial.over:
+            self._trial = replace(self._trial, end="pruned").write(self._run)
+
+    def _leave(self) -> None:
+        self._control.leave.remote()
+        wait([self._training], timeout=_PATIENCE_S)
+
+    def _train(self) -> None:
+        run = Run(self._run.folder, updated(self._run.config, self._trial.values))
+        tune, place = run.config.tune, self._trial.folder(run)
+        plan = make_plan(run, tune.stage)
+
+        def report(history: History) -> None:
+            # First the record: the result may end the trial.
+            self._trial = self._trial.after(history, plan.recipe.epochs).write(run)
+            best = UNKNOWN if self._trial.score is None else self._trial.score
+            for entry in history:
+                if SCORE in entry and entry["epoch"] > self._reported:
+                    self._reported = entry["epoch"]
+                    score = UNKNOWN if entry[SCORE] is None else entry[SCORE]
+                    self._results.put({"epoch": entry["epoch"], SCORE: score, BEST: best})
+
+        with tracked(run, f"tune/{tune.name}/{self._trial.id}", parent=self._parent) as tracker:
+            try:
+                report(train_in(run, tune.stage, plan, place, tracker, report, self._control, tune.cpus))
+            except KeyboardInterrupt:
+                if self._pruned:
+                    tracker.end("FINISHED", {"cropray.pruned": "true"})
+                raise

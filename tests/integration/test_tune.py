@@ -1,4 +1,4 @@
-"""Sweeps: killed in the middle, taken up, with trials that fail, or are ended; nested in MLflow."""
+"""Sweeps: killed and resumed, with trials that fail or are pruned; nested in MLflow."""
 
 import json
 import os
@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from mlflow import MlflowClient
+from ray.tune import with_parameters
 
 from cropray.config.load import updated
 from cropray.models.checkpoint import save_checkpoint
@@ -22,7 +25,8 @@ from cropray.tracking.versions import find
 from cropray.training.driver import open_control
 from cropray.training.plan import make_plan
 from cropray.training.state import newest
-from cropray.tuning.sweep import tune
+from cropray.training.validate import SCORE
+from cropray.tuning.sweep import TrialTraining, tune
 from tests.training_data import CLASSES, make_run, write_split
 
 TRIALS, EPOCHS = 2, 2
@@ -36,7 +40,7 @@ def prepared(path: Path) -> tuple[Run, list[str]]:
         write_split(folder, split, samples)
     sweep = {"space": SPACE, "trials": TRIALS, "scheduler": "none", "evaluate": False}
     run = make_run(folder, epochs=EPOCHS)
-    config = updated(run.config, {"tune": sweep, "ray.num_cpus": 1})  # room that a trial loses ends it
+    config = updated(run.config, {"tune": sweep, "ray.num_cpus": 1})  # a trial that kept its CPU would end it
     (path / "config.yaml").write_text(config.to_yaml())
     command = [sys.executable, "-m", "cropray", "tune", "--config", str(path / "config.yaml")]
     return Run(folder, config), [*command, "--run", str(path / "run")]
@@ -63,7 +67,7 @@ def wait_for_a_finished_trial(run: Run, driver: subprocess.Popen[bytes]) -> dict
 
 
 @pytest.mark.timeout(600)  # a trial starts processes of its own: up to a minute on a busy machine
-def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_finished(tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_without_repeating_finished_trials(tmp_path: Path) -> None:
     run, command = prepared(tmp_path)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "first.log").open("wb") as log:
@@ -110,7 +114,7 @@ def test_a_sweep_that_was_killed_goes_on_without_repeating_what_is_finished(tmp_
     assert json.loads(again.stdout) == summary
 
 
-def test_trials_that_fail_are_told_counted_and_tried_again_alone(
+def test_failed_trials_are_named_counted_and_tried_again_alone(
     ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = prepared(tmp_path)
@@ -125,10 +129,11 @@ def test_trials_that_fail_are_told_counted_and_tried_again_alone(
     summary = tune(grid)
     assert (summary["trials"], summary["finished"], summary["failed"]) == (3, 2, 1)
     problem = records(run)["0001"]["problem"]
-    assert "later is no checkpoint folder" in problem
-    told = capsys.readouterr().err
-    assert f"tune: trial 0001 failed: {problem}; the same command tries it again" in told
-    assert "Traceback" not in told
+    assert "later" in problem
+    assert "checkpoint.json" in problem
+    messages = capsys.readouterr().err
+    assert f"tune: trial 0001 failed: {problem}" in messages
+    assert "Traceback" not in messages
     kept = {name: trial for name, trial in records(run).items() if trial["end"] == "finished"}
 
     save_checkpoint(whole, run.folder.child("later"))
@@ -139,40 +144,67 @@ def test_trials_that_fail_are_told_counted_and_tried_again_alone(
 
     spans = sorted((r.info.start_time, r.info.end_time) for r in mlflow_runs(run) if "/00" in r.info.run_name)
     assert len(spans) == 3
-    assert all(ended <= begun for (_, ended), (begun, _) in pairwise(spans))  # though there was room for two
+    assert all(ended <= begun for (_, ended), (begun, _) in pairwise(spans))  # though there was space for two
 
 
 @pytest.mark.parametrize("by", ["Tune", "the sweep"])
-def test_a_trial_that_is_ended_keeps_its_state_and_gives_back_its_room(
+def test_a_stopped_trial_keeps_its_state_and_frees_its_resources(
     ray_local: None, tmp_path: Path, by: str
 ) -> None:
-    import ray
-    from ray.tune import with_parameters
-
-    from cropray.tuning.trial import TrialTraining
-
     run, _ = prepared(tmp_path)
     endless = updated(run.config, {"finetune.epochs": 10_000, "finetune.schedule": "constant"})
     sweep = open_control()
-    given = with_parameters(TrialTraining, folder=run.folder.uri, config=endless, parent="", sweep=sweep)
-    trial = ray.remote(num_cpus=0)(given).remote({"id": "0001", "values": {"finetune.lr": 1e-3}})
-    told = ray.get(trial.step.remote())
-    assert told["epoch"] == 1
-    assert not told["done"]
+    trainable = with_parameters(TrialTraining, run=Run(run.folder, endless), parent="", sweep=sweep)
+    trial = ray.remote(num_cpus=0)(trainable).remote({"id": "0001", "values": {"finetune.lr": 1e-3}})
+    assert ray.get(trial.step.remote())["epoch"] == 1
     assert ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]
     if by == "the sweep":
         ray.get(sweep.leave.remote())
-        while not told["done"]:  # epochs that it had told before it was asked
-            told = ray.get(trial.step.remote())
-    ray.get(trial.stop.remote())  # as Tune ends one that falls behind, and any in the end
-    # While the process is there: nothing is left to what would tidy up after it.
-    deadline = time.monotonic() + 10  # Ray counts a little behind
+        while not ray.get(trial.step.remote()).get("done"):  # epochs that were trained before
+            pass
+    ray.get(trial.stop.remote())  # as Tune stops a pruned trial, and any in the end
+    # While the process of the trial lives: nothing is left for others to tidy up.
+    deadline = time.monotonic() + 10  # Ray counts a little late
     while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     record = records(run)["0001"]
-    assert record["end"] == ("behind" if by == "Tune" else "open")
+    assert record["end"] == ("pruned" if by == "Tune" else "open")
     state, damaged = newest(run.folder.child("tune/sweep/trials/0001"))
     assert state is not None
     assert len(state.train_state["history"]) >= record["epochs"] >= 1
     assert not damaged
+    (tracked,) = mlflow_runs(run)
+    assert tracked.info.status == ("FINISHED" if by == "Tune" else "KILLED")
+    assert ("cropray.pruned" in tracked.data.tags) == (by == "Tune")
+
+
+def test_a_sweep_prunes_bad_trials_ends_diverged_ones_and_goes_on(ray_local: None, tmp_path: Path) -> None:
+    run, _ = prepared(tmp_path)
+    # The good value comes first: ASHA prunes what is worse at the first epoch.
+    settings = {
+        "tune.space": {"finetune.lr": {"choice": [3e-2, 1e-9, 1e30, 1e-10]}},
+        "tune.search": "grid",
+        "tune.scheduler": "asha",
+        "tune.reduction": 2,
+        "finetune.epochs": 4,
+    }
+    sweep = Run(run.folder, updated(run.config, settings))
+    summary = tune(sweep)
+    trials = records(run)
+    ends = {name: trial["end"] for name, trial in trials.items()}
+    assert (ends["0001"], ends["0003"]) == ("finished", "diverged")
+    assert "pruned" in (ends["0002"], ends["0004"])
+    assert {end: summary[end] for end in set(ends.values())} == Counter(ends.values())
+    assert "Lower the learning rate" in trials["0003"]["problem"]
+    pruned = {name for name, end in ends.items() if end == "pruned"}
+    assert all(trials[name]["epochs"] < 4 for name in pruned)
+
+    nested = {r.data.tags["cropray.stage"].split("/")[-1]: r for r in mlflow_runs(run)}
+    assert {name for name in ends if nested[name].info.status != "FINISHED"} == {"0003"}
+    assert {name for name in ends if "cropray.pruned" in nested[name].data.tags} == pruned
+    parent = nested["sweep"].data
+    assert parent.tags["best.trial"] == summary["best_trial"]
+    assert float(parent.tags["best.finetune.lr"]) == summary["best_values"]["finetune.lr"]
+    assert parent.metrics[SCORE] == summary[SCORE]
+    assert tune(sweep) == summary  # nothing is tried again
