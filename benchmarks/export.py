@@ -63,7 +63,7 @@ SIZE_M, HARVEST = 1280.0, date(2022, 8, 1)
 IN_FLIGHT = 20
 PROCESSES, OTHER_PROCESSES = 2, (1, 4)
 PASSES = ("evaluated", "replayed")
-TARGETS = {"wall": 20.0, "requests": 35.0}
+TARGETS = {"wall": 50.0, "requests": 35.0}
 S2, S1 = "COPERNICUS/S2_SR_HARMONIZED", "COPERNICUS/S1_GRD"
 PASS, ORBIT = "orbitProperties_pass", "relativeOrbitNumber_start"
 

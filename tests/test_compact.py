@@ -113,7 +113,7 @@ def test_shards_of_an_export_that_changed_are_replaced(
 
 def test_a_sample_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     run = exported_run(tmp_path, [make_roi("a"), make_roi("a", "val")])
-    with pytest.raises(InputError, match=r"6 samples occur more than once, as a-00000-00000 in "):
+    with pytest.raises(InputError, match=r"6 samples occur more than once, such as a-00000-00000 in "):
         compact(run)
     assert not run.folder.exists("shards")
 
@@ -161,7 +161,7 @@ def test_shards_of_another_compaction_are_refused(tmp_path: Path) -> None:
         run.folder,
         run.config.model_copy(update={"shards": run.config.shards.model_copy(update={"shard_samples": 50})}),
     )
-    with pytest.raises(InputError, match=r"are none of this compaction; delete .*/shards"):
+    with pytest.raises(InputError, match=r"are not from this compaction; delete .*/shards"):
         compact(fewer)
     run.folder.delete("shards/train/00001.parquet")
     run.folder.delete("shards/train/00002.parquet")

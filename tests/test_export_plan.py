@@ -9,7 +9,7 @@ import pytest
 
 from cropray.config import Config
 from cropray.errors import InputError
-from cropray.pipeline.export_plan import dry_run, plan_export
+from cropray.pipeline.export import dry_run, plan_export
 from cropray.pipeline.tiles import plan_tiles
 from cropray.rois.build import build_rois
 from cropray.rois.store import read_rois

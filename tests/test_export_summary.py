@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import pytest
 
-from cropray.pipeline.export_plan import summarise
+from cropray.pipeline.export import summarise
 from cropray.shards.ledger import LedgerRow
 from cropray.storage import Folder
 from cropray.types import Period
@@ -29,7 +30,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[LedgerRow]:
 
 
 def test_tiles_are_counted_and_their_gaps_named_by_sensor_and_month(rows: list[LedgerRow]) -> None:
-    assert summarise(rows, MONTHS) == {
+    summary = summarise(rows, MONTHS)
+    (warning,) = summary.pop("warnings")
+    assert re.search(r"no valid Sentinel-1: 2022-05 in 1 of 1 ROIs \(such as maize-1\)", warning)
+    assert summary == {
         "tiles": 2,
         "patches": 6,
         "patches_by_split": {"train": 6},
@@ -37,10 +41,6 @@ def test_tiles_are_counted_and_their_gaps_named_by_sensor_and_month(rows: list[L
         "empty_tiles": {},
         "months_without_scene": {"s2": {}, "s1": {"2022-05": 2}},
         "months_without_view": {"s2": {"2022-05": 1, "2022-06": 1}, "s1": {"2022-05": 2}},
-        "warnings": [
-            "months with no valid Sentinel-1: 2022-05 in 1 of 1 ROIs (as maize-1); clouds do not hide land "
-            "from it: are scenes or an orbit missing? The ledger has each tile"
-        ],
     }
 
 
@@ -58,7 +58,7 @@ def test_tiles_in_which_nothing_was_seen_are_a_warning(tmp_path: Path) -> None:
     assert got["empty_tiles"] == {"no valid pixel in any month of either sensor": 2}
     blind, radar = got["warnings"]
     assert blind.startswith("2 of 2 tiles have no valid pixel in any month of either sensor")
-    assert "2022-05 in 1 of 1 ROIs (as maize-1), 2022-06 in 1 of 1 ROIs" in radar
+    assert "2022-05 in 1 of 1 ROIs (such as maize-1), 2022-06 in 1 of 1 ROIs" in radar
 
 
 def test_a_month_that_lacks_one_of_the_orbits_is_a_warning(rows: list[LedgerRow]) -> None:
@@ -68,7 +68,9 @@ def test_a_month_that_lacks_one_of_the_orbits_is_a_warning(rows: list[LedgerRow]
     share = west.width / (west.width + east.width)
     partly = [west, replace(east, valid_s1=[0.0, 1.0])]
     (warning,) = summarise(partly, MONTHS)["warnings"]
-    assert f"less Sentinel-1 than in others: 2022-05 in 1 of 1 ROIs (as maize-1: {share:.0%} of it" in warning
+    assert (
+        f"less Sentinel-1 than others: 2022-05 in 1 of 1 ROIs (such as maize-1: {share:.0%} of it" in warning
+    )
     assert "at best 100%" in warning
     # An orbit that is never there shows in no month: this is what the region has.
     edge = [west, replace(east, valid_s1=[0.0, 0.0], valid_s2=[1.0, 1.0])]
@@ -81,4 +83,4 @@ def test_regions_of_other_seasons_are_counted_by_their_own_months(rows: list[Led
     got = summarise([*rows, *later], MONTHS | {"late": (JUNE, JULY)})
     assert got["months_without_view"]["s1"] == {"2022-05": 2, "2022-07": 2}
     (warning,) = got["warnings"]
-    assert "2022-05 in 1 of 2 ROIs (as maize-1), 2022-07 in 1 of 2 ROIs (as late)" in warning
+    assert "2022-05 in 1 of 2 ROIs (such as maize-1), 2022-07 in 1 of 2 ROIs (such as late)" in warning

@@ -8,7 +8,7 @@ from cropray.pipeline.monitor import check_failures
 
 
 def test_tiles_that_were_given_up_are_counted() -> None:
-    with pytest.raises(InputError, match=r"2 of 9 tiles failed, and it stopped before 5 others \(ray\.max"):
+    with pytest.raises(InputError, match=r"2 of 9 tiles failed, and 5 were not tried \(ray\.max"):
         check_failures("export", {"a": "no answer", "b": "no answer"}, 9, untried=5)
 
 
@@ -19,8 +19,8 @@ def test_failures_are_grouped_by_error_the_most_frequent_first() -> None:
     lines = str(caught.value).splitlines()
     assert lines[:3] == [
         "export: 3 of 7 tiles failed:",
-        "  2 x no network (as b)",
-        "  1 x no CRS (as a)",
+        "  2 x no network (such as b)",
+        "  1 x no CRS (such as a)",
     ]
     assert "run the same command again" in lines[-1]
 

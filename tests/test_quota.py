@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.imagery.earthengine.quota import Attempt, Limiter, LocalQuota, RequestOutcome
-from cropray.pipeline.cluster_quota import requests_note
+from cropray.pipeline.cluster_quota import quota_notes
 
 DONE = Attempt("a tile", "done", 1.0, nbytes=1000)
 TOO_MANY = Attempt("a tile", "rate_limited", 1.0, error="429")
@@ -189,9 +189,10 @@ def test_requests_without_an_answer_are_reported_once() -> None:
 
 def test_a_person_is_told_the_state_of_the_requests() -> None:
     status = LocalQuota(in_flight=8, per_second=1000, lease_s=100).status()
-    assert requests_note(status) == ["0.0 MB/s", "0 of 8 in flight", "0 x 429"]
+    assert quota_notes(status) == ["0.0 MB/s", "0 of 8 in flight", "0 x 429"]
     slow = replace(status, rate_limited=3, bytes_per_s=2.5e6, in_flight=2, restricted=True, paused_s=30.2)
-    assert ", ".join(requests_note(slow)) == (
-        "2.5 MB/s, 2 of 8 in flight (the project is in restricted mode), 3 x 429, "
-        "waiting 30 s as the service asks"
-    )
+    speed, in_flight, refused, paused = quota_notes(slow)
+    assert (speed, refused) == ("2.5 MB/s", "3 x 429")
+    assert "2 of 8 in flight" in in_flight
+    assert "restricted mode" in in_flight
+    assert "30 s" in paused

@@ -1,53 +1,46 @@
-"""One quota for all workers of a cluster: the rule of `imagery.earthengine.quota`, in an actor of Ray."""
+"""The quota of a service for all processes of a stage, and how many of these make use of it."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from cropray.config import Config
 from cropray.imagery.earthengine.quota import Attempt, LocalQuota, QuotaStatus
 
-_TILES_A_REQUEST = 1.25
-_TILES_WORTH_A_WORKER = 8  # its start takes seconds, of which a tile takes a few tenths
-_SPARE_CALLS = 8  # of the actor, beside those that wait for leave: permits given back, questions
+_TILES_A_REQUEST = 1.25  # beside those that wait, some tiles are being cut and written
+_TILES_A_PROCESS = 8  # at least: a process takes seconds to start, a tile some tenths
+_SPARE_CALLS = 8  # of the actor: permits that are returned, and questions
 
 
 class ClusterQuota:
-    """A RequestQuota that any worker can be given; it pickles to a handle of the one actor."""
+    """A RequestQuota in an actor of Ray; it pickles to a handle."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(getattr(self._actor, method).remote(*arguments))
+
     def acquire(self) -> int:
-        import ray
+        return int(self._ask("acquire"))
 
-        permit: int = ray.get(self._actor.acquire.remote())
-        return permit
-
-    def release(self, permit: int, attempt: Attempt) -> None:
-        import ray
-
-        ray.get(self._actor.release.remote(permit, attempt))
+    def release(self, ticket: int, attempt: Attempt) -> None:
+        self._ask("release", ticket, attempt)
 
     def status(self) -> QuotaStatus:
-        import ray
-
-        status: QuotaStatus = ray.get(self._actor.status.remote())
-        return status
+        return cast(QuotaStatus, self._ask("status"))
 
     def take_unanswered(self) -> list[Attempt]:
-        import ray
-
-        attempts: list[Attempt] = ray.get(self._actor.take_unanswered.remote())
-        return attempts
+        return cast(list[Attempt], self._ask("take_unanswered"))
 
 
 def cluster_quota(config: Config, callers: int) -> ClusterQuota | None:
-    """The quota that `callers` threads of all workers share; None for a source that needs none.
+    """The quota that `callers` threads share; None for a source without one. Ray must be running.
 
-    Ray must be there. The quota ends with its last handle, and is no sooner lost than the driver:
-    it runs on the same node.
+    It ends with its last handle. It runs on the driver's node, so it is not lost before the driver.
     """
     if config.source.kind != "earthengine":
         return None
@@ -62,28 +55,24 @@ def cluster_quota(config: Config, callers: int) -> ClusterQuota | None:
     return ClusterQuota(actor.remote(chosen.in_flight, chosen.per_second, chosen.lease_s))
 
 
-def workers_of(config: Config, tiles: int) -> int:
-    """Processes for so many tiles: a process that only waits for answers is worth several of them."""
-    worth = 1 if config.source.kind != "earthengine" else _TILES_WORTH_A_WORKER
+def process_count(config: Config, tiles: int) -> int:
+    """Processes for an export of so many tiles."""
+    worth = _TILES_A_PROCESS if config.source.kind == "earthengine" else 1
     return min(config.ray.concurrency, math.ceil(tiles / worth))
 
 
-def threads_of(config: Config, workers: int, tiles: int) -> int:
-    """Tiles at once in each of `workers` processes: one, or enough to use a quota up by waiting.
-
-    A few more than may be in flight, for a tile also has its patches to cut and its part to write; and no
-    more than are left for each of them.
-    """
+def thread_count(config: Config, processes: int, tiles: int) -> int:
+    """Tiles at once in each process: one, or as many as use a quota up by waiting for answers."""
     if config.source.kind != "earthengine":
         return 1
-    waiting = math.ceil(_TILES_A_REQUEST * config.source.earthengine.in_flight / workers)
-    return min(waiting, math.ceil(tiles / workers))
+    waiting = math.ceil(_TILES_A_REQUEST * config.source.earthengine.in_flight / processes)
+    return min(waiting, math.ceil(tiles / processes))
 
 
-def requests_note(status: QuotaStatus) -> list[str]:
+def quota_notes(status: QuotaStatus) -> list[str]:
     """The state of the requests in a few words."""
     restricted = " (the project is in restricted mode)" if status.restricted else ""
-    paused = [f"waiting {status.paused_s:.0f} s as the service asks"] if status.paused_s >= 1 else []
+    paused = [f"pausing {status.paused_s:.0f} s as the service asks"] if status.paused_s >= 1 else []
     return [
         f"{status.bytes_per_s / 1e6:.1f} MB/s",
         f"{status.in_flight} of {status.allowed} in flight{restricted}",

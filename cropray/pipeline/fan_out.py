@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from cropray.config import RayConfig
 from cropray.errors import InputError, format_error
@@ -72,7 +72,7 @@ def fan_out(
     from ray import cloudpickle
 
     made_by = cloudpickle.dumps((worker, tuple(arguments)))
-    left, losses = dict(enumerate(jobs)), Losses(stage, patient_with=RETRIES)
+    left, losses = dict(enumerate(jobs)), Losses(stage, patience=RETRIES)
     with report_missing_resources(losses, resources, config, patience_s):
         for at_once, rounds in ((threads, _BATCH_ROUNDS), (threads, 1), (1, 1), (1, 1)):
             if not left:
@@ -142,41 +142,42 @@ def run_batch(
 ) -> Generator[Row, None, None]:
     """In a task: the outcomes of a batch, pickled; those that come at the same time share a row.
 
-    The first row is empty and says that work has begun. Faults are sent too: Ray Data skips what raises.
+    The first row is empty and says that work has begun. Faults are sent, too, for Ray Data skips what raises.
     """
     from ray import cloudpickle
 
-    def fault(error: BaseException) -> Any:
-        return cloudpickle.dumps((-1, None, _portable(error), 0.0))
+    def outcome(number: int, result: Any, error: str | BaseException, start: float) -> Any:
+        return cloudpickle.dumps((number, result, error, time.monotonic() - start))
 
     def run(number: int, job: Any) -> Any:
         start = time.monotonic()
         try:
-            return cloudpickle.dumps((number, worker(job), "", time.monotonic() - start))
+            return outcome(number, worker(job), "", start)
         except failures as failure:
-            return cloudpickle.dumps((number, None, format_error(failure), time.monotonic() - start))
-        except BaseException as error:
-            return fault(error)
+            return outcome(number, None, format_error(failure), start)
+        except BaseException as fault:
+            return outcome(number, None, _portable(fault), start)
 
     try:
         worker = _make_worker(made_by)
     except Exception as error:
-        yield {"outcomes": cloudpickle.dumps([fault(InputError(cannot_start(format_error(error))))])}
+        fault = _portable(InputError(cannot_start(format_error(error))))
+        yield {"outcomes": cloudpickle.dumps([outcome(-1, None, fault, 0.0)])}
         return
     yield {"outcomes": cloudpickle.dumps([])}
     pool = ThreadPoolExecutor(threads)
     try:
-        running = {pool.submit(run, *numbered) for numbered in cloudpickle.loads(row["jobs"])}
+        running = {pool.submit(run, number, job) for number, job in cloudpickle.loads(row["jobs"])}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             yield {"outcomes": cloudpickle.dumps([future.result() for future in done])}
-    finally:  # a cancelled batch begins no more jobs
+    finally:  # a batch that is cancelled begins no more jobs
         pool.shutdown(cancel_futures=True)
 
 
 @functools.lru_cache(maxsize=1)
 def _make_worker(made_by: bytes) -> Callable[[Any], Any]:
-    """The worker of this process; it takes the place of an earlier stage's."""
+    """The worker of this process; it replaces the worker of an earlier stage."""
     from ray import cloudpickle
 
     worker, arguments = cloudpickle.loads(made_by)
@@ -185,13 +186,11 @@ def _make_worker(made_by: bytes) -> Callable[[Any], Any]:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """An exception that can be pickled, with its traceback in a note."""
+    """An exception that can be pickled, with its traceback as a note."""
     from ray import cloudpickle
 
-    note = "In a process of Ray:\n" + "".join(traceback.format_exception(error))
+    error.add_note("In a process of Ray:\n" + "".join(traceback.format_exception(error)))
     try:
-        cloudpickle.loads(cloudpickle.dumps(error))
+        return cast(BaseException, cloudpickle.loads(cloudpickle.dumps(error)))
     except Exception:
-        error = RuntimeError(repr(error))
-    error.add_note(note)
-    return error
+        return RuntimeError(*error.__notes__)

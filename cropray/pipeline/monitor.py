@@ -1,4 +1,4 @@
-"""What a person and the event log learn of a stage: progress, failures, and what Ray alone knows."""
+"""What a person and the event log learn of a stage: progress, failures, and what only Ray knows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cropray.cluster import missing_resources
 from cropray.config import RayConfig
 from cropray.errors import InputError
-from cropray.pipeline.cluster_quota import ClusterQuota, requests_note
+from cropray.pipeline.cluster_quota import ClusterQuota, quota_notes
 from cropray.progress import progress, say
 from cropray.run import Run
 from cropray.storage import Folder
@@ -28,38 +28,33 @@ _WRITE_EVERY_S = 10.0
 _SHOWN = 5
 
 
-@dataclass
 class EventLog:
-    """Attempts and times of one run of a stage, one JSON object a line; never part of the data.
+    """Attempts and times, one JSON object a line, in `events/<stage>-<start>-<id>.jsonl`; never part of data.
 
-    Object storage cannot append, so the file is written anew each time.
+    Object storage cannot append, so the file is rewritten now and then, and at the end of the block.
     """
 
-    folder: Folder
-    name: str
-    _lines: list[str] = field(default_factory=list)
-    _written: float = field(default_factory=time.monotonic)
+    def __init__(self, folder: Folder, stage: str) -> None:
+        start = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self._folder, self._name = folder, f"events/{stage}-{start}-{uuid.uuid4().hex[:6]}.jsonl"
+        self._lines: list[str] = []
+        self._written = time.monotonic()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
 
     def record(self, **event: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._lines.append(json.dumps({"time": now, **event}, ensure_ascii=False) + "\n")
         if time.monotonic() - self._written >= _WRITE_EVERY_S:
-            self.write()
+            self._write()
 
-    def write(self) -> None:
-        self.folder.write_text(self.name, "".join(self._lines))
+    def _write(self) -> None:
+        self._folder.write_text(self._name, "".join(self._lines))
         self._written = time.monotonic()
-
-
-@contextmanager
-def event_log(folder: Folder, stage: str) -> Iterator[EventLog]:
-    """A log `events/<stage>-<start>-<id>.jsonl`, written as it goes and at the end."""
-    start = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    log = EventLog(folder, f"events/{stage}-{start}-{uuid.uuid4().hex[:6]}.jsonl")
-    try:
-        yield log
-    finally:
-        log.write()
 
 
 def follow(
@@ -71,67 +66,66 @@ def follow(
     *,
     name: str,
     details: Callable[[Outcome[Any, Any]], Mapping[str, Any]] = lambda _: {},
-    note: Callable[[Outcome[Any, Any]], list[str]] = lambda _: [],
+    note: Callable[[Outcome[Any, Any]], str] = lambda _: "",
 ) -> None:
-    """Show and log the outcomes of `total` tiles, until `ray.max_failures` have failed.
+    """Show and log the outcomes of `total` tiles until `ray.max_failures` have failed.
 
-    `name` is the attribute of a tile, and the key in the log, that names it; `details` go into the log too,
-    and `note` beside the progress. Raises InputError if tiles failed.
+    `name` is the attribute that names a tile, and its key in the log. `details` go into the log, too, and
+    `note` beside the progress. Raises InputError if tiles failed.
     """
     failures: dict[str, str] = {}
     started, done = time.monotonic(), 0
-    with closing(outcomes), event_log(run.folder, stage) as events, progress(stage, total) as bar:
+    with closing(outcomes), EventLog(run.folder, stage) as events, progress(stage, total) as bar:
         for done, outcome in enumerate(outcomes, start=1):
             tile = getattr(outcome.job, name)
             events.record(**{name: tile}, **details(outcome), error=outcome.error)
             if outcome.error:
                 failures[tile] = outcome.error
-            notes = note(outcome) + ([f"{len(failures)} failed"] if failures else [])
+            notes = [note(outcome), f"{len(failures)} failed" if failures else ""]
             if quota is not None:
                 for attempt in quota.take_unanswered():
                     events.record(**asdict(attempt))
-                left_s = (time.monotonic() - started) / done * (total - done)
-                notes += [*requests_note(quota.status()), f"{_clock(left_s)} left"]
-            bar.advance(note=", ".join(notes))
+                minutes, seconds = divmod(round((time.monotonic() - started) / done * (total - done)), 60)
+                left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+                notes += [*quota_notes(quota.status()), left]
+            bar.advance(note=", ".join(filter(None, notes)))
             if len(failures) >= run.config.ray.max_failures:
                 break
     check_failures(stage, failures, total, total - done)
 
 
 def check_failures(stage: str, failures: Mapping[str, str], total: int, untried: int = 0) -> None:
-    """Raise InputError if any of `total` tiles failed; `failures` are errors by tile.
-
-    `untried` tiles were given up after too many failures.
-    """
+    """Raise InputError if any of `total` tiles failed; `failures` are errors by tile."""
     if not failures:
         return
     tiles_by_error: dict[str, list[str]] = {}
     for tile, error in failures.items():
         tiles_by_error.setdefault(error, []).append(tile)
     most = sorted(tiles_by_error.items(), key=lambda item: (-len(item[1]), item[0]))
-    lines = [f"  {len(tiles)} x {error} (as {tiles[0]})" for error, tiles in most[:_SHOWN]]
-    more = [f"  … and {len(most) - _SHOWN} other errors"] if len(most) > _SHOWN else []
-    stopped = f", and it stopped before {untried} others (ray.max_failures)" if untried else ""
+    lines = [f"  {len(tiles)} x {error} (such as {tiles[0]})" for error, tiles in most[:_SHOWN]]
+    if len(most) > _SHOWN:
+        lines.append(f"  … and {len(most) - _SHOWN} other errors")
+    stopped = f", and {untried} were not tried (ray.max_failures)" if untried else ""
     raise InputError(
-        f"{stage}: {len(failures)} of {total} tiles failed{stopped}:\n"
-        + "\n".join(lines + more)
-        + "\nThe other tiles are kept. Fix the cause and run the same command again."
+        "\n".join(
+            [
+                f"{stage}: {len(failures)} of {total} tiles failed{stopped}:",
+                *lines,
+                "The other tiles are kept. Fix the cause and run the same command again.",
+            ]
+        )
     )
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
 class Losses(logging.Handler):
-    """Why tasks of Ray Data failed. Only its log tells, which is read here and not shown."""
+    """Why tasks of Ray Data failed. Only its log tells; it is read here and not shown.
 
-    def __init__(self, stage: str, patient_with: int) -> None:
-        """Before the first process has begun work, `patient_with` may die."""
+    Before the first process is at work, `patience` of them may die.
+    """
+
+    def __init__(self, stage: str, patience: int) -> None:
         super().__init__()
-        self.stage, self.begun, self.reason = stage, threading.Event(), ""
-        self._patience = patient_with
+        self.stage, self.begun, self.reason, self._patience = stage, threading.Event(), "", patience
 
     @contextmanager
     def heard(self) -> Iterator[None]:
@@ -144,7 +138,7 @@ class Losses(logging.Handler):
             logger.handlers, logger.level = before
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note why a process died. What is raised here ends the dataset and is raised on the driver."""
+        """Note why a process died. What is raised here ends the dataset and reaches the driver."""
         from ray.exceptions import RayTaskError
 
         error = record.exc_info[1] if record.exc_info else None
@@ -167,7 +161,7 @@ def cannot_start(reason: str) -> str:
 def report_missing_resources(
     losses: Losses, resources: Mapping[str, float], config: RayConfig, patience_s: float
 ) -> Iterator[None]:
-    """Say, within the block, which `resources` of a process no node has, or that no process starts."""
+    """During the block, say which `resources` no node has, or that no process has started."""
     ended = threading.Event()
 
     def watch() -> None:

@@ -1,8 +1,8 @@
-"""A model over an area of any size: tiles fanned out over Ray, then streamed into one map.
+"""Prediction: the tiles of an area fanned out over Ray, then streamed into one map or several.
 
-Every finished tile is published as a part, so a prediction that was stopped goes on where it was.
-Layout of maps/<name>/: map.tif, probabilities.tif, areas.json, areas.csv, picture.png, item.json and
-summary.json; with rois:SPLIT a folder of these for every ROI, and the summary above them.
+Every finished tile is published as a part, so a prediction that was stopped resumes. A folder maps/<name>/
+holds map.tif, probabilities.tif, areas.json, areas.csv, picture.png, item.json and summary.json. With
+rois:SPLIT it holds such a folder for each ROI, and the summary.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import shapely
@@ -46,7 +47,7 @@ from cropray.types import ImageRequest
 
 @dataclass(frozen=True)
 class MapTile:
-    """A window of one map, and the name of its part. The map is named: its polygons may be many."""
+    """A window of the map `map_name`; `part` is the name of its part."""
 
     map_name: str
     window: Window
@@ -56,39 +57,47 @@ class MapTile:
         return f"{self.map_name or 'map'}/{self.window.row:07d}-{self.window.col:07d}.npz"
 
 
-class TilePredictor:
-    """Publishes the parts of a map, with one network on the GPU that it was given, else on the CPU."""
+@dataclass(frozen=True)
+class Prediction:
+    """What all processes of a prediction share: its maps by name, and the folders of model and parts."""
 
-    def __init__(
-        self,
-        config: Config,
-        plans: Sequence[MapPlan],
-        checkpoint: Folder,
-        settings: PredictionSettings,
-        parts: Folder,
-        quota: ClusterQuota | None,
-    ) -> None:
+    config: Config
+    plans: Mapping[str, MapPlan]
+    settings: PredictionSettings
+    checkpoint: Folder
+    parts: Folder
+
+    def windows(self, map_name: str) -> Iterator[Window]:
+        return self.plans[map_name].grid.blocks(self.config.predict.tile_size)
+
+    @property
+    def tiles(self) -> list[MapTile]:
+        return [MapTile(name, window) for name in self.plans for window in self.windows(name)]
+
+
+class TilePredictor:
+    """Publishes the parts of maps; its network runs on the GPU of its process if there is one."""
+
+    def __init__(self, prediction: Prediction, quota: ClusterQuota | None) -> None:
         import torch
 
-        self._plans = {plan.name: plan for plan in plans}
-        self._settings, self._parts = settings, parts
-        self._source = open_source(config, quota)
+        config, checkpoint = prediction.config, prediction.checkpoint
+        self._prediction, self._source = prediction, open_source(config, quota)
         model = with_head(load_checkpoint(checkpoint), config.predict.head, str(checkpoint))
         self._predictor = Predictor(model, "cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, tile: MapTile) -> None:
-        plan = self._plans[tile.map_name]
+        plan, settings = self._prediction.plans[tile.map_name], self._prediction.settings
         wanted = plan.wanted(tile.window)
-        result = predict_tile(tile.window, wanted, plan.grid, self._source, self._predictor, self._settings)
-        self._parts.write_bytes(tile.part, encode_tile(result))
+        result = predict_tile(tile.window, wanted, plan.grid, self._source, self._predictor, settings)
+        self._prediction.parts.write_bytes(tile.part, encode_tile(result))
 
 
 def predict(run: Run) -> Summary:
-    """Map `predict.area` as of `predict.as_of` with `predict.model`; see the module for the files.
+    """Map `predict.area` as of `predict.as_of` with `predict.model`.
 
-    A finished map of the same model and settings is reused, one of another model or area is drawn
-    anew. Raises InputError where one of these is missing or does not fit the others, and where
-    maps/<name> holds a map of other settings.
+    A finished map of the same model and settings is reused; one of another model or area is replaced. Raises
+    InputError if one of these is missing or does not fit the others, and if maps/<name> has other settings.
     """
     config = run.config
     given_as_of(config)
@@ -109,15 +118,21 @@ def predict(run: Run) -> Summary:
     if warning:
         say(f"predict: warning: {warning}")
     key = _hash([__version__, inputs, config.predict.tile_size, config.predict.probabilities])
-    parts = output.child(f"parts/{key}")
-    size = config.predict.tile_size
-    tiles = [MapTile(plan.name, window) for plan in plans for window in plan.grid.blocks(size)]
-    _predict_tiles(tiles, plans, run, checkpoint_folder, settings, source, parts)
-    if run.changed("predict", inputs):
-        _clear(output)
+    prediction = Prediction(
+        for_workers(config),
+        {plan.name: plan for plan in plans},
+        settings,
+        checkpoint_folder,
+        output.child(f"parts/{key}"),
+    )
+    _predict_tiles(prediction, source, run)
+    if run.changed("predict", inputs):  # the new map may have fewer files
+        for name in output.names():
+            if not name.startswith("parts/"):
+                output.delete(name)
     identity = MapIdentity(
         title=f"crops of {config.predict.area}",
-        model=config.predict.model or _relative(checkpoint_folder, run.folder),
+        model=config.predict.model or checkpoint_folder.uri.removeprefix(run.folder.uri.rstrip("/") + "/"),
         classes=checkpoint.classes,
         thresholds=tuple(Predictor(checkpoint).thresholds.tolist()),
         settings=settings,
@@ -126,45 +141,37 @@ def predict(run: Run) -> Summary:
     summary = {
         "as_of": settings.as_of.isoformat(),
         "model": identity.model,
-        "tiles": len(tiles),
+        "tiles": len(prediction.tiles),
         "warning": warning,
-        "maps": _publish_maps(plans, tiles, parts, output, identity, config),
+        "maps": _publish_maps(prediction, output, identity),
     }
     run.finish("predict", summary, inputs)
     output.delete_folder("parts")
     return summary
 
 
-def _predict_tiles(
-    tiles: Sequence[MapTile],
-    plans: Sequence[MapPlan],
-    run: Run,
-    checkpoint: Folder,
-    settings: PredictionSettings,
-    source: ImagerySource,
-    parts: Folder,
-) -> None:
-    """Predict the tiles that have no part yet. Raises InputError where some failed; others are kept."""
-    config = run.config
-    done = set(parts.names(".npz"))
+def _predict_tiles(prediction: Prediction, source: ImagerySource, run: Run) -> None:
+    """Predict the tiles that have no part. Raises InputError if some failed; the others are kept."""
+    config, tiles = run.config, prediction.tiles
+    done = set(prediction.parts.names(".npz"))
     missing = [tile for tile in tiles if tile.part not in done]
     if done:
         say(f"predict: reused {len(tiles) - len(missing)} of {len(tiles)} tiles")
     if not missing:
         return
     if isinstance(source, MeteredSource):
-        source.preflight(_request(missing[0], plans, settings))
+        source.preflight(_request(missing[0], prediction))
     with ray_session(config.ray):
         processes = min(config.ray.concurrency, len(missing))
         quota = cluster_quota(config, processes)
         outcomes = fan_out(
             "predict",
             TilePredictor,
-            (for_workers(config), plans, checkpoint, settings, parts, quota),
+            (prediction, quota),
             missing,
             config=config.ray,
             processes=processes,
-            threads=1,  # a tile uses a CPU, or a share of a GPU, up
+            threads=1,  # a tile keeps a CPU, or a share of a GPU, busy
             resources=resources_per_process(processes),
         )
         follow("predict", outcomes, len(missing), run, quota, name="part")
@@ -178,9 +185,9 @@ def resources_per_process(processes: int) -> dict[str, float]:
     return {"CPU": 1.0} | ({"GPU": 1 / math.ceil(processes / gpus)} if gpus else {})
 
 
-def _request(tile: MapTile, plans: Sequence[MapPlan], settings: PredictionSettings) -> ImageRequest:
-    """What a tile takes at least: `predict_tile` asks for whole patches."""
-    (extent,) = (plan.grid for plan in plans if plan.name == tile.map_name)
+def _request(tile: MapTile, prediction: Prediction) -> ImageRequest:
+    """What a tile needs at least; `predict_tile` requests whole patches."""
+    extent, settings = prediction.plans[tile.map_name].grid, prediction.settings
     return ImageRequest(
         grid=extent.window(tile.window),
         extent=extent,
@@ -191,37 +198,21 @@ def _request(tile: MapTile, plans: Sequence[MapPlan], settings: PredictionSettin
     )
 
 
-def _publish_maps(
-    plans: Sequence[MapPlan],
-    tiles: Sequence[MapTile],
-    parts: Folder,
-    output: Folder,
-    identity: MapIdentity,
-    config: Config,
-) -> list[dict[str, Any]]:
-    made = []
-    with progress("map", len(plans)) as bar:
-        for plan in plans:
-            part_of = {tile.window: tile.part for tile in tiles if tile.map_name == plan.name}
+def _publish_maps(prediction: Prediction, output: Folder, identity: MapIdentity) -> list[dict[str, Any]]:
+    def read(map_name: str, window: Window) -> TileResult:
+        return decode_tile(prediction.parts.read_bytes(MapTile(map_name, window).part))
 
-            def read(window: Window, part_of: Mapping[Window, str] = part_of) -> TileResult:
-                return decode_tile(parts.read_bytes(part_of[window]))
-
-            folder = output.child(plan.name) if plan.name else output
+    made, probabilities = [], prediction.config.predict.probabilities
+    with progress("map", len(prediction.plans)) as bar:
+        for name, plan in prediction.plans.items():
+            folder, windows = output.child(name) if name else output, prediction.windows(name)
             areas = publish_map(
-                folder, plan, part_of, read, identity, probabilities=config.predict.probabilities
+                folder, plan, windows, partial(read, name), identity, probabilities=probabilities
             )
-            hectares = {name: area["hectares"] for name, area in areas.items()}
-            made.append({"name": plan.name, "folder": folder.uri, "hectares": hectares})
+            hectares = {label: area["hectares"] for label, area in areas.items()}
+            made.append({"name": name, "folder": folder.uri, "hectares": hectares})
             bar.advance()
     return made
-
-
-def _clear(output: Folder) -> None:
-    """Take away the files of another map of the name: this one may have fewer."""
-    for name in output.names():
-        if not name.startswith("parts/"):
-            output.delete(name)
 
 
 def _inputs(
@@ -244,7 +235,3 @@ def _inputs(
 def _hash(data: Any) -> str:
     text = json.dumps(data, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _relative(folder: Folder, root: Folder) -> str:
-    return folder.uri.removeprefix(root.uri.rstrip("/") + "/")

@@ -20,8 +20,7 @@ import pytest
 from cropray.config.load import updated
 from cropray.imagery import open_source
 from cropray.pipeline.compact import compact
-from cropray.pipeline.export import export
-from cropray.pipeline.export_plan import plan_export
+from cropray.pipeline.export import export, plan_export
 from cropray.pipeline.predict import predict
 from cropray.pipeline.tiles import export_tile
 from cropray.rois.build import build_rois

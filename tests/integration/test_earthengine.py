@@ -18,7 +18,7 @@ import pytest
 from cropray.config import Config
 from cropray.config.load import load_config, updated
 from cropray.errors import InputError
-from cropray.pipeline.cluster_quota import workers_of
+from cropray.pipeline.cluster_quota import process_count
 from cropray.pipeline.export import export
 from cropray.pipeline.tiles import Tile, plan_tiles
 from cropray.rois.build import build_rois
@@ -255,7 +255,7 @@ def test_never_more_in_flight_than_allowed(
     # Small patches are many tiles: no more workers start than these are worth.
     changes = {"ray.concurrency": workers, "patch.size": size, "patch.max_overlap": 0}
     run = new_run(config_path, tmp_path, **on_earth_engine(server.url), **changes)
-    assert workers_of(run.config, len(tiles_of(run))) == workers
+    assert process_count(run.config, len(tiles_of(run))) == workers
     server.service.latency = 0.3
     export(run)
     cap = run.config.source.earthengine.in_flight
@@ -281,8 +281,8 @@ def test_what_is_missing_is_kept_counted_and_told(
     assert summary["months_without_view"]["s1"] == {"2022-04": 2, "2022-05": 1}
     assert summary["months_without_scene"]["s1"] is None  # the service is not asked for their number
     said = capsys.readouterr().err
-    assert f"no valid Sentinel-1: 2022-04 in 2 of 2 ROIs (as {near.roi_id})" in said
-    assert f"2022-05 in 1 of 2 ROIs (as {far.roi_id})" in said
+    assert f"no valid Sentinel-1: 2022-04 in 2 of 2 ROIs (such as {near.roi_id})" in said
+    assert f"2022-05 in 1 of 2 ROIs (such as {far.roi_id})" in said
     assert "1 of 2 tiles have no valid pixel in any month of either sensor" in said
 
 

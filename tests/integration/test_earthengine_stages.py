@@ -17,7 +17,7 @@ from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, save_checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.normalisation import FixedNormalisation
-from cropray.pipeline.cluster_quota import threads_of
+from cropray.pipeline.cluster_quota import thread_count
 from cropray.pipeline.export import export
 from cropray.pipeline.predict import predict
 from cropray.rois.build import build_rois
@@ -84,11 +84,11 @@ def test_an_export_that_fails_and_fails_stops_and_says_why(
         export(run)
     told = str(stopped.value)
     tiles = 15
-    assert f"export: 3 of {tiles} tiles failed, and it stopped before {tiles - 3} others" in told
-    assert "3 x 503: The service is currently unavailable (as here-" in told
+    assert f"export: 3 of {tiles} tiles failed, and {tiles - 3} were not tried" in told
+    assert "3 x 503: The service is currently unavailable (such as here-" in told
     assert "run the same command again" in told
     # Two attempts at each tile that failed, and at those that were on their way.
-    assert asked(server) <= 1 + 2 * (3 + threads_of(run.config, 1, tiles)) < 2 * tiles
+    assert asked(server) <= 1 + 2 * (3 + thread_count(run.config, 1, tiles)) < 2 * tiles
     assert not run.folder.child("parts").names()
     attempts = [event for event in events_of(run) if event.get("outcome") == "unavailable"]
     assert len(attempts) >= 6
