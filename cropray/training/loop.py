@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from functools import partial
 from math import floor
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +16,7 @@ from cropray.models.checkpoint import Checkpoint
 from cropray.models.losses import total
 from cropray.shards.order import EpochSegment, EpochState
 from cropray.shards.reader import ShardReader
-from cropray.training.state import EpochMetrics, Snapshot, StateWriter, TrainState, name_of
+from cropray.training.state import EpochMetrics, Snapshot, StateWriter, TrainState, copied, name_of
 from cropray.training.step import StepResult, Trainer
 from cropray.training.validate import best_entry, class_losses, validate_epoch
 from cropray.types import Batch
@@ -68,14 +67,11 @@ class AuxiliaryTask:
     def before(self, step: int) -> Iterator[Batch]:
         """The batches that come before a main step (0-based, over all epochs)."""
         for number in range(floor(step * self.weight), floor((step + 1) * self.weight)):
-            yield self._take(number)
-
-    def _take(self, number: int) -> Batch:
-        epoch, place = divmod(number, len(self.reader))
-        if place == 0 or number != self._next:
-            self._batches = self.reader.epoch(epoch, place)
-        self._next = number + 1
-        return next(self._batches)
+            epoch, place = divmod(number, len(self.reader))
+            if place == 0 or number != self._next:
+                self._batches = self.reader.epoch(epoch, place)
+            self._next = number + 1
+            yield next(self._batches)
 
 
 @dataclass
@@ -100,17 +96,14 @@ class Loop:
 
     def run(self) -> bool:
         """Train to the last epoch; False if told to leave earlier. Everything is written on return."""
-        finished = self._epochs()
+        stays = True
+        while stays and self.state.epoch.epoch < self.trainer.recipe.epochs:
+            stays = self._epoch()
+            if stays:
+                self._close_epoch()
         if self.writer is not None:
             self.writer.wait()
-        return finished
-
-    def _epochs(self) -> bool:
-        while self.state.epoch.epoch < self.trainer.recipe.epochs:
-            if not self._epoch():
-                return False
-            self._close_epoch()
-        return True
+        return stays
 
     def _epoch(self) -> bool:
         """The rest of the current epoch; False if told to leave."""
@@ -120,25 +113,21 @@ class Loop:
         epoch, first = state.epoch.epoch, state.metrics.steps
         trainer.train_mode()
         batches = self._timed(trainer.ahead(self.train.epoch(epoch, start, before.read)))
-        for number, (batch, sent) in enumerate(batches, 1):
-            index = first + number - 1
-            results = self._auxiliary_steps(epoch, index)
+        for number, (batch, sent) in enumerate(batches):
+            index = first + number
+            results = [
+                result
+                for task in self.auxiliary
+                for other in self._timed(task.before(epoch * trainer.steps_per_epoch + index))
+                for result in trainer.step(other, epoch, index, head=task.head)
+            ]
             results += trainer.step(batch, epoch, index, self.supervisor.asks(), sent=sent)
-            state.epoch = before.after(trainer.world_size, self.batch_size, start + number)
+            state.epoch = before.after(trainer.world_size, self.batch_size, start + number + 1)
             if not self._take(results):
                 return False
         stays = self._take(trainer.settle())
         state.metrics.seconds += usage.seconds
         return stays
-
-    def _auxiliary_steps(self, epoch: int, index: int) -> list[StepResult]:
-        step = epoch * self.trainer.steps_per_epoch + index
-        return [
-            result
-            for task in self.auxiliary
-            for batch in self._timed(task.before(step))
-            for result in self.trainer.step(batch, epoch, index, head=task.head)
-        ]
 
     def _timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Adds up the time spent waiting for batches."""
@@ -193,13 +182,14 @@ class Loop:
         """
         figures: dict[str, Any] = {}
         thresholds, heads = self.checkpoint.thresholds, dict(self.checkpoint.heads)
-        validated = partial(validate_epoch, self.trainer)
-        if self.val is not None and (found := validated(self.val, self.checkpoint.classes)):
+        if self.val is not None and (
+            found := validate_epoch(self.trainer, self.val, self.checkpoint.classes)
+        ):
             figures, chosen = found
             thresholds = thresholds or chosen
         for task in self.auxiliary:
             name, head = task.head, heads[task.head]
-            if task.val is not None and (found := validated(task.val, head.classes, name)):
+            if task.val is not None and (found := validate_epoch(self.trainer, task.val, head.classes, name)):
                 figures.setdefault("val_heads", {})[name], chosen = found
                 heads[name] = replace(head, thresholds=chosen)
         return figures, replace(self.checkpoint, thresholds=thresholds, heads=heads)
@@ -230,22 +220,16 @@ class Loop:
         if self.writer is not None:
             finished = checkpoint is not None
             name = name_of(state.epoch.epoch + (not finished), 0 if finished else state.metrics.steps)
-            snapshot = Snapshot(name, self._described(), {**trainer.state(), "generators": generators})
+            described = state.to_dict()
+            if state.metrics.steps:  # the epoch is unfinished
+                described["tally"]["seconds"] += self._usage.seconds
+            tensors = {**trainer.state(), "generators": generators}
+            snapshot = Snapshot(name, {**self.about, **described}, tensors)
             if checkpoint is not None:
-                weights = trainer.published.state_dict()
-                checkpoint = replace(
-                    checkpoint, weights={k: x.detach().cpu().clone() for k, x in weights.items()}
-                )
+                checkpoint = replace(checkpoint, weights=copied(trainer.published.state_dict()))
             best = name_of(best_entry(state.history)["epoch"]) if state.history else None
             self.writer.put(snapshot, checkpoint, best)
         self.supervisor.stored()
-
-    def _described(self) -> dict[str, Any]:
-        """The state as JSON, with the seconds of an unfinished epoch."""
-        described = self.state.to_dict()
-        if self.state.metrics.steps:
-            described["tally"]["seconds"] += self._usage.seconds
-        return {**self.about, **described}
 
 
 def resume(snapshot: Snapshot, trainer: Trainer) -> TrainState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,18 +79,10 @@ def choose_precision(wanted: Precision | Literal["auto"], device: torch.device) 
     """
     cuda = device.type == "cuda"
     if wanted == "auto":
-        gains = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bfloat16" if gains else "float32"
+        return "bfloat16" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if wanted == "tf32" and not cuda:
         raise InputError("precision: tf32 needs GPUs, and the workers have none; set auto, float32, bfloat16")
     return wanted
-
-
-def apply_precision(precision: Precision, device: torch.device) -> None:
-    """Let float32 convolutions round to TF32 if the precision says so, and nothing else."""
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = False  # of the loss's sums
 
 
 def initial_network(
@@ -124,8 +116,7 @@ def with_batch_norm(
             "workers to 1"
         )
     kind: Any = nn.SyncBatchNorm
-    synchronised: DualUNet3D = kind.convert_sync_batchnorm(network)
-    return synchronised
+    return cast(DualUNet3D, kind.convert_sync_batchnorm(network))
 
 
 def set_train_mode(network: DualUNet3D, mode: BatchNorm, *, new_head: bool) -> None:
@@ -134,12 +125,11 @@ def set_train_mode(network: DualUNet3D, mode: BatchNorm, *, new_head: bool) -> N
     Its weights and biases learn in any case, and a new head has no statistics to keep.
     """
     network.train()
-    if mode != "frozen":
-        return
-    for part in (network.unet3d_s1, network.unet3d_s2, *([] if new_head else [network.final_conv])):
-        for module in part.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+    if mode == "frozen":
+        for part in (network.unet3d_s1, network.unet3d_s2, *([] if new_head else [network.final_conv])):
+            for module in part.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
 
 class Statistics:
@@ -149,7 +139,7 @@ class Statistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        layers = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        layers = (module for module in network.modules() if isinstance(module, _BatchNorm))
         places = [(layer, name) for layer in layers for name in ("running_mean", "running_var")]
         parts = [getattr(layer, name) for layer, name in places]
         self.all = torch.cat([part.flatten() for part in parts]) if parts else torch.empty(0)

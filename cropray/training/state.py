@@ -138,7 +138,7 @@ def read(folder: Folder, name: str) -> Snapshot | None:
         return None
     if any(_checksum(data[file]) != sums.get(file) for file in data):
         return None
-    if name == name_of(_progress(name)[0]):  # after an epoch, with a checkpoint that has its own checksum
+    if "-step-" not in name:  # after an epoch, with a checkpoint that has its own checksum
         try:
             load_checkpoint(place)
         except InputError:
@@ -207,7 +207,12 @@ class StateWriter:
             with suppress(OSError):
                 self._folder.delete_folder(snapshot.name)
             raise
-        self._tidy(snapshot.name, best)
+        names = sorted(_names(self._folder), key=_progress)
+        until = [name for name in names if _progress(name) <= _progress(snapshot.name)]
+        whole = [name for name in until if self._folder.exists(f"{name}/{_WHOLE}")]
+        for name in until:
+            if name not in {*whole[-_KEPT:], best}:
+                self._folder.delete_folder(name)
 
     def _publish(self, snapshot: Snapshot, checkpoint: Checkpoint | None) -> None:
         target = self._folder.child(snapshot.name)
@@ -223,15 +228,6 @@ class StateWriter:
         self._check()
         sums = {name: _checksum(data) for name, data in files.items()}
         target.write_text(_WHOLE, json.dumps(sums, indent=1) + "\n")
-
-    def _tidy(self, written: str, best: str | None) -> None:
-        """Delete the states up to the one written, except the newest whole ones and the best epoch's."""
-        names = sorted(_names(self._folder), key=_progress)
-        until = [name for name in names if _progress(name) <= _progress(written)]
-        whole = [name for name in until if self._folder.exists(f"{name}/{_WHOLE}")]
-        for name in until:
-            if name not in {*whole[-_KEPT:], best}:
-                self._folder.delete_folder(name)
 
 
 def _checksum(data: bytes) -> list[Any]:

@@ -28,7 +28,6 @@ from cropray.training.recipe import (
     Precision,
     Recipe,
     Statistics,
-    apply_precision,
     make_optimizer,
     moving_average,
     rate_factor,
@@ -94,12 +93,24 @@ class Trainer:
             self._average = moving_average(network, recipe.ema)
             self.published = cast(DualUNet3D, self._average.module)
             self._statistics.append(Statistics(self.published))
-        self._module, self._ddp = _wrapped(network, several=several, compiled=compiled, heads=1 + len(also))
+        # No step depends on running statistics: none is sent before the epoch's end (`agree`).
+        names = signature(DistributedDataParallel).parameters
+        options: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False,
+            "gradient_as_bucket_view": True,
+            "find_unused_parameters": bool(also),  # a step of one head leaves the others without gradients
+        }
+        self._ddp = DistributedDataParallel(network, **options) if several else None
+        self._module: Any = network if self._ddp is None else self._ddp
+        if compiled:
+            self._module = torch.compile(self._module)
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(network, recipe, also)
         self._pending: AsyncMetrics[tuple[Batch, str]] = AsyncMetrics(device)
         self.skipped, self.suspects = 0, list[str]()
-        apply_precision(precision, device)
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
+            torch.backends.cuda.matmul.allow_tf32 = False  # of the loss's sums
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -121,14 +132,6 @@ class Trainer:
         """Batches for `step`; on a GPU the next one is copied there during a step."""
         return prefetched(batches, _arrays, self.device)
 
-    def inputs(self, batch: Batch, epoch: int, sent: Inputs | None = None) -> Inputs:
-        """A batch on the device, its samples turned and mirrored as the recipe says."""
-        s1, s2, label, crop = sent or to_device(_arrays(batch), self.device)
-        if self.recipe.augment:
-            symmetries = draw_symmetries(batch.rows["sample_id"], self.recipe.seed, epoch)
-            s1, s2, label = apply_symmetries((s1, s2, label), symmetries)
-        return s1, s2, label, crop
-
     def step(
         self,
         batch: Batch,
@@ -143,16 +146,26 @@ class Trainer:
         All ranks learn what rank 0 `ask`s for. Returns the results that are known by now: on a CPU this
         step's, on a GPU an earlier one's. Raises InputError after too many steps without finite numbers.
         """
-        metrics = self._step(self.inputs(batch, epoch, sent), epoch, index, ask, head)
-        self._pending.put(metrics, (batch, head))
-        return self._results()
+        s1, s2, label, crop = sent or to_device(_arrays(batch), self.device)
+        if self.recipe.augment:
+            symmetries = draw_symmetries(batch.rows["sample_id"], self.recipe.seed, epoch)
+            s1, s2, label = apply_symmetries((s1, s2, label), symmetries)
+        place = epoch * self.steps_per_epoch + min(index, self.steps_per_epoch - 1)
+        self._pending.put(self._step((s1, s2, label, crop), place, ask, head), (batch, head))
+        return self.settle(all_of_them=False)
 
-    def settle(self) -> list[StepResult]:
-        """The results that are still to come. Call it before a state is taken."""
-        return self._results(all_of_them=True)
+    def settle(self, *, all_of_them: bool = True) -> list[StepResult]:
+        """The results that are still to come, or those that are due. Call it before a state is taken."""
+        results = []
+        for metrics, (batch, head) in self._pending.due(all_of_them=all_of_them):
+            result = self._result(metrics.double(), head)
+            if not result.finite:
+                self._note_skipped(batch, head)
+            results.append(result)
+        return results
 
-    def _step(self, inputs: Inputs, epoch: int, index: int, ask: int = 0, head: str = MAIN) -> Tensor:
-        """The metrics of a step, as `_result` reads them."""
+    def _step(self, inputs: Inputs, place: int, ask: int, head: str) -> Tensor:
+        """The metrics of the step at `place` (0-based) of the training, as `_result` reads them."""
         _, _, label, crop = inputs
         before = torch.empty(5, device=self.device)  # the denominators of all ranks' pixels, first
         before[:3] = loss_counts(label, crop, self.n_classes(head), self.recipe.loss)
@@ -168,7 +181,10 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.recipe.clip_norm, norm)
         # The gradients are those of all ranks by now, and so is the loss: all decide alike.
         finite = after.isfinite().all() & norm.isfinite()
-        self._set_rates(epoch * self.steps_per_epoch + min(index, self.steps_per_epoch - 1))
+        steps = self.recipe.epochs * self.steps_per_epoch
+        factor = rate_factor(place, steps, self.recipe.schedule, self.recipe.warmup_fraction)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["highest_lr"] * factor
         # Fused optimizers change nothing if this is 1 (it is made for loss scaling), so that nobody waits
         # for the device.
         self._optimizer.found_inf = (~finite).float()
@@ -197,8 +213,7 @@ class Trainer:
         if self._average is not None:
             updates = int(self._average.n_averaged) - 1
             state |= {"average": self.published.state_dict(), "updates": updates}
-        copy: dict[str, Any] = copied(state)
-        return copy
+        return cast(dict[str, Any], copied(state))
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
@@ -220,9 +235,9 @@ class Trainer:
         """What each rank gives, by rank. All ranks call it alike."""
         if self.world_size == 1:
             return [mine]
-        found: list[T | None] = [None] * self.world_size
+        found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, mine)
-        return [value for value in found if value is not None]
+        return found
 
     def _backward(self, inputs: Inputs, counts: Tensor, head: str) -> Tensor:
         """Gradients of the loss over all ranks' samples; its sums over these."""
@@ -249,21 +264,6 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits: Tensor = module(*inputs, head)
         return logits
-
-    def _set_rates(self, step: int) -> None:
-        steps = self.recipe.epochs * self.steps_per_epoch
-        factor = rate_factor(step, steps, self.recipe.schedule, self.recipe.warmup_fraction)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["highest_lr"] * factor
-
-    def _results(self, *, all_of_them: bool = False) -> list[StepResult]:
-        results = []
-        for metrics, (batch, head) in self._pending.due(all_of_them=all_of_them):
-            result = self._result(metrics.double(), head)
-            if not result.finite:
-                self._note_skipped(batch, head)
-            results.append(result)
-        return results
 
     def _result(self, metrics: Tensor, head: str) -> StepResult:
         counts, samples, asked, norm = metrics[:3], metrics[3], metrics[4], metrics[5]
@@ -295,32 +295,12 @@ class Trainer:
         """Ids of the samples whose loss is not finite, each tried by itself."""
         names = []
         for i, name in enumerate(batch.rows["sample_id"]):
-            one = replace(
-                batch,
-                s1_bcthw=batch.s1_bcthw[i : i + 1],
-                s2_bcthw=batch.s2_bcthw[i : i + 1],
-                label_bhw=batch.label_bhw[i : i + 1],
-                crop_b=batch.crop_b[i : i + 1],
-            )
+            names_of_arrays = ("s1_bcthw", "s2_bcthw", "label_bhw", "crop_b")
+            one = replace(batch, **{field: getattr(batch, field)[i : i + 1] for field in names_of_arrays})
             if not self.logits(one, head)[1].sums.isfinite().all():
                 names.append(str(name))
         self.train_mode()
         return names
-
-
-def _wrapped(
-    network: DualUNet3D, *, several: bool, compiled: bool, heads: int
-) -> tuple[Any, DistributedDataParallel | None]:
-    """What a step calls, and the part of it that gathers the ranks' gradients."""
-    # No step depends on running statistics: none is sent before the epoch's end (`agree`).
-    names = signature(DistributedDataParallel).parameters
-    options: dict[str, Any] = {
-        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False,
-        "find_unused_parameters": heads > 1,  # a step of one head leaves the others without gradients
-    }
-    ddp = DistributedDataParallel(network, gradient_as_bucket_view=True, **options) if several else None
-    module = network if ddp is None else ddp
-    return (torch.compile(module) if compiled else module), ddp
 
 
 def _arrays(batch: Batch) -> tuple[Any, ...]:

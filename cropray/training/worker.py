@@ -25,15 +25,7 @@ from cropray.shards.order import EpochState
 from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
 from cropray.training.plan import RAYS, TrainingPlan
 from cropray.training.recipe import choose_precision, initial_network
-from cropray.training.state import (
-    EpochMetrics,
-    Snapshot,
-    StateWriter,
-    TrainState,
-    name_of,
-    newest,
-    read,
-)
+from cropray.training.state import EpochMetrics, Snapshot, StateWriter, TrainState, name_of, newest, read
 from cropray.training.step import StepResult, Trainer
 from cropray.training.validate import SCORE, History, epoch_score
 
@@ -71,7 +63,7 @@ def train_worker(config: dict[str, Any]) -> History:
     must mend: data, settings, or a full disk.
     """
     try:
-        return _train(config["plan"], config["control"], progress=config["progress"])
+        return _train(**config)
     except OSError as error:
         if is_lasting(error):
             raise InputError(format_os_error(error)) from error
@@ -81,7 +73,9 @@ def train_worker(config: dict[str, Any]) -> History:
 def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
     context = ray.train.get_context()
     rank, world_size = int(context.get_world_rank()), int(context.get_world_size())
-    torch.set_num_threads(plan.settings.threads or _share_of_cpus())
+    here = len(os.sched_getaffinity(0)) // int(context.get_local_world_size())
+    everywhere = int(ray.cluster_resources().get("CPU", 1)) // world_size
+    torch.set_num_threads(plan.settings.threads or max(1, min(here, everywhere)))
     torch.manual_seed(plan.recipe.seed + rank)
     snapshot, damaged = resumable(plan, rank)
     trainer = _trainer(plan, snapshot)
@@ -92,7 +86,11 @@ def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
     check = plan.lock.check if plan.lock is not None else lambda: None
     writer = StateWriter(plan.states, plan.states.child(RAYS), check) if rank == 0 else None
     supervisor = RaySupervisor(plan, control, trainer, writer, progress=progress)
-    supervisor.begun(state, _beginning(trainer, snapshot, damaged))
+    lines = [f"{name} is incomplete or damaged: skipped" for name in damaged]
+    workers = "1 worker" if world_size == 1 else f"{world_size} workers"
+    start = "from the start" if snapshot is None else f"resumes from {snapshot.name}"
+    lines.append(f"{workers} on {trainer.device.type}, {trainer.precision}; {start}")
+    supervisor.begun(state, "\n".join(lines))
     batch_size = plan.settings.batch_size // world_size
     shares: dict[str, int] = {"rank": rank, "world_size": world_size}
     loop = Loop(
@@ -126,26 +124,17 @@ def resumable(plan: TrainingPlan, rank: int) -> tuple[Snapshot | None, list[str]
     Raises InputError if it belongs to other data or settings.
     """
     snapshot, damaged = newest(plan.states) if rank == 0 else (None, [])
-    names = [snapshot.name if snapshot is not None else ""]
+    names = [snapshot.name if snapshot else ""]
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast_object_list(names, 0)
     if rank > 0 and names[0]:
         snapshot = read(plan.states, names[0])
-    if snapshot is not None and any(
-        snapshot.train_state.get(key) != value for key, value in plan.identity.items()
-    ):
+    if snapshot and any(snapshot.train_state.get(key) != value for key, value in plan.identity.items()):
         raise InputError(
             f"{plan.states} holds a training on other data or with other settings: delete that folder, or "
             "use another --run"
         )
     return snapshot, damaged
-
-
-def _beginning(trainer: Trainer, snapshot: Snapshot | None, damaged: list[str]) -> str:
-    lines = [f"{name} is incomplete or damaged: skipped" for name in damaged]
-    workers = "1 worker" if trainer.world_size == 1 else f"{trainer.world_size} workers"
-    start = "from the start" if snapshot is None else f"resumes from {snapshot.name}"
-    return "\n".join([*lines, f"{workers} on {trainer.device.type}, {trainer.precision}; {start}"])
 
 
 class RaySupervisor:
@@ -255,9 +244,7 @@ class RaySupervisor:
 
 def _trainer(plan: TrainingPlan, snapshot: Snapshot | None) -> Trainer:
     device = ray.train.torch.get_device()
-    weights = None
-    if plan.init is not None:
-        weights = starting_weights(load_checkpoint(plan.init), plan.checkpoint)
+    weights = starting_weights(load_checkpoint(plan.init), plan.checkpoint) if plan.init else None
     precision = choose_precision(plan.settings.precision, device)
     if snapshot is not None:
         precision = snapshot.train_state["precision"]
@@ -272,10 +259,3 @@ def _trainer(plan: TrainingPlan, snapshot: Snapshot | None) -> Trainer:
         compiled=plan.settings.compile,
         also=[also.head for also in plan.also],
     )
-
-
-def _share_of_cpus() -> int:
-    context = ray.train.get_context()
-    here = len(os.sched_getaffinity(0)) // int(context.get_local_world_size())
-    everywhere = int(ray.cluster_resources().get("CPU", 1)) // int(context.get_world_size())
-    return max(1, min(here, everywhere))
