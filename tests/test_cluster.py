@@ -96,7 +96,7 @@ def test_what_ray_can_come_to_have_is_known_where_its_nodes_are(
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("", "Ray does not start on this machine (The current node timed out): cropray doctor"),
+        ("", "Ray does not start on this machine (The current node timed out): check memory and disk"),
         (
             "10.0.0.1:6379",
             "cannot join the Ray at 10.0.0.1:6379 (The current node timed out): is the",

@@ -5,7 +5,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from cropray.cluster import kept
+from cropray.cluster import check_run_folder
 from cropray.errors import InputError
 from tests.conftest import ROOT
 
@@ -41,12 +41,12 @@ def test_data_runs_tests_and_environments_stay(sent: list[str]) -> None:
 @pytest.mark.parametrize("reference", ["/runs/mine", "~/runs/mine", "gs://bucket/runs/mine", "s3://b/r"])
 def test_a_run_folder_that_outlives_the_job_is_kept(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert kept(reference) == reference
+    assert check_run_folder(reference) == reference
 
 
 def test_a_relative_run_folder_is_refused_in_a_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    assert kept("runs/mine") == "runs/mine"
+    assert check_run_folder("runs/mine") == "runs/mine"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(InputError, match="--run runs/mine is relative to the job's working directory"):
-        kept("runs/mine")
+        check_run_folder("runs/mine")

@@ -55,10 +55,10 @@ def doctor(
 
     Exits with 1 if something must be fixed before stages can run.
     """
-    from cropray.cluster import kept
+    from cropray.cluster import check_run_folder
     from cropray.doctor import examine, format_findings
 
-    findings = list(examine(configured(config, set), kept(run) if run else "", online=online))
+    findings = list(examine(configured(config, set), check_run_folder(run) if run else "", online=online))
     show([asdict(finding) for finding in findings], format_findings(findings), as_json=as_json)
     raise typer.Exit(int(any(finding.verdict == "bad" for finding in findings)))
 

@@ -38,12 +38,12 @@ def _help(name: str) -> str:
 
 
 def _call(stage: str, folder: str, config: str | None, settings: list[str] | None) -> None:
-    from cropray.cluster import kept
+    from cropray.cluster import check_run_folder
     from cropray.run import Run
     from cropray.storage import Folder
 
     module, function = STAGES[stage]["function"].split(":")
-    run = Run(Folder(kept(folder)), configured(config, settings))
+    run = Run(Folder(check_run_folder(folder)), configured(config, settings))
     try:
         summary = getattr(import_module(module), function)(run)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from cropray.cluster import missing_resources
 from cropray.config import RayConfig
 from cropray.errors import InputError
 from cropray.pipeline.cluster_quota import ClusterQuota, quota_notes
-from cropray.progress import progress, say
+from cropray.progress import is_verbose, progress, say
 from cropray.run import Run
 from cropray.storage import Folder
 
@@ -124,14 +124,16 @@ class Losses(logging.Handler):
     """
 
     def __init__(self, stage: str, patience: int) -> None:
-        super().__init__()
+        super().__init__(logging.ERROR)
         self.stage, self.begun, self.reason, self._patience = stage, threading.Event(), "", patience
 
     @contextmanager
     def heard(self) -> Iterator[None]:
         logger = logging.getLogger("ray.data")
-        before = logger.handlers, logger.level
-        logger.handlers, logger.level = [self], logging.ERROR
+        before = list(logger.handlers), logger.level
+        if not is_verbose():
+            logger.handlers, logger.level = [], logging.ERROR
+        logger.addHandler(self)
         try:
             yield
         finally:
