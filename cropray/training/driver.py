@@ -6,8 +6,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cropray.cluster import ray_session, reach
@@ -31,7 +31,6 @@ from cropray.training.validate import SCORE, History, best_entry
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
-    from ray.util.queue import Queue
 
 _PICTURES = 4
 # How often Ray's controller looks at the workers. Its own 2 s would be lost at the start and the end.
@@ -86,7 +85,9 @@ def train(run: Run, stage: Stage) -> Summary:
             request = resource_request(run, stage)
             check_workers(stage, request, reach(run.config.ray))
             if run.changed(stage, inputs):
-                _forget(run, stage)
+                run.folder.delete_folder(f"checkpoints/{stage}")  # its model stays registered
+                if run.folder.exists(f"mlflow/{stage}.json"):
+                    run.folder.delete(f"mlflow/{stage}.json")
             run.claim(stage, inputs)
             history, run_id, version = _train_and_register(run, stage, replace(plan, lock=lock), request)
         best = best_entry(history)
@@ -141,14 +142,7 @@ def fit(
     that die, `max_failures` times. Raises InputError at once for what only a person can mend.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
-    from ray.train import (
-        CheckpointConfig,
-        ControllerError,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-    )
+    from ray import train as ray_train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from cropray.training.worker import StopOnInputError, train_worker
@@ -160,24 +154,24 @@ def fit(
         train_worker,
         train_loop_config={"plan": plan, "control": control, "progress": progress},
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(
+        scaling_config=ray_train.ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
             use_gpu="GPU" in request.each,
             resources_per_worker=dict(request.each),
         ),
-        run_config=RunConfig(
+        run_config=ray_train.RunConfig(
             name=RAYS,
             storage_path=plan.states.path(),
             storage_filesystem=plan.states.filesystem,
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
-            failure_config=FailureConfig(max_failures=getattr(run.config, stage).max_failures),
+            checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
+            failure_config=ray_train.FailureConfig(max_failures=getattr(run.config, stage).max_failures),
             callbacks=[StopOnInputError(), *callbacks],
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=ray_train.LoggingConfig(log_level="ERROR"),
         ),
     )
     try:
         history: History = trainer.fit().return_value
-    except ControllerError as error:
+    except ray_train.ControllerError as error:
         if isinstance(error.controller_failure, InputError):
             raise error.controller_failure from None
         if "NCCL" not in str(error):
@@ -205,8 +199,7 @@ def train_in(
     `tell` is called with the history so far after each validated epoch. Raises what the monitor does.
     """
     plan, request = replace(plan, states=place), resource_request(run, stage, cpus)
-    reports, training = _begin(run, stage, plan, request, control)
-    return ProgressMonitor(stage, plan, request, control, reports, training, tracker, tell).until_done()
+    return _begin(run, stage, plan, request, control)(tracker, tell).until_done()
 
 
 def publish_best(place: Folder, epoch: int, target: Folder) -> None:
@@ -226,25 +219,16 @@ def _beside_driver() -> dict[str, Any]:
     return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
 
 
-def _forget(run: Run, stage: Stage) -> None:
-    """Delete what a training on other inputs would resume from; its model stays registered."""
-    run.folder.delete_folder(f"checkpoints/{stage}")
-    if run.folder.exists(f"mlflow/{stage}.json"):
-        run.folder.delete(f"mlflow/{stage}.json")
-
-
 def _train_and_register(
     run: Run, stage: Stage, plan: TrainingPlan, request: ResourceRequest
 ) -> tuple[History, str, str]:
     """The history, the id of the run in MLflow, and the version of the registered model."""
-    control = open_control()
-    reports, training = _begin(run, stage, plan, request, control)
+    monitor = _begin(run, stage, plan, request, open_control())
     # The workers start while MLflow is imported.
     with tracked(run, stage) as tracker:
         about = {"train_samples": plan.samples, "parameters": plan.parameters}
         tracker.params(about | {"data_fingerprint": plan.checkpoint.data_fingerprint})
-        monitor = ProgressMonitor(stage, plan, request, control, reports, training, tracker)
-        history = monitor.until_done()
+        history = monitor(tracker).until_done()
         if plan.lock is not None:
             plan.lock.check()
         model = run.folder.child(f"models/{stage}")
@@ -259,8 +243,8 @@ def _train_and_register(
 
 def _begin(
     run: Run, stage: Stage, plan: TrainingPlan, request: ResourceRequest, control: Any
-) -> tuple[Queue, Future[History]]:
-    """Begin a training in a thread; the queue of its reports, and its history to come."""
+) -> Callable[..., ProgressMonitor]:
+    """Begin a training in a thread; makes its monitor, given the tracker and perhaps what to `tell`."""
     from ray.util.queue import Queue
 
     from cropray.training.worker import SendReports
@@ -268,7 +252,7 @@ def _begin(
     reports = Queue(actor_options=_beside_driver())
     callbacks = [SendReports(reports)]
     training = in_thread(lambda: fit(run, stage, plan, request, control, callbacks, progress=True))
-    return reports, training
+    return partial(ProgressMonitor, stage, plan, request, control, reports, training)
 
 
 def training_pictures(

@@ -102,16 +102,13 @@ class RunLock:
     def _write(self, token: str, mode: Any) -> bool:
         """Write the lock; False if it is not as `mode` (`create`, or a version) wants it."""
         import obstore
+        from obstore import exceptions as errors
 
         # S3 knows versions by a checksum of the content: no two writes may be the same.
         body = {"token": token, "owner": _process(), "lease_s": self.lease_s, "write": uuid.uuid4().hex}
         try:
             obstore.put(_store(self.folder), self.name, json.dumps(body).encode(), mode=mode)
-        except (
-            FileNotFoundError,
-            obstore.exceptions.AlreadyExistsError,
-            obstore.exceptions.PreconditionError,
-        ):
+        except (FileNotFoundError, errors.AlreadyExistsError, errors.PreconditionError):
             return False
         return True
 
@@ -133,7 +130,20 @@ def run_lock(folder: Folder, name: str, what: str, *, lease_s: float = LEASE_S) 
         with _file_lock(folder, name, what) as lock:
             yield lock
         return
-    lock = _on_store(folder, name, what, lease_s)
+    import obstore.exceptions as errors
+
+    lock = RunLock(folder, name, what, uuid.uuid4().hex, lease_s)
+    refused = (errors.NotSupportedError, errors.PermissionDeniedError, errors.UnauthenticatedError)
+    try:
+        while not lock.take():
+            pass  # somebody else was quicker, and may have it now
+    except (_NoLocksError, errors.GenericError, *refused) as error:
+        reason = str(error).partition("\n")[0][:200]
+        say(
+            f"{what} has no lock on {folder} ({reason}): make sure that no other process runs it, for two "
+            "would spoil each other's files"
+        )
+        lock = RunLock(folder, name, what)
     if not lock.token:
         yield lock
         return
@@ -164,25 +174,6 @@ def _file_lock(folder: Folder, name: str, what: str) -> Iterator[RunLock]:
         yield RunLock(folder, name, what)
     finally:
         lock.release()
-
-
-def _on_store(folder: Folder, name: str, what: str, lease_s: float) -> RunLock:
-    """The lock on a store, taken; one without a token where there is none."""
-    import obstore.exceptions as errors
-
-    lock = RunLock(folder, name, what, uuid.uuid4().hex, lease_s)
-    refused = (errors.NotSupportedError, errors.PermissionDeniedError, errors.UnauthenticatedError)
-    try:
-        while not lock.take():
-            pass  # somebody else was quicker, and may have it now
-        return lock
-    except (_NoLocksError, errors.GenericError, *refused) as error:
-        reason = str(error).split("\n")[0][:200]
-    say(
-        f"{what} has no lock on {folder} ({reason}): make sure that no other process runs it, for two would "
-        "spoil each other's files"
-    )
-    return RunLock(folder, name, what)
 
 
 def _renew(lock: RunLock, ended: threading.Event) -> None:

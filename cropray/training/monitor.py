@@ -170,12 +170,18 @@ class ProgressMonitor:
         return history
 
     def _follow(self, bar: Progress, send: SendMetrics, patience_s: float | None) -> None:
+        from ray.exceptions import RayActorError
+
         start = said = time.monotonic()
         while True:
             if patience_s is not None:
                 self.control.leave.remote()  # again: it may have died, and started anew
             last = self.training.done()  # read before the reports, so that none is missed
-            for report in self._received():
+            try:
+                received = self.reports.get_nowait_batch(self.reports.qsize())
+            except RayActorError:
+                received = []  # the queue died; Ray starts another
+            for report in received:
                 self._take(report, bar, send)
             if last:
                 return
@@ -187,15 +193,6 @@ class ProgressMonitor:
                 said = now
                 say(f"{self.label}: {_waits_for(self.request)}")
             time.sleep(_POLL_S)
-
-    def _received(self) -> list[dict[str, Any]]:
-        from ray.exceptions import RayActorError
-
-        try:
-            received: list[dict[str, Any]] = self.reports.get_nowait_batch(self.reports.qsize())
-        except RayActorError:
-            return []  # the queue died; Ray starts another
-        return received
 
     def _take(self, report: dict[str, Any], bar: Progress, send: SendMetrics) -> None:
         self._begun = True
@@ -224,23 +221,17 @@ def flat_entry(entry: dict[str, Any]) -> dict[str, float]:
     `<figure>/<class>` belongs to a class, `<figure>_<head>` and `<figure>_<head>/<class>` to an auxiliary
     head.
     """
-    flat = {
-        f"system/{name}" if name in _SYSTEM else name: value
-        for name, value in entry.items()
-        if isinstance(value, int | float) and name not in ("epoch", "time")
-    }
-    flat |= {f"train_loss/{name}": loss for name, loss in entry.get("train_class_loss", {}).items()}
-    flat |= _of_classes(entry, "")
-    for head, figures in entry.get("val_heads", {}).items():
-        flat |= {f"{name}_{head}": value for name, value in figures.items() if isinstance(value, int | float)}
-        flat |= _of_classes(figures, f"_{head}")
-    return flat
-
-
-def _of_classes(entry: dict[str, Any], head: str) -> dict[str, float]:
-    flat = {f"val_loss{head}/{name}": loss for name, loss in entry.get("val_class_loss", {}).items()}
-    for name, figures in entry.get("val_classes", {}).items():
-        flat |= {f"val_{figure}{head}/{name}": value for figure, value in (figures or {}).items()}
+    flat = {f"train_loss/{name}": loss for name, loss in entry.get("train_class_loss", {}).items()}
+    heads = {f"_{head}": figures for head, figures in entry.get("val_heads", {}).items()}
+    for head, figures in {"": entry, **heads}.items():
+        flat |= {
+            f"system/{name}" if name in _SYSTEM else f"{name}{head}": value
+            for name, value in figures.items()
+            if isinstance(value, int | float) and name not in ("epoch", "time")
+        }
+        flat |= {f"val_loss{head}/{name}": loss for name, loss in figures.get("val_class_loss", {}).items()}
+        for name, values in figures.get("val_classes", {}).items():
+            flat |= {f"val_{figure}{head}/{name}": value for figure, value in (values or {}).items()}
     return flat
 
 

@@ -147,19 +147,31 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
             f"labelled pixels ({stage}.min_labelled_fraction): nothing to train on"
         )
     checkpoint, init, keep_head = _start(run, stage, reader.metadata)
+    starts, ends = (  # the first day and the day after the last, by month, over all samples
+        np.array(reader.table[name].to_pylist(), "datetime64[D]") for name in ("period_start", "period_end")
+    )
     checkpoint = replace(
-        checkpoint, data_fingerprint=_fingerprint(reader.table), periods=_periods(reader.table)
+        checkpoint,
+        data_fingerprint=_fingerprint(reader.table),
+        periods=tuple((str(a), str(b)) for a, b in zip(starts.min(0), ends.max(0), strict=True)),
     )
     auxiliary = []
     for also in settings.also:
         data, val = (Data(shard_uris(run.place(also.run), split), 0.0) for split in ("train", "val"))
         checkpoint = _with_label_set(checkpoint, also, data, run)
         auxiliary.append(AuxiliaryData(also.head, data, val, also.weight))
+    own: dict[str, Any] = {
+        "seed": run.config.seed,
+        "loss": LossRecipe(settings.unlabelled, settings.own_crop_weight, settings.cross_negatives),
+        "head_lr": settings.lr if keep_head or settings.head_lr is None else settings.head_lr,
+    }
     return TrainingPlan(
         train=train,
         also=tuple(auxiliary),
         val=Data(shard_uris(run.folder, "val"), 0.0),
-        recipe=_recipe(settings, run.config.seed, new_head=not keep_head),
+        recipe=Recipe(
+            **{f.name: getattr(settings, f.name) for f in fields(Recipe) if f.name not in own}, **own
+        ),
         settings=settings,
         states=run.folder.child(f"checkpoints/{stage}"),
         lock=None,
@@ -284,22 +296,7 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
             )
 
 
-def _recipe(settings: TrainConfig, seed: int, *, new_head: bool) -> Recipe:
-    head_lr = settings.head_lr if new_head and settings.head_lr is not None else settings.lr
-    loss = LossRecipe(settings.unlabelled, settings.own_crop_weight, settings.cross_negatives)
-    own: dict[str, Any] = {"seed": seed, "loss": loss, "head_lr": head_lr}
-    return Recipe(**{f.name: getattr(settings, f.name) for f in fields(Recipe) if f.name not in own}, **own)
-
-
 def _fingerprint(table: pa.Table) -> str:
     """xxh3 of the ids and checksums of all samples, in any order."""
     rows = sorted(zip(table["sample_id"].to_pylist(), table["xxh3"].to_pylist(), strict=True))
     return xxhash.xxh3_64_hexdigest(repr(rows).encode())
-
-
-def _periods(table: pa.Table) -> tuple[tuple[str, str], ...]:
-    """The first day and the day after the last, by month, over all samples."""
-    starts, ends = (
-        np.array(table[name].to_pylist(), "datetime64[D]") for name in ("period_start", "period_end")
-    )
-    return tuple((str(start), str(end)) for start, end in zip(starts.min(0), ends.max(0), strict=True))
