@@ -137,7 +137,7 @@ def run_lock(folder: Folder, name: str, what: str, *, lease_s: float = LEASE_S) 
     try:
         while not lock.take():
             pass  # somebody else was quicker, and may have it now
-    except (_NoLocksError, errors.GenericError, *refused) as error:
+    except (errors.GenericError, *refused) as error:
         reason = str(error).partition("\n")[0][:200]
         say(
             f"{what} has no lock on {folder} ({reason}): make sure that no other process runs it, for two "
@@ -188,17 +188,14 @@ def _renew(lock: RunLock, ended: threading.Event) -> None:
             continue  # the store is away, perhaps not for long
 
 
-class _NoLocksError(Exception):
-    """A kind of storage without locks."""
-
-
 def _store(folder: Folder) -> Any:
     """The store of a folder, with the credentials and the endpoint that Arrow uses there."""
     import obstore.store
+    from obstore.exceptions import NotSupportedError
 
     parts = urlsplit(folder.uri)
     if parts.scheme not in ("s3", "gs", "gcs") or parts.query or "@" in parts.netloc:
-        raise _NoLocksError(f"there are none on {parts.scheme}:// or with options in the URI")
+        raise NotSupportedError(f"there are none on {parts.scheme}:// or with options in the URI")
     options: dict[str, Any] = {"retry_config": _RETRY}
     if parts.scheme == "s3":
         options |= _aws_configured()

@@ -216,14 +216,17 @@ class Loop:
     def _store(self, checkpoint: Checkpoint | None) -> None:
         """Write the state, with a `checkpoint` after an epoch. Training goes on meanwhile."""
         trainer, state = self.trainer, self.state
-        generators = trainer.of_all_ranks(_generators(trainer.device))
+        generators = [torch.get_rng_state()]
+        if trainer.device.type == "cuda":
+            generators.append(torch.cuda.get_rng_state(trainer.device))
+        of_ranks = trainer.of_all_ranks(generators)
         if self.writer is not None:
             finished = checkpoint is not None
             name = name_of(state.epoch.epoch + (not finished), 0 if finished else state.metrics.steps)
             described = state.to_dict()
             if state.metrics.steps:  # the epoch is unfinished
                 described["tally"]["seconds"] += self._usage.seconds
-            tensors = {**trainer.state(), "generators": generators}
+            tensors = {**trainer.state(), "generators": of_ranks}
             snapshot = Snapshot(name, {**self.about, **described}, tensors)
             if checkpoint is not None:
                 checkpoint = replace(checkpoint, weights=copied(trainer.published.state_dict()))
@@ -254,12 +257,6 @@ def continued(state: EpochState, world_size: int, batch_size: int) -> tuple[Epoc
     if (last.world_size, last.batch_size) == (world_size, batch_size):
         return EpochState(state.epoch, tuple(earlier)), last.steps
     return state, 0
-
-
-def _generators(device: torch.device) -> list[torch.Tensor]:
-    """The states of this rank's random generators."""
-    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *cuda]
 
 
 class _Usage:

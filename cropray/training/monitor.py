@@ -170,7 +170,9 @@ class ProgressMonitor:
         return history
 
     def _follow(self, bar: Progress, send: SendMetrics, patience_s: float | None) -> None:
+        import ray
         from ray.exceptions import RayActorError
+        from ray.util import placement_group_table
 
         start = said = time.monotonic()
         while True:
@@ -191,7 +193,11 @@ class ProgressMonitor:
                 return
             if not self._begun and now - said > _WAITING_EVERY_S:
                 said = now
-                say(f"{self.label}: {_waits_for(self.request)}")
+                if placed(placement_group_table().values(), self.request):
+                    say(f"{self.label}: its workers are starting")
+                else:
+                    there = ray.cluster_resources(), ray.available_resources()
+                    say(f"{self.label}: {waiting(self.request, *there)}")
             time.sleep(_POLL_S)
 
     def _take(self, report: dict[str, Any], bar: Progress, send: SendMetrics) -> None:
@@ -245,13 +251,3 @@ def _shown(report: dict[str, Any], epochs: int) -> str:
     if report["skipped"]:
         parts.append(f"{report['skipped']} steps skipped (not finite)")
     return ", ".join(parts)
-
-
-def _waits_for(request: ResourceRequest) -> str:
-    """Why no worker has begun yet."""
-    import ray
-    from ray.util import placement_group_table
-
-    if placed(placement_group_table().values(), request):
-        return "its workers are starting"
-    return waiting(request, ray.cluster_resources(), ray.available_resources())

@@ -158,14 +158,16 @@ class Trainer:
         """The results that are still to come, or those that are due. Call it before a state is taken."""
         results = []
         for metrics, (batch, head) in self._pending.due(all_of_them=all_of_them):
-            result = self._result(metrics.double(), head)
-            if not result.finite:
+            (samples, asked, norm), x = metrics[3:6].tolist(), metrics.double()
+            terms, finite = LossTerms(x[6:9], x[:3], x[10:], x[9]), bool(x.isfinite().all())
+            loss = total(terms, self.recipe.loss).item()
+            results.append(StepResult(head, loss, terms, int(samples), norm, finite, int(asked)))
+            if not finite:
                 self._note_skipped(batch, head)
-            results.append(result)
         return results
 
     def _step(self, inputs: Inputs, place: int, ask: int, head: str) -> Tensor:
-        """The metrics of the step at `place` (0-based) of the training, as `_result` reads them."""
+        """The metrics of the step at `place` (0-based) of the training, as `settle` reads them."""
         _, _, label, crop = inputs
         before = torch.empty(5, device=self.device)  # the denominators of all ranks' pixels, first
         before[:3] = loss_counts(label, crop, self.n_classes(head), self.recipe.loss)
@@ -264,13 +266,6 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             logits: Tensor = module(*inputs, head)
         return logits
-
-    def _result(self, metrics: Tensor, head: str) -> StepResult:
-        counts, samples, asked, norm = metrics[:3], metrics[3], metrics[4], metrics[5]
-        terms = LossTerms(metrics[6:9], counts, metrics[10:], metrics[9])
-        finite = bool(metrics.isfinite().all())
-        loss = total(terms, self.recipe.loss).item()
-        return StepResult(head, loss, terms, int(samples), float(norm), finite, int(asked))
 
     def _note_skipped(self, batch: Batch, head: str) -> None:
         """Count a step that changed nothing, and find the samples to blame. All ranks call it alike."""

@@ -205,8 +205,22 @@ class RaySupervisor:
             self._report(state, numbers | {SCORE: epoch_score(entry)}, name_of(entry["epoch"]))
 
     def _report(self, state: TrainState, figures: dict[str, Any], state_name: str | None = None) -> None:
-        """Report figures, with the checkpoint of a state that is being written. All ranks call it alike."""
+        """Report how far the training is and `figures`, with the checkpoint of a state that is being written.
+
+        Speed (samples/s) and waiting (share of time) are since the last report. All ranks call it alike.
+        """
         entries, self._reported = state.history[self._reported :], len(state.history)
+        metrics, now, per_epoch = state.metrics, time.perf_counter(), self._trainer.steps_per_epoch
+        samples, waited, then = self._counted
+        self._counted = (metrics.samples, metrics.waited, now)
+        shown: dict[str, Any] = {
+            "steps": state.epoch.epoch * per_epoch + min(metrics.steps, per_epoch),
+            "epoch": state.epoch.epoch + (metrics.steps > 0),
+            "skipped": self._trainer.skipped,
+        }
+        if metrics.samples > samples:
+            shown["samples_per_second"] = (metrics.samples - samples) / (now - then)
+            shown["waiting"] = (metrics.waited - waited) / (now - then)
         checkpoint, writer = None, self._writer
         if state_name is not None and writer is not None:
             copies = self._plan.states.child(RAYS)
@@ -218,28 +232,12 @@ class RaySupervisor:
             return checkpoint
 
         ray.train.report(
-            {**self._shown(state), **figures, "entries": entries},
+            {**shown, **figures, "entries": entries},
             checkpoint,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,  # training goes on meanwhile
             checkpoint_upload_fn=written,
             delete_local_checkpoint_after_upload=False,
         )
-
-    def _shown(self, state: TrainState) -> dict[str, Any]:
-        """How far the training is. Speed (samples/s) and waiting (share of time) are since the last call."""
-        metrics, now = state.metrics, time.perf_counter()
-        samples, waited, then = self._counted
-        self._counted = (metrics.samples, metrics.waited, now)
-        per_epoch = self._trainer.steps_per_epoch
-        shown: dict[str, Any] = {
-            "steps": state.epoch.epoch * per_epoch + min(metrics.steps, per_epoch),
-            "epoch": state.epoch.epoch + (metrics.steps > 0),
-            "skipped": self._trainer.skipped,
-        }
-        if metrics.samples > samples:
-            shown["samples_per_second"] = (metrics.samples - samples) / (now - then)
-            shown["waiting"] = (metrics.waited - waited) / (now - then)
-        return shown
 
 
 def _trainer(plan: TrainingPlan, snapshot: Snapshot | None) -> Trainer:
