@@ -20,7 +20,7 @@ from cropray.cluster import address_of, ray_session, reach
 from cropray.config import Config
 from cropray.config.imagery import EarthEngineConfig
 from cropray.config.training import TrainConfig
-from cropray.errors import InputError
+from cropray.errors import InputError, redacted
 from cropray.run import Run
 from cropray.storage import Folder, within
 from cropray.training.monitor import ResourceRequest, shortage, worker_resources
@@ -184,7 +184,7 @@ def versions() -> str:
 
 def examine_tracking(config: Config, folder: Folder | None) -> Finding:
     """MLflow is read, and a database is tried for writing without a change. None is created."""
-    from cropray.tracking.connection import open_client, redacted, sqlite_file, tracking_uri, try_writing
+    from cropray.tracking.connection import open_client, sqlite_file, tracking_uri, try_writing
 
     if not config.tracking.uri and folder is None:
         return Finding("tracking", "ok", "SQLite in the run folder (tracking.uri is not set)")

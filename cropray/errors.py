@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ _REMEDIES = {
     errno.EEXIST: _FILE_IN_THE_WAY,
     errno.EISDIR: "A folder is in the way of a file. Choose another name.",
 }
+_USER_INFO = re.compile(r"(?<!sqlite:)//\S*@")  # to the last @: a password may contain @ and /
+_VARIABLE = re.compile(r"\$\{\w+\}")
 
 
 class InputError(ValueError):
@@ -74,3 +77,31 @@ def listed(items: Sequence[str], most: int = 8) -> str:
     """Items on indented lines of a message: the first `most`, and how many more there are."""
     more = [f"… and {len(items) - most} more"] if len(items) > most else []
     return "\n".join(f"  {item}" for item in [*items[:most], *more])
+
+
+def redacted(text: str) -> str:
+    """A URI, or a text with URIs, without the user names and passwords in them."""
+    return _USER_INFO.sub("//…@", text)
+
+
+def check_no_password(uri: str) -> str:
+    """The URI itself. Raises InputError if it contains a password, unless `${VARIABLE}` takes its place.
+
+    Settings and the URI of a run are written to many records, so they must not hold one. User information
+    of an HTTP address counts as a password, because it may be a token.
+    """
+    scheme, _, rest = uri.partition("://")
+    host = rest.partition("/")[0]
+    if "@" not in host and ":" in host and not host.rpartition(":")[2].isdecimal():
+        host = rest  # this is no port but the beginning of a password that contains a slash
+    user, colon, password = host.rpartition("@")[0].partition(":")
+    if not colon and scheme.startswith("http"):
+        password = user
+    if password and not _VARIABLE.fullmatch(password):
+        raise InputError(
+            f"{redacted(uri)} contains a password or a key, which the records of a run would show. Leave it "
+            "out and set the variables of the service (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD). tracking.uri may name a variable of "
+            "yours instead: postgresql://USER:${VARIABLE}@HOST/DATABASE"
+        )
+    return uri

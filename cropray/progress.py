@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cropray.errors import redacted
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -35,7 +37,7 @@ _LOG.propagate = False
 
 def say(text: str) -> None:
     """One line for a person. Results go to standard output instead."""
-    _LOG.info("%s", text)
+    _LOG.info("%s", redacted(text))
 
 
 def be_quiet() -> None:

@@ -23,7 +23,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from cropray.errors import InputError
+from cropray.errors import InputError, check_no_password
 
 T = TypeVar("T")
 
@@ -55,6 +55,7 @@ class Folder:
     uri: str
 
     def __post_init__(self) -> None:
+        check_no_password(self.uri)
         # Relative paths become absolute: Ray workers run in another directory.
         if "://" not in self.uri:
             object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))

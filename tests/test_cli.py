@@ -210,3 +210,25 @@ def test_a_configuration_of_a_run_that_is_none_is_named(
     (tmp_path / "config.yaml").write_text("season: 2022\n")
     assert exit_code("models", "list", "--run", str(tmp_path)) == 2
     assert f"{tmp_path}/config.yaml is not valid:\n  Unknown setting season" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compact", "--run", "run", "--set", "tracking.uri=http://u:p@ss@host"],
+        ["compact", "--run", "run", "--set", "tracking.uri=[http://u:p@ss@host"],
+        ["compact", "--run", "run", "--set", "tracking.url=http://u:p@ss@host"],
+        ["compact", "--run", "s3://u:p@ss@bucket/run"],
+        ["models", "show", "models:/m@a", "--run", "s3://u:p@ss@bucket/run"],
+        ["doctor", "--set", "tracking.uri=http://u:p@ss@host"],
+    ],
+)
+def test_no_message_shows_a_password(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(*arguments) == 2
+    shown = "".join(capsys.readouterr())
+    assert "error: " in shown
+    assert not any(part in shown for part in ("u:p", "p@ss", "ss@"))
+    assert list(tmp_path.iterdir()) == []

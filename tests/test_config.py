@@ -264,3 +264,17 @@ def test_the_values_of_every_recipe_are_settings(name: str, stage: str) -> None:
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match=r"finetune\.recipe .*'seed' or 'modern'.* got 'old'"):
         load_config(None, ["finetune.recipe=old"])
+
+
+@pytest.mark.parametrize("key", ["tracking.uri", "finetune.init", "predict.model", "predict.area"])
+@pytest.mark.parametrize("uri", ["http://u:p@ss@host", "s3://KEY:sl/ash@bucket/x"])
+def test_no_setting_takes_a_password(key: str, uri: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}: .*AWS_SECRET_ACCESS_KEY") as error:
+        load_config(None, [f"{key}={uri}"])
+    assert not any(part in str(error.value) for part in ("p@ss", "ss@", "sl/ash", "KEY:"))
+
+
+def test_a_variable_in_place_of_a_password_is_kept_as_its_name() -> None:
+    uri = "postgresql://u:${MLFLOW_PASSWORD}@host/db"
+    config = load_config(None, [f"tracking.uri={uri}"])
+    assert parse_config(config.to_yaml().encode(), "config.yaml").tracking.uri == uri

@@ -3,7 +3,18 @@
 import errno
 from pathlib import Path
 
-from cropray.errors import InputError, format_error, format_os_error, is_lasting, listed, nearest
+import pytest
+
+from cropray.errors import (
+    InputError,
+    check_no_password,
+    format_error,
+    format_os_error,
+    is_lasting,
+    listed,
+    nearest,
+    redacted,
+)
 
 
 def test_the_message_of_an_error_depends_on_its_kind() -> None:
@@ -38,3 +49,44 @@ def test_the_nearest_name_is_suggested_else_all_are_listed() -> None:
 def test_long_lists_are_cut_and_counted() -> None:
     assert listed(["a", "b"], most=2) == "  a\n  b"
     assert listed(["a", "b", "c", "d"], most=2) == "  a\n  b\n  … and 2 more"
+
+
+PASSWORDS = ("secret", "p@ss", "a:b@c:d", "%40@@", "sl/ash@x")
+
+
+@pytest.mark.parametrize("password", PASSWORDS)
+@pytest.mark.parametrize(
+    "uri", ["http://u:{}@host:5000/x", "postgresql://u:{}@host/db", "s3://KEY:{}@bucket/run"]
+)
+def test_a_uri_with_a_password_is_refused_without_showing_it(uri: str, password: str) -> None:
+    with pytest.raises(InputError, match=r"variables") as error:
+        check_no_password(uri.format(password))
+    assert password not in str(error.value)
+    assert "//…@" in str(error.value)
+    shown = redacted(f"cannot read {uri.format(password)} now")
+    assert shown == f"cannot read {uri.partition('//')[0]}//…@{uri.rpartition('@')[2]} now"
+
+
+def test_a_token_without_a_user_is_a_password_of_an_http_address() -> None:
+    with pytest.raises(InputError):
+        check_no_password("https://t0ken@host/")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "runs/mine",
+        "/home/me@work/a:b/run",
+        "sqlite:////home/me@work/mlflow.db",
+        "http://host:5000",
+        "http://host:5000/me@work",
+        "http://u:${PASSWORD}@host",
+        "https://${TOKEN}@host",
+        "postgresql://u:${PASSWORD}@host:5432/db",
+        "postgresql://u@host/db",
+        "gs://anonymous@bucket/run",
+        "s3://bucket/run?endpoint_override=http://127.0.0.1:9",
+    ],
+)
+def test_a_uri_without_a_password_is_taken_as_it_is(uri: str) -> None:
+    assert check_no_password(uri) == uri

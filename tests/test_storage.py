@@ -128,3 +128,9 @@ def test_a_store_that_cannot_be_reached_is_reported_with_its_reason() -> None:
 def test_a_store_without_a_bucket_is_refused(uri: str) -> None:
     with pytest.raises(InputError, match=f"{uri}' names no bucket.*://bucket/run"):
         Folder(uri).exists("x")
+
+
+def test_a_folder_takes_no_keys_in_its_uri() -> None:
+    with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY") as error:
+        Folder("s3://AKIA:wJalr/X@bucket/run")
+    assert not any(part in str(error.value) for part in ("AKIA", "wJalr", "X@"))

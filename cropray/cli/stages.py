@@ -128,7 +128,7 @@ def _share(group: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's mistake or a full disk ends it with one message and code 2."""
-    from cropray.errors import InputError, format_os_error
+    from cropray.errors import InputError, format_os_error, redacted
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
@@ -140,5 +140,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         # An error that crossed Ray carries the worker's traceback as its text; its cause is the error.
         cause = getattr(error, "cause", None) or error
-        sys.stderr.write(f"error: {format_os_error(cause) if isinstance(cause, OSError) else cause}\n")
+        message = format_os_error(cause) if isinstance(cause, OSError) else str(cause)
+        sys.stderr.write(f"error: {redacted(message)}\n")
         raise SystemExit(2) from None

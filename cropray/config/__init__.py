@@ -44,7 +44,8 @@ class PredictConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str = Field("", description="MLflow server or database. Empty: SQLite in a local run folder.")
+    uri: str = ""
+    """MLflow server or database; ${VARIABLE} replaces a password. Empty: SQLite in a local run folder."""
     experiment: str = Field("cropray", description="MLflow experiment of the runs.")
     model_name: str = Field("cropray", description="Name of the registered model.")
     alias: str = Field("candidate", description="Alias of a newly registered model.")

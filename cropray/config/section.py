@@ -10,13 +10,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from cropray.errors import check_no_password
 
 
 class Section(BaseModel):
-    """Frozen; an unknown key is an error. The docstring below a field is its description for users."""
+    """Frozen; an unknown key or a password is an error. A docstring below a field describes it for users."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _check_no_password(cls, value: Any) -> Any:
+        for text in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(text, str):
+                check_no_password(text)
+        return value
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from cropray.errors import InputError
+from cropray.errors import InputError, redacted
 from cropray.run import Run
 from cropray.storage import Folder, within
 
@@ -76,7 +77,8 @@ def sqlite_file(uri: str) -> Path | None:
 def open_client(uri: str, answer_s: float = _ANSWER_S) -> MlflowClient:
     """A client of a tracking server and its registry. A SQLite file that does not exist is created.
 
-    Raises InputError if the address is wrong or the server does not answer within `answer_s` seconds.
+    `${VARIABLE}` in the URI stands for an environment variable, whose value is written nowhere. Raises
+    InputError if the address is wrong or the server does not answer within `answer_s` seconds.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Standard output is for the results of the stages.
@@ -92,7 +94,8 @@ def open_client(uri: str, answer_s: float = _ANSWER_S) -> MlflowClient:
     with _address_errors(uri):
         if database is not None and not database.exists():
             _create(database)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        address = _expanded(uri)
+        client = MlflowClient(tracking_uri=address, registry_uri=address)
         try:
             within(answer_s, lambda: client.search_experiments(max_results=1))
         except TimeoutError as error:
@@ -115,7 +118,7 @@ def try_writing(uri: str) -> bool:
 
     if uri.startswith("http"):
         return False
-    with _address_errors(uri), create_engine(uri, poolclass=NullPool).connect() as connection:
+    with _address_errors(uri), create_engine(_expanded(uri), poolclass=NullPool).connect() as connection:
         connection.execute(text("UPDATE experiments SET name = name WHERE 1 = 0"))
         connection.rollback()
     return True
@@ -137,14 +140,20 @@ def server_errors(uri: str) -> Iterator[None]:
         raise InputError(f"MLflow at {redacted(uri)} (tracking.uri) {problem}") from error
 
 
-def redacted(text: str) -> str:
-    """A URI, or a text that contains one, without user name and password."""
-    return re.sub(r"//[^/\s]*@", "//…@", text)
-
-
 def quoted(text: str) -> str:
     """A string in a condition of MLflow's search."""
     return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def _expanded(uri: str) -> str:
+    """The URI with the values of the environment variables that it names as `${VARIABLE}`."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise InputError(f"tracking.uri names the variable {match[1]}, which is not set; set it")
+        return quote(os.environ[match[1]], safe="")
+
+    return re.sub(r"\$\{(\w+)\}", value, uri)
 
 
 def _create(database: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropray.config import CHAMPION
-from cropray.errors import InputError
+from cropray.errors import InputError, redacted
 from cropray.models.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
 from cropray.run import Run, Summary
 from cropray.storage import Folder
@@ -20,7 +20,6 @@ from cropray.tracking.connection import (
     open_client,
     open_existing,
     quoted,
-    redacted,
     server_errors,
     tracking_uri,
 )
@@ -207,7 +206,7 @@ def open_files(run: Run, client: MlflowClient, version: ModelVersion) -> Artifac
             f"registry {redacted(tracking_uri(run))} says they are: they were deleted or moved (MLflow keeps "
             "absolute paths). Put them back, link them there, or name a checkpoint folder instead"
         )
-    return get_artifact_repository(location, tracking_uri=tracking_uri(run))
+    return get_artifact_repository(location, tracking_uri=client.tracking_uri)
 
 
 def _location(run: Run, client: MlflowClient, version: ModelVersion) -> str:

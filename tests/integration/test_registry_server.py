@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from cropray.evaluation.evaluate import evaluate
 from cropray.evaluation.promotion import promote
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.inference import Predictor
+from cropray.report.pages import report
 from cropray.run import Run
 from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
@@ -190,11 +192,38 @@ def test_who_may_only_read_can_use_models_and_change_none(
     assert find(run, "models:/cropray@champion").number == "1"
 
 
-def test_a_password_in_the_uri_is_not_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_of_a_variable_opens_the_door_and_is_written_nowhere(
+    run: Run, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    secret = "se/s@me: 5%"
+    header = "Basic " + base64.b64encode(f"{NAME}:{secret}".encode()).decode()
+    monkeypatch.setenv("THE_PASSWORD", secret)
+    with door(server, {header}) as there:
+        uri = f"http://{NAME}:${{THE_PASSWORD}}@{there.uri.removeprefix('http://')}"
+        other = ready_run(str(tmp_path / "run"), thresholds=(0.2, 0.2))
+        inside = Run(other.folder, updated(other.config, {"tracking.uri": uri}))
+        inside.claim("evaluate")
+        registered = register_checkpoint(inside)["registered"]
+        evaluate(inside)
+        promote(inside, registered, force="a test")
+        assert load_checkpoint(resolve_model(registered, inside)).thresholds == (0.2, 0.2)
+        report(inside)
+        assert there.seen == {header}
+    monkeypatch.setenv("THE_PASSWORD", f"{secret} no more")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(InputError) as told:
-        list_versions(at(run, "http://analyst:secret@127.0.0.1:9"))
-    assert "secret" not in str(told.value)
+    with pytest.raises(InputError) as error:
+        list_versions(inside)
+    out, err = capfd.readouterr()
+    texts = [out, err, str(error.value)]
+    server_folder = next(tmp_path.parent.glob("server*"))
+    files = [path for folder in (tmp_path, server_folder) for path in folder.rglob("*") if path.is_file()]
+    assert {"config.yaml", "register.json", "report.html", "server.db"} <= {path.name for path in files}
+    for spelling in (secret, quote(secret, safe=""), header.removeprefix("Basic ")):
+        assert not [text for text in texts if spelling in text]
+        assert not [path for path in files if spelling.encode() in path.read_bytes()]
+    monkeypatch.delenv("THE_PASSWORD")
+    with pytest.raises(InputError, match="THE_PASSWORD, which is not set"):
+        list_versions(inside)
 
 
 def test_a_run_elsewhere_gets_its_own_copy(run: Run, tmp_path: Path) -> None:
