@@ -20,7 +20,7 @@ from cropray.cluster import address_of, ray_session, reach
 from cropray.config import Config
 from cropray.config.imagery import EarthEngineConfig
 from cropray.config.training import TrainConfig
-from cropray.errors import InputError, redacted
+from cropray.errors import InputError
 from cropray.run import Run
 from cropray.storage import Folder, within
 from cropray.training.monitor import ResourceRequest, shortage, worker_resources
@@ -197,7 +197,7 @@ def examine_tracking(config: Config, folder: Folder | None) -> Finding:
         access = "can be read and written" if try_writing(uri) else "can be read; writing was not tried"
     except InputError as error:
         return Finding("tracking", "bad", _line(error))
-    return Finding("tracking", "ok", f"{redacted(uri)} {access}")
+    return Finding("tracking", "ok", f"{uri} {access}")
 
 
 def examine_earth_engine(config: Config, *, online: bool) -> Finding:

@@ -386,10 +386,9 @@ def test_plain_mlflow_loads_a_model_of_a_moved_run_folder_once_it_is_relocated(
 def test_only_the_registry_of_a_run_folder_is_relocated(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no registry at sqlite"):
         relocate(Run(Folder(str(tmp_path)), Config()))
-    server = updated(Config(), {"tracking.uri": "http://u:p@ss@127.0.0.1:9"})
-    with pytest.raises(InputError, match=r"tracking\.uri is http://…@127") as error:
+    server = updated(Config(), {"tracking.uri": "http://127.0.0.1:9"})
+    with pytest.raises(InputError, match=r"tracking\.uri is http://127\.0\.0\.1:9: only"):
         relocate(Run(run.folder, server))
-    assert "ss@" not in str(error.value)
 
 
 DRIVER = """

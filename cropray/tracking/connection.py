@@ -99,7 +99,7 @@ def open_client(uri: str, answer_s: float = _ANSWER_S) -> MlflowClient:
         try:
             within(answer_s, lambda: client.search_experiments(max_results=1))
         except TimeoutError as error:
-            raise InputError(f"MLflow at {redacted(uri)} (tracking.uri) gives {error}: {_REACH}") from error
+            raise InputError(f"MLflow at {uri} (tracking.uri) gives {error}: {_REACH}") from error
     return client
 
 
@@ -137,7 +137,7 @@ def server_errors(uri: str) -> Iterator[None]:
         short = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
         known = [problem for pattern, problem in _KNOWN.items() if re.search(pattern, reason)]
         problem = known[0] if known else f"failed: {short}; {_REMEDY}"
-        raise InputError(f"MLflow at {redacted(uri)} (tracking.uri) {problem}") from error
+        raise InputError(f"MLflow at {uri} (tracking.uri) {problem}") from error
 
 
 def quoted(text: str) -> str:
@@ -173,12 +173,10 @@ def _address_errors(uri: str) -> Iterator[None]:
             yield
     except ModuleNotFoundError as error:
         raise InputError(
-            f"MLflow at {redacted(uri)} (tracking.uri) needs the package {error.name}, which is not "
+            f"MLflow at {uri} (tracking.uri) needs the package {error.name}, which is not "
             "installed: install it on every machine that runs a stage"
         ) from error
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(
-            f"MLflow at {redacted(uri)} (tracking.uri) is not an address ({error}); {_WANTED}"
-        ) from error
+        raise InputError(f"MLflow at {uri} (tracking.uri) is not an address ({error}); {_WANTED}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropray.config import CHAMPION
-from cropray.errors import InputError, redacted
+from cropray.errors import InputError
 from cropray.models.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint
 from cropray.run import Run, Summary
 from cropray.storage import Folder
@@ -57,7 +57,7 @@ def register_checkpoint(run: Run, reference: str = "") -> Summary:
         "registered": f"models:/{registered_name(run, stage)}/{version}",
         "alias": run.config.tracking.alias,
         "checkpoint": folder.uri,
-        "registry": redacted(tracking_uri(run)),
+        "registry": tracking_uri(run),
     }
 
 
@@ -120,7 +120,7 @@ def relocate(run: Run) -> Summary:
     """
     if run.config.tracking.uri:
         raise InputError(
-            f"tracking.uri is {redacted(run.config.tracking.uri)}: only the registry in a run folder can be "
+            f"tracking.uri is {run.config.tracking.uri}: only the registry in a run folder can be "
             "relocated. Leave tracking.uri out"
         )
     client, uri = open_registry(run)
@@ -139,7 +139,7 @@ def open_registry(run: Run) -> tuple[MlflowClient, str]:
     client, uri = open_existing(run), tracking_uri(run)
     if client is None:
         raise InputError(
-            f"there is no registry at {redacted(uri)} yet. Give the folder of a run with a trained model "
+            f"there is no registry at {uri} yet. Give the folder of a run with a trained model "
             "(--run), or set tracking.uri to an MLflow server"
         )
     return client, uri
@@ -157,7 +157,7 @@ def find_version(reference: str, client: MlflowClient, uri: str) -> ModelVersion
     if model is None:
         others = ", ".join(other.name for other in client.search_registered_models(max_results=_SHOWN_MODELS))
         raise InputError(
-            f"there is no model {name!r} in the registry {redacted(uri)}; it has: {others or 'none'}. Set "
+            f"there is no model {name!r} in the registry {uri}; it has: {others or 'none'}. Set "
             "tracking.uri to the registry that has it"
         )
     try:
@@ -171,7 +171,7 @@ def find_version(reference: str, client: MlflowClient, uri: str) -> ModelVersion
         numbers = sorted(int(found.version) for found in versions(client, name))
         hint = f". cropray models promote sets @{CHAMPION}" if alias == CHAMPION else ""
         raise InputError(
-            f"there is no {reference} in the registry {redacted(uri)}: {name} has the versions {numbers} "
+            f"there is no {reference} in the registry {uri}: {name} has the versions {numbers} "
             f"and the aliases {aliases or 'none'}{hint}"
         ) from error
 
@@ -203,7 +203,7 @@ def open_files(run: Run, client: MlflowClient, version: ModelVersion) -> Artifac
     if location.startswith("file:") and not Folder(location).exists():
         raise InputError(
             f"the files of models:/{version.name}/{version.version} are not in {location}, where the "
-            f"registry {redacted(tracking_uri(run))} says they are: they were deleted or moved (MLflow keeps "
+            f"registry {tracking_uri(run)} says they are: they were deleted or moved (MLflow keeps "
             "absolute paths). Put them back, link them there, or name a checkpoint folder instead"
         )
     return get_artifact_repository(location, tracking_uri=client.tracking_uri)

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from cropray.config import CHAMPION
 from cropray.run import Run
 from cropray.storage import Folder
@@ -169,18 +171,9 @@ def table(rows: Sequence[Version]) -> str:
 
 
 def page(version: Version) -> str:
-    """One version as text: its tags and its card."""
-    data = version.to_json()
-    lines = [
-        ("model", version.uri),
-        ("aliases", ", ".join(version.aliases) or "none"),
-        ("created", data["created"]),
-        ("evaluation", _score(version.evaluation)),
-        ("promotion", version.tags.get(PROMOTION, "never")),
-        *((key.removeprefix(PREFIX), value) for key, value in data["tags"].items()),
-    ]
-    width = max(len(key) for key, _ in lines)
-    return "".join(f"{key.ljust(width)}  {value}\n" for key, value in lines) + f"\n{version.card}"
+    """One version as text: what is known of it as YAML, then its card."""
+    known = yaml.safe_dump(version.to_json(), sort_keys=False, allow_unicode=True, width=100)
+    return f"{known}\n{version.card}"
 
 
 def _version(found: ModelVersion, aliases: Mapping[str, Any]) -> Version:
