@@ -1,4 +1,4 @@
-"""A real MLflow server on the loopback, and before it a door that asks who one is."""
+"""A real MLflow server on the loopback, and a proxy in front of it that asks for credentials."""
 
 import http.client
 import os
@@ -17,13 +17,13 @@ from threading import Thread
 
 _STARTS_WITHIN_S = 120
 _CHANGES = {"POST", "PUT", "PATCH", "DELETE"}
-_OF_THE_DOOR = {"Authorization", "Host", "Transfer-Encoding", "Content-Length", "Connection"}
-_SEARCHES = "/search"  # are POST too, and change nothing
+_OF_THE_PROXY = {"Authorization", "Host", "Transfer-Encoding", "Content-Length", "Connection"}
+_SEARCHES = "/search"  # POST, but changes nothing
 
 
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
-    """The URI of a server whose database and files lie in `folder`; it is ended by its process group."""
+    """The URI of a server whose database and files are in `folder`. Its process group ends with the block."""
     port = free_port()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
@@ -66,8 +66,8 @@ def _wait(port: int, process: subprocess.Popen, log: Path) -> None:
 
 
 @dataclass
-class Door:
-    """Lets through requests with one of these Authorization headers; reads alone where `read_only`."""
+class Proxy:
+    """Passes on requests with one of these Authorization headers; only those that read if `read_only`."""
 
     uri: str
     allowed: set[str]
@@ -76,8 +76,8 @@ class Door:
 
 
 @contextmanager
-def door(server: str, allowed: set[str]) -> Iterator[Door]:
-    """A proxy on the loopback before an MLflow server."""
+def proxy(server: str, allowed: set[str]) -> Iterator[Proxy]:
+    """A proxy on the loopback in front of an MLflow server."""
     target = server.removeprefix("http://")
 
     class Handler(BaseHTTPRequestHandler):
@@ -99,23 +99,23 @@ def door(server: str, allowed: set[str]) -> Iterator[Door]:
         def _pass(self) -> None:
             body = self._body()
             who = self.headers.get("Authorization", "")
-            there.seen.add(who)
+            guarded.seen.add(who)
             changes = self.command in _CHANGES and _SEARCHES not in self.path
-            if who not in there.allowed:
+            if who not in guarded.allowed:
                 self._answer(401, b"You are not authenticated.", "text/plain")
-            elif there.read_only and changes:
+            elif guarded.read_only and changes:
                 text = b'{"error_code": "PERMISSION_DENIED", "message": "Permission denied"}'
                 self._answer(403, text, "application/json")
             else:
                 connection = http.client.HTTPConnection(target, timeout=60)
-                headers = {key: value for key, value in self.headers.items() if key not in _OF_THE_DOOR}
+                headers = {key: value for key, value in self.headers.items() if key not in _OF_THE_PROXY}
                 connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()
                 self._answer(answer.status, answer.read(), answer.headers.get("Content-Type", ""))
                 connection.close()
 
         def _body(self) -> bytes:
-            """Files are sent in chunks: https://www.rfc-editor.org/rfc/rfc9112#section-7.1."""
+            """Files arrive in chunks: https://www.rfc-editor.org/rfc/rfc9112#section-7.1."""
             if self.headers.get("Transfer-Encoding", "") != "chunked":
                 return self.rfile.read(int(self.headers.get("Content-Length", 0)))
             chunks = []
@@ -132,13 +132,13 @@ def door(server: str, allowed: set[str]) -> Iterator[Door]:
             self.end_headers()
             self.wfile.write(body)
 
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    there = Door(f"http://127.0.0.1:{proxy.server_port}", allowed)
-    thread = Thread(target=proxy.serve_forever, daemon=True)
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    guarded = Proxy(f"http://127.0.0.1:{listener.server_port}", allowed)
+    thread = Thread(target=listener.serve_forever, daemon=True)
     thread.start()
     try:
-        yield there
+        yield guarded
     finally:
-        proxy.shutdown()
-        proxy.server_close()
+        listener.shutdown()
+        listener.server_close()
         thread.join(timeout=10)

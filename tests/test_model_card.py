@@ -33,7 +33,7 @@ def checkpoint() -> Checkpoint:
     return replace(small_checkpoint((0.25, 0.5)), data_fingerprint="d1")
 
 
-def test_the_card_says_what_it_must(checkpoint: Checkpoint) -> None:
+def test_the_card_has_all_its_parts(checkpoint: Checkpoint) -> None:
     figures = {"average_precision": 0.8125, "f1": 0.75, "pixels": 77}
     history = [
         {"val_classes": {"maize": figures | {"f1": 0.1, "threshold": 0.9}, "pea": None}},
@@ -56,7 +56,7 @@ def test_the_card_says_what_it_must(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "said"),
+    ("window", "sentence"),
     [
         (
             {"anchor": "harvest", "lead_months": 1},
@@ -71,9 +71,9 @@ def test_the_card_says_what_it_must(checkpoint: Checkpoint) -> None:
     ],
 )
 def test_the_card_says_which_months_are_seen(
-    checkpoint: Checkpoint, window: dict[str, Any], said: str
+    checkpoint: Checkpoint, window: dict[str, Any], sentence: str
 ) -> None:
-    assert said in model_card("cropray", replace(checkpoint, window=window), FACTS, [])
+    assert sentence in model_card("cropray", replace(checkpoint, window=window), FACTS, [])
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_notice_of_copernicus_has_the_years_of_the_imagery(
     assert f"Contains modified Copernicus Sentinel data [{years}]:" in card
 
 
-def test_the_lines_of_code_in_the_card_run_as_they_stand(
+def test_the_code_in_the_card_runs_as_written(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []
@@ -127,7 +127,7 @@ def test_the_licence_is_that_of_the_data_that_the_run_used(checkpoint: Checkpoin
     assert "EUCROPMAP" not in own
 
 
-def test_figures_take_their_place_in_the_card_and_can_be_replaced(checkpoint: Checkpoint) -> None:
+def test_scores_fill_their_section_of_the_card_and_can_be_replaced(checkpoint: Checkpoint) -> None:
     def result(f1: float) -> dict[str, Any]:
         rows = [{"class": name, "recall": 0.5, "f1": f1, "support": 9} for name in checkpoint.classes]
         network = {"score": f1, "interval": [f1 - 0.1, f1 + 0.1], "per_class": rows}

@@ -77,7 +77,7 @@ def stored_patches(seed: int = 1) -> dict[str, np.ndarray]:
     }
 
 
-def test_a_stage_that_resumes_goes_on_in_the_same_run(run: Run) -> None:
+def test_a_stage_that_resumes_continues_its_run(run: Run) -> None:
     def first_attempt() -> None:
         with tracked(run, "pretrain") as tracker:
             tracker.metrics({"train/loss": 0.9, "val/loss": 1.1}, step=0)
@@ -97,13 +97,13 @@ def test_a_stage_that_resumes_goes_on_in_the_same_run(run: Run) -> None:
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.9), (1, 0.5)]
 
 
-def test_an_interrupted_run_is_told_from_a_failed_one(run: Run) -> None:
+def test_an_interrupted_run_is_killed_not_failed(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt), tracked(run, "evaluate") as tracker:
         raise KeyboardInterrupt
     assert open_client(tracking_uri(run)).get_run(tracker.run_id).info.status == "KILLED"
 
 
-def test_a_server_that_fails_on_the_way_is_named(run: Run) -> None:
+def test_a_server_that_fails_during_a_stage_is_named(run: Run) -> None:
     def stage() -> None:
         with tracked(run, "compact") as tracker:
             tracker.client.delete_run(tracker.run_id)
@@ -128,7 +128,7 @@ def test_the_resolved_configuration_is_recorded(run: Run, tmp_path: Path) -> Non
     )
 
 
-def test_names_that_users_chose_are_made_fit_for_mlflow(tmp_path: Path) -> None:
+def test_names_of_users_become_names_that_mlflow_accepts(tmp_path: Path) -> None:
     named = {"rois.split.named": {"Hauts-de-France (60)": "val"}}
     odd = Run(Folder(str(tmp_path)), updated(Config(), named))
     with tracked(odd, "pretrain") as tracker:
@@ -148,7 +148,7 @@ def test_a_parameter_keeps_the_value_with_which_the_run_began(run: Run) -> None:
     assert params["ray.concurrency"] == str(run.config.ray.concurrency)
 
 
-def test_artifacts_lie_beside_a_database_that_was_given(tmp_path: Path) -> None:
+def test_artifacts_are_beside_the_database_of_tracking_uri(tmp_path: Path) -> None:
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path / 'shared' / 'all.db'}")
     other = Run(Folder(str(tmp_path / "run")), Config(classes=CLASSES, tracking=tracking))
     with tracked(other, "finetune"):
@@ -162,7 +162,7 @@ def test_a_remote_run_folder_needs_a_server() -> None:
         pass
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = Config(tracking=TrackingConfig(uri="http://127.0.0.1:9"))
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*tracking\.uri.*check that it runs"):
@@ -209,14 +209,14 @@ def test_a_registered_model_is_the_checkpoint_by_alias_and_by_version(run: Run, 
         ("models:/cropray", "form models:/NAME@ALIAS"),
     ],
 )
-def test_a_missing_model_is_told_with_what_there_is(
+def test_a_missing_model_is_reported_with_the_known_ones(
     run: Run, registered: str, reference: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         resolve_model(reference, run)
 
 
-def test_a_model_is_found_in_a_registry_of_many_and_by_any_name(tmp_path: Path) -> None:
+def test_a_model_is_found_among_many_and_by_any_name(tmp_path: Path) -> None:
     tracking = TrackingConfig(model_name="farmer's crops")
     crowded = Run(Folder(str(tmp_path)), Config(classes=CLASSES, tracking=tracking))
     client = open_client(tracking_uri(crowded))
@@ -242,7 +242,7 @@ def test_a_registered_model_names_every_package_that_it_imports(run: Run, regist
     assert {"torch", "mlflow"} <= imported <= required
 
 
-def test_the_registered_model_predicts_as_the_checkpoint(run: Run, registered: str) -> None:
+def test_the_registered_model_predicts_what_the_checkpoint_does(run: Run, registered: str) -> None:
     before = mlflow.get_tracking_uri()
     client = open_client(tracking_uri(run))
     location = client.get_model_version_download_uri("cropray", registered)
@@ -288,17 +288,15 @@ print(json.dumps({"package": cropray.__file__, "ray": "ray" in sys.modules}))
         text=True,
         check=True,
     )
-    told = json.loads(done.stdout)
+    process = json.loads(done.stdout)
     # The copy that travelled with the model, not the package under test.
-    assert Path(told["package"]).is_relative_to(run.folder.local("mlflow/artifacts"))
-    assert not told["ray"]
+    assert Path(process["package"]).is_relative_to(run.folder.local("mlflow/artifacts"))
+    assert not process["ray"]
     expected = Predictor(small_checkpoint()).probabilities(batch["s1"], batch["s2"])
     np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
 
 
-def test_packages_of_other_versions_than_the_models_are_named_as_it_loads(
-    run: Run, registered: str, tmp_path: Path
-) -> None:
+def test_loading_names_packages_of_another_version(run: Run, registered: str, tmp_path: Path) -> None:
     source = open_client(tracking_uri(run)).get_model_version_download_uri("cropray", registered)
     model = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(tmp_path)))
     wanted = (model / "requirements.txt").read_text()
@@ -458,7 +456,7 @@ def test_a_stage_can_say_how_its_run_and_nested_ones_end(tmp_path: Path) -> None
     assert found.data.tags["mlflow.parentRunId"] == parent.run_id
 
 
-def test_files_that_a_registry_no_longer_has_are_named(run: Run, registered: str) -> None:
+def test_missing_files_of_a_version_are_named(run: Run, registered: str) -> None:
     location = open_client(tracking_uri(run)).get_model_version_download_uri("cropray", registered)
     hidden = Path(location.removeprefix("file://"))
     hidden.rename(hidden.with_name("elsewhere"))
@@ -469,7 +467,7 @@ def test_files_that_a_registry_no_longer_has_are_named(run: Run, registered: str
         hidden.with_name("elsewhere").rename(hidden)
 
 
-def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     damaged = Run(Folder(str(tmp_path)), Config())
     damaged.folder.write_text("mlflow/mlflow.db", "nothing of the kind" * 100)
     with (
@@ -479,9 +477,7 @@ def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_database_whose_making_was_interrupted_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_is_created_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = Run(Folder(str(tmp_path)), Config())
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "search_experiments", Mock(side_effect=KeyboardInterrupt))
@@ -492,7 +488,7 @@ def test_a_database_whose_making_was_interrupted_is_made_anew(
         assert fresh.folder.exists("mlflow/mlflow.db")
 
 
-def test_a_registry_that_may_only_be_read_is_read_and_not_written(
+def test_a_read_only_registry_is_read_but_not_written(
     run: Run, registered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow makes a folder of the name `file:`
@@ -505,7 +501,7 @@ def test_a_registry_that_may_only_be_read_is_read_and_not_written(
         register_checkpoint(reader)
 
 
-def test_what_a_model_lists_need_not_be_installed_to_read_its_checkpoint(run: Run, registered: str) -> None:
+def test_requirements_need_not_be_installed_to_read_a_checkpoint(run: Run, registered: str) -> None:
     location = open_client(tracking_uri(run)).get_model_version_download_uri("cropray", registered)
     listed = Path(location.removeprefix("file://"), "requirements.txt")
     before = listed.read_text()
@@ -528,7 +524,7 @@ def test_a_pretrained_model_has_a_name_of_its_own(run: Run, registered: str) -> 
     )
 
 
-def test_registering_again_moves_the_alias_and_says_nothing(
+def test_registering_again_moves_the_alias_and_prints_nothing(
     run: Run, registered: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = run.folder.child("models/again")

@@ -38,7 +38,7 @@ def message_for(uri: str) -> str:
 
 @contextmanager
 def web_server(status: int, body: str) -> Iterator[str]:
-    """Something on the loopback that gives the same answer to everything."""
+    """An HTTP server on the loopback with the same answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -88,7 +88,7 @@ def test_a_server_that_cannot_be_reached() -> None:
         (403, json.dumps({"error_code": "PERMISSION_DENIED"}), "does not permit this; set MLFLOW_TRACKING"),
     ],
 )
-def test_a_server_that_is_no_mlflow_or_refuses(status: int, body: str, problem: str) -> None:
+def test_a_server_that_is_not_mlflow_or_refuses(status: int, body: str, problem: str) -> None:
     with web_server(status, body) as uri:
         assert problem in message_for(uri)
 
@@ -107,8 +107,8 @@ def test_an_address_that_mlflow_cannot_use(uri: str, problem: str) -> None:
     assert problem in message_for(uri)
 
 
-def test_a_file_that_is_no_database_and_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "junk.db").write_text("nothing of the kind" * 100)
+def test_a_file_that_is_not_a_database_and_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "junk.db").write_text("not a database " * 100)
     assert "is a file but not a database; correct tracking.uri" in message_for(
         f"sqlite:///{tmp_path}/junk.db"
     )
@@ -117,7 +117,7 @@ def test_a_file_that_is_no_database_and_a_folder(tmp_path: Path) -> None:
     )
 
 
-def test_a_database_that_may_only_be_read(tmp_path: Path) -> None:
+def test_a_read_only_database(tmp_path: Path) -> None:
     open_client(f"sqlite:///{tmp_path}/mlflow.db")
     reader = open_client(f"sqlite:///file:{tmp_path}/mlflow.db?mode=ro&uri=true")
     with (
@@ -145,13 +145,13 @@ def test_doctor_writes_to_a_database_and_leaves_it_as_it_is(
 
 
 def test_an_unknown_error_is_shown_without_sql_and_cut_between_words() -> None:
-    said = "the disk is on fire " * 50
+    text = "the disk is on fire " * 50
     with pytest.raises(InputError) as error, server_errors(URI):
-        raise MlflowException(f"(sqlite3.OperationalError) {said}\n[SQL: INSERT INTO runs]\n(Background on")
+        raise MlflowException(f"(sqlite3.OperationalError) {text}\n[SQL: INSERT INTO runs]\n(Background on")
     before, _, after = str(error.value).partition("; ")
     assert before.startswith(f"MLflow at {URI} (tracking.uri) failed: (sqlite3.Operational")
     assert len(before) < 400
-    assert set(before.split()[6:]) == {*said.split(), "…"}
+    assert set(before.split()[6:]) == {*text.split(), "…"}
     assert "run the same command again" in after
     with pytest.raises(InputError, match=r"failed: full; "), server_errors(URI):
         raise MlflowException("full\n[SQL: INSERT INTO runs]\n(Background on this error at: a link)")

@@ -1,4 +1,4 @@
-"""The registry on a real MLflow server, by its URI, and behind a door that wants a name."""
+"""The registry on a real MLflow server, and behind a proxy that asks for credentials."""
 
 import base64
 import json
@@ -26,8 +26,9 @@ from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.tracking.registry import register_checkpoint, resolve_model
 from cropray.tracking.versions import find, list_versions
+from tests.finished import finished_run
 from tests.lands import ready_run, small_checkpoint
-from tests.mlflow_server import Door, door, mlflow_server
+from tests.mlflow_server import Proxy, mlflow_server, proxy
 
 NAME, PASSWORD, TOKEN = "analyst", "sesame", "t0ken"
 # Installed here, but not among the requirements of a registered model.
@@ -52,8 +53,8 @@ def run(server: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def before(run: Run) -> Iterator[Door]:
-    with door(run.config.tracking.uri, {BASIC, f"Bearer {TOKEN}"}) as there:
+def guarded(run: Run) -> Iterator[Proxy]:
+    with proxy(run.config.tracking.uri, {BASIC, f"Bearer {TOKEN}"}) as there:
         yield there
 
 
@@ -127,12 +128,11 @@ for wrong in ({{"s1": example["s2"], "s2": example["s1"]}}, {{**example, "s2": e
     expected = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw)
     np.testing.assert_array_equal(got["rows"], expected)
     np.testing.assert_array_equal(got["example"], predictor.probabilities(got["in_s1"], got["in_s2"]))
-    told = done.stdout.splitlines()
-    # MLflow's own check comes before the model's. It ends with both inputs by name as they are wanted, and
-    # with what was given instead.
+    messages = done.stdout.splitlines()
+    # MLflow checks before the model does. Its message ends with the expected inputs and the given ones.
     by_name = "'s1': Tensor('int16', (-1, 2, 2, -1, -1)), 's2': Tensor('int16', (-1, 10, 2, -1, -1))"
-    for said, named, wanted in zip(
-        told,
+    for message, named, wanted in zip(
+        messages,
         (by_name, by_name, by_name, "s2", "s2"),
         (
             "input (1, 10, 2, 16, 16) does not match expected shape (-1, 2, 2, -1, -1)",
@@ -143,44 +143,46 @@ for wrong in ({{"s1": example["s2"], "s2": example["s1"]}}, {{**example, "s2": e
         ),
         strict=True,
     ):
-        assert named in said.replace(" (required)", "")
-        assert wanted in said
+        assert named in message.replace(" (required)", "")
+        assert wanted in message
 
 
-def test_name_and_password_of_the_environment_open_the_door(
-    run: Run, before: Door, monkeypatch: pytest.MonkeyPatch
+def test_name_and_password_come_from_the_environment(
+    run: Run, guarded: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", NAME)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
-    inside = at(run, before.uri)
+    inside = at(run, guarded.uri)
     assert [version.uri for version in list_versions(inside)] == ["models:/cropray/1"]
     save_checkpoint(small_checkpoint((0.4, 0.4)), run.folder.child("models/other"))
     assert register_checkpoint(inside, "run:models/other")["registered"] == "models:/cropray/2"
     assert load_checkpoint(resolve_model("models:/cropray/2", inside)).thresholds == (0.4, 0.4)
-    told = promote(inside, "models:/cropray/2", force="to see who did it")
-    assert told["by"] == NAME
+    record = promote(inside, "models:/cropray/2", force="to see who did it")
+    assert record["by"] == NAME
     promote(inside, "models:/cropray/1", force="as before")
-    assert before.seen == {BASIC}  # runs, registry and files alike
+    assert guarded.seen == {BASIC}  # runs, registry and files alike
 
 
-def test_a_token_opens_it_too(run: Run, before: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
-    assert find(at(run, before.uri), "models:/cropray@champion").number == "1"
-    assert before.seen == {f"Bearer {TOKEN}"}
-
-
-def test_an_unknown_user_learns_which_variables_to_set(run: Run, before: Door) -> None:
-    for act in (list_versions, register_checkpoint, promote):
-        with pytest.raises(InputError, match=r"\(401\); .*MLFLOW_TRACKING_USERNAME.*MLFLOW_TRACKING_TOKEN"):
-            act(at(run, before.uri))
-
-
-def test_who_may_only_read_can_use_models_and_change_none(
-    run: Run, before: Door, monkeypatch: pytest.MonkeyPatch
+def test_a_token_comes_from_the_environment(
+    run: Run, guarded: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
-    before.read_only = True
-    reader = at(run, before.uri)
+    assert find(at(run, guarded.uri), "models:/cropray@champion").number == "1"
+    assert guarded.seen == {f"Bearer {TOKEN}"}
+
+
+def test_an_unknown_user_learns_which_variables_to_set(run: Run, guarded: Proxy) -> None:
+    for act in (list_versions, register_checkpoint, promote):
+        with pytest.raises(InputError, match=r"\(401\); .*MLFLOW_TRACKING_USERNAME.*MLFLOW_TRACKING_TOKEN"):
+            act(at(run, guarded.uri))
+
+
+def test_a_reader_can_use_models_but_change_none(
+    run: Run, guarded: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    guarded.read_only = True
+    reader = at(run, guarded.uri)
     assert load_checkpoint(resolve_model("models:/cropray@champion", reader)).classes == ("maize", "pea")
     save_checkpoint(small_checkpoint((0.3, 0.3)), run.folder.child("models/third"))
     for act in (
@@ -192,21 +194,22 @@ def test_who_may_only_read_can_use_models_and_change_none(
     assert find(run, "models:/cropray@champion").number == "1"
 
 
-def test_a_password_of_a_variable_opens_the_door_and_is_written_nowhere(
+def test_the_password_of_a_variable_is_written_nowhere(
     run: Run, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     secret = "se/s@me: 5%"
     header = "Basic " + base64.b64encode(f"{NAME}:{secret}".encode()).decode()
     monkeypatch.setenv("THE_PASSWORD", secret)
-    with door(server, {header}) as there:
+    with proxy(server, {header}) as there:
         uri = f"http://{NAME}:${{THE_PASSWORD}}@{there.uri.removeprefix('http://')}"
-        other = ready_run(str(tmp_path / "run"), thresholds=(0.2, 0.2))
-        inside = Run(other.folder, updated(other.config, {"tracking.uri": uri}))
+        other = finished_run(str(tmp_path / "run"))
+        settings = {"tracking.uri": uri, "tracking.model_name": "other"}
+        inside = Run(other.folder, updated(other.config, settings))
         inside.claim("evaluate")
         registered = register_checkpoint(inside)["registered"]
         evaluate(inside)
         promote(inside, registered, force="a test")
-        assert load_checkpoint(resolve_model(registered, inside)).thresholds == (0.2, 0.2)
+        assert load_checkpoint(resolve_model(registered, inside)).thresholds == (0.5, 0.5)
         report(inside)
         assert there.seen == {header}
     monkeypatch.setenv("THE_PASSWORD", f"{secret} no more")

@@ -1,4 +1,4 @@
-"""Lineage and STAC item of a registered model."""
+"""Lineage, STAC item, example and requirements of a registered model."""
 
 import json
 import os
@@ -72,15 +72,15 @@ def test_lineage_names_data_shards_settings_parent_and_code(run: Run) -> None:
         "val": ["00000.parquet"],
     }
     assert facts["shards"]["train"] != facts["shards"]["val"]
-    told = tags(facts)
-    assert told["cropray.parent"] == RECIPE["init"]
-    assert told["cropray.shards.train"].startswith("1: ")
-    assert json.loads(told["cropray.recipe"]) == RECIPE
-    assert all(told.values())
+    known = tags(facts)
+    assert known["cropray.parent"] == RECIPE["init"]
+    assert known["cropray.shards.train"].startswith("1: ")
+    assert json.loads(known["cropray.recipe"]) == RECIPE
+    assert all(known.values())
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_the_configuration_of_a_model_is_that_of_its_records_whoever_registers_it(run: Run) -> None:
+def test_the_configuration_of_a_model_comes_from_its_records(run: Run) -> None:
     config = facts_of(Run(run.folder, Config()))["config"]
     settings = run.config.model_dump(mode="json")
     sections = {"rois", "source", "window", "labels", "shards", "model", "finetune"}
@@ -119,7 +119,7 @@ def test_a_model_of_a_sweep_comes_from_its_best_trial(tmp_path: Path, checkpoint
     assert facts_of(run, "tune/first/model")["config"] is None
 
 
-def test_thresholds_make_another_checkpoint_of_the_same_weights(run: Run, checkpoint: Checkpoint) -> None:
+def test_other_thresholds_make_another_checkpoint(run: Run, checkpoint: Checkpoint) -> None:
     other = run.folder.child("models/other")
     save_checkpoint(replace(checkpoint, thresholds=(0.3, 0.5)), other)
     assert weights_checksum(other) == weights_checksum(run.folder.child("models/finetune"))
@@ -136,9 +136,7 @@ def test_shards_that_a_model_was_not_trained_on_are_not_named(tmp_path: Path, ch
     assert facts_of(run)["shards"] is None
 
 
-def test_the_commit_is_that_of_the_checkout_of_the_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commit_is_read_from_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROPRAY_GIT_COMMIT", raising=False)
     package = tmp_path / "package"
     package.mkdir()
@@ -161,7 +159,7 @@ def test_the_commit_is_that_of_the_checkout_of_the_code(
     assert git_state(package) == {"commit": git("rev-parse", "HEAD"), "dirty": True}
 
 
-def test_the_commit_of_a_copy_without_its_checkout_is_carried_by_a_variable(
+def test_a_variable_names_the_commit_where_there_is_no_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for where in (os.environ["PATH"], ""):  # with git and without
@@ -275,7 +273,7 @@ def test_the_stac_item_is_valid_as_a_whole(checkpoint: Checkpoint, normalisation
     assert titles == list(made.classes)
 
 
-def test_inputs_and_outputs_of_the_item_are_those_of_the_model(checkpoint: Checkpoint) -> None:
+def test_the_item_describes_the_inputs_and_outputs_of_the_model(checkpoint: Checkpoint) -> None:
     named = replace(checkpoint, classes=("dry pulses, vegetables", "maize"))
     item = pystac.Item.from_dict(model_item(named, "farmer's crops", NOW))
     mlm = MLMExtension.ext(item)
@@ -306,7 +304,7 @@ def test_inputs_and_outputs_of_the_item_are_those_of_the_model(checkpoint: Check
     assert re.fullmatch("[a-zA-Z0-9_.\\- ]+", mlm.mlm_name)
 
 
-def test_the_example_is_what_the_model_takes(checkpoint: Checkpoint) -> None:
+def test_the_model_accepts_the_example(checkpoint: Checkpoint) -> None:
     given = example(checkpoint)
     s1, s2 = stored_inputs(checkpoint, given)
     assert s1.shape == (1, 2, 2, 16, 16)
@@ -318,7 +316,7 @@ def test_requirements_are_exact_and_on_an_index() -> None:
     assert all(re.fullmatch(r"[a-z0-9]+==[0-9][0-9a-z.]*", line) for line in requirements())
 
 
-def test_folders_by_uri_have_checkpoints_with_an_id(checkpoint: Checkpoint) -> None:
-    folder = Folder("memory://papers/models/finetune")
+def test_a_checkpoint_by_uri_has_an_id(checkpoint: Checkpoint) -> None:
+    folder = Folder("memory://lineage/models/finetune")
     save_checkpoint(checkpoint, folder)
     assert len(checkpoint_id(folder)) == 16
