@@ -428,6 +428,9 @@ def test_the_runs_of_a_killed_driver_end_with_the_next_start(tmp_path: Path) -> 
         assert statuses("tune/a") == ["KILLED", "KILLED"]
         assert statuses("tune/b") == ["RUNNING", "RUNNING"]
         busy.kill()
+        busy.wait(timeout=60)
+        with tracked(other, "tune/b"):
+            assert statuses("tune/b") == ["RUNNING", "KILLED"]
 
 
 def test_a_run_that_another_replaced_ends_too(tmp_path: Path) -> None:

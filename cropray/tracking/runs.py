@@ -193,7 +193,6 @@ def tracked(run: Run, stage: str, *, parent: str = "") -> Iterator[Tracker]:
         if not parent:
             _end_orphans(run, client, experiment_id)
         tracker = Tracker(client, run_id, _known=set(client.get_run(run_id).data.params))
-        tracker.tags({_PROCESS: f"{os.getpid()}@{socket.gethostname()}"})
         tracker.params(flat(run.config.model_dump(mode="json")))
         client.log_text(run_id, run.config.to_yaml(), "config.yaml")
         status = "FAILED"
@@ -251,6 +250,7 @@ def _resumed(run: Run, stage: str, client: MlflowClient) -> str | None:
         experiment_id = client.get_run(record["run_id"]).info.experiment_id
         if not _is_here(run, client.get_experiment(experiment_id).artifact_location):
             return None
+        client.set_tag(record["run_id"], _PROCESS, _this_process())
         client.update_run(record["run_id"], status="RUNNING")
     except MlflowException:
         return None  # somebody deleted it on the server
@@ -259,7 +259,8 @@ def _resumed(run: Run, stage: str, client: MlflowClient) -> str | None:
 
 def _created(run: Run, stage: str, parent: str, client: MlflowClient, experiment_id: str) -> str:
     label = run.folder.uri.rstrip("/").rsplit("/", 1)[-1]
-    tags = {_STAGE: stage, _RUN: run.folder.uri} | ({_PARENT: parent} if parent else {})
+    tags = {_STAGE: stage, _RUN: run.folder.uri, _PROCESS: _this_process()}
+    tags |= {_PARENT: parent} if parent else {}
     info = client.create_run(experiment_id, tags=tags, run_name=f"{label}/{stage}").info
     record = {"uri": run.config.tracking.uri, "run_id": info.run_id}
     run.folder.write_text(_record_name(stage), json.dumps(record, indent=1) + "\n")
@@ -285,6 +286,10 @@ def _end_orphans(run: Run, client: MlflowClient, experiment_id: str) -> None:
         replaced = _STAGE in tags and _record(run, tags[_STAGE]).get("run_id") != run_id
         if replaced or _has_died(tags.get(_PROCESS, "")):
             client.set_terminated(run_id, "KILLED")
+
+
+def _this_process() -> str:
+    return f"{os.getpid()}@{socket.gethostname()}"
 
 
 def _has_died(process: str) -> bool:
