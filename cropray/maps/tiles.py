@@ -46,6 +46,17 @@ class PredictionSettings:
     overlap: int = 16
     batch_size: int = 16
 
+    def request(self, extent: Grid, window: Window, name: str) -> ImageRequest:
+        """What a window of a map's grid needs of the imagery source."""
+        return ImageRequest(
+            grid=extent.window(window),
+            extent=extent,
+            periods=self.periods,
+            recipe=self.recipe,
+            not_after=self.as_of,
+            name=name,
+        )
+
 
 class TileResult(NamedTuple):
     class_hw: ByteArray  # 0..K-1, BACKGROUND if no class reaches its threshold, or NODATA
@@ -89,16 +100,7 @@ def predict_tile(
     if not patches:
         return TileResult(class_hw, percent_khw)
     hull = Window.around(patches)
-    composite = source.composite(
-        ImageRequest(
-            grid=grid.window(hull),
-            extent=grid,
-            periods=settings.periods,
-            recipe=settings.recipe,
-            not_after=settings.as_of,
-            name=f"{core.row:07d}-{core.col:07d}",
-        )
-    )
+    composite = source.composite(settings.request(grid, hull, f"{core.row:07d}-{core.col:07d}"))
     seen_hw = np.any(composite.s2_valid_thw | composite.s1_valid_thw, axis=0)
     cubes = stored(composite)
     del composite

@@ -42,7 +42,6 @@ from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
-from cropray.types import ImageRequest
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,9 @@ def _predict_tiles(prediction: Prediction, source: ImagerySource, run: Run) -> N
     if not missing:
         return
     if isinstance(source, MeteredSource):
-        source.preflight(_request(missing[0], prediction))
+        first = missing[0]
+        extent = prediction.plans[first.map_name].grid
+        source.preflight(prediction.settings.request(extent, first.window, first.part))
     with ray_session(config.ray):
         processes = min(config.ray.concurrency, len(missing))
         quota = cluster_quota(config, processes)
@@ -183,19 +184,6 @@ def resources_per_process(processes: int) -> dict[str, float]:
 
     gpus = ray.cluster_resources().get("GPU", 0)
     return {"CPU": 1.0} | ({"GPU": 1 / math.ceil(processes / gpus)} if gpus else {})
-
-
-def _request(tile: MapTile, prediction: Prediction) -> ImageRequest:
-    """What a tile needs at least; `predict_tile` requests whole patches."""
-    extent, settings = prediction.plans[tile.map_name].grid, prediction.settings
-    return ImageRequest(
-        grid=extent.window(tile.window),
-        extent=extent,
-        periods=settings.periods,
-        recipe=settings.recipe,
-        not_after=settings.as_of,
-        name=tile.part,
-    )
 
 
 def _publish_maps(prediction: Prediction, output: Folder, identity: MapIdentity) -> list[dict[str, Any]]:

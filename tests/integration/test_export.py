@@ -122,21 +122,27 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(undisturbed: Run, tmp_path: P
     assert run.folder.read_bytes("ledger.parquet") == undisturbed.folder.read_bytes("ledger.parquet")
 
 
-def test_a_stage_told_to_end_says_so_and_leaves_no_stacks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_interrupted_says_so_and_keeps_what_it_published(
+    tmp_path: Path, sent: signal.Signals
+) -> None:
     run = new_run(tmp_path)
     command = [sys.executable, "-m", "cropray", "export", "--config", "config.yaml", "--run", "."]
     stage = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not run.folder.child("parts").names(".parquet"):
-        assert stage.poll() is None, "the export ended before it could be told to"
+    while not (published := run.folder.child("parts").names(".parquet")):
+        assert stage.poll() is None, "the export ended before it could be interrupted"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    stage.terminate()
+    stage.send_signal(sent)
     _, said = stage.communicate(timeout=60)
     assert stage.returncode == 130
-    assert "Interrupted. Run the same command again" in said
+    assert "interrupted" in said.lower()
+    assert "same command" in said
     assert "SIGTERM" not in said
     assert "Traceback" not in said
+    assert set(published) <= set(run.folder.child("parts").names(".parquet"))
+    assert not run.folder.exists("ledger.parquet")
 
 
 def descendants(pid: int) -> Iterator[int]:

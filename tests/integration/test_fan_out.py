@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -89,6 +90,21 @@ def test_a_job_that_kills_its_process_is_given_up_alone(
     assert all(outcome.result[0] == outcome.job**2 for outcome in done if outcome.result)
 
 
+def made_by(worker: type[Any]) -> Generator[Outcome[int, Any], None, None]:
+    resources, config = {"CPU": 1.0}, RayConfig()
+    return fan_out(
+        "export", worker, (), range(1000), config=config, processes=1, threads=1, resources=resources
+    )
+
+
+def test_a_worker_that_nodes_cannot_import_is_named(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghost = ModuleType("ghost")
+    exec("class Worker:\n    def __call__(self, job):\n        return job\n", ghost.__dict__)
+    monkeypatch.setitem(sys.modules, "ghost", ghost)
+    with pytest.raises(InputError, match=r"No module named 'ghost'.*every node must have cropray"):
+        list(made_by(ghost.Worker))
+
+
 class Lamplighter:
     """Its job 1 ends when somebody has lit a lamp, after the outcome of job 0 has come."""
 
@@ -164,18 +180,7 @@ def test_processes_that_cannot_start_say_what_they_lack(
     ray_local: None, worker: type[Any], reason: str
 ) -> None:
     with pytest.raises(InputError, match=rf"{reason}.*every node must have cropray"):
-        list(
-            fan_out(
-                "export",
-                worker,
-                (),
-                range(1000),
-                config=RayConfig(),
-                processes=1,
-                threads=1,
-                resources={"CPU": 1.0},
-            )
-        )
+        list(made_by(worker))
 
 
 SCRIPT = """
