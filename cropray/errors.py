@@ -22,7 +22,8 @@ _REMEDIES = {
     errno.EEXIST: _FILE_IN_THE_WAY,
     errno.EISDIR: "A folder is in the way of a file. Choose another name.",
 }
-_USER_INFO = re.compile(r"(?<!sqlite:)//\S*@")  # to the last @: a password may contain @ and /
+# To the last @: a password may contain @ and /. A variable in its place is no secret.
+_USER_INFO = re.compile(r"(?<!sqlite:)//(?!\w*:\$\{\w+\}@)\S*@")
 _VARIABLE = re.compile(r"\$\{\w+\}")
 
 

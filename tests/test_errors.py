@@ -90,3 +90,9 @@ def test_a_token_without_a_user_is_a_password_of_an_http_address() -> None:
 )
 def test_a_uri_without_a_password_is_taken_as_it_is(uri: str) -> None:
     assert check_no_password(uri) == uri
+
+
+def test_a_variable_in_place_of_a_password_is_shown() -> None:
+    uri = "postgresql://analyst:${DATABASE_PASSWORD}@host/mlflow"
+    assert redacted(f"set {uri}") == f"set {uri}"
+    assert "secret" not in redacted("postgresql://analyst:${DATABASE_PASSWORD}secret@host/mlflow")
