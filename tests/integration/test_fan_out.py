@@ -197,6 +197,12 @@ folder = Path(sys.argv[1])
 """
 
 
+def environment() -> dict[str, str]:
+    """The environment of a script. Ray prints a log level that is set, and a stage of another test may set it."""
+    kept = {name: value for name, value in os.environ.items() if name != "RAY_BACKEND_LOG_LEVEL"}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
 def run_script(folder: Path, code: str) -> Any:
     """What a script of its own, with its own Ray, prints; anything else on the terminal is an error."""
     script = folder / "script.py"
@@ -206,7 +212,7 @@ def run_script(folder: Path, code: str) -> Any:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
@@ -278,9 +284,7 @@ with ray_session(RayConfig(num_cpus=2)):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + code)
     command = [sys.executable, str(script), str(tmp_path)]
-    stage = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    stage = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     try:
         while not (tmp_path / "begun").exists():
             assert stage.poll() is None
