@@ -243,8 +243,9 @@ def flat_entry(entry: dict[str, Any]) -> dict[str, float]:
 
 def _shown(report: dict[str, Any], epochs: int) -> str:
     parts = [f"epoch {report['epoch']}/{epochs}"]
-    if "loss" in report:
-        parts.append(f"loss {report['loss']:.4f}")
+    loss = report.get("loss", report.get("train_loss"))  # of a step, or of an epoch
+    if loss is not None:
+        parts.append(f"loss {loss:.4f}")
     if "waiting" in report:
         rate, waiting_share = report["samples_per_second"], report["waiting"]
         parts += [f"{rate:,.0f} samples/s", f"{waiting_share:.0%} waiting for data"]

@@ -198,7 +198,7 @@ folder = Path(sys.argv[1])
 
 
 def environment() -> dict[str, str]:
-    """The environment of a script. Ray prints a log level that is set, and a stage of another test may set it."""
+    """The environment of a script, without a log level that Ray would print and another test may have set."""
     kept = {name: value for name, value in os.environ.items() if name != "RAY_BACKEND_LOG_LEVEL"}
     return {**kept, "PYTHONPATH": str(ROOT)}
 
