@@ -9,7 +9,7 @@ from cropray.config import Config
 from cropray.imagery.earthengine.quota import Attempt, LocalQuota, QuotaStatus
 
 _TILES_A_REQUEST = 1.25  # beside those that wait, some tiles are being cut and written
-_TILES_A_PROCESS = 8  # at least: a process takes seconds to start, a tile some tenths
+_TILES_A_PROCESS = 32  # or fewer: another process takes 2 s of CPU to start, a tile less than 0.1 s
 _SPARE_CALLS = 8  # of the actor: permits that are returned, and questions
 
 

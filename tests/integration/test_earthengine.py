@@ -248,14 +248,22 @@ def killed_after(run: Run, least: int, more_s: float) -> None:
             with_pid(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("workers", "size"), [(1, 64), (2, 64), (4, 32)])
+@pytest.mark.parametrize(("processes", "size", "side"), [(1, 64, 0.0112), (2, 32, 0.0112), (4, 32, 0.016)])
 def test_never_more_in_flight_than_allowed(
-    config_path: Path, server: Serving, tmp_path: Path, ray_local: None, workers: int, size: int
+    config_path: Path,
+    server: Serving,
+    tmp_path: Path,
+    ray_local: None,
+    processes: int,
+    size: int,
+    side: float,
 ) -> None:
-    # Small patches are many tiles: no more workers start than these are worth.
-    changes = {"ray.concurrency": workers, "patch.size": size, "patch.max_overlap": 0}
-    run = new_run(config_path, tmp_path, **on_earth_engine(server.url), **changes)
-    assert process_count(run.config, len(tiles_of(run))) == workers
+    # Small patches of large regions are many tiles: no more processes start than these are worth.
+    (tmp_path / "rois.csv").write_text(table_of(REGIONS, side))
+    changes = {"ray.concurrency": processes, "patch.size": size, "patch.max_overlap": 0}
+    changes |= {"rois.data_root": str(tmp_path)}
+    run = new_run(config_path, tmp_path / "run", **on_earth_engine(server.url), **changes)
+    assert process_count(run.config, len(tiles_of(run))) == processes
     server.service.latency = 0.3
     export(run)
     cap = run.config.source.earthengine.in_flight
