@@ -50,7 +50,7 @@ class Checkpoint:
     recipe: dict[str, Any] = field(default_factory=dict)  # settings of the training
     imagery: dict[str, Any] = field(default_factory=dict)  # settings of grid and composites
     thresholds: tuple[float, ...] | None = None  # of the main head; None until chosen
-    heads: dict[str, LabelSet] = field(default_factory=dict)  # of heads beside the main one
+    heads: dict[str, LabelSet] = field(default_factory=dict)  # of the auxiliary heads
     # By month: the first day and the day after the last (ISO) over all training samples; empty if unknown.
     periods: tuple[tuple[str, str], ...] = ()
     data_fingerprint: str = ""  # identifies the training data
@@ -203,7 +203,7 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
 
 
 def _check_fit(checkpoint: Checkpoint, folder: Folder) -> None:
-    problems = checkpoint.network.mismatches(checkpoint.weights)
+    problems = checkpoint.network.layout_problems(checkpoint.weights)
     sizes = {MAIN: checkpoint.network.n_classes} | {h.name: h.n_classes for h in checkpoint.network.heads}
     lists = {name: len(labels.classes) for name, labels in checkpoint.label_sets.items()}
     if sizes != lists:

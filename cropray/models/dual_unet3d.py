@@ -33,7 +33,7 @@ squeeze together classes that its body separates."""
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A head beside the main one, for another class list. Its tensors are `heads.<name>.*`."""
+    """An auxiliary head, for another class list. Its tensors are `heads.<name>.*`."""
 
     name: str
     n_classes: int
@@ -68,8 +68,8 @@ class NetworkSpec:
     def count_parameters(self) -> int:
         return sum(x.numel() for x in self.build_empty().parameters())
 
-    def mismatches(self, weights: Mapping[str, Tensor]) -> list[str]:
-        """How tensors by name differ from those of this network, in words; an empty list if they fit."""
+    def layout_problems(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """What is wrong with tensors, by name, for this network; an empty list if they fit."""
         expected = {name: tuple(x.shape) for name, x in self.build_empty().state_dict().items()}
         given = {name: tuple(x.shape) for name, x in weights.items()}
         both = sorted(expected.keys() & given.keys())

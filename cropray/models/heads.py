@@ -32,24 +32,24 @@ def with_head(checkpoint: Checkpoint, name: str | None, where: str) -> Checkpoin
     )
 
 
-def keep_heads(wanted: Checkpoint, first: Checkpoint, name: str) -> Checkpoint:
-    """`wanted`, which starts from `first`, with the heads of `first` beside its own main one.
+def keep_heads(target: Checkpoint, initial: Checkpoint, name: str) -> Checkpoint:
+    """`target`, which starts from `initial`, with the heads of `initial` beside its own main one.
 
-    The main head of `first` is kept under `name`, unless `wanted` has the same classes. The others keep
+    The main head of `initial` is kept under `name`, unless `target` has the same classes. The others keep
     their names. Raises InputError if `name` is taken.
     """
-    kinds = _kinds(first)
-    kept = dict(first.heads)
-    if first.classes != wanted.classes:
+    kinds = _kinds(initial)
+    kept = dict(initial.heads)
+    if initial.classes != target.classes:
         if name == MAIN or name in kept:
             raise InputError(
                 f"there is a head {name!r} already: the main head of the initial checkpoint cannot be kept "
                 "under this name. Set keep_heads to another"
             )
         kinds[name] = kinds[MAIN]
-        kept[name] = first.label_sets[MAIN]
+        kept[name] = initial.label_sets[MAIN]
     specs = tuple(HeadSpec(head, len(kept[head].classes), kinds[head]) for head in kept)
-    return replace(wanted, heads=kept, network=replace(wanted.network, heads=specs))
+    return replace(target, heads=kept, network=replace(target.network, heads=specs))
 
 
 def add_head(checkpoint: Checkpoint, name: str, classes: tuple[str, ...]) -> Checkpoint:
@@ -74,15 +74,15 @@ def add_head(checkpoint: Checkpoint, name: str, classes: tuple[str, ...]) -> Che
     )
 
 
-def starting_weights(first: Checkpoint, wanted: Checkpoint) -> dict[str, Tensor]:
-    """Weights of `first` for a network `wanted`: those of the body, and those of every head of `wanted` for
-    which `first` has one of the same classes and kind, under any name.
+def starting_weights(initial: Checkpoint, target: Checkpoint) -> dict[str, Tensor]:
+    """Weights of `initial` for a network `target`: those of the body, and those of every head of `target` for
+    which `initial` has one of the same classes and kind, under any name.
     """
-    weights, kinds = _body(first.weights), _kinds(first)
-    for name, labels in wanted.label_sets.items():
-        for other, known in first.label_sets.items():
-            if known.classes == labels.classes and kinds[other] == _kinds(wanted)[name]:
-                weights |= _renamed(first.weights, other, name)
+    weights, kinds = _body(initial.weights), _kinds(initial)
+    for name, labels in target.label_sets.items():
+        for other, known in initial.label_sets.items():
+            if known.classes == labels.classes and kinds[other] == _kinds(target)[name]:
+                weights |= _renamed(initial.weights, other, name)
                 break
     return weights
 

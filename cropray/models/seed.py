@@ -76,8 +76,8 @@ def from_seed(content: object, where: str) -> Checkpoint:
             if not name.startswith(f"{_BODY}final_conv.")
         }
     spec = _spec(state, finetuned, where)
-    if mismatches := spec.mismatches(state):
-        raise InputError(f"{where} is not of the published layout ({spec}): {'; '.join(mismatches)}")
+    if problems := spec.layout_problems(state):
+        raise InputError(f"{where} is not of the published layout ({spec}): {'; '.join(problems)}")
     return Checkpoint(
         classes=IRAN_CLASSES if finetuned else EUROPE_CLASSES,
         network=spec,

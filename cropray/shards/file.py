@@ -36,7 +36,8 @@ class RowGroup:
 
     uri: str
     first_row: int  # of these in the file
-    scalars: pa.Table  # of these rows
+    sample_ids: pa.ChunkedArray
+    checksums: npt.NDArray[np.uint64]
     specs: dict[str, TensorSpec]
     pages: dict[str, ColumnPages]
 
@@ -48,8 +49,8 @@ class RowGroup:
         where = f"{self.uri}, row {self.first_row + row}"
         with reading(where):
             tensors = {name: spec.decode(self.pages[name].value(row)) for name, spec in self.specs.items()}
-        if checksum(tensors.values()) != self.scalars["xxh3"][row].as_py():
-            sample_id = self.scalars["sample_id"][row].as_py()
+        if checksum(tensors.values()) != self.checksums[row]:
+            sample_id = self.sample_ids[row].as_py()
             raise InputError(f"{where}: sample {sample_id} is damaged (wrong checksum); {_WRITE_AGAIN}")
         return tensors
 
@@ -88,7 +89,8 @@ class ShardFile:
         first, size = sum(self.group_sizes[:group]), self.group_sizes[group]
         with reading(self.uri):
             pages = find_pages(self._fetch, self.columns, self.ranges_gc2[group], size)
-        return RowGroup(self.uri, first, self.scalars.slice(first, size), self.metadata.tensors, pages)
+        names, checksums = self.scalars["sample_id"][first:], self.checksums[first:]
+        return RowGroup(self.uri, first, names, checksums, self.metadata.tensors, pages)
 
     @cached_property
     def checksums(self) -> npt.NDArray[np.uint64]:

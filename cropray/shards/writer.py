@@ -136,7 +136,8 @@ class SampleRefs:
         uri, scalars = f"{self.folder}/{name}", self.scalars.slice(number, 1)
         with reading(uri), self.folder.filesystem.open_input_file(self.folder.path(name)) as source:
             pages = find_pages(ranged(source), columns, self.ranges_nc2[number], rows=1)
-        return RowGroup(uri, row, scalars, self.metadata.tensors, pages).read(0)
+        ids, checksums = scalars["sample_id"], scalars["xxh3"].to_numpy()
+        return RowGroup(uri, row, ids, checksums, self.metadata.tensors, pages).read(0)
 
     def row_groups(self, size: int) -> Iterator[pa.Table]:
         """Tables of `size` samples, of plain tensors. Only the one that was yielded last stays in memory."""
