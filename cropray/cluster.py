@@ -41,20 +41,12 @@ _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")  # s3://, source:, and GDAL's NETCDF:
 _OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a job
 
 
-class NoRayError(InputError):
-    """Ray cannot be joined or started: what was found, and what to do."""
-
-    def __init__(self, found: str, remedy: str) -> None:
-        super().__init__(f"{found}: {remedy}")
-        self.found, self.remedy = found, remedy
-
-
 @contextmanager
 def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
     """Use the running Ray (of a job, or at `ray.address`), else a local one that ends with the block.
 
     Nested use joins the outer session. A local Ray is a new one, so that no other user's Ray on this host is
-    joined by chance. `dashboard` starts Ray's dashboard with it. Raises NoRayError.
+    joined by chance. `dashboard` starts Ray's dashboard with it. Raises InputError if there is no Ray to use.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -119,18 +111,18 @@ def keep_address() -> None:
     os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
 
-def no_ray(address: str, error: Exception) -> NoRayError:
+def no_ray(address: str, error: Exception) -> InputError:
     """What to tell a person when Ray raised `error`; `address` is empty if it was to start here."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not address:
-        return NoRayError(
-            f"Ray does not start on this machine ({said})",
-            "check memory and disk with cropray doctor, end other processes, or set ray.address",
+        return InputError(
+            f"Ray does not start on this machine ({reason}). Check memory and disk with cropray doctor, end "
+            "other processes, or set ray.address to a Ray that runs."
         )
-    remedy = "is the cluster up (ray status on its head), and ray.address or RAY_ADDRESS right?"
+    remedy = "Check that the cluster is up (ray status on its head), and ray.address or RAY_ADDRESS."
     if "token" in str(error).lower() or type(error).__name__ == "AuthenticationError":
-        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of the cluster's token"
-    return NoRayError(f"cannot join the Ray at {address} ({said})", remedy)
+        remedy = "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file of the cluster's token."
+    return InputError(f"cannot join the Ray at {address} ({reason}). {remedy}")
 
 
 def _knock(address: str) -> None:

@@ -110,10 +110,6 @@ class Grid:
             for col in range(0, self.width, size):
                 yield Window(row, col, min(size, self.height - row), min(size, self.width - col))
 
-    def bounds_in(self, crs: str) -> Bounds:
-        """The bounds in another CRS."""
-        return transform_bounds(self.bounds, self.crs, crs)
-
     def outline_in(self, crs: str, per_side: int = 16) -> npt.NDArray[np.floating]:
         """The closed outline (N, 2) in another CRS, each side divided into `per_side` straight steps."""
         from pyproj import Transformer
@@ -200,15 +196,9 @@ def plan_starts(length: int, size: int, max_overlap: int) -> list[int]:
 
     The windows follow `choose_overlap`. If they leave pixels uncovered, one more window ends at the
     far edge; it may overlap its neighbour by more than `max_overlap`. Without it, an ROI of one and a
-    half patches would lose a third of its labels along that axis. Raises InputError for a length below
-    `size` and for an overlap of a whole window.
+    half patches would lose a third of its labels along that axis. Needs `max_overlap` < `size` <= `length`.
     """
-    if length < size:
-        raise InputError(f"{length} pixels are too few for a patch of {size} pixels. Use a larger ROI.")
-    if not 0 <= max_overlap < size:
-        raise InputError(
-            f"patches of {size} pixels cannot overlap by {max_overlap}. Give 0 to {size - 1} pixels."
-        )
+    assert 0 <= max_overlap < size <= length, (length, size, max_overlap)
     stride = size - choose_overlap(length, size, max_overlap)
     starts = list(range(0, length - size + 1, stride))
     return starts if starts[-1] + size == length else [*starts, length - size]

@@ -80,24 +80,13 @@ def progress(label: str, total: int) -> Iterator[Progress]:
     if not sys.stderr.isatty() or not _LOG.isEnabledFor(logging.INFO):
         yield Progress(label, total)
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        *(rich.TextColumn("{task.description:<10}"), rich.BarColumn(bar_width=30), rich.MofNCompleteColumn()),
+        *(rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), rich.TextColumn("{task.fields[note]}")),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
         bar.add_task(label, total=total, note="")
         yield Progress(label, total, _bar=bar)

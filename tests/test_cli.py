@@ -198,7 +198,7 @@ def test_commands_of_the_registry_take_the_settings_of_the_run(
 
     monkeypatch.setattr("cropray.tracking.registry.register_checkpoint", keep)
     monkeypatch.setattr("cropray.evaluation.promotion.promote", keep)
-    for command in (["register"], ["models", "register"], ["models", "promote"]):
+    for command in (["models", "register"], ["models", "promote"]):
         assert exit_code(*command, "--run", str(tmp_path), "--set", "tracking.promotion_margin=0.5") == 0
     assert {(config.rois.split.buffer_m, config.source.kind) for config in seen} == {(5000, "simulated")}
     assert {(config.tracking.model_name, config.tracking.promotion_margin) for config in seen} == {("a", 0.5)}

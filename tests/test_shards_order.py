@@ -108,12 +108,9 @@ def table(crops: list[str], labelled: list[float]) -> pa.Table:
 
 
 def test_crops_weigh_the_same_and_samples_by_their_labels() -> None:
-    weights = balanced_weights(table(["a"] * 3 + ["b"], [0.2, 0.6, 0.0, 0.5]), labelled_floor=0.2)
-    np.testing.assert_allclose(weights, [0.2, 0.6, 0.2, 1.0])
-    frequent = balanced_weights(
-        table(["a"] * 3 + ["b"], [0.2, 0.6, 0.0, 0.5]), crop_power=0, labelled_floor=0.2
-    )
-    np.testing.assert_allclose(frequent, [0.6, 1.8, 0.6, 1.0])
+    samples = table(["a"] * 3 + ["b"], [0.2, 0.7, 0.0, 0.5])
+    np.testing.assert_allclose(balanced_weights(samples), [0.2, 0.7, 0.1, 1.0])
+    np.testing.assert_allclose(balanced_weights(samples, crop_power=0), [0.6, 2.1, 0.3, 1.0])
 
 
 @pytest.fixture

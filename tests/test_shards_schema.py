@@ -89,3 +89,14 @@ def test_columns_that_contradict_the_metadata_are_refused() -> None:
     schema = METADATA.schema.remove(METADATA.schema.get_field_index("label"))
     with pytest.raises(InputError, match=r"its columns contradict its metadata"):
         ShardMetadata.from_schema(schema, "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("stored", "other"),
+    [('"scale": 0.0001', '"scale": 0.001'), ('"unit": "dB"', '"unit": "linear"'), ("-32768", "0")],
+)
+def test_numbers_stored_in_another_way_are_refused(stored: str, other: str) -> None:
+    text = METADATA.to_json().replace(stored, other)
+    assert text != METADATA.to_json()
+    with pytest.raises(InputError, match=r"x\.parquet: its metadata is damaged"):
+        ShardMetadata.from_schema(METADATA.schema.with_metadata({b"cropray": text}), "x.parquet")

@@ -14,7 +14,7 @@ import yaml
 
 from cropray import __version__
 from cropray.cli.inspection import checkpoint_app, config_app, doctor, shards_app
-from cropray.cli.models import models_app, register
+from cropray.cli.models import models_app
 from cropray.cli.options import ConfigOption, RunOption, SetOption, configured, emit
 from cropray.progress import be_quiet, be_verbose
 
@@ -89,7 +89,6 @@ app.add_typer(config_app, name="config")
 app.add_typer(shards_app, name="shards")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(models_app, name="models")
-app.command("register", hidden=True)(register)  # the former name of `models register`
 
 
 def _show_version() -> None:

@@ -174,8 +174,8 @@ class Dimension(Section):
     def _one_kind(self) -> Dimension:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            wanted = ", ".join(type(self).model_fields)
-            raise ValueError(f"give one of {wanted}; got {', '.join(given) or 'none'}")
+            known = ", ".join(type(self).model_fields)
+            raise ValueError(f"give one of {known}; got {', '.join(given) or 'none'}")
         if self.choice is None:
             low, high = self.extremes
             if not low < high or (self.loguniform is not None and low <= 0):
@@ -199,7 +199,7 @@ class TuneConfig(Section):
     """A search over settings of one training stage, judged on the validation split."""
 
     name: str = Field("sweep", pattern=r"^[\w-]+$", description="Name of the sweep's folder, tune/<name>.")
-    stage: Literal["pretrain", "finetune"] = Field("finetune", description="Stage that is searched.")
+    stage: Stage = Field("finetune", description="Stage that is searched.")
     space: dict[str, Dimension] = Field({})
     """Values by dotted key, such as finetune.lr: {loguniform: [1.0e-5, 1.0e-2]}."""
     search: Literal["optuna", "random", "grid"] = "optuna"

@@ -14,7 +14,7 @@ from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.config.rois import GridConfig
-from cropray.grid import Grid, Window, plan_starts, regular_end
+from cropray.grid import Grid, Window, plan_starts, regular_end, transform_bounds
 from cropray.imagery import ImagerySource
 from cropray.labels import make_labels, source_maps
 from cropray.rois.calendar import periods_for
@@ -255,5 +255,5 @@ def _near(tile: Tile, parcels: GeoDataFrame) -> GeoDataFrame:
     """The parcels (longitude, latitude) that touch the tile."""
     import shapely
 
-    box = shapely.box(*tile.grid.bounds_in("EPSG:4326"))
+    box = shapely.box(*transform_bounds(tile.grid.bounds, tile.grid.crs, "EPSG:4326"))
     return parcels.iloc[parcels.sindex.query(box, predicate="intersects")]

@@ -18,6 +18,7 @@ import pyarrow as pa
 Positions = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 
+_LEAST_LABELLED = 0.1
 _BUFFER_GROUPS = 4  # row groups that are shuffled together: about 80 MB of 64 × 64 patches
 
 
@@ -125,15 +126,15 @@ class EpochOrder:
         return EpochOrder(left, self.place, key)
 
 
-def balanced_weights(table: pa.Table, *, crop_power: float = 1.0, labelled_floor: float = 0.1) -> Weights:
+def balanced_weights(table: pa.Table, *, crop_power: float = 1.0) -> Weights:
     """Weights (N,) of samples by their scalar columns, for a reader's `weigh`.
 
-    Within a crop, a sample weighs as much as its labelled fraction, but at least `labelled_floor`. A crop
+    Within a crop, a sample weighs as much as its labelled fraction, but at least a tenth. A crop
     weighs as much as its number of samples to the power 1 - `crop_power`: 0 keeps the frequencies of crops, 1
     makes them equal.
     """
     crops, crop = np.unique(table["crop"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    labelled = np.maximum(table["labelled_fraction"].to_numpy().astype(np.float64), labelled_floor)
+    labelled = np.maximum(table["labelled_fraction"].to_numpy().astype(np.float64), _LEAST_LABELLED)
     total = np.bincount(crop, labelled, len(crops))
     frequency = np.bincount(crop, minlength=len(crops)) ** (1 - crop_power)
     weights: Weights = labelled * (frequency / total)[crop]

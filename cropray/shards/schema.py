@@ -59,7 +59,11 @@ SCALARS: dict[str, pa.DataType] = {
 six describe. `valid_*` are shares of clear pixels by month; `labelled_fraction` is the share of pixels whose
 label is not UNLABELLED."""
 
-_AS_JSON = ("nodata", "window", "recipe", "source", "imagery")  # fields that the metadata holds as they are
+_AS_JSON = ("window", "recipe", "source", "imagery")  # fields that the metadata holds as they are
+_STORED = {
+    sensor: {"scale": bands[0].scale, "unit": bands[0].unit}
+    for sensor, bands in (("s2", S2_BANDS), ("s1", S1_BANDS))
+}
 
 PLAIN, RESIDUALS = "plain", "residuals"
 """Encodings of a tensor in its column: its own bytes, or those of `residuals.encode`."""
@@ -86,7 +90,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ShardMetadata:
-    """What all samples of a data set share. Physical value = stored integer × scale, except `nodata`."""
+    """What all samples of a data set share. Physical value = stored integer × `Band.scale`, except NODATA."""
 
     classes: tuple[str, ...]
     size: int  # side of a patch in pixels
@@ -98,9 +102,6 @@ class ShardMetadata:
     has_truth: bool = False
     s2_bands: tuple[str, ...] = S2_NAMES
     s1_bands: tuple[str, ...] = S1_NAMES
-    s2_scale: float = S2_BANDS[0].scale
-    s1_scale: float = S1_BANDS[0].scale
-    nodata: int = NODATA
     encoding: str = PLAIN  # of the 16-bit tensors
 
     @property
@@ -133,9 +134,8 @@ class ShardMetadata:
         """Canonical JSON. Its descriptions of the tensors make a shard readable without this code."""
         axes = {"s2": "CTHW", "s1": "CTHW", "label": "HW", "truth": "HW"}
         bands = {
-            "s2": {"bands": self.s2_bands, "scale": self.s2_scale, "unit": S2_BANDS[0].unit},
-            "s1": {"bands": self.s1_bands, "scale": self.s1_scale, "unit": S1_BANDS[0].unit}
-            | {"quantity": self.s1_quantity},
+            "s2": {"bands": self.s2_bands} | _STORED["s2"],
+            "s1": {"bands": self.s1_bands, "quantity": self.s1_quantity} | _STORED["s1"],
         }
         tensors = {
             name: {"axes": axes[name], "shape": spec.shape, "dtype": spec.dtype}
@@ -143,7 +143,7 @@ class ShardMetadata:
             | bands.get(name, {})
             for name, spec in self.tensors.items()
         }
-        data = {"format": FORMAT_VERSION, "classes": self.classes, "tensors": tensors}
+        data = {"format": FORMAT_VERSION, "classes": self.classes, "nodata": NODATA, "tensors": tensors}
         data |= {name: getattr(self, name) for name in _AS_JSON}
         return json.dumps(data, sort_keys=True, ensure_ascii=False)
 
@@ -174,6 +174,9 @@ class ShardMetadata:
         encoding = s2.get("encoding", PLAIN)
         if encoding not in (PLAIN, RESIDUALS):
             raise ValueError(f"unknown encoding {encoding!r}")
+        stored = {name: {key: data["tensors"][name][key] for key in _STORED[name]} for name in _STORED}
+        if stored != _STORED or data["nodata"] != NODATA:
+            raise ValueError(f"values in {stored} with nodata {data['nodata']}, expected {_STORED}, {NODATA}")
         return cls(
             classes=tuple(data["classes"]),
             size=s2["shape"][-1],
@@ -181,8 +184,6 @@ class ShardMetadata:
             has_truth="truth" in data["tensors"],
             s2_bands=tuple(s2["bands"]),
             s1_bands=tuple(s1["bands"]),
-            s2_scale=s2["scale"],
-            s1_scale=s1["scale"],
             encoding=encoding,
             **{name: data[name] for name in _AS_JSON},
         )
