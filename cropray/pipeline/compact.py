@@ -1,8 +1,8 @@
 """Compaction: the samples of all parts in a random but reproducible order, in even shards.
 
-Each shard is assembled on its own from single samples of many parts. So memory is bounded by a row group for
-each thread (two if samples are encoded anew), and a stopped run resumes with the missing shards. This process
-reads the footers of the parts and plans; processes on Ray write the shards.
+Each shard is assembled from single samples of many parts. So memory is bounded by a row group per thread (two
+if samples are encoded anew), and a stopped run resumes with the missing shards. This process reads the
+footers of the parts and plans. Processes on Ray write the shards.
 """
 
 from __future__ import annotations
@@ -75,14 +75,10 @@ def compact(run: Run) -> Summary:
         say(f"compact: {len(done)} of {len(plan)} shards were finished before")
     if missing := {name: samples for name, samples in plan.items() if name not in done}:
         _write(missing, run)
-    by_split = dict(sorted(Counter(sample.split for sample in samples).items()))
-    summary = {"samples": by_split, "shards": _by_split(plan)}
+    by_split = Counter(sample.split for sample in samples)
+    summary = {"samples": dict(sorted(by_split.items())), "shards": _by_split(plan)}
     run.finish("compact", summary, inputs)
     return summary
-
-
-def _by_split(names: Iterable[str]) -> dict[str, int]:
-    return dict(sorted(Counter(name.split("/")[1] for name in names).items()))
 
 
 def plan_shards(samples: Sequence[Sample], seed: int, shard_samples: int) -> dict[str, list[Sample]]:
@@ -138,6 +134,10 @@ def _shards_in(folder: Folder) -> list[str]:
     return [f"shards/{name}" for name in folder.child("shards").names(".parquet")]
 
 
+def _by_split(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(name.split("/")[1] for name in names).items()))
+
+
 def _clear(run: Run, plan: dict[str, list[Sample]], inputs: Inputs) -> None:
     """Delete the shards of an earlier export. Raises InputError for shards of unknown origin."""
     folder = run.folder
@@ -159,23 +159,16 @@ def _check_shard(folder: Folder, name: str, samples: Sequence[Sample]) -> None:
         raise InputError(f"{folder}/{name} holds other samples; delete {folder}/shards and run compact again")
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A shard to write: its name in the run folder and its samples in order."""
-
-    name: str
-    samples: SampleRefs
-
-
 class ShardWriter:
-    """Writes shards; threads may share one, for they move bytes and compute checksums without the GIL."""
+    """Writes shards. Threads may share one: they move bytes and compute checksums without the GIL."""
 
     def __init__(self, folder: Folder, config: ShardsConfig) -> None:
         self._folder, self._config = folder, config
 
-    def __call__(self, shard: Shard) -> None:
-        groups = shard.samples.row_groups(self._config.row_group_samples)
-        write_shard(self._folder, shard.name, shard.samples.metadata, groups, codec=self._config.codec)
+    def __call__(self, shard: tuple[str, SampleRefs]) -> None:
+        name, samples = shard
+        groups = samples.row_groups(self._config.row_group_samples)
+        write_shard(self._folder, name, samples.metadata, groups, codec=self._config.codec)
 
 
 def _write(plan: dict[str, list[Sample]], run: Run) -> None:
@@ -187,7 +180,7 @@ def _write(plan: dict[str, list[Sample]], run: Run) -> None:
     with ray_session(config.ray), progress("compact", len(names)) as bar:
         for first in range(0, len(names), size):
             shards = [
-                Shard(name, SampleRefs.of([(sample.part, sample.group) for sample in plan[name]]))
+                (name, SampleRefs.of([(sample.part, sample.group) for sample in plan[name]]))
                 for name in names[first : first + size]
             ]
             outcomes = fan_out(
@@ -201,13 +194,14 @@ def _write(plan: dict[str, list[Sample]], run: Run) -> None:
                 resources={"CPU": 1.0},
                 failures=(InputError, OSError),
             )
-            failed = []
+            failed = {}
             for outcome in outcomes:  # wait for all: one that is cancelled leaves half a file on a full disk
                 bar.advance()
                 if outcome.error:
-                    failed.append(outcome)
+                    failed[outcome.job[0]] = outcome.error
             if failed:
+                name, error = next(iter(failed.items()))
                 raise InputError(
-                    f"compact: {len(failed)} shards cannot be written; the others are kept. "
-                    f"{run.folder}/{failed[0].job.name}: {failed[0].error}"
+                    f"compact: {len(failed)} shards cannot be written. The others are kept. "
+                    f"{run.folder}/{name}: {error}"
                 )

@@ -147,8 +147,8 @@ class TileExporter:
 def return_large_arrays() -> None:
     """Have glibc return freed blocks of more than 4 MB to the system.
 
-    By itself it raises this limit to the size of the blocks that are freed, up to 32 MB (mallopt(3)), and
-    keeps what each of many threads freed: half the memory of an export of tiles of 480 px.
+    By default it raises this limit up to 32 MB (mallopt(3)) and keeps what each of many threads freed: half
+    the memory of an export of tiles of 480 px.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)

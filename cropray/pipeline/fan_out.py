@@ -1,14 +1,14 @@
 """Jobs fanned out over a cluster with Ray Data: from_items → flat_map → outcomes, streamed to the driver.
 
-A row of the dataset is a batch of jobs. One Ray task runs a batch with several threads and yields outcomes as
-they come. Ray gives the process of a task to the next one, so each process makes its worker (with its imagery
-source or its model) once. Tasks, not Ray Data's actors: for 400 short jobs they took half the time, they went
-on 0.4 s after a node was lost instead of 15 s, and one job that kills its process cannot be tried for ever.
+A row of the dataset is a batch of jobs. A Ray task runs it with several threads and yields outcomes as they
+come. The next task runs in the same process, so each process makes its worker (with its imagery source or its
+model) once. Tasks beat Ray Data's actors: 400 short jobs took half the time, and work resumed 0.4 s after the
+loss of a node instead of 15 s.
 
-Processes die: with their node, of too much memory, or by what they work at. Ray's own retries would resume a
-task by position, but threads finish in any order: some outcomes would be lost and others doubled. So nothing
-is retried within a dataset. Ray Data skips a batch that dies, and the jobs without an outcome go into the
-next dataset, in smaller batches, at last one by one. Only a job that kills its own process is given up.
+A process can die with its node, of too much memory, or of its job. Ray's own retries resume a task by
+position, but threads finish in any order: outcomes would be lost or doubled. So Ray Data skips a batch that
+dies. Jobs without an outcome go into the next dataset, in smaller batches, at last one by one. Only a job
+that kills its own process is given up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome(Generic[Job, Result]):
-    """A job with its result, or with the error that it failed of; `error` is empty if it was done."""
+    """A job with its result, or with its error, which is empty if the job was done."""
 
     job: Job
     result: Result | None
@@ -61,19 +61,18 @@ def fan_out(
     threads: int,
     resources: Mapping[str, float],
     failures: tuple[type[Exception], ...] = JOB_FAILURES,
-    patience_s: float = 30.0,
 ) -> Generator[Outcome[Job, Result], None, None]:
-    """Run `worker(*arguments)(job)` for every job and yield each outcome; Ray must be running.
+    """Run `worker(*arguments)(job)` for every job and yield each outcome. Ray must be running.
 
     Each process makes one worker for its threads, and reserves `resources` (CPU, GPU, custom ones) on its
-    node. `failures` become outcomes. Any other exception is raised here, with a note that has its traceback.
+    node. `failures` become outcomes. Any other exception is raised here, with its traceback as a note.
     Closing the iterator cancels what is left. Raises InputError if processes cannot start.
     """
     from ray import cloudpickle
 
     made_by = cloudpickle.dumps((worker, tuple(arguments)))
     left, losses = dict(enumerate(jobs)), Losses(stage, patience=RETRIES)
-    with report_missing_resources(losses, resources, config, patience_s):
+    with report_missing_resources(losses, resources, config):
         for at_once, rounds in ((threads, _BATCH_ROUNDS), (threads, 1), (1, 1), (1, 1)):
             if not left:
                 return
@@ -140,9 +139,9 @@ def on_ray_data(
 def run_batch(
     row: Row, *, made_by: bytes, threads: int, failures: tuple[type[Exception], ...]
 ) -> Generator[Row, None, None]:
-    """In a task: the outcomes of a batch, pickled; those that come at the same time share a row.
+    """In a task: the outcomes of a batch, pickled. Those that come at the same time share a row.
 
-    The first row is empty and says that work has begun. Faults are sent, too, for Ray Data skips what raises.
+    The first row is empty: work has begun. Faults are outcomes, too, because Ray Data skips what raises.
     """
     from ray import cloudpickle
 
@@ -177,12 +176,11 @@ def run_batch(
 
 @functools.lru_cache(maxsize=1)
 def _make_worker(made_by: bytes) -> Callable[[Any], Any]:
-    """The worker of this process; it replaces the worker of an earlier stage."""
+    """The worker of this process. It replaces the worker of an earlier stage."""
     from ray import cloudpickle
 
     worker, arguments = cloudpickle.loads(made_by)
-    made: Callable[[Any], Any] = worker(*arguments)
-    return made
+    return cast(Callable[[Any], Any], worker(*arguments))
 
 
 def _portable(error: BaseException) -> BaseException:

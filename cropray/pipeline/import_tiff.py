@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from cropray.bands import NODATA, S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
+from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
 from cropray.config import Config
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
@@ -43,9 +44,6 @@ _STAGE = {"imported": "patch folders"}
 _NAME = re.compile(r"(?P<region>.+)_r(?P<row>\d+)_c(?P<col>\d+)")
 _BRIGHTEST = 2.0  # reflectance that clouds and snow hardly reach, and integers of 1e-4 exceed
 
-LabelRule = Callable[[npt.NDArray[Any], Path], ByteArray]
-"""Turns the values of a file of `crop_map` (H, W) into labels."""
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -64,11 +62,11 @@ class Origin:
 def parse_origin(harvest: str, split: str, crop: str, country: str) -> Origin:
     """An origin from the options of a user. Raises InputError."""
     if split not in SPLITS:
-        raise InputError(f"split {split!r} does not exist; choose from {', '.join(SPLITS)}")
+        raise InputError(f"split {split!r} does not exist. Choose from {', '.join(SPLITS)}.")
     try:
         return Origin(date.fromisoformat(harvest), split, crop, country)
     except ValueError as error:
-        raise InputError(f"harvest {harvest!r} is not a date; write it as YYYY-MM-DD") from error
+        raise InputError(f"harvest {harvest!r} is not a date. Write it as YYYY-MM-DD.") from error
 
 
 def import_tiff(directory: str, run: Run, origin: Origin) -> Summary:
@@ -79,7 +77,7 @@ def import_tiff(directory: str, run: Run, origin: Origin) -> Summary:
     a configuration that does not give the labels a meaning, and for existing parts of other patches.
     """
     source, config = Path(directory), run.config
-    rule = label_rule(config, origin)
+    _check_meaning(config, origin)
     names = common_names(source, config.window.months)
     periods = periods_for(config.window, origin.harvest)
     identity = {"kind": "patch folders", "s1_quantity": "sigma0"}  # as in Earth Engine's S1_GRD
@@ -94,19 +92,20 @@ def import_tiff(directory: str, run: Run, origin: Origin) -> Summary:
     run.finish("rois", _STAGE)
 
     def write(tile_id: str) -> int:
-        patches = [read_patch(source, name, config, rule, origin) for name in parts[tile_id]]
-        first = patches[0]
+        patches, rois, extents = zip(
+            *(read_patch(source, name, config, origin) for name in parts[tile_id]), strict=True
+        )
         write_part(
             run.folder,
             metadata,
-            (encode_patch(placed.patch, placed.roi, placed.extent, periods) for placed in patches),
+            map(encode_patch, patches, rois, extents, repeat(periods)),
             tile_id=tile_id,
-            roi=first.roi,
-            window=Window(first.patch.row, first.patch.col, metadata.size, metadata.size),
+            roi=rois[0],
+            window=Window(patches[0].row, patches[0].col, metadata.size, metadata.size),
             inputs=inputs[tile_id],
             reason="",
-            valid_s2=_valid_by_month([placed.patch.s2_cthw for placed in patches]),
-            valid_s1=_valid_by_month([placed.patch.s1_cthw for placed in patches]),
+            valid_s2=_valid_by_month([patch.s2_cthw for patch in patches]),
+            valid_s1=_valid_by_month([patch.s1_cthw for patch in patches]),
             scenes_s2=[],
             scenes_s1=[],
         )
@@ -124,8 +123,11 @@ def import_tiff(directory: str, run: Run, origin: Origin) -> Summary:
             bar.advance(count)
     rows = read_rows(run.folder, _parts_in(run), metadata.recipe)
     write_ledger(run.folder, rows)
-    of_the_run = sum(row.patches for row in rows)
-    summary = {"patches": len(names), "parts": len(parts), "patches_of_the_run": of_the_run}
+    summary = {
+        "patches": len(names),
+        "parts": len(parts),
+        "patches_of_the_run": sum(row.patches for row in rows),
+    }
     run.finish("export", summary)
     return summary
 
@@ -136,14 +138,12 @@ def _parts_in(run: Run) -> list[str]:
 
 def _parts(prefix: str, names: Sequence[str]) -> dict[str, list[str]]:
     """The patches of each part: at most `_PART_PATCHES` of one region."""
-    regions = defaultdict(list)
+    parts, seen = defaultdict(list), Counter[str]()
     for name in names:
-        regions[place_of(name)[0]].append(name)
-    return {
-        f"{prefix}-{region}-{first // _PART_PATCHES:03d}": chosen[first : first + _PART_PATCHES]
-        for region, chosen in regions.items()
-        for first in range(0, len(chosen), _PART_PATCHES)
-    }
+        region, _, _ = _place_of(name)
+        parts[f"{prefix}-{region}-{seen[region] // _PART_PATCHES:03d}"].append(name)
+        seen[region] += 1
+    return parts
 
 
 def _inputs(source: Path, names: Sequence[str], origin: Origin) -> str:
@@ -160,40 +160,39 @@ def _check_same(existing: Mapping[str, str], inputs: Mapping[str, str], run: Run
     if others:
         raise InputError(
             f"{run.folder}/{part_name(others[0])} and {len(others) - 1} others hold other patches of these "
-            f"names: another folder {source.resolve().name!r}, imported with other options, or before files "
-            "changed. Rename the folder, whose name is part of the samples' names, or delete these parts"
+            f"names: from another folder {source.resolve().name!r}, with other options, or before files "
+            "changed. Rename the folder, whose name is part of the samples' names, or delete these parts."
         )
 
 
 def _valid_by_month(images_cthw: Sequence[IntArray]) -> list[float]:
     """Share of pixels with a view, by month."""
-    seen_nthw = np.stack([image[0] != NODATA for image in images_cthw])
-    return [float(share) for share in seen_nthw.mean(axis=(0, 2, 3))]
+    shares: list[float] = np.mean([image[0] != NODATA for image in images_cthw], axis=(0, 2, 3)).tolist()
+    return shares
 
 
-def label_rule(config: Config, origin: Origin) -> LabelRule:
-    """How `crop_map` becomes labels. Raises InputError if options and configuration do not say."""
-    if origin.crop:
-        if origin.crop not in config.classes:
-            raise InputError(
-                f"crop {origin.crop!r} is not one of the classes ({', '.join(config.classes) or 'not set'}); "
-                "name one of them, or give --config with `classes`"
-            )
-        number = config.classes.index(origin.crop)
-        return lambda mask_hw, _path: mask_to_label(mask_hw, number)
-    chosen = config.labels.class_map
-    if chosen is None or not config.classes:
+def _check_meaning(config: Config, origin: Origin) -> None:
+    """Raises InputError if options and configuration do not say what the values of `crop_map` mean."""
+    if origin.crop and origin.crop not in config.classes:
         raise InputError(
-            "the values of crop_map have no meaning: give --config with `classes` and "
-            "`labels.class_map.codes`, as in configs/europe.yaml, or --crop if they are masks"
+            f"crop {origin.crop!r} is not one of the classes ({', '.join(config.classes) or 'not set'}). "
+            "Name one of them, or give --config with `classes`."
+        )
+    if not origin.crop and (config.labels.class_map is None or not config.classes):
+        raise InputError(
+            "the values of crop_map have no meaning. Give --config with `classes` and "
+            "`labels.class_map.codes`, as in configs/europe.yaml, or --crop if they are masks."
         )
 
-    def codes_to_label(codes_hw: npt.NDArray[Any], path: Path) -> ByteArray:
-        if not np.array_equal(codes_hw, np.rint(codes_hw)):
-            raise InputError(f"{path} holds numbers that are not codes; were the codes interpolated?")
-        return encode_classes(codes_hw, chosen.codes, chosen.nodata)
 
-    return codes_to_label
+def _to_label(values_hw: npt.NDArray[Any], path: Path, config: Config, origin: Origin) -> ByteArray:
+    if origin.crop:
+        return mask_to_label(values_hw, config.classes.index(origin.crop))
+    if not np.array_equal(values_hw, np.rint(values_hw)):
+        raise InputError(f"{path} holds numbers that are not codes. Were the codes interpolated?")
+    chosen = config.labels.class_map
+    assert chosen is not None  # _check_meaning
+    return encode_classes(values_hw, chosen.codes, chosen.nodata)
 
 
 def mask_to_label(mask_hw: npt.NDArray[Any], number: int) -> ByteArray:
@@ -218,42 +217,35 @@ def common_names(source: Path, months: int) -> list[str]:
                 f"{source}/{sensor} has {'the months ' + ', '.join(found) if found else 'no month'}; "
                 f"it needs the folders 1 to {months}, from the oldest (window.months)"
             )
-    folders = (*(f"{sensor}/{month}" for sensor in ("s1", "s2") for month in wanted), "crop_map")
+    folders = [source / sensor / month for sensor in ("s1", "s2") for month in wanted] + [source / "crop_map"]
     names = {
-        folder: {path.relative_to(source / folder).as_posix() for path in (source / folder).rglob("*.tif")}
-        for folder in folders
+        folder: {path.relative_to(folder).as_posix() for path in folder.rglob("*.tif")} for folder in folders
     }
     anywhere = set.union(*names.values())
     for folder, some in names.items():
         if missing := sorted(anywhere - some):
             raise InputError(
-                f"{source}/{folder} lacks {len(missing)} of {len(anywhere)} patches, such as {missing[0]}; "
-                "every month and crop_map must have the same files"
+                f"{folder} lacks {len(missing)} of {len(anywhere)} patches, such as {missing[0]}. "
+                "Every month and crop_map must have the same files."
             )
     if not anywhere:
         raise InputError(f"{source} has no .tif files in s1/, s2/ and crop_map/")
     return sorted(anywhere)
 
 
-def place_of(name: str) -> tuple[str, int, int]:
+def _place_of(name: str) -> tuple[str, int, int]:
     """Region, row and column of a patch, counted in patches."""
     stem = name.removesuffix(".tif").replace("/", "-")
     match = _NAME.fullmatch(stem)
     return (match["region"], int(match["row"]), int(match["col"])) if match else (stem, 0, 0)
 
 
-@dataclass(frozen=True)
-class PlacedPatch:
-    """A patch, its region, and that region's grid."""
+def read_patch(source: Path, name: str, config: Config, origin: Origin) -> tuple[Patch, Roi, Grid]:
+    """A patch, its region, and the grid of that region.
 
-    patch: Patch
-    roi: Roi
-    extent: Grid
-
-
-def read_patch(source: Path, name: str, config: Config, rule: LabelRule, origin: Origin) -> PlacedPatch:
-    """Read one patch. Raises InputError that names a file of wrong size, bands or units."""
-    size, months = config.patch.size, config.window.months
+    Raises InputError that names a file of wrong size, bands or units.
+    """
+    size = config.patch.size
 
     def read(folder: str, bands: int) -> tuple[npt.NDArray[Any], Grid | None]:
         path = source / folder / name
@@ -264,17 +256,19 @@ def read_patch(source: Path, name: str, config: Config, rule: LabelRule, origin:
             )
         return values, grid
 
-    s2_tchw = np.stack([read(f"s2/{month}", len(S2_NAMES))[0] for month in range(1, months + 1)])
-    s1_tchw = np.stack([read(f"s1/{month}", len(S1_NAMES))[0] for month in range(1, months + 1)])
+    def read_months(sensor: str, bands: Sequence[Band]) -> IntArray:
+        images = [read(f"{sensor}/{month}", len(bands))[0] for month in range(1, config.window.months + 1)]
+        return _stored(np.stack(images), bands[0].scale)
+
+    s2_cthw, s1_cthw = read_months("s2", S2_BANDS), read_months("s1", S1_BANDS)
     codes_bhw, grid = read("crop_map", 1)
-    s2_cthw, s1_cthw = _stored(s2_tchw, S2_BANDS[0].scale), _stored(s1_tchw, S1_BANDS[0].scale)
     seen_s2, seen_s1 = s2_cthw[s2_cthw != NODATA], s1_cthw[1][s1_cthw[1] != NODATA]
     if seen_s2.size and seen_s2.max() * S2_BANDS[0].scale > _BRIGHTEST:
         raise InputError(f"{source}/s2/*/{name} holds values above {_BRIGHTEST:g}, not reflectance of 0 to 1")
     if seen_s1.size and seen_s1.min() >= 0:
         raise InputError(f"{source}/s1/*/{name} has no VH below 0; it needs dB, not linear power")
     folder = source.resolve().name
-    region, row, col = place_of(name)
+    region, row, col = _place_of(name)
     sample = f"{folder}-{region}-{row:05d}-{col:05d}"
     # Names do not tell by how much patches overlap. Without a georeference they lie side by side.
     roi_id, place = f"{folder}-{region}", (row * size, col * size)
@@ -282,8 +276,8 @@ def read_patch(source: Path, name: str, config: Config, rule: LabelRule, origin:
     if grid is not None:
         roi_id, place, extent = sample, (0, 0), grid
     roi = Roi(roi_id, origin.crop, "", "", origin.country, origin.split, extent.bounds, extent.crs)
-    label_hw = rule(codes_bhw[0], source / "crop_map" / name)
-    return PlacedPatch(Patch(sample, *place, s2_cthw, s1_cthw, label_hw), roi, extent)
+    label_hw = _to_label(codes_bhw[0], source / "crop_map" / name, config, origin)
+    return Patch(sample, *place, s2_cthw, s1_cthw, label_hw), roi, extent
 
 
 def _stored(values_tchw: npt.NDArray[Any], scale: float) -> IntArray:

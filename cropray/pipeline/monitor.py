@@ -1,4 +1,4 @@
-"""What a person and the event log learn of a stage: progress, failures, and what only Ray knows."""
+"""What a person and the event log learn about a stage: progress, failures, and what only Ray knows."""
 
 from __future__ import annotations
 
@@ -25,36 +25,31 @@ if TYPE_CHECKING:
     from cropray.pipeline.fan_out import Outcome
 
 _WRITE_EVERY_S = 10.0
+_PATIENCE_S = 30.0  # for the first process of a stage to start
 _SHOWN = 5
 
 
-class EventLog:
-    """Attempts and times, one JSON object a line, in `events/<stage>-<start>-<id>.jsonl`; never part of data.
+@contextmanager
+def event_log(folder: Folder, stage: str) -> Iterator[Callable[..., None]]:
+    """A function that records attempts and times as JSON lines in `events/<stage>-<start>-<id>.jsonl`.
 
     Object storage cannot append, so the file is rewritten now and then, and at the end of the block.
     """
+    name = f"events/{stage}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}.jsonl"
+    lines, written = list[str](), time.monotonic()
 
-    def __init__(self, folder: Folder, stage: str) -> None:
-        start = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        self._folder, self._name = folder, f"events/{stage}-{start}-{uuid.uuid4().hex[:6]}.jsonl"
-        self._lines: list[str] = []
-        self._written = time.monotonic()
-
-    def __enter__(self) -> EventLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write()
-
-    def record(self, **event: Any) -> None:
+    def record(**event: Any) -> None:
+        nonlocal written
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._lines.append(json.dumps({"time": now, **event}, ensure_ascii=False) + "\n")
-        if time.monotonic() - self._written >= _WRITE_EVERY_S:
-            self._write()
+        lines.append(json.dumps({"time": now, **event}, ensure_ascii=False) + "\n")
+        if time.monotonic() - written >= _WRITE_EVERY_S:
+            folder.write_text(name, "".join(lines))
+            written = time.monotonic()
 
-    def _write(self) -> None:
-        self._folder.write_text(self._name, "".join(self._lines))
-        self._written = time.monotonic()
+    try:
+        yield record
+    finally:
+        folder.write_text(name, "".join(lines))
 
 
 def follow(
@@ -75,16 +70,16 @@ def follow(
     """
     failures: dict[str, str] = {}
     started, done = time.monotonic(), 0
-    with closing(outcomes), EventLog(run.folder, stage) as events, progress(stage, total) as bar:
+    with closing(outcomes), event_log(run.folder, stage) as record, progress(stage, total) as bar:
         for done, outcome in enumerate(outcomes, start=1):
             tile = getattr(outcome.job, name)
-            events.record(**{name: tile}, **details(outcome), error=outcome.error)
+            record(**{name: tile}, **details(outcome), error=outcome.error)
             if outcome.error:
                 failures[tile] = outcome.error
             notes = [note(outcome), f"{len(failures)} failed" if failures else ""]
             if quota is not None:
                 for attempt in quota.take_unanswered():
-                    events.record(**asdict(attempt))
+                    record(**asdict(attempt))
                 minutes, seconds = divmod(round((time.monotonic() - started) / done * (total - done)), 60)
                 left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
                 notes += [*quota_notes(quota.status()), left]
@@ -106,21 +101,15 @@ def check_failures(stage: str, failures: Mapping[str, str], total: int, untried:
     if len(most) > _SHOWN:
         lines.append(f"  … and {len(most) - _SHOWN} other errors")
     stopped = f", and {untried} were not tried (ray.max_failures)" if untried else ""
-    raise InputError(
-        "\n".join(
-            [
-                f"{stage}: {len(failures)} of {total} tiles failed{stopped}:",
-                *lines,
-                "The other tiles are kept. Fix the cause and run the same command again.",
-            ]
-        )
-    )
+    first = f"{stage}: {len(failures)} of {total} tiles failed{stopped}:"
+    last = "The other tiles are kept. Fix the cause and run the same command again."
+    raise InputError("\n".join([first, *lines, last]))
 
 
 class Losses(logging.Handler):
-    """Why tasks of Ray Data failed. Only its log tells; it is read here and not shown.
+    """Why tasks of Ray Data failed. Only its log says so: it is read here and not shown.
 
-    Before the first process is at work, `patience` of them may die.
+    At most `patience` processes may die before the first one is at work.
     """
 
     def __init__(self, stage: str, patience: int) -> None:
@@ -140,7 +129,7 @@ class Losses(logging.Handler):
             logger.handlers, logger.level = before
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Note why a process died. What is raised here ends the dataset and reaches the driver."""
+        """Note why a process died. An exception raised here ends the dataset and reaches the driver."""
         from ray.exceptions import RayTaskError
 
         error = record.exc_info[1] if record.exc_info else None
@@ -154,14 +143,14 @@ class Losses(logging.Handler):
 
 def cannot_start(reason: str) -> str:
     return (
-        f"a process cannot start: {reason}; every node must have cropray and its packages and must see the "
-        "run folder: give --run a folder that all nodes share, or a URI"
+        f"a process cannot start: {reason}. Every node must have cropray and its packages, and must see the "
+        "run folder. Give --run a folder that all nodes share, or a URI."
     )
 
 
 @contextmanager
 def report_missing_resources(
-    losses: Losses, resources: Mapping[str, float], config: RayConfig, patience_s: float
+    losses: Losses, resources: Mapping[str, float], config: RayConfig
 ) -> Iterator[None]:
     """During the block, say which `resources` no node has, or that no process has started."""
     ended = threading.Event()
@@ -174,7 +163,7 @@ def report_missing_resources(
                 missing = f"no process has started in {wait_s:g} s; other work may hold the resources"
             if missing and missing != said:
                 say(f"{losses.stage}: waiting: {missing}")
-            said, wait_s = missing, patience_s
+            said, wait_s = missing, _PATIENCE_S
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

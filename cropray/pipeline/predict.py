@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -39,7 +39,7 @@ from cropray.pipeline.cluster_quota import ClusterQuota, cluster_quota
 from cropray.pipeline.fan_out import fan_out
 from cropray.pipeline.monitor import follow
 from cropray.progress import progress, say
-from cropray.run import Inputs, Run, Summary
+from cropray.run import Run, Summary
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
 
@@ -95,7 +95,7 @@ class TilePredictor:
 def predict(run: Run) -> Summary:
     """Map `predict.area` as of `predict.as_of` with `predict.model`.
 
-    A finished map of the same model and settings is reused; one of another model or area is replaced. Raises
+    A finished map of the same model and settings is reused. One of another model or area is replaced. Raises
     InputError if one of these is missing or does not fit the others, and if maps/<name> has other settings.
     """
     config = run.config
@@ -108,7 +108,14 @@ def predict(run: Run) -> Summary:
     check_source(checkpoint, source.identity())
     plans = plan_maps(config.predict.area, config, run.folder)
     output = run.folder.child(f"maps/{config.predict.name}")
-    inputs = _inputs(checkpoint_folder, config.predict.head, settings, source.identity(), plans)
+    areas = [[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans]
+    chosen = asdict(settings)
+    del chosen["batch_size"]
+    inputs = {  # the description of the model has the checksum of its weights
+        "model": _hash([checkpoint_folder.read_text(DESCRIPTION), config.predict.head]),
+        "imagery": _hash([chosen, source.identity()]),
+        "area": _hash(areas),
+    }
     finished = run.finished("predict", inputs)
     if finished is not None:
         say(f"predict: reused {output}")
@@ -190,34 +197,17 @@ def _publish_maps(prediction: Prediction, output: Folder, identity: MapIdentity)
     def read(map_name: str, window: Window) -> TileResult:
         return decode_tile(prediction.parts.read_bytes(MapTile(map_name, window).part))
 
-    made, probabilities = [], prediction.config.predict.probabilities
+    made, settings = [], prediction.config.predict
     with progress("map", len(prediction.plans)) as bar:
         for name, plan in prediction.plans.items():
-            folder, windows = output.child(name) if name else output, prediction.windows(name)
+            folder, tiles = output.child(name) if name else output, partial(read, name)
             areas = publish_map(
-                folder, plan, windows, partial(read, name), identity, probabilities=probabilities
+                folder, plan, prediction.windows(name), tiles, identity, probabilities=settings.probabilities
             )
             hectares = {label: area["hectares"] for label, area in areas.items()}
             made.append({"name": name, "folder": folder.uri, "hectares": hectares})
             bar.advance()
     return made
-
-
-def _inputs(
-    checkpoint: Folder,
-    head: str | None,
-    settings: PredictionSettings,
-    source: Mapping[str, Any],
-    plans: Sequence[MapPlan],
-) -> Inputs:
-    chosen = asdict(settings)
-    del chosen["batch_size"]
-    return {
-        # The description has the checksum of the weights.
-        "model": _hash([checkpoint.read_text(DESCRIPTION), head]),
-        "imagery": _hash([chosen, source]),
-        "area": _hash([[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans]),
-    }
 
 
 def _hash(data: Any) -> str:

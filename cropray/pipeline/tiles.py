@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.config.rois import GridConfig
 from cropray.grid import Grid, Window, plan_starts, regular_end, transform_bounds
 from cropray.imagery import ImagerySource
 from cropray.labels import make_labels, source_maps
+from cropray.maps.tiles import stored
 from cropray.rois.calendar import periods_for
 from cropray.shards.ledger import TILE_KEY, LedgerRow, part_name
-from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, quantise, to_table
+from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, to_table
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, Composite, ImageRequest, Patch, Roi
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 class Tile:
     """Neighbouring patches of one ROI that are exported together, as one part.
 
-    `rows` and `cols` are the first pixels of its patches in `extent`, the grid of the whole ROI: every pair
-    is a patch of `size` pixels a side. Patches beyond the first `regular` (rows, columns) of `extent` lie
-    flush with its edge and cover the remainder.
+    Every pair of `rows` and `cols` is the first pixel of a patch of `size` x `size` pixels in `extent`, the
+    grid of the ROI. Patches beyond the first `regular` rows and columns of `extent` end at its edge.
     """
 
     tile_id: str
@@ -75,18 +74,15 @@ def plan_tiles(roi: Roi, grid: GridConfig, patch: PatchConfig) -> list[Tile]:
     Patches are planned for the whole ROI, so the tile size only decides which part a patch is in.
     """
     extent = extent_of(roi, grid, patch)
-    rows = _groups(plan_starts(extent.height, patch.size, patch.max_overlap), patch.tile_patches)
-    cols = _groups(plan_starts(extent.width, patch.size, patch.max_overlap), patch.tile_patches)
+    most, groups = patch.tile_patches, []
+    for length in extent.shape:
+        starts = plan_starts(length, patch.size, patch.max_overlap)
+        groups.append([tuple(starts[i : i + most]) for i in range(0, len(starts), most)])
     height, width = (regular_end(length, patch.size, patch.max_overlap) for length in extent.shape)
     return [
-        Tile(f"{roi.roi_id}-{i:03d}-{j:03d}", roi, extent, row_group, col_group, patch.size, (height, width))
-        for i, row_group in enumerate(rows)
-        for j, col_group in enumerate(cols)
+        Tile(f"{roi.roi_id}-{i:03d}-{j:03d}", roi, extent, rows, cols, patch.size, (height, width))
+        for (i, rows), (j, cols) in product(*map(enumerate, groups))
     ]
-
-
-def _groups(starts: list[int], most: int) -> list[tuple[int, ...]]:
-    return [tuple(starts[i : i + most]) for i in range(0, len(starts), most)]
 
 
 def shard_metadata(config: Config, source: ImagerySource) -> ShardMetadata:
@@ -140,10 +136,10 @@ def export_tile(
     source: ImagerySource,
     folder: Folder,
 ) -> LedgerRow:
-    """Publish the part of a tile and return its ledger row; the same inputs give the same bytes.
+    """Publish the part of a tile and return its ledger row. The same inputs give the same bytes.
 
     `parcels` are those of the run. A tile without a valid pixel gives a part without samples that says so.
-    Raises InputError, or what the source raises, and then publishes nothing.
+    If this raises InputError, or what the source raises, nothing is published.
     """
     request = request_of(tile, config)
     composite = source.composite(request)
@@ -204,8 +200,8 @@ def write_part(
 def known_pixels(label_hw: ByteArray, truth_hw: ByteArray | None, labels: LabelsConfig) -> BoolArray:
     """Pixels (H, W) whose class or truth is known, so that training or evaluation counts them.
 
-    Background from a class map counts, too. Background from land cover does not: it surrounds all parcels
-    and is never scored.
+    Background counts if it is from a class map. That from land cover surrounds all parcels and is never
+    scored.
     """
     known_hw = label_hw != UNLABELLED if labels.class_map is not None else label_hw < BACKGROUND
     return known_hw if truth_hw is None else known_hw | (truth_hw != UNLABELLED)
@@ -220,8 +216,7 @@ def cut_patches(
     A patch for the remainder is left out if nothing is known there. Otherwise an ROI of one patch, whose
     grid is snapped to two pixels more, would give its pixels four times.
     """
-    s2_cthw = quantise(composite.s2_tchw, composite.s2_valid_thw[:, None], S2_BANDS[0].scale).swapaxes(0, 1)
-    s1_cthw = quantise(composite.s1_tchw, composite.s1_valid_thw[:, None], S1_BANDS[0].scale).swapaxes(0, 1)
+    s1_cthw, s2_cthw = stored(composite)
     patches = []
     for window in tile.patches:
         inside = Window(window.row - tile.rows[0], window.col - tile.cols[0], tile.size, tile.size)
