@@ -27,11 +27,14 @@ from cropray.types import DoubleArray
 
 LONLAT = "EPSG:4326"
 _SITES_AT = (4.35, 50.45)  # longitude, latitude of the middle of the sites
-_GAP_M, _ROAM_M = 3400.0, 1000.0  # least distance of sites; how far a site moves to where its crop grows
+_ROAM_M = 1000.0  # how far a site moves to where its crop grows
+_APART_M = 3400.0 + 2 * _ROAM_M  # distance between sites before they move
 _BORDER_M = 6.0  # parcels are drawn inside the edge of their field
 _LEAST_PARCELS = 3
 _REGIONS_IN = (-0.5, 48.2, 8.5, 52.6)
 _APART_DEG = 0.55
+
+_Feature = tuple[dict[str, Any], shapely.Geometry]  # properties, geometry
 
 
 def write_inputs(config: SimulatedConfig, directory: Path) -> RoisConfig:
@@ -41,9 +44,8 @@ def write_inputs(config: SimulatedConfig, directory: Path) -> RoisConfig:
     content is left alone; others appear whole. `split.named` puts the regions `*_valid` and `*_test` into
     val and test.
     """
-    for crop, shapes in _parcels(config).items():
-        rows = [({"crop": crop, "site": site}, shape) for site, shape in shapes]
-        _publish(directory / f"parcels/{crop}.geojson", _geojson(rows))
+    for crop, features in _parcels(config).items():
+        _publish(directory / f"parcels/{crop}.geojson", _geojson(features))
     provinces = read_yaml("provinces.yaml")
     outlines = [({"province": name}, shapely.Polygon(row["outline"])) for name, row in provinces.items()]
     _publish(directory / "provinces.geojson", _geojson(outlines))
@@ -69,20 +71,12 @@ def sites(config: SimulatedConfig) -> list[tuple[str, Bounds]]:
     """Crop and square (bounds in PLANE_CRS) of each site, at least 3.4 km apart."""
     count = config.sites_per_crop * len(CROPS)
     columns = int(np.ceil(np.sqrt(count)))
-    lon, lat = _SITES_AT
-    middle = np.concatenate(project(np.array([lon]), np.array([lat]), LONLAT, PLANE_CRS))
+    middle = np.array(transform_bounds((*_SITES_AT, *_SITES_AT), LONLAT, PLANE_CRS)[:2])
     # Crops are dealt to the sites in an order that depends on the seed alone.
-    order = np.argsort(uniform(config.seed, "site order", np.arange(count)))
-    found = []
-    for position, number in enumerate(order):
-        step = np.array(divmod(position, columns)[::-1]) - (columns - 1) / 2
-        crop = CROPS[number % len(CROPS)]
-        found.append((crop, _where_grown(config, crop, middle + step * _spacing_m(config))))
-    return found
-
-
-def _spacing_m(config: SimulatedConfig) -> float:
-    return config.site_size_m + _GAP_M + 2 * _ROAM_M
+    crops = [CROPS[i % len(CROPS)] for i in np.argsort(uniform(config.seed, "site order", np.arange(count)))]
+    steps = np.array([divmod(i, columns)[::-1] for i in range(count)]) - (columns - 1) / 2
+    places = middle + steps * (config.site_size_m + _APART_M)
+    return [(crop, _where_grown(config, crop, place)) for crop, place in zip(crops, places, strict=True)]
 
 
 def _where_grown(config: SimulatedConfig, crop: str, middle: DoubleArray) -> Bounds:
@@ -91,24 +85,19 @@ def _where_grown(config: SimulatedConfig, crop: str, middle: DoubleArray) -> Bou
     reach = half + _ROAM_M
     fields = _cells_in(_bounds(np.concatenate([middle - reach, middle + reach])), config.seed)
     grown = (land_of(fields, config.year) == CROPS.index(crop)) & (fields.owner_i == fields.i)
-    seed_x, seed_y = fields.xy
-    best, most = middle, -1
-    for east, north in product(_ROAM_M * np.array((0, -0.5, 0.5, -1, 1)), repeat=2):
-        x, y = middle[0] + east, middle[1] + north
-        inner = half - 100.0
-        inside = (np.abs(seed_x - x) < inner) & (np.abs(seed_y - y) < inner)
-        if (count := int((grown & inside).sum())) > most:
-            best, most = np.array((x, y)), count
+    centres = middle + _ROAM_M * np.array(list(product((0, -0.5, 0.5, -1, 1), repeat=2)))
+    inside = (np.abs(np.stack(fields.xy) - centres[..., None]) < half - 100.0).all(axis=1)
+    best = centres[np.argmax((inside & grown).sum(axis=1))]  # the first of equals, the nearest to `middle`
     return _bounds(np.concatenate([best - half, best + half]))
 
 
-def _parcels(config: SimulatedConfig) -> dict[str, list[tuple[int, shapely.Geometry]]]:
-    """By crop: number of the site and polygon (EPSG:4326) of the annotated parcels."""
-    parcels: dict[str, list[tuple[int, shapely.Geometry]]] = {crop: [] for crop in CROPS}
-    for number, (crop, bounds) in enumerate(sites(config)):
+def _parcels(config: SimulatedConfig) -> dict[str, list[_Feature]]:
+    """The annotated parcels (EPSG:4326) by crop."""
+    parcels: dict[str, list[_Feature]] = {crop: [] for crop in CROPS}
+    for site, (crop, bounds) in enumerate(sites(config)):
         grown = _fields_of_crop(config, bounds, crop)
         wanted = max(_LEAST_PARCELS, round(config.annotated_fraction * len(grown)))
-        parcels[crop] += [(number, _as_drawn(shape)) for shape in grown[:wanted]]
+        parcels[crop] += [({"crop": crop, "site": site}, _as_drawn(shape)) for shape in grown[:wanted]]
     return parcels
 
 
@@ -124,11 +113,8 @@ def _fields_of_crop(config: SimulatedConfig, bounds: Bounds, crop: str) -> list[
     wanted &= shapely.contains_xy(shapely.box(*bounds), *fields.xy)
     if not wanted.any():
         return []
-    points = np.stack(fields.uv, axis=-1)
-    cells = shapely.get_parts(shapely.voronoi_polygons(shapely.multipoints(points)))
-    cell, point = shapely.STRtree(shapely.points(points)).query(cells, predicate="contains")
-    shapes = np.empty(len(points), object)
-    shapes[point] = cells[cell]
+    points = shapely.multipoints(np.stack(fields.uv, axis=-1))
+    shapes = shapely.get_parts(shapely.voronoi_polygons(points, ordered=True))
     flat = [shapely.union_all(shapes[(owner_i == i[at]) & (j == j[at])]) for at in np.flatnonzero(wanted)]
     # The warps bend an edge: a corner every 0.08 cells, some 15 m.
     dense = shapely.segmentize(flat, 0.08)
@@ -174,7 +160,7 @@ def _regions(config: SimulatedConfig) -> dict[str, tuple[float, float]]:
     # A region lies well within its UTM zone.
     lon = np.where(np.abs(lon - np.round(lon / 6) * 6) < 0.2, lon + 0.4, lon)
     # Sites may fill a square of this half-width around their middle.
-    half_sites = 0.5 * np.sqrt(config.sites_per_crop * len(CROPS)) * _spacing_m(config) / 70_000
+    half_sites = 0.5 * np.sqrt(config.sites_per_crop * len(CROPS)) * (config.site_size_m + _APART_M) / 70_000
     chosen: list[tuple[float, float]] = []
     for place in zip(lon.tolist(), lat.tolist(), strict=True):
         from_sites = max(abs(place[0] - _SITES_AT[0]), abs(place[1] - _SITES_AT[1]))
@@ -220,7 +206,7 @@ def _bounds(values: DoubleArray) -> Bounds:
     return min_x, min_y, max_x, max_y
 
 
-def _geojson(rows: Iterable[tuple[dict[str, Any], shapely.Geometry]]) -> str:
+def _geojson(rows: Iterable[_Feature]) -> str:
     features = [
         {"type": "Feature", "properties": properties, "geometry": json.loads(shapely.to_geojson(shape))}
         for properties, shape in rows

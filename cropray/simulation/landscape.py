@@ -223,31 +223,26 @@ def _gumbel(chance: DoubleArray) -> DoubleArray:
 
 def codes_at(name: str, place: Place, year: int) -> npt.NDArray[np.int32]:
     """Codes (P,) of a map at the pixels of a place. Raises InputError for an unknown name."""
-    maps = {"truth": _truth, "eucropmap": _eucropmap, "land_cover": _land_cover}
-    if name not in maps:
-        raise InputError(f"the simulation has no map {name!r}; wanted one of {', '.join(maps)}")
-    return maps[name](place, land_of(place.nearest.fields, year), year).astype(np.int32)
-
-
-def _truth(place: Place, land: ByteArray, _year: int) -> npt.NDArray[Any]:
-    return land_values("eucropmap")[land[place.nearest.field]]
-
-
-def _eucropmap(place: Place, land: ByteArray, year: int) -> npt.NDArray[Any]:
     fields, field, neighbour, edge_m = place.nearest
-    confused = np.array([[LANDS.index(other) for other in pair] for pair in land_values("confused_with")])
-    second = fields.uniform("eucropmap other", year) >= 0.7
-    wrong = fields.uniform("eucropmap", year) < _MISCLASSIFIED
-    mapped = np.where(wrong, confused[land, second.astype(np.intp)], land)
-    # The 20 m cell decides how far, and to which side, an edge is off.
-    chance = uniform(place.seed, "eucropmap edge", place.cells[1].astype(np.int64))
-    over = edge_m < _EDGE_ERROR_M * (2 * chance - 1)
-    return land_values("eucropmap")[mapped[np.where(over, neighbour, field)]]
-
-
-def _land_cover(place: Place, land: ByteArray, _year: int) -> npt.NDArray[Any]:
-    fields, field, neighbour, edge_m = place.nearest
-    share, code = land_values("land_cover_wrong")[land].T
-    codes = np.where(fields.uniform("land cover") < share, code, land_values("land_cover")[land])
-    reached = (land[neighbour] == LANDS.index("trees")) & (edge_m < _CANOPY_M)
-    return np.where(reached, LAND_COVER_CODES["trees"], codes[field])
+    land = land_of(fields, year)
+    codes: npt.NDArray[Any]
+    match name:
+        case "truth":
+            codes = land_values("eucropmap")[land[field]]
+        case "eucropmap":
+            confused = np.array([[LANDS.index(other) for other in to] for to in land_values("confused_with")])
+            second = fields.uniform("eucropmap other", year) >= 0.7
+            wrong = fields.uniform("eucropmap", year) < _MISCLASSIFIED
+            mapped = np.where(wrong, confused[land, second.astype(np.intp)], land)
+            # The 20 m cell decides how far, and to which side, an edge is off.
+            chance = uniform(place.seed, "eucropmap edge", place.cells[1].astype(np.int64))
+            over = edge_m < _EDGE_ERROR_M * (2 * chance - 1)
+            codes = land_values("eucropmap")[mapped[np.where(over, neighbour, field)]]
+        case "land_cover":
+            share, other = land_values("land_cover_wrong")[land].T
+            covers = np.where(fields.uniform("land cover") < share, other, land_values("land_cover")[land])
+            reached = (land[neighbour] == LANDS.index("trees")) & (edge_m < _CANOPY_M)
+            codes = np.where(reached, LAND_COVER_CODES["trees"], covers[field])
+        case _:
+            raise InputError(f"the simulation has no map {name!r}; it has truth, eucropmap and land_cover")
+    return codes.astype(np.int32)
