@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import ee
 import numpy as np
@@ -190,41 +190,15 @@ def _nothing(names: Sequence[str]) -> Any:
     return ee.Image.constant([0] * len(names)).rename(names).updateMask(0)
 
 
-class _Turns:
-    """The account and address that the `ee` module is set to: it knows one at a time in a process.
+class Client:
+    """Requests on one account to one address. Threads may share it. It connects with the first request.
 
-    Clients of several accounts take turns: one waits for the answers to the other's requests, then connects
-    again. A single client never waits.
+    The `ee` module knows one account and address in a process, those of the last client that connected:
+    clients of several accounts must not send requests at the same time.
     """
 
-    def __init__(self) -> None:
-        self._entrance = threading.Lock()  # held by a client that waits to connect
-        self._left = threading.Condition()
-        self._current: Client | None = None
-        self._inside = 0
-
-    @contextmanager
-    def of(self, client: Client) -> Iterator[None]:
-        with self._entrance, self._left:
-            self._left.wait_for(lambda: self._current is client or not self._inside)
-            if self._current is not client:
-                self._current = None  # also where connecting fails
-                client.connect()
-                self._current = client
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._left:
-                self._inside -= 1
-                self._left.notify()
-
-
-_TURNS = _Turns()
-
-
-class Client:
-    """Requests on one account to one address. Threads may share it. It connects with the first request."""
+    _connecting = threading.Lock()
+    _connected: ClassVar[Client | None] = None
 
     def __init__(self, config: EarthEngineConfig) -> None:
         self._config = config
@@ -235,9 +209,10 @@ class Client:
         self.last_answer = self._transport.last_answer
         self._months: dict[CompositeRecipe, Any] = {}
 
-    def connect(self) -> None:
+    def _connect(self) -> None:
         """Set the `ee` module of this process to this account and address."""
         config = self._config
+        Client._connected = None  # also if connecting fails
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(10)  # the module fetches a list of deprecated assets without a time-out
         try:
@@ -248,6 +223,7 @@ class Client:
                 project=self._project or None,  # None: that of the credentials
                 http_transport=self._transport,
             )
+            Client._connected = self
         finally:
             socket.setdefaulttimeout(before)
 
@@ -257,7 +233,10 @@ class Client:
         Raises InputError where there are no credentials, no project or no permission, or the request is
         refused; RequestError where another attempt may succeed.
         """
-        with self._failures(), _TURNS.of(self):
+        with self._failures():
+            with self._connecting:
+                if Client._connected is not self:
+                    self._connect()
             image = self._composites(chunk, request)
             for name in chunk.maps:
                 image = image.addBands(assets[name].image(name))
