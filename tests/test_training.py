@@ -17,7 +17,7 @@ from cropray.storage import Folder
 from cropray.training.batches import apply_symmetries, draw_symmetries
 from cropray.training.recipe import Recipe, initial_network, rate_factor
 from cropray.training.step import Trainer
-from cropray.training.validate import KnownPixels, pixel_stride, score, validate, validate_epoch
+from cropray.training.validate import pixel_stride, score, validate, validate_epoch
 from cropray.types import BACKGROUND, UNLABELLED
 from tests.training_data import CLASSES, MONTHS, SIZE, write_split
 
@@ -211,20 +211,20 @@ def test_patches_that_are_not_square_are_not_turned() -> None:
 def test_validation_sees_every_known_pixel_once_and_no_other(shards: Folder) -> None:
     data = reader(shards, "val")
     labels = np.concatenate([batch.label_bhw.ravel() for batch in data.epoch(0)])
-    pixels, terms = validate(make_trainer(1), data.epoch(0), stride=1)
-    np.testing.assert_array_equal(pixels.label_n, labels[labels != UNLABELLED])
-    assert pixels.scores_nk.shape == (len(pixels.label_n), len(CLASSES))
-    assert int(terms.known) == len(pixels.label_n)
+    scores_nk, label_n, terms = validate(make_trainer(1), data.epoch(0), stride=1)
+    np.testing.assert_array_equal(label_n, labels[labels != UNLABELLED])
+    assert scores_nk.shape == (len(label_n), len(CLASSES))
+    assert int(terms.known) == len(label_n)
 
 
 def test_the_figures_of_a_validation_are_those_of_its_pixels(shards: Folder) -> None:
     trainer, data = make_trainer(1), reader(shards, "val")
     found = validate_epoch(trainer, data, CLASSES)
     assert found is not None
-    pixels, _ = validate(trainer, data.epoch(0), stride=1)
+    scores_nk, label_n, _ = validate(trainer, data.epoch(0), stride=1)
     for k, name in enumerate(CLASSES):
-        p = np.clip(pixels.scores_nk[:, k].astype(np.float64), 1e-12, 1 - 1e-12)
-        expected = -np.mean(np.where(pixels.label_n == k, np.log(p), np.log1p(-p)))
+        p = np.clip(scores_nk[:, k].astype(np.float64), 1e-12, 1 - 1e-12)
+        expected = -np.mean(np.where(label_n == k, np.log(p), np.log1p(-p)))
         assert found[0]["val_class_loss"][name] == pytest.approx(expected, rel=1e-5)
 
 
@@ -236,11 +236,11 @@ def test_the_pixels_that_are_looked_at_are_the_same_in_any_batches(shards: Folde
                 trainer,
                 ShardReader(shard_uris(shards, "val"), batch_size=size, shuffle=False).epoch(0),
                 stride,
-            )[0]
+            )
             for size in (2, 9)
         ]
-        np.testing.assert_array_equal(pixels[0].label_n, pixels[1].label_n)
-        np.testing.assert_allclose(pixels[0].scores_nk, pixels[1].scores_nk, rtol=1e-5)
+        np.testing.assert_array_equal(pixels[0][1], pixels[1][1])
+        np.testing.assert_allclose(pixels[0][0], pixels[1][0], rtol=1e-5)
 
 
 def test_scores_are_told_apart_in_full_precision(shards: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,10 +248,10 @@ def test_scores_are_told_apart_in_full_precision(shards: Folder, monkeypatch: py
     logits, terms = trainer.logits(batch)
     steep = (6 + 4 * logits).bfloat16()  # as a GPU gives them, most of them beyond a sigmoid of 0.996
     monkeypatch.setattr(trainer, "logits", lambda _batch, _head: (steep, terms))
-    pixels, _ = validate(trainer, [batch], stride=1)
+    scores_nk, *_ = validate(trainer, [batch], stride=1)
     known = torch.from_numpy(batch.label_bhw != UNLABELLED)
     expected = torch.special.expit(steep.double()).movedim(1, -1)[known]
-    np.testing.assert_allclose(pixels.scores_nk, expected.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(scores_nk, expected.numpy(), rtol=1e-6)
 
 
 def test_the_stride_bounds_the_pixels_and_is_odd() -> None:
@@ -265,12 +265,12 @@ def test_the_stride_bounds_the_pixels_and_is_odd() -> None:
 def test_perfect_scores_are_perfect_and_a_class_without_pixels_has_no_figure() -> None:
     label = np.array([0, 0, 1, BACKGROUND], np.uint8)
     scores = np.array([[0.9, 0.1, 0.2], [0.8, 0.2, 0.1], [0.1, 0.7, 0.3], [0.3, 0.1, 0.9]], np.float32)
-    figures, thresholds = score(KnownPixels(scores, label), CLASSES)
+    figures, thresholds = score(scores, label, CLASSES)
     assert figures["val_mean_average_precision"] == figures["val_mean_f1"] == 1.0
     assert figures["val_classes"]["tomato"] is None
     assert thresholds[2] == 0.5
-    empty = KnownPixels(np.empty((0, 3), np.float32), np.empty(0, np.uint8))
-    assert score(empty, CLASSES)[0]["val_mean_average_precision"] is None
+    empty = np.empty((0, 3), np.float32), np.empty(0, np.uint8)
+    assert score(*empty, CLASSES)[0]["val_mean_average_precision"] is None
     scores[0, 0] = np.nan
     with pytest.raises(DivergedError, match="Lower the learning rate"):
-        score(KnownPixels(scores, label), CLASSES)
+        score(scores, label, CLASSES)

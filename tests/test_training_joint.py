@@ -73,7 +73,7 @@ def test_a_label_set_comes_as_often_as_its_weight_says_and_goes_round(
     folders: tuple[Folder, Folder], weight: float
 ) -> None:
     data = reader(folders[1])
-    task = AuxiliaryTask(HEAD, data, weight)
+    task = AuxiliaryTask(HEAD, weight, data)
     steps = [list(task.before(step)) for step in range(20)]
     assert {len(batches) for batches in steps} <= {int(weight), int(weight) + 1}
     read = [ids(batch) for batches in steps for batch in batches]
@@ -81,7 +81,7 @@ def test_a_label_set_comes_as_often_as_its_weight_says_and_goes_round(
     expected = [ids(batch) for epoch in range(20) for batch in data.epoch(epoch)]
     assert read == expected[: len(read)]
     for start in (3, 7, 15):  # taken up there
-        again = AuxiliaryTask(HEAD, data, weight)
+        again = AuxiliaryTask(HEAD, weight, data)
         rest = [ids(batch) for step in range(start, 20) for batch in again.before(step)]
         assert rest == read[len(read) - len(rest) :]
 

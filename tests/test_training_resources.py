@@ -10,12 +10,12 @@ from cropray.config.training import TrainConfig
 from cropray.errors import InputError
 from cropray.training.monitor import (
     ResourceRequest,
-    check_trials,
     check_workers,
     placed,
     waiting,
     worker_resources,
 )
+from cropray.tuning.space import check_trials
 
 SPACE = {"finetune.lr": {"loguniform": [1e-5, 1e-2]}}
 
@@ -64,7 +64,8 @@ def test_trials_that_cannot_find_room_are_refused_with_the_arithmetic() -> None:
     have = {"CPU": 2.0}
     check_trials(sweep(), have, have)
     with pytest.raises(
-        InputError, match=r"2 trials .* × finetune.workers = 2 × tune.cpus = 1 are 4 CPUs, but Ray has 2"
+        InputError,
+        match=r"tune.concurrent = 2 .* × finetune.workers = 2 × 1 CPUs each are 4 CPUs, but Ray has 2",
     ):
         check_trials(sweep(**{"finetune.workers": 2}), have, have)
     check_trials(sweep(**{"finetune.workers": 2}), have, None)
@@ -73,7 +74,9 @@ def test_trials_that_cannot_find_room_are_refused_with_the_arithmetic() -> None:
 
 def test_trials_share_a_gpu_only_where_they_are_told_to() -> None:
     have = {"CPU": 8.0, "GPU": 1.0}
-    with pytest.raises(InputError, match=r"finetune.gpus = 1 are 2 GPUs, but Ray has 1"):
+    with pytest.raises(
+        InputError, match=r"workers = 1 × 1 GPUs each are 2 GPUs, but Ray has 1: .*finetune.gpus"
+    ):
         check_trials(sweep(), have, have)
     check_trials(sweep(**{"finetune.gpus": 0.5}), have, have)
     check_trials(sweep(**{"finetune.gpus": 0}), have, have)

@@ -69,7 +69,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the worker reports to Ray Train, with the checkpoint as `checkpoint`."""
     found: list[dict[str, Any]] = []
 
-    def report(metrics: dict[str, Any], checkpoint: Any, **options: Any) -> None:
+    def report(metrics: dict[str, Any], checkpoint: Any = None, **options: Any) -> None:
         kept = options["checkpoint_upload_fn"](checkpoint, "") if checkpoint is not None else None
         found.append({**metrics, "checkpoint": kept})
 
@@ -89,12 +89,10 @@ def planned(folder: Folder, **settings: Any) -> TrainingPlan:
     return make_plan(make_run(folder, **settings), "pretrain")
 
 
-def supervised(
-    plan: TrainingPlan, control: Any, *, busy: bool = False, progress: bool = True, every_s: float = 60
-) -> RaySupervisor:
+def supervised(plan: TrainingPlan, control: Any, *, busy: bool = False, every_s: float = 60) -> RaySupervisor:
     trainer: Any = SimpleNamespace(skipped=0, steps_per_epoch=2)
     writer: Any = SimpleNamespace(busy=busy, wait=lambda: None)
-    return RaySupervisor(plan, control, trainer, writer, progress=progress, check_in_every_s=every_s)
+    return RaySupervisor(plan, control, trainer, writer, every_s)
 
 
 def until(supervisor: RaySupervisor, wanted: Ask) -> bool:
@@ -193,11 +191,7 @@ def test_a_validated_epoch_is_reported_with_its_score_and_its_checkpoint(
     folder: Folder, control: Actor, reports: list[dict[str, Any]]
 ) -> None:
     plan = planned(folder)
-    supervisor = supervised(plan, control, progress=False)
-    supervisor.begun(at(0), "1 worker on cpu")
-    supervisor.check_in(at(0, 1), STEP)
-    assert reports == []  # as in the trial of a sweep
-    state = at(1)
+    supervisor, state = supervised(plan, control), at(1)
     for score in (0.25, None):
         state.history[-1] |= {SCORE: score, "val_classes": {"maize": None}}
         supervisor.epoch_done(state)
@@ -224,7 +218,7 @@ def test_what_only_a_person_can_mend_ends_the_training_without_another_attempt(
 
     monkeypatch.setattr(ray.train, "get_context", fails)
     with pytest.raises(InputError if ends else type(error)) as raised:
-        train_worker({"plan": None, "control": None, "progress": True})
+        train_worker({"plan": None, "control": None})
     assert str(error.args[-1]) in str(raised.value)
     callback = StopOnInputError()
     failures = {0: RuntimeError("connection closed"), 1: raised.value}

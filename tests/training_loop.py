@@ -81,7 +81,7 @@ def make_loop(
             BATCH // world_size, seed=recipe.seed, rank=rank, world_size=world_size
         )
         val = Data(shard_uris(beside, "val"), 0.0).part(BATCH, rank, world_size)
-        auxiliary = [AuxiliaryTask(HEAD, reader, WEIGHT, val)]
+        auxiliary = [AuxiliaryTask(HEAD, WEIGHT, reader, val)]
     trainer = Trainer(
         initial_network(checkpoint.network, recipe.seed),
         FixedNormalisation(),

@@ -29,10 +29,16 @@ _COLOURS = {"network": "#117733", "forest": "#DDCC77", "majority": "#BBBBBB"}  #
 _FEW = 4  # values of an axis of a sweep that are all written
 
 
+def _bars(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def validity_chart(months: Sequence[str], s2: DoubleArray, s1: DoubleArray) -> bytes:
     """Share of pixels with a valid view, by month and sensor."""
-    figure = Figure(figsize=(1.2 + 0.85 * len(months), 2.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _bars(1.2 + 0.85 * len(months), 2.4)
     places = np.arange(len(months))
     for shift, name, values, colour in (
         (-0.2, "Sentinel-2", s2, "#117733"),
@@ -44,7 +50,6 @@ def validity_chart(months: Sequence[str], s2: DoubleArray, s1: DoubleArray) -> b
     axes.set_ylabel("valid pixels")
     axes.set_ylim(0, 1.1)
     axes.set_yticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
     return png(figure)
 
@@ -54,17 +59,18 @@ def curves_chart(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes
 
     `history` has one row per epoch, as in `history.json`. A score may be None in some epochs.
     """
-    epochs = [int(row["epoch"]) for row in history]
-    items = [(name, value) for row in history for name, value in row.items()]
-    names = list(dict.fromkeys(name for name, value in items if isinstance(value, int | float)))
-    losses = [name for name in names if "loss" in name]
-    scores = [name for name in names if name.startswith("val_") and name not in losses]
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in history:
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                curves.setdefault(name, []).append((row["epoch"], value))
+    losses = [name for name in curves if "loss" in name]
+    scores = [name for name in curves if name.startswith("val_") and name not in losses]
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     for axes, group in zip(figure.subplots(1, 2), (losses, scores), strict=True):
         for name, colour in zip(group, class_colours(len(group)), strict=True):
-            values = [row.get(name) for row in history]
-            known = [(e, v) for e, v in zip(epochs, values, strict=True) if isinstance(v, int | float)]
-            axes.plot(*zip(*known, strict=True), marker="o", ms=3, label=name, color=np.array(colour) / 255)
+            style = {"marker": "o", "ms": 3, "label": name, "color": np.array(colour) / 255}
+            axes.plot(*zip(*curves[name], strict=True), **style)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -102,8 +108,7 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     """F1 of each class by method, or recall if only parcels are annotated."""
     measure = "recall" if result["scope"] == "annotated" else "f1"
     methods, classes = result["methods"], result["classes"]
-    figure = Figure(figsize=(1.6 + 0.75 * len(classes), 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _bars(1.6 + 0.75 * len(classes), 3.2)
     width = 0.8 / len(methods)
     for index, (name, row) in enumerate(methods.items()):
         values = [entry[measure] for entry in row["per_class"]]
@@ -114,7 +119,6 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     axes.set_ylim(0, 1)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=len(methods), loc="lower left", bbox_to_anchor=(0, 1))
     return png(figure)
 
@@ -145,20 +149,17 @@ class Axis:
 
     def marks(self, values: Sequence[Any]) -> list[tuple[float, str]]:
         """Heights with their text: all choices and a few values, else the lowest and the highest."""
-        marks = sorted(
-            {
-                round(height, 3): str(value) if self.choices else f"{value:.3g}"
-                for value, height in zip(values, self.heights(values), strict=True)
-            }.items()
-        )
+        texts = [str(value) if self.choices else f"{value:.3g}" for value in values]
+        heights = [round(height, 3) for height in self.heights(values)]
+        marks = sorted(dict(zip(heights, texts, strict=True)).items())
         return marks if self.choices or len(marks) <= _FEW else [marks[0], marks[-1]]
 
 
 def sweep_chart(axes: Sequence[Axis], trials: Sequence[Mapping[str, Any]], score: str) -> bytes:
     """Each trial as a line through its values to its score, and below the score over each setting.
 
-    A trial has the names of the axes as keys, and "score" and "stopped". Trials whose score is None are
-    left out. A stopped trial, which missed its last epoch, is dotted above and hollow below.
+    A trial has the names of the axes as keys, and "score" (left out if None) and "stopped". A stopped trial,
+    which missed its last epoch, is dotted above and hollow below.
     """
     shown = sorted(
         (trial for trial in trials if trial["score"] is not None), key=lambda trial: trial["score"]

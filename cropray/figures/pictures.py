@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch as Swatch
-from matplotlib.patches import Rectangle
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
 from pyproj import Geod, Transformer
 
 from cropray.bands import NODATA, S2_NAMES
 from cropray.grid import Grid
-from cropray.types import BACKGROUND, UNLABELLED, ByteArray, IntArray
+from cropray.types import BACKGROUND, UNLABELLED, ByteArray, FloatArray, IntArray
 
 Rgb = tuple[int, int, int]
 
@@ -63,16 +63,14 @@ def colourised(class_hw: ByteArray, n_classes: int) -> ByteArray:
     return coloured
 
 
-def true_colour(s2_cthw: IntArray) -> npt.NDArray[np.float32]:
+def true_colour(s2_cthw: IntArray) -> FloatArray:
     """(H, W, 3) in 0..1 of stored Sentinel-2 integers, from the month with the most valid pixels.
 
     Each band is stretched from its 2nd to its 98th percentile. Invalid pixels are white.
     """
     valid_thw = (s2_cthw != NODATA).all(axis=0)
     month = int(np.argmax(valid_thw.sum(axis=(1, 2))))
-    rgb_hwc = np.moveaxis(s2_cthw[_RGB, month], 0, -1)
-    (stretched_hwc,) = _stretched(rgb_hwc[None], valid_thw[month][None])
-    return np.asarray(stretched_hwc)
+    return _stretched(np.moveaxis(s2_cthw[_RGB, month], 0, -1), valid_thw[month])
 
 
 def comparison_picture(
@@ -104,8 +102,8 @@ def sample_picture(
 ) -> bytes:
     """One sample: true colour above VV by month, then its label above its truth, if given.
 
-    All months share one stretch, from the 2nd to the 98th percentile of the valid pixels, and can be
-    compared. Invalid pixels are pink, since clouds and snow are white.
+    All months share one stretch, from the 2nd to the 98th percentile of the valid pixels. Invalid pixels are
+    pink, since clouds and snow are white.
     """
     rgb_thwc, vv_thwc = np.moveaxis(s2_cthw[_RGB], 0, -1), s1_cthw[0, ..., None].repeat(3, axis=-1)
     figure = Figure(figsize=(1.6 * (len(months) + 1) + 1.6, 3.9), layout="constrained")
@@ -171,14 +169,11 @@ def _scale_bar(axes: Axes, grid: Grid, to_degrees: Transformer) -> None:
     lon, lat = to_degrees.transform([left, right], [middle, middle])
     width_m = Geod(ellps="WGS84").line_length(lon, lat)
     length_m = _round_below(width_m / 4)
-    length = length_m / width_m * (right - left)
-    x, y = left + 0.04 * (right - left), bottom + 0.04 * (top - bottom)
-    thickness = 0.012 * (top - bottom)
-    axes.add_patch(Rectangle((x, y), length, thickness, facecolor="black", edgecolor="white"))
     text = f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m"
-    backing = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
-    place = (x + length / 2, y + 2 * thickness)
-    axes.text(*place, text, ha="center", va="bottom", fontsize="small", bbox=backing)
+    length, thickness = length_m / width_m * (right - left), 0.012 * (top - bottom)
+    bar = AnchoredSizeBar(axes.transData, length, text, "lower left", size_vertical=thickness, fill_bar=True)
+    bar.patch.set(alpha=0.8, edgecolor="none")
+    axes.add_artist(bar)
 
 
 def _round_steps(low: float, high: float) -> npt.NDArray[np.float64]:
@@ -197,15 +192,13 @@ def _degrees(value: float, positive: str, negative: str) -> str:
     return f"{abs(value):.6g}°{positive if value >= 0 else negative}"
 
 
-def _stretched(
-    values_thwc: npt.NDArray[np.integer[Any]], valid_thw: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.float32]:
-    """(T, H, W, C) in 0..1 by the 2nd and 98th percentile of each channel, 1 for invalid pixels."""
-    out = np.ones(values_thwc.shape, np.float32)
-    if valid_thw.any():
-        known = values_thwc[valid_thw].astype(np.float32)
+def _stretched(values: npt.NDArray[np.integer[Any]], valid: npt.NDArray[np.bool_]) -> FloatArray:
+    """(…, C) in 0..1 by the 2nd and 98th percentile of each channel, 1 where `valid` (…) is false."""
+    out = np.ones(values.shape, np.float32)
+    if valid.any():
+        known = values[valid].astype(np.float32)
         low, high = np.percentile(known, (2, 98), axis=0)
-        out[valid_thw] = np.clip((known - low) / np.maximum(high - low, 1), 0, 1)
+        out[valid] = np.clip((known - low) / np.maximum(high - low, 1), 0, 1)
     return out
 
 

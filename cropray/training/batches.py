@@ -24,10 +24,7 @@ SYMMETRIES = 8
 
 
 def draw_symmetries(sample_ids: Sequence[str], seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """The symmetry (0..7) of each sample in an epoch: a hash of seed, epoch and the sample's id.
-
-    So it does not depend on the batch, the rank or an interruption.
-    """
+    """The symmetry (0..7) of each sample in an epoch, in any batch: a hash of seed, epoch and its id."""
     hashes = (xxhash.xxh3_64_intdigest(f"{seed} {epoch} {sample_id}".encode()) for sample_id in sample_ids)
     return np.fromiter((value % SYMMETRIES for value in hashes), np.int64, len(sample_ids))
 
@@ -35,8 +32,7 @@ def draw_symmetries(sample_ids: Sequence[str], seed: int, epoch: int) -> npt.NDA
 def apply_symmetries(tensors: Tensors, symmetry_b: npt.NDArray[np.int64]) -> Tensors:
     """Copies of tensors (B, …, H, W), sample b under its symmetry: mirrored if >= 4, then turned.
 
-    All months, bands and the label move alike, and nothing is resampled. Raises ValueError for patches that
-    are not square.
+    Nothing is resampled. Raises ValueError for patches that are not square.
     """
     for x in tensors:
         if x.shape[-1] != x.shape[-2]:
@@ -52,7 +48,7 @@ def apply_symmetries(tensors: Tensors, symmetry_b: npt.NDArray[np.int64]) -> Ten
 
 
 def to_device(arrays: Sequence[Any], device: torch.device) -> Tensors:
-    """Arrays, or tensors, as tensors on a device; nothing is copied that is there."""
+    """Arrays or tensors as tensors on a device; those that are there are not copied."""
     return tuple(torch.as_tensor(x).to(device) for x in arrays)
 
 
@@ -61,8 +57,8 @@ def prefetched(
 ) -> Iterator[tuple[T, Tensors]]:
     """Batches with their arrays on a device; on a GPU the next one is read and copied during a step.
 
-    PyTorch has no part for this: its loader pins memory, but leaves the copy to the stream of the steps. Here
-    a thread pins the batch and copies it on a stream of its own, for which a step waits on the GPU.
+    PyTorch's loader pins memory, but leaves the copy to the stream of the steps. Here a thread copies on a
+    stream of its own, for which a step waits on the GPU.
     """
     if device.type != "cuda":
         yield from ((batch, to_device(arrays(batch), device)) for batch in batches)
@@ -102,9 +98,8 @@ _BEHIND = 2  # steps that a GPU is given in advance: one to work at, one to cont
 class AsyncMetrics(Generic[T]):
     """Small tensors on their way to the host, in order, each with what belongs to it there.
 
-    A GPU gets its next steps before their figures are read: asking for each at once would let it idle
-    while the host prepares the next step. The delay is fixed, so all ranks learn of the same step at the
-    same time; a CPU has none. PyTorch has no part for this.
+    A GPU gets its next steps before their figures are read, or it would idle while the host prepares a step.
+    The delay is fixed, so all ranks learn of the same step at the same time; a CPU has none.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -33,15 +33,13 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 _PICTURES = 4
-# How often Ray's controller looks at the workers. Its own 2 s would be lost at the start and the end.
-_CONTROLLER_POLL_S = "0.2"
-# How long a rank waits for another (NCCL and Gloo). The longest that is right: torch.compile on one of them,
-# or a state that rank 0 still uploads to slow storage.
+_CONTROLLER_POLL_S = "0.2"  # Ray's own 2 s would be lost at the start and the end
+# NCCL and Gloo: torch.compile on one rank, or an upload to slow storage, may take minutes.
 _COLLECTIVE_TIMEOUT_S = 900
 
 
 class Control:
-    """Tells the workers of a training, which ask, whether to write their state and leave. An actor."""
+    """An actor that workers ask whether to write their state and leave."""
 
     def __init__(self) -> None:
         self._leaving = False
@@ -66,11 +64,10 @@ def finetune(run: Run) -> Summary:
 def train(run: Run, stage: Stage) -> Summary:
     """Train on the split `train`, choose epoch and thresholds on `val`, publish and register.
 
-    Publishes the epoch with the highest mean average precision over classes; the last one if the
-    validation split has no known pixel. Writes `models/<stage>/` (checkpoint.json, weights.safetensors,
-    history.json: one object an epoch). An interrupted training resumes from its last state; if its shards or
-    its starting checkpoint have changed, it restarts. Raises InputError for shards or a starting checkpoint
-    that do not fit, and if another process runs the same training.
+    Publishes the epoch with the highest mean average precision over classes, or the last one if val has no
+    known pixel, in `models/<stage>/` (checkpoint.json, weights.safetensors, history.json: one object an
+    epoch). An interrupted training resumes from its last state, or restarts if its shards or its starting
+    checkpoint have changed. Raises InputError if these do not fit, or another process runs this training.
     """
     run.begin(stage)
     inputs = training_inputs(run, stage)
@@ -119,8 +116,7 @@ def resource_request(run: Run, stage: Stage, cpus: float = 1) -> ResourceRequest
     import ray
 
     settings, have = getattr(run.config, stage), ray.cluster_resources()
-    each = worker_resources(settings, have, cpus)
-    workers = (settings.min_workers, settings.max_workers)
+    each, workers = worker_resources(settings, have, cpus), (settings.min_workers, settings.max_workers)
     return ResourceRequest(workers, each, autoscaled=reach(run.config.ray) != have)
 
 
@@ -130,16 +126,14 @@ def fit(
     plan: TrainingPlan,
     request: ResourceRequest,
     control: Any,
-    callbacks: Sequence[UserCallback] = (),
-    *,
-    progress: bool = False,
+    callbacks: Sequence[UserCallback],
 ) -> History:
     """Run Ray Train until the workers are done; the history of all epochs, fewer if `control` said leave.
 
-    `callbacks` get a report for each validated epoch: its numbers, with `epoch` and `SCORE` (-1 if unknown),
-    `entries` (the new lines of the history), and its checkpoint; Ray keeps those of the best and the last.
-    With `progress` they also get a report at the start and every few seconds. Ray Train restarts workers
-    that die, `max_failures` times. Raises InputError at once for what only a person can mend.
+    `callbacks` get a report at the start, every few seconds, and for each validated epoch: its numbers, with
+    `epoch` and `SCORE` (-1 if unknown), `entries` (the new lines of the history), and its checkpoint; Ray
+    keeps those of the best and the last. Ray Train restarts workers that die, `max_failures` times. Raises
+    InputError at once for what only a person can correct.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CONTROLLER_POLL_S)
     from ray import train as ray_train
@@ -152,7 +146,7 @@ def fit(
     fewest, most = request.workers
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"plan": plan, "control": control, "progress": progress},
+        train_loop_config={"plan": plan, "control": control},
         torch_config=TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ray_train.ScalingConfig(
             num_workers=fewest if fewest == most else (fewest, most),
@@ -194,16 +188,13 @@ def train_in(
     control: Any,
     cpus: float,
 ) -> History:
-    """Train with the states in the folder `place` and `cpus` a worker; the history of all epochs.
-
-    `tell` is called with the history so far after each validated epoch. Raises what the monitor does.
-    """
+    """Train with states in `place` and `cpus` a worker; `tell` and result as of `ProgressMonitor`."""
     plan, request = replace(plan, states=place), resource_request(run, stage, cpus)
     return _begin(run, stage, plan, request, control)(tracker, tell).until_done()
 
 
 def publish_best(place: Folder, epoch: int, target: Folder) -> None:
-    """Publish the checkpoint of an epoch, among the states in `place`, with the history up to it."""
+    """Publish the checkpoint of an epoch from the states in `place`, with the history up to it."""
     state = place.child(name_of(epoch))
     checkpoint, train_state = load_checkpoint(state), json.loads(state.read_text(TRAIN_STATE))
     target.write_text("history.json", json.dumps(train_state["history"], indent=1) + "\n")
@@ -224,8 +215,7 @@ def _train_and_register(
 ) -> tuple[History, str, str]:
     """The history, the id of the run in MLflow, and the version of the registered model."""
     monitor = _begin(run, stage, plan, request, open_control())
-    # The workers start while MLflow is imported.
-    with tracked(run, stage) as tracker:
+    with tracked(run, stage) as tracker:  # the workers start while MLflow is imported
         about = {"train_samples": plan.samples, "parameters": plan.parameters}
         tracker.params(about | {"data_fingerprint": plan.checkpoint.data_fingerprint})
         history = monitor(tracker).until_done()
@@ -250,8 +240,7 @@ def _begin(
     from cropray.training.worker import SendReports
 
     reports = Queue(actor_options=_beside_driver())
-    callbacks = [SendReports(reports)]
-    training = in_thread(lambda: fit(run, stage, plan, request, control, callbacks, progress=True))
+    training = in_thread(lambda: fit(run, stage, plan, request, control, [SendReports(reports)]))
     return partial(ProgressMonitor, stage, plan, request, control, reports, training)
 
 
@@ -278,6 +267,5 @@ def _most_labelled(val: ShardReader) -> list[int]:
     """Rows with the most labels: first the best one of each crop, then the second best of each, and so on."""
     rows = val.table.select(["crop", "labelled_fraction"]).to_pandas()
     rows = rows.sort_values("labelled_fraction", ascending=False, kind="stable")
-    rows["turn"] = rows.groupby("crop").cumcount()
-    order = rows.sort_values(["turn", "labelled_fraction"], ascending=[True, False], kind="stable")
+    order = rows.groupby("crop").cumcount().sort_values(kind="stable")
     return [int(row) for row in order.index[:_PICTURES]]

@@ -1,12 +1,11 @@
 """One owner at a time for a training or a sweep in a run folder.
 
-On a file system the kernel holds the lock (flock, by `filelock`) and frees it when its process ends, however
-that ends. On S3 and Google Cloud Storage it is an object that only conditional writes change (`obstore`). Its
-owner renews it; another process may take it when it has not been renewed for a minute, by the store's clock.
-An owner that was stalled may thus have lost it: it renews the lock right before it begins a state and before
-the state counts (`RunLock.check`), and stops if it finds another token. Two owners can write together only if
-one stalls for a minute between such a check and the write after it. Elsewhere there is no lock, and a message
-says so.
+On a file system the kernel holds the lock (flock, by `filelock`) and frees it when its process ends. On S3
+and Google Cloud Storage it is an object that only conditional writes change (`obstore`). Its owner renews it;
+another process may take it when it has not been renewed for a minute, by the store's clock. So an owner
+renews the lock right before it begins a state and before the state counts (`RunLock.check`), and stops if it
+finds another token. Two owners write together only if one stalls for a minute between such a check and its
+write. Elsewhere there is no lock, and a message says so.
 """
 
 from __future__ import annotations
@@ -57,12 +56,11 @@ class RunLock:
             if found is None or found.body["token"] != self.token:
                 owner = found.body["owner"] if found else "somebody who deleted it"
                 raise InputError(
-                    f"{self.what} has lost its lock {self.folder}/{self.name} to {owner}, after it was not "
-                    f"renewed for {self.lease_s:g} s: wait for the other process to end, or stop it, and run "
-                    "this command again"
+                    f"{self.what} has lost its lock {self.folder}/{self.name} to {owner}: it was not renewed "
+                    f"for {self.lease_s:g} s. Wait for the other process to end, and run this command again"
                 )
             if self._write(self.token, found.version):
-                return  # else somebody else was quicker, perhaps another process of the same owner
+                return  # else another process was quicker, perhaps of the same owner
 
     def take(self) -> bool:
         """Whether it was free or expired, and is held now. Raises InputError if another process holds it."""
@@ -70,16 +68,14 @@ class RunLock:
             return True
         found = self._read()
         if found is None:
-            return False
+            return False  # it was deleted just now
         owner = found.body["token"]
         if owner == self.token:
             return True  # the store's answer was lost, and obstore tried again
-        if owner:
-            age_s = (self._now() - found.modified).total_seconds()
-            left_s = found.body.get("lease_s", self.lease_s) + _CLOCK_S - age_s
-            if left_s > 0:
-                dead = f"if it is dead, its lock expires in {left_s:.0f} s"
-                raise _taken(self.what, f"{found.body['owner']} ({dead})")
+        left_s = found.body["lease_s"] + _CLOCK_S - (self._now() - found.modified).total_seconds()
+        if owner and left_s > 0:
+            dead = f"if it is dead, its lock expires in {left_s:.0f} s"
+            raise _taken(self.what, f"{found.body['owner']} ({dead})")
         return self._write(self.token, found.version)
 
     def release(self) -> None:
@@ -136,16 +132,14 @@ def run_lock(folder: Folder, name: str, what: str, *, lease_s: float = LEASE_S) 
     refused = (errors.NotSupportedError, errors.PermissionDeniedError, errors.UnauthenticatedError)
     try:
         while not lock.take():
-            pass  # somebody else was quicker, and may have it now
+            pass  # another process was quicker, and may have it now
     except (errors.GenericError, *refused) as error:
         reason = str(error).partition("\n")[0][:200]
         say(
-            f"{what} has no lock on {folder} ({reason}): make sure that no other process runs it, for two "
-            "would spoil each other's files"
+            f"{what} has no lock on {folder} ({reason}). Make sure that no other process runs it: two would "
+            "overwrite each other's files"
         )
-        lock = RunLock(folder, name, what)
-    if not lock.token:
-        yield lock
+        yield RunLock(folder, name, what)
         return
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(lock, ended), name="run-lock", daemon=True)

@@ -50,16 +50,15 @@ class Supervisor(Protocol):
 
 @dataclass
 class AuxiliaryTask:
-    """A further label set, learnt by a head of its own: `weight` steps for each step of the main head.
+    """A label set learnt by a head of its own: `weight` steps for each step of the main head.
 
     `val` is this rank's part of its validation split, if it has one. The number of the main step alone
-    decides which batch comes when: all ranks step for the same head, and a resumed training continues
-    where it was.
+    decides which batch comes when, for all ranks and when a training resumes.
     """
 
     head: str
-    reader: ShardReader
     weight: float
+    reader: ShardReader
     val: ShardReader | None = None
     _next: int = field(default=0, init=False)
     _batches: Iterator[Batch] = field(default_factory=lambda: iter(()), init=False)
@@ -76,10 +75,9 @@ class AuxiliaryTask:
 
 @dataclass
 class Loop:
-    """One rank of a training.
+    """One rank of a training, with its part of `val`. Only rank 0 has a `writer`.
 
-    `val` is this rank's part of the validation split. `checkpoint` is the one to publish, without weights.
-    Only rank 0 has a `writer`. `about` is written with every state, for whoever resumes from it.
+    `checkpoint` is the one to publish, without weights. `about` is written with every state.
     """
 
     trainer: Trainer
@@ -176,10 +174,7 @@ class Loop:
         self.supervisor.epoch_done(self.state)
 
     def _validated(self) -> tuple[dict[str, Any], Checkpoint]:
-        """Figures of all heads that have a validation split, and the checkpoint with their thresholds.
-
-        `val_heads` has those of the auxiliary heads, by head.
-        """
+        """Figures of all heads (auxiliary ones in `val_heads`), and the checkpoint with their thresholds."""
         figures: dict[str, Any] = {}
         thresholds, heads = self.checkpoint.thresholds, dict(self.checkpoint.heads)
         if self.val is not None and (

@@ -1,4 +1,4 @@
-"""What the driver says of a training: what its workers request and wait for, and how far they are."""
+"""What the driver of a training shows: the resources its workers request and wait for, and their progress."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cropray.config import Config
-from cropray.config.load import updated
 from cropray.config.training import TrainConfig
 from cropray.errors import InputError
 from cropray.progress import Progress, progress, say
 from cropray.tracking.runs import SendMetrics, Tracker, metric_queue
 from cropray.training.plan import TrainingPlan
 from cropray.training.validate import History
+
+SYSTEM = ("cpus_busy", "memory_mib", "gpu_memory_mib")
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -26,16 +26,18 @@ _POLL_S = 0.2
 _WAITING_EVERY_S = 15.0
 _PATIENCE_S = 120.0  # for the workers to write their state and leave
 
-_SYSTEM = ("cpus_busy", "memory_mib", "gpu_memory_mib")
-
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """`workers` (fewest, most), with the resources `each`; `autoscaled` if Ray can add nodes for them."""
+    """`workers` (fewest, most), with the resources `each`; `autoscaled` if Ray can add nodes for them.
+
+    `trials` that run at a time request as much each.
+    """
 
     workers: tuple[int, int]
     each: Resources
     autoscaled: bool = False
+    trials: int = 1
 
 
 def worker_resources(settings: TrainConfig, have: Resources, cpus: float = 1) -> dict[str, float]:
@@ -54,14 +56,16 @@ def shortage(stage: str, request: ResourceRequest, most: Resources) -> tuple[str
 
     `most` is what Ray has, or can have after adding nodes.
     """
+    trials = f"tune.concurrent = {request.trials} trials at a time × " if request.trials > 1 else ""
     for kind, amount in request.each.items():
-        limit, wanted = most.get(kind, 0), request.workers[0] * amount
+        limit, wanted = most.get(kind, 0), request.trials * request.workers[0] * amount
         if wanted > limit:
             fewer = f"set {stage}.gpus to 0, or to fewer" if kind == "GPU" else f"set fewer {stage}.workers"
+            give = "Ray more CPUs (ray.num_cpus)" if kind == "CPU" else f"the cluster nodes with {kind}s"
             return (
-                f"{stage}.workers = {request.workers[0]} × {amount:g} {kind}s each are {wanted:g} {kind}s, "
-                f"but Ray has {limit:g}",
-                f"{fewer}, or {_give(kind)}",
+                f"{trials}{stage}.workers = {request.workers[0]} × {amount:g} {kind}s each are {wanted:g} "
+                f"{kind}s, but Ray has {limit:g}",
+                f"{'set fewer tune.concurrent, ' if trials else ''}{fewer}, or give {give}",
             )
     return None
 
@@ -73,28 +77,8 @@ def check_workers(stage: str, request: ResourceRequest, most: Resources | None) 
         raise InputError(": ".join(short))
 
 
-def check_trials(config: Config, have: Resources, most: Resources | None) -> None:
-    """Raise InputError, with the arithmetic, if a sweep's concurrent trials never have room together.
-
-    `have` and `most` are as above. If the sweep searches the number of workers, its extremes count.
-    """
-    if most is None:
-        return
-    tune = config.tune
-    for settings in (getattr(variant, tune.stage) for variant in _variants(config)):
-        for kind, amount in worker_resources(settings, have, tune.cpus).items():
-            limit, wanted = most.get(kind, 0), tune.concurrent * settings.min_workers * amount
-            if wanted > limit:
-                setting = "tune.cpus" if kind == "CPU" else f"{tune.stage}.gpus"
-                raise InputError(
-                    f"tune.concurrent = {tune.concurrent} trials at a time × {tune.stage}.workers = "
-                    f"{settings.min_workers} × {setting} = {amount:g} are {wanted:g} {kind}s, but Ray has "
-                    f"{limit:g}: make one of them smaller, or {_give(kind)}"
-                )
-
-
 def waiting(request: ResourceRequest, have: Resources, free: Resources) -> str:
-    """What the workers wait for: what they request, and how much of it is free."""
+    """What the workers request and wait for, and how much of it is free."""
     fewest, most = request.workers
     number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     plural = "" if most == 1 else "s"
@@ -115,22 +99,11 @@ def placed(groups: Iterable[Mapping[str, Any]], request: ResourceRequest) -> boo
     )
 
 
-def _variants(config: Config) -> list[Config]:
-    """The configuration, and one for each extreme of the workers and GPUs that the sweep searches."""
-    stage, space = config.tune.stage, config.tune.space
-    keys = [key for key in (f"{stage}.workers", f"{stage}.gpus") if key in space]
-    return [config, *(updated(config, {key: value}) for key in keys for value in space[key].extremes)]
-
-
-def _give(kind: str) -> str:
-    return "give Ray more CPUs (ray.num_cpus)" if kind == "CPU" else f"give the cluster nodes with {kind}s"
-
-
 @dataclass
 class ProgressMonitor:
     """Follows one training, named `label` in messages, to its end.
 
-    `reports` is the queue of its `SendReports`; `training` gives the history when the workers are done;
+    `reports` is the queue of its `SendReports`; `training` returns the history when the workers are done;
     `tell` is called with the history so far when epochs are added.
     """
 
@@ -150,8 +123,8 @@ class ProgressMonitor:
     def until_done(self) -> History:
         """The history of all epochs.
 
-        Raises InputError that the workers raised, and KeyboardInterrupt if the training was told to
-        leave: then its state is written, unless a second interrupt came before.
+        Raises InputErrors of the workers, and KeyboardInterrupt if the training was told to leave: then its
+        state is written, unless a second interrupt came first.
         """
         self._recorded = self.tracker.steps_of("train_loss")
         with metric_queue(self.tracker) as send, progress(self.label, self.plan.steps) as bar:
@@ -193,11 +166,10 @@ class ProgressMonitor:
                 return
             if not self._begun and now - said > _WAITING_EVERY_S:
                 said = now
-                if placed(placement_group_table().values(), self.request):
-                    say(f"{self.label}: its workers are starting")
-                else:
-                    there = ray.cluster_resources(), ray.available_resources()
-                    say(f"{self.label}: {waiting(self.request, *there)}")
+                starting = placed(placement_group_table().values(), self.request)
+                there = ray.cluster_resources(), ray.available_resources()
+                text = "its workers are starting" if starting else waiting(self.request, *there)
+                say(f"{self.label}: {text}")
             time.sleep(_POLL_S)
 
     def _take(self, report: dict[str, Any], bar: Progress, send: SendMetrics) -> None:
@@ -205,8 +177,7 @@ class ProgressMonitor:
         for line in report.get("message", "").splitlines():
             say(f"{self.label}: {line}")
         bar.advance(report["steps"] - self._steps, _shown(report, self.plan.recipe.epochs))
-        self._steps = report["steps"]
-        entries = report["entries"]
+        self._steps, entries = report["steps"], report["entries"]
         self._record(entries, send)
         if entries:
             first = entries[0]["epoch"]
@@ -224,14 +195,13 @@ class ProgressMonitor:
 def flat_entry(entry: dict[str, Any]) -> dict[str, float]:
     """The figures of an epoch by the names under which they are recorded.
 
-    `<figure>/<class>` belongs to a class, `<figure>_<head>` and `<figure>_<head>/<class>` to an auxiliary
-    head.
+    `<figure>/<class>` belongs to a class, `<figure>_<head>` (and `/<class>`) to an auxiliary head.
     """
     flat = {f"train_loss/{name}": loss for name, loss in entry.get("train_class_loss", {}).items()}
     heads = {f"_{head}": figures for head, figures in entry.get("val_heads", {}).items()}
     for head, figures in {"": entry, **heads}.items():
         flat |= {
-            f"system/{name}" if name in _SYSTEM else f"{name}{head}": value
+            f"system/{name}" if name in SYSTEM else f"{name}{head}": value
             for name, value in figures.items()
             if isinstance(value, int | float) and name not in ("epoch", "time")
         }

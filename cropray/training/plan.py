@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,9 @@ class Data:
 
 @dataclass(frozen=True)
 class AuxiliaryData:
-    """A further label set for the auxiliary head `head`: `weight` steps for each step of the main head.
+    """A label set for the auxiliary head `head`: `weight` steps for each step of the main head.
 
-    The head is validated on `val`, if it has shards, but does not select the best epoch.
+    Figures on `val`, if it has shards, do not select the best epoch.
     """
 
     head: str
@@ -85,9 +86,9 @@ class AuxiliaryData:
 class TrainingPlan:
     """All that a worker needs to know.
 
-    `checkpoint` is the one to publish, without weights, and without thresholds if val chooses them. `init`
-    is the checkpoint to start from; `keep_head` is true if its classes are the same. States go to the folder
-    `states`, while the driver holds `lock`. `steps` are those of all epochs.
+    `checkpoint` is the one to publish, without weights, and without thresholds if val chooses them. `init` is
+    the one to start from; `keep_head`: its classes are the same. States go to `states` while the driver holds
+    `lock`. `steps` are those of all epochs.
     """
 
     train: Data
@@ -245,10 +246,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
 
 
 def _with_label_set(checkpoint: Checkpoint, also: AuxiliaryConfig, data: Data, run: Run) -> Checkpoint:
-    """The checkpoint to publish, with an auxiliary head.
-
-    Raises InputError if its shards are missing or have other months, bands or backscatter.
-    """
+    """With an auxiliary head. Raises InputError if its shards are missing or have other inputs."""
     where = f"{run.place(also.run)} (also: {also.head})"
     if not data.uris:
         raise InputError(f"{where} has no shards of the split train to learn from: run compact there")
@@ -258,12 +256,9 @@ def _with_label_set(checkpoint: Checkpoint, also: AuxiliaryConfig, data: Data, r
         raise InputError(f"{where} has no sample with a labelled pixel to learn from")
     if found.months != checkpoint.months:
         raise InputError(f"{where} has windows of {found.months} months, this run of {checkpoint.months}")
+    quantity = found.s1_quantity
     check_inputs(
-        checkpoint,
-        s2_bands=found.s2_bands,
-        s1_bands=found.s1_bands,
-        s1_quantity=found.s1_quantity,
-        where=where,
+        checkpoint, s2_bands=found.s2_bands, s1_bands=found.s1_bands, s1_quantity=quantity, where=where
     )
     together = f"{checkpoint.data_fingerprint} {also.head} {_fingerprint(reader.table)}"
     return replace(
@@ -274,24 +269,23 @@ def _with_label_set(checkpoint: Checkpoint, also: AuxiliaryConfig, data: Data, r
 
 def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
     """Raise InputError if the body of `first` does not fit these data and settings."""
-    kinds = {cls: kind for kind, cls in NORMALISATIONS.items()}
-    differences = {
-        "months": (first.months, wanted.months, "window.months"),
-        "width": (first.network.width, wanted.network.width, "model.width"),
-        "stem": (first.network.stem, wanted.network.stem, "model.stem"),
-        "normalisation": (
-            kinds[type(first.normalisation)],
-            kinds[type(wanted.normalisation)],
-            "model.normalisation",
-        ),
-        "Sentinel-1 quantity": (first.s1_quantity, wanted.s1_quantity, "the imagery source"),
-        "Sentinel-2 bands": (first.s2_bands, wanted.s2_bands, "the imagery source"),
-        "Sentinel-1 bands": (first.s1_bands, wanted.s1_bands, "the imagery source"),
-    }
-    for name, (has, want, setting) in differences.items():
-        if has != want:
+    has, wants = (
+        x.describe() | {"normalisation": x.normalisation.to_json()["kind"]} for x in (first, wanted)
+    )
+    for *path, setting in (
+        ("network", "months", "window.months"),
+        ("network", "width", "model.width"),
+        ("network", "stem", "model.stem"),
+        ("normalisation", "model.normalisation"),
+        ("s1_quantity", "the imagery source"),
+        ("s2_bands", "the imagery source"),
+        ("s1_bands", "the imagery source"),
+    ):
+        one, other = (reduce(getitem, path, described) for described in (has, wants))
+        if one != other:
+            name = path[-1].replace("s1_", "Sentinel-1 ").replace("s2_", "Sentinel-2 ")
             raise InputError(
-                f"cannot start from {init}: its {name} is {has}, the run's is {want}; change {setting}, or "
+                f"cannot start from {init}: its {name} is {one}, the run's is {other}; change {setting}, or "
                 "start from another checkpoint"
             )
 

@@ -34,10 +34,9 @@ _KEPT = 2  # the newest, beside that of the best epoch
 
 @dataclass
 class EpochMetrics:
-    """Sums over an epoch so far, of all ranks.
+    """Sums over an epoch so far, of all ranks; `seconds` and `waited` (for batches) are this rank's.
 
     `terms` and `steps` belong to the main head; `also` has the summed loss and the steps of each other head.
-    `seconds` and `waited` (for batches) are this rank's.
     """
 
     terms: LossTerms
@@ -97,10 +96,7 @@ def copied(state: Any) -> Any:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state, its tensors laid out in memory as their parameters are.
-
-    A fused optimizer goes through parameter, gradient and moments by their places in memory.
-    """
+    """Load an optimizer's state, laid out in memory as its parameters are: a fused optimizer needs that."""
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
         for name, x in moments.items():
@@ -159,11 +155,10 @@ def newest(folder: Folder) -> tuple[Snapshot | None, list[str]]:
 
 
 class StateWriter:
-    """Writes states one after another, in a thread of its own.
+    """Writes states one after another, in a thread of its own; any method raises that thread's error.
 
     The folder `copies` gets each checkpoint too, by the same name. Before a state is begun and before it
-    counts as whole, `check` may raise: the run lock is lost. An error in the thread is raised by the next
-    call of any method.
+    counts as whole, `check` may raise: the run lock is lost.
     """
 
     def __init__(
@@ -179,10 +174,7 @@ class StateWriter:
         return self._last is not None and not self._last.done()
 
     def put(self, snapshot: Snapshot, checkpoint: Checkpoint | None, best: str | None) -> None:
-        """Write a state, with a checkpoint if given; delete older ones but `best` and the newest.
-
-        Waits for the state before. The caller leaves the snapshot alone from now on.
-        """
+        """Write a state after the one before, with a checkpoint if given; keep `best` and the newest only."""
         self.wait()
         self._last = self._pool.submit(self._write, snapshot, checkpoint, best)
 
@@ -203,8 +195,7 @@ class StateWriter:
             if checkpoint is not None and self._copies is not None:
                 save_checkpoint(checkpoint, self._copies.child(snapshot.name))
         except OSError:
-            # On a full disk this makes room for others; the states before are whole.
-            with suppress(OSError):
+            with suppress(OSError):  # on a full disk this makes room
                 self._folder.delete_folder(snapshot.name)
             raise
         names = sorted(_names(self._folder), key=_progress)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 import torch
@@ -39,15 +40,16 @@ from cropray.types import Batch
 
 T = TypeVar("T")
 
+_ARRAYS = ("s1_bcthw", "s2_bcthw", "label_bhw", "crop_b")
 Inputs = tuple[Tensor, ...]
-"""s1, s2 (int16, B C T H W), label (uint8, B H W) and crop (int64, B) on the device."""
+"""Those arrays on the device: int16, int16, uint8 and int64."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step of all ranks. `terms` are on the CPU, in float64; `asked` is what rank 0 asked all to do.
+    """A step of all ranks; one that is not `finite` changed nothing.
 
-    A step that is not `finite` changed nothing.
+    `terms` are on the CPU, in float64; `asked` is what rank 0 asked all to do.
     """
 
     head: str
@@ -62,8 +64,8 @@ class StepResult:
 class Trainer:
     """A network in training on one device.
 
-    `new_head` says that its head has no batch norm statistics yet. `also` names the auxiliary heads that
-    learn; others stay as they are. Raises InputError for a batch norm that the ranks cannot have.
+    `new_head`: its head has no batch norm statistics yet. `also` names the auxiliary heads that learn; others
+    stay as they are. Raises InputError for a batch norm that the ranks cannot have.
     """
 
     def __init__(
@@ -113,10 +115,9 @@ class Trainer:
             torch.backends.cuda.matmul.allow_tf32 = False  # of the loss's sums
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """The learning rates of body and head at the last step."""
-        body, head = self._optimizer.param_groups
-        return body["lr"], head["lr"]
+    def rates(self) -> list[float]:
+        """The learning rates of body and heads at the last step."""
+        return [group["lr"] for group in self._optimizer.param_groups]
 
     def train_mode(self) -> None:
         """Call it before the first step and after every validation."""
@@ -290,13 +291,11 @@ class Trainer:
         """Ids of the samples whose loss is not finite, each tried by itself."""
         names = []
         for i, name in enumerate(batch.rows["sample_id"]):
-            names_of_arrays = ("s1_bcthw", "s2_bcthw", "label_bhw", "crop_b")
-            one = replace(batch, **{field: getattr(batch, field)[i : i + 1] for field in names_of_arrays})
+            one = replace(batch, **{field: getattr(batch, field)[i : i + 1] for field in _ARRAYS})
             if not self.logits(one, head)[1].sums.isfinite().all():
                 names.append(str(name))
         self.train_mode()
         return names
 
 
-def _arrays(batch: Batch) -> tuple[Any, ...]:
-    return batch.s1_bcthw, batch.s2_bcthw, batch.label_bhw, batch.crop_b
+_arrays = attrgetter(*_ARRAYS)

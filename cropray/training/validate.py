@@ -1,14 +1,12 @@
-"""How good a network is on the validation split, by class, on pixels with known truth.
+"""How good a network is on annotated pixels and known background of the validation split, by class.
 
-Truth is known of annotated pixels and of known background only. These figures choose an epoch and thresholds;
-they do not estimate the accuracy of a map.
+These figures choose an epoch and thresholds; they do not estimate the accuracy of a map.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,14 +43,6 @@ MAX_PIXELS = 1_000_000
 """The most pixels to look at, known or not, spread evenly over the split: bounds memory and time."""
 
 
-@dataclass(frozen=True)
-class KnownPixels:
-    """Probabilities (N, K) and labels (N,), class index or BACKGROUND, of known pixels."""
-
-    scores_nk: FloatArray
-    label_n: ByteArray
-
-
 def pixel_stride(n_samples: int, size: int) -> int:
     """Look at every so many-th pixel; odd, so that no column of a patch of even width is favoured."""
     return -(-n_samples * size * size // MAX_PIXELS) | 1
@@ -60,10 +50,11 @@ def pixel_stride(n_samples: int, size: int) -> int:
 
 def validate(
     trainer: Trainer, batches: Iterable[Batch], stride: int, head: str = MAIN
-) -> tuple[KnownPixels, LossTerms]:
-    """The known ones of every `stride`-th pixel of each sample, and the loss over all pixels, of all ranks.
+) -> tuple[FloatArray, ByteArray, LossTerms]:
+    """Scores (N, K) and labels (N,) of known pixels, and the loss over all pixels, of all ranks.
 
-    The id of a sample decides which of its pixels count: batches and ranks make no difference.
+    Every `stride`-th pixel of a sample counts, from one that its id decides: batches and ranks make no
+    difference. Labels are class indices or BACKGROUND.
     """
     scores = [np.empty((0, trainer.n_classes(head)), np.float32)]
     labels = [np.empty(0, np.uint8)]
@@ -78,12 +69,9 @@ def validate(
         spread_nk = logits.movedim(1, -1).flatten(0, 2)[places].float().sigmoid().cpu().numpy()
         scores.append(spread_nk[known])
         labels.append(label[known])
-    mine = KnownPixels(np.concatenate(scores), np.concatenate(labels)), terms
-    pixels, parts = zip(*trainer.of_all_ranks(mine), strict=True)
-    together = KnownPixels(
-        np.concatenate([part.scores_nk for part in pixels]), np.concatenate([part.label_n for part in pixels])
-    )
-    return together, sum(parts, trainer.no_terms(head))
+    mine = np.concatenate(scores), np.concatenate(labels), terms
+    all_scores, all_labels, parts = zip(*trainer.of_all_ranks(mine), strict=True)
+    return np.concatenate(all_scores), np.concatenate(all_labels), sum(parts, trainer.no_terms(head))
 
 
 def _places(batch: Batch, stride: int) -> slice | npt.NDArray[np.int64]:
@@ -97,19 +85,21 @@ def _places(batch: Batch, stride: int) -> slice | npt.NDArray[np.int64]:
     )
 
 
-def score(pixels: KnownPixels, classes: Sequence[str]) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
+def score(
+    scores_nk: FloatArray, label_n: ByteArray, classes: Sequence[str]
+) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
     """Average precision and F1 by class and their means, and the thresholds (K,) of that F1.
 
     The thresholds are chosen on the same pixels, so the F1 is optimistic. A class without a positive has
     no figures (None) and does not count in the means, which are None if no class has any. Raises
-    DivergedError if a probability is not a number.
+    DivergedError if a score is not a number.
     """
-    if np.isnan(pixels.scores_nk).any():
+    if np.isnan(scores_nk).any():
         raise DivergedError("the network predicts NaN: the training diverged. Lower the learning rate (lr)")
-    thresholds = choose_thresholds(pixels.scores_nk, pixels.label_n)
+    thresholds = choose_thresholds(scores_nk, label_n)
     by_class: dict[str, dict[str, float] | None] = {}
     for k, name in enumerate(classes):
-        positive, scores = pixels.label_n == k, pixels.scores_nk[:, k]
+        positive, scores = label_n == k, scores_nk[:, k]
         by_class[name] = None
         if positive.any():
             by_class[name] = {
@@ -123,7 +113,7 @@ def score(pixels: KnownPixels, classes: Sequence[str]) -> tuple[dict[str, Any], 
         f"val_mean_{name}": float(np.mean([figure[name] for figure in figures])) if figures else None
         for name in ("average_precision", "f1")
     }
-    return {**means, "val_known_pixels": len(pixels.label_n), "val_classes": by_class}, thresholds
+    return {**means, "val_known_pixels": len(label_n), "val_classes": by_class}, thresholds
 
 
 def validate_epoch(
@@ -137,8 +127,9 @@ def validate_epoch(
     samples = sum(trainer.of_all_ranks(len(reader.table)))
     if not samples:
         return None
-    pixels, terms = validate(trainer, reader.epoch(0), pixel_stride(samples, reader.metadata.size), head)
-    figures, thresholds = score(pixels, classes)
+    stride = pixel_stride(samples, reader.metadata.size)
+    scores_nk, label_n, terms = validate(trainer, reader.epoch(0), stride, head)
+    figures, thresholds = score(scores_nk, label_n, classes)
     losses = {
         "val_loss": total(terms, trainer.recipe.loss).item(),
         "val_class_loss": class_losses(terms, classes),

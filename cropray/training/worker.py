@@ -22,8 +22,9 @@ from cropray.errors import InputError, format_os_error, is_lasting
 from cropray.models.checkpoint import load_checkpoint
 from cropray.models.heads import starting_weights
 from cropray.shards.order import EpochState
+from cropray.shards.reader import ShardReader
 from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
-from cropray.training.plan import RAYS, TrainingPlan
+from cropray.training.plan import RAYS, Data, TrainingPlan
 from cropray.training.recipe import choose_precision, initial_network
 from cropray.training.state import EpochMetrics, Snapshot, StateWriter, TrainState, name_of, newest, read
 from cropray.training.step import StepResult, Trainer
@@ -35,7 +36,7 @@ _LISTEN_EVERY_S = 0.5
 
 
 class SendReports(UserCallback):  # type: ignore[misc]  # Ray's classes have no types
-    """Passes rank 0's reports on to the driver. If that queue is lost, the training goes on."""
+    """Passes rank 0's reports to the driver. If that queue is lost, the training goes on."""
 
     def __init__(self, reports: Queue) -> None:
         self._reports = reports
@@ -45,10 +46,7 @@ class SendReports(UserCallback):  # type: ignore[misc]  # Ray's classes have no 
 
 
 class StopOnInputError(UserCallback):  # type: ignore[misc]
-    """Ends a training when a worker raised what only a person can mend: another attempt would fail, too.
-
-    Ray Train makes none after an error in a callback, which `fit` then raises to the user.
-    """
+    """Ends a training whose worker raised an InputError: Ray Train never retries after a callback's error."""
 
     def after_exception(self, worker_exceptions: Mapping[int, Exception], **_of_the_run: Any) -> None:
         for error in worker_exceptions.values():
@@ -57,10 +55,10 @@ class StopOnInputError(UserCallback):  # type: ignore[misc]
 
 
 def train_worker(config: dict[str, Any]) -> History:
-    """Train to the last epoch, from the newest whole state if there is one; the history of all epochs.
+    """Train to the last epoch, from the newest whole state if there is one; the history so far.
 
-    The history ends early if the workers were told to leave. Raises InputError for what a person
-    must mend: data, settings, or a full disk.
+    The history ends early if the workers were told to leave. Raises InputError for what a person must
+    correct: data, settings, or a full disk.
     """
     try:
         return _train(**config)
@@ -70,7 +68,7 @@ def train_worker(config: dict[str, Any]) -> History:
         raise
 
 
-def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
+def _train(plan: TrainingPlan, control: Any) -> History:
     context = ray.train.get_context()
     rank, world_size = int(context.get_world_rank()), int(context.get_world_size())
     here = len(os.sched_getaffinity(0)) // int(context.get_local_world_size())
@@ -85,18 +83,23 @@ def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
         state = resume(snapshot, trainer)
     check = plan.lock.check if plan.lock is not None else lambda: None
     writer = StateWriter(plan.states, plan.states.child(RAYS), check) if rank == 0 else None
-    supervisor = RaySupervisor(plan, control, trainer, writer, progress=progress)
+    supervisor = RaySupervisor(plan, control, trainer, writer)
     lines = [f"{name} is incomplete or damaged: skipped" for name in damaged]
     workers = "1 worker" if world_size == 1 else f"{world_size} workers"
     start = "from the start" if snapshot is None else f"resumes from {snapshot.name}"
     lines.append(f"{workers} on {trainer.device.type}, {trainer.precision}; {start}")
     supervisor.begun(state, "\n".join(lines))
     batch_size = plan.settings.batch_size // world_size
-    shares: dict[str, int] = {"rank": rank, "world_size": world_size}
+
+    def readers(train: Data, val: Data) -> tuple[ShardReader, ShardReader | None]:
+        mine = {"rank": rank, "world_size": world_size}
+        return train.reader(batch_size, seed=plan.recipe.seed, **mine), val.part(batch_size, **mine)
+
+    train, val = readers(plan.train, plan.val)
     loop = Loop(
         trainer=trainer,
-        train=plan.train.reader(batch_size, seed=plan.recipe.seed, **shares),
-        val=plan.val.part(batch_size, **shares),
+        train=train,
+        val=val,
         batch_size=batch_size,
         store_every=plan.settings.store_every,
         checkpoint=plan.checkpoint,
@@ -104,15 +107,7 @@ def _train(plan: TrainingPlan, control: Any, *, progress: bool) -> History:
         supervisor=supervisor,
         writer=writer,
         about={**plan.identity, "precision": trainer.precision},
-        auxiliary=[
-            AuxiliaryTask(
-                also.head,
-                also.data.reader(batch_size, seed=plan.recipe.seed, **shares),
-                also.weight,
-                also.val.part(batch_size, **shares),
-            )
-            for also in plan.also
-        ],
+        auxiliary=[AuxiliaryTask(x.head, x.weight, *readers(x.data, x.val)) for x in plan.also],
     )
     loop.run()
     return loop.state.history
@@ -138,10 +133,7 @@ def resumable(plan: TrainingPlan, rank: int) -> tuple[Snapshot | None, list[str]
 
 
 class RaySupervisor:
-    """A loop's view of the outside: the clock, the driver's word to leave, and Ray Train.
-
-    Only rank 0 has a `writer`. Without `progress`, it reports nothing but validated epochs.
-    """
+    """Connects a loop with the clock, the driver's `control`, and Ray Train. Only rank 0 has a `writer`."""
 
     def __init__(
         self,
@@ -149,12 +141,10 @@ class RaySupervisor:
         control: Any,
         trainer: Trainer,
         writer: StateWriter | None,
-        *,
-        progress: bool,
         check_in_every_s: float = CHECK_IN_EVERY_S,
     ) -> None:
         self._plan, self._control, self._trainer, self._writer = plan, control, trainer, writer
-        self._progress, self._check_in_every_s = progress, check_in_every_s
+        self._check_in_every_s = check_in_every_s
         self._leaving = threading.Event()
         self._stored, self._checked_in = time.monotonic(), float("-inf")  # the first step is reported
         self._counted = (0, 0.0, time.perf_counter())
@@ -170,8 +160,7 @@ class RaySupervisor:
 
     def begun(self, state: TrainState, message: str) -> None:
         self._counted = (state.metrics.samples, state.metrics.waited, time.perf_counter())
-        if self._progress:
-            self._report(state, {"message": message})
+        self._report(state, {"message": message})
 
     def asks(self) -> int:
         if self._writer is None:
@@ -188,8 +177,7 @@ class RaySupervisor:
 
     def check_in(self, state: TrainState, result: StepResult) -> bool:
         """Report progress; whether Ray says, for the first time, that it will take a node away."""
-        if self._progress:
-            self._report(state, {"loss": result.loss})
+        self._report(state, {"loss": result.loss})
         info = ray.train.get_preemption_info()
         preempted = set(info.preempted_node_ids) if info is not None else set[str]()
         new, self._preempted = preempted - self._preempted, preempted
@@ -205,9 +193,9 @@ class RaySupervisor:
             self._report(state, numbers | {SCORE: epoch_score(entry)}, name_of(entry["epoch"]))
 
     def _report(self, state: TrainState, figures: dict[str, Any], state_name: str | None = None) -> None:
-        """Report how far the training is and `figures`, with the checkpoint of a state that is being written.
+        """Report progress and `figures`, and the checkpoint of a state that is being written.
 
-        Speed (samples/s) and waiting (share of time) are since the last report. All ranks call it alike.
+        Speed (samples/s) and waiting (share of time) count from the last report. All ranks call it alike.
         """
         entries, self._reported = state.history[self._reported :], len(state.history)
         metrics, now, per_epoch = state.metrics, time.perf_counter(), self._trainer.steps_per_epoch
@@ -221,19 +209,20 @@ class RaySupervisor:
         if metrics.samples > samples:
             shown["samples_per_second"] = (metrics.samples - samples) / (now - then)
             shown["waiting"] = (metrics.waited - waited) / (now - then)
-        checkpoint, writer = None, self._writer
-        if state_name is not None and writer is not None:
-            copies = self._plan.states.child(RAYS)
-            checkpoint = Checkpoint(copies.path(state_name), copies.filesystem)
+        report = {**shown, **figures, "entries": entries}
+        writer = self._writer
+        if state_name is None or writer is None:
+            ray.train.report(report)
+            return
 
         def written(checkpoint: Checkpoint, _name: str) -> Checkpoint:
-            assert writer is not None
             writer.wait()
             return checkpoint
 
+        copies = self._plan.states.child(RAYS)
         ray.train.report(
-            {**shown, **figures, "entries": entries},
-            checkpoint,
+            report,
+            Checkpoint(copies.path(state_name), copies.filesystem),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,  # training goes on meanwhile
             checkpoint_upload_fn=written,
             delete_local_checkpoint_after_upload=False,

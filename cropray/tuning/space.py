@@ -20,6 +20,7 @@ from cropray.config.training import Dimension, TuneConfig
 from cropray.errors import InputError
 from cropray.run import Run
 from cropray.storage import Folder
+from cropray.training.monitor import ResourceRequest, Resources, check_workers, worker_resources
 from cropray.training.validate import SCORE, History, best_entry
 
 BEST = "best_score"
@@ -53,6 +54,24 @@ def check_space(config: Config) -> None:
             )
         for value in dimension.extremes:
             updated(config, {key: value}, "tune.space")
+
+
+def check_trials(config: Config, have: Resources, most: Resources | None) -> None:
+    """Raises InputError, with the arithmetic, if the concurrent trials never have room together.
+
+    Ray has `have` now, and `most` (None if unknown) after adding nodes. If the sweep searches the number of
+    workers or GPUs, its extremes count.
+    """
+    tune = config.tune
+    keys = {f"{tune.stage}.workers", f"{tune.stage}.gpus"} & tune.space.keys()
+    extremes = [{}, *({key: value} for key in sorted(keys) for value in tune.space[key].extremes)]
+    for values in extremes:
+        settings = getattr(updated(config, values), tune.stage)
+        workers, each = (
+            (settings.min_workers, settings.max_workers),
+            worker_resources(settings, have, tune.cpus),
+        )
+        check_workers(tune.stage, ResourceRequest(workers, each, trials=tune.concurrent), most)
 
 
 def count_trials(tune: TuneConfig) -> int:

@@ -32,10 +32,18 @@ from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
 from cropray.training.driver import open_control, publish_best, train_in
 from cropray.training.lock import run_lock
-from cropray.training.monitor import check_trials
 from cropray.training.plan import make_plan, training_inputs
 from cropray.training.validate import SCORE, History
-from cropray.tuning.space import BEST, UNKNOWN, Search, Trial, check_space, count_trials, sweep_folder
+from cropray.tuning.space import (
+    BEST,
+    UNKNOWN,
+    Search,
+    Trial,
+    check_space,
+    check_trials,
+    count_trials,
+    sweep_folder,
+)
 
 _POLL_S = 0.2
 _PATIENCE_S = 60.0  # for the workers of a trial to write their state and leave
