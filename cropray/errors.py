@@ -80,6 +80,16 @@ def listed(items: Sequence[str], most: int = 8) -> str:
     return "\n".join(f"  {item}" for item in [*items[:most], *more])
 
 
+def check_name(name: str) -> str:
+    """The name itself. Raises InputError if it cannot name a file or a folder of a run."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(
+            f"{name!r} cannot name a file. Use letters, digits, '-', '_' and '.', and begin with one of the "
+            "first two."
+        )
+    return name
+
+
 def redacted(text: str) -> str:
     """A URI, or a text with URIs, without the user names and passwords in them."""
     return _USER_INFO.sub("//…@", text)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import posixpath
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from cropray.config import Config
-from cropray.config.imagery import EarthEngineConfig
+from cropray.config.imagery import EarthEngineConfig, SourceConfig
 from cropray.config.load import REMOVED, parse_config
-from cropray.config.training import OPERATIONAL
+from cropray.config.training import OPERATIONAL, TrainConfig
 from cropray.errors import InputError, listed
 from cropray.progress import say
 from cropray.storage import Folder
@@ -25,25 +25,15 @@ Inputs = Mapping[str, str]
 
 _NO_INPUTS: Final[Inputs] = {}
 
-# The sections of the configuration on which each stage depends, in addition to those of earlier stages.
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "rois": ("seed", "classes", "rois", "source"),
-    "export": ("classes", "window", "grid", "composite", "labels", "patch"),
-    "compact": ("shards",),
-    "pretrain": ("model", "pretrain"),
-    "finetune": ("model", "finetune"),
-    "tune": ("model", "pretrain", "finetune", "tune"),
-    "evaluate": ("evaluate",),
-    "predict": ("predict",),
-}
-# Settings in these sections that may change: they affect no result, or their content is among the inputs.
+# Settings in the sections below that may change: they affect no result, or their content is among the inputs.
 _FREE = (
     REMOVED.keys()
-    | {"predict.batch_size", "predict.model", "evaluate.model"}
+    | {"predict.batch_size", "predict.model", "evaluate.model", "source.ingestion_days"}
     | {f"tune.{name}" for name in ("trials", "concurrent", "cpus", "budget_s", "evaluate")}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
     | {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OPERATIONAL}
 )
+_KINDS = get_args(SourceConfig.model_fields["kind"].annotation)
 _DATA = ("rois", "export", "compact")
 _EARLIER: dict[str, tuple[str, ...]] = {
     "rois": (),
@@ -88,12 +78,16 @@ class Run:
         if record is not None:
             self._check(stage, record)
 
-    def finished(self, stage: str, inputs: Inputs = _NO_INPUTS) -> Summary | None:
-        """The summary of a stage that finished earlier with the same inputs, else None."""
+    def finished(self, stage: str, inputs: Inputs = _NO_INPUTS, files: Sequence[str] = ()) -> Summary | None:
+        """The summary of a stage that finished earlier with the same inputs and still has its `files`."""
         summary, changed = self.summary(stage), self.changed(stage, inputs)
-        if summary is None or not changed:
+        if summary is None:
+            return None
+        gone = [name for name in files if not self.folder.exists(name)]
+        if not changed and not gone:
             return summary
-        say(f"{stage}: runs again: {', '.join(changed)} changed since it was finished")
+        reason = f"{', '.join(changed)} changed since it was finished" if changed else f"{gone[0]} is missing"
+        say(f"{stage}: runs again: {reason}")
         return None
 
     def changed(self, stage: str, inputs: Inputs) -> list[str]:
@@ -145,9 +139,26 @@ class Run:
         path = posixpath.join(root, reference.removeprefix(_FROM_RUN))
         return Folder(scheme + mark + posixpath.normpath(path))
 
+    def _sections(self, stage: str) -> tuple[str, ...]:
+        """The sections of the configuration that a stage reads, in addition to those of earlier stages."""
+        config = self.config
+        match stage:
+            case "rois":
+                of_table = ("classes",) * (config.rois.kind == "table")  # they name the crops of its rows
+                return "seed", "rois", *of_table, *("source",) * config.simulates_inputs
+            case "export":
+                return "classes", "source", "window", "grid", "composite", "labels", "patch"
+            case "compact":
+                return "seed", "shards"
+            case "tune":
+                return "seed", "model", config.tune.stage, "tune"
+            case "pretrain" | "finetune":
+                return "seed", "model", stage
+        return (stage,)  # evaluate, predict
+
     def _settings(self, stage: str) -> dict[str, Any]:
         data = self.config.model_dump(mode="json")
-        return {section: data[section] for section in _SECTIONS[stage]}
+        return {section: data[section] for section in self._sections(stage)}
 
     def _record_name(self, stage: str) -> str:
         """The file of the record of a stage. Each map and each sweep of a run has its own."""
@@ -179,15 +190,24 @@ class Run:
         kept = config_of(self.folder)
         if kept is None:
             return self.config
-        return kept.model_copy(update={name: getattr(self.config, name) for name in _SECTIONS[stage]})
+        return kept.model_copy(update={name: getattr(self.config, name) for name in self._sections(stage)})
 
     def _check(self, stage: str, record: dict[str, Any]) -> None:
-        was, now = flat(record["settings"]), flat(self._settings(stage))
+        now_read = self._settings(stage)
+        was, now = (
+            flat(_of_source_kind({name: data[name] for name in record["settings"].keys() & now_read.keys()}))
+            for data in (record["settings"], now_read)
+        )
         changed = sorted(key for key in (was.keys() | now.keys()) - _FREE if was.get(key) != now.get(key))
         if not changed:
             return
+        # Another recipe gives other values to settings that nobody wrote.
+        written = flat(self.config.model_dump(mode="json", exclude_unset=True)).keys()
+        recipes = [key.removesuffix("recipe") for key in changed if key.endswith(".recipe")]
+        filled = {section + name for section in recipes for name in TrainConfig.model_fields}
+        changed = [key for key in changed if key not in filled - written or key.endswith(".recipe")]
         lines = [f"{key}: {_short(was.get(key))} there, {_short(now.get(key))} now" for key in changed]
-        remedy = _REMEDY.get(stage, "Use another --run folder, or the settings in its config.yaml.")
+        remedy = _REMEDY.get(stage, "Use another --run folder, or leave out --config and these settings.")
         raise InputError(
             f"{self.folder} was made with a different configuration of {stage}:\n{listed(lines)}\n{remedy}"
         )
@@ -201,6 +221,15 @@ def config_of(folder: Folder) -> Config | None:
     if not folder.exists(_CONFIG):
         return None
     return parse_config(folder.read_bytes(_CONFIG), f"{folder}/{_CONFIG}")
+
+
+def _of_source_kind(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by section, without those of the kinds of source that are not used."""
+    if "source" not in settings:
+        return settings
+    source = settings["source"]
+    used = {name: value for name, value in source.items() if name == source["kind"] or name not in _KINDS}
+    return settings | {"source": used}
 
 
 def flat(data: Any, prefix: str = "") -> dict[str, Any]:

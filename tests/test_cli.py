@@ -204,6 +204,48 @@ def test_commands_of_the_registry_take_the_settings_of_the_run(
     assert {(config.tracking.model_name, config.tracking.promotion_margin) for config in seen} == {("a", 0.5)}
 
 
+def test_a_stage_takes_the_configuration_of_its_run_and_settings_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 7\nrois: {eps_m: 50, split: {named: {a: val}}}\n")
+    seen: list[Config] = []
+
+    def build_rois(run: Run) -> Summary:
+        run.begin("rois")
+        run.finish("rois", {})
+        seen.append(run.config)
+        return {}
+
+    monkeypatch.setattr("cropray.rois.build.build_rois", build_rois)
+    run = str(tmp_path / "run")
+    assert exit_code("rois", "--run", run, "--config", str(file)) == 0
+    assert exit_code("rois", "--run", run) == 0
+    assert seen[0] == seen[1]
+    assert exit_code("rois", "--run", run, "--set", "window.months=3") == 0
+    assert (seen[2].rois, seen[2].window.months) == (seen[0].rois, 3)
+    assert exit_code("rois", "--run", run, "--set", "rois.eps_m=60") == 2  # it was made with another
+    assert exit_code("config", "show", "--run", run) == 0
+
+
+def test_advice_about_another_configuration_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build_rois(run: Run) -> Summary:
+        run.begin("rois")
+        run.finish("rois", {})
+        return {}
+
+    monkeypatch.setattr("cropray.rois.build.build_rois", build_rois)
+    run = str(tmp_path / "run")
+    assert exit_code("rois", "--run", run, "--set", "rois.eps_m=50") == 0
+    (tmp_path / "other.yaml").write_text("rois: {eps_m: 60}\n")
+    assert exit_code("rois", "--run", run, "--config", str(tmp_path / "other.yaml")) == 2
+    assert "leave out --config" in capsys.readouterr().err
+    assert exit_code("rois", "--run", run) == 0
+    assert exit_code("rois", "--run", f"{run}2", "--config", str(tmp_path / "other.yaml")) == 0
+
+
 def test_a_configuration_of_a_run_that_is_none_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

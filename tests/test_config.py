@@ -50,9 +50,15 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     }
     with pytest.raises(InputError) as caught:
         load_config(None, ["no-equals", "a.b=[1"])
-    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
-        *("--set no-equals", "--set a.b=[1")
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()[1:]] == [
+        *("  --set no-equals", "  --set a.b=[1")
     ]
+    with pytest.raises(InputError) as caught:
+        load_config(None, ["no-equals", "window.months=0", "classes=[a, a]"])
+    assert [name in str(caught.value) for name in ("no-equals", "window.months")] == [True, True]
+    with pytest.raises(InputError) as caught:
+        load_config(None, ["classes=[a, a]", "labels.truth={path: t.tif, codes: [1]}"])
+    assert len(str(caught.value).splitlines()) == 3
 
 
 def test_a_removed_setting_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,23 +215,75 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
         load_config(tmp_path / "config.yaml")
 
 
-def test_a_file_and_settings_come_over_a_base(tmp_path: Path) -> None:
+def test_settings_come_over_a_base_and_a_file_takes_its_place(tmp_path: Path) -> None:
     base = load_config(
-        None,
-        [
-            "rois.split.buffer_m=5000",
-            "rois.split.val=0.3",
-            "tracking.uri=http://a",
-            "tune.space={finetune.lr: {uniform: [0.1, 0.2]}}",
-        ],
+        None, ["rois.split.buffer_m=5000", "rois.split.named={a: val}", "tracking.uri=http://a"]
     )
-    file = tmp_path / "mine.yaml"
-    file.write_text("rois: {split: {val: 0.2}}\ntune: {space: {finetune.lr: {choice: [1.0]}}}\n")
-    found = load_config(file, ["tracking.promotion_margin=0.1"], base=base)
-    assert (found.rois.split.buffer_m, found.rois.split.val) == (5000, 0.2)
-    assert (found.tracking.uri, found.tracking.promotion_margin) == ("http://a", 0.1)
-    assert found.tune.space["finetune.lr"].choice == (1.0,)
+    found = load_config(None, ["rois.split.val=0.2"], base=base)
+    assert (found.rois.split.buffer_m, found.rois.split.val, found.tracking.uri) == (5000, 0.2, "http://a")
+    assert found.rois.split.named == {"a": "val"}
     assert load_config(None, base=base) == base
+    (tmp_path / "mine.yaml").write_text("rois: {split: {val: 0.2}}\n")
+    found = load_config(tmp_path / "mine.yaml", base=base)
+    assert (found.rois.split.buffer_m, found.rois.split.val, found.tracking.uri) == (1000, 0.2, "")
+
+
+def test_another_recipe_over_what_a_run_wrote_brings_its_values() -> None:
+    """A run writes every setting; those of its recipe are not the user's own."""
+    written = load_config(None, ["finetune.recipe=seed", "finetune.epochs=7", "labels.truth=null"]).to_yaml()
+    base = parse_config(written.encode(), "config.yaml")
+    assert base == load_config(None, ["finetune.recipe=seed", "finetune.epochs=7"])
+    again = load_config(None, ["finetune.recipe=modern"], base=base)
+    assert again == load_config(None, ["finetune.recipe=modern", "finetune.epochs=7"])
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("seed: 1\nclasses: [a]\nseed: 2\n", "seed", 3),
+        ("window:\n  months: 5\n  lead_months: 1\n  months: 4\n", "months", 4),
+        ("tune: {space: {finetune.lr: {choice: [1]},\n  'finetune.lr': {choice: [2]}}}\n", "finetune.lr", 2),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_its_line(
+    tmp_path: Path, text: str, key: str, line: int
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"mine\.yaml is not valid YAML: line {line}: .*'{key}' .*twice"):
+        load_config(path)
+    with pytest.raises(InputError, match=r"--set grid.*'snap' occurs twice"):
+        load_config(None, ["grid={snap: 20, snap: 40}"])
+
+
+def test_keys_that_a_merge_brings_may_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("pretrain: &a {epochs: 3, lr: 0.1}\nfinetune: {<<: *a, lr: 0.2}\n")
+    config = load_config(path)
+    assert (config.finetune.epochs, config.finetune.lr, config.pretrain.lr) == (3, 0.2, 0.1)
+
+
+@pytest.mark.parametrize("map_", ["class_map", "truth", "land_cover"])
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("path: a.tif, codes: [0, 1]", "path: a.tif, codes: [0, 1], nodata: 255"),
+        ("path: a.tif, codes: [3, 3]", "path: a.tif, codes: [3, 4]"),
+        ("path: source:a, codes: [1, 2], nodata: 5", "path: source:a, codes: [1, 2]"),
+    ],
+)
+def test_a_code_of_a_map_means_one_thing(map_: str, wrong: str, right: str) -> None:
+    with pytest.raises(InputError, match=rf"labels\.{map_}: "):
+        load_config(None, ["classes=[a, b]", f"labels.{map_}={{{wrong}}}"])
+    load_config(None, ["classes=[a, b]", f"labels.{map_}={{{right}}}"])
+
+
+@pytest.mark.parametrize("key", ["predict.name", "tune.name"])
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../a", "a\\b", "-x", ".hidden", "a b", "a\n"])
+def test_a_name_that_could_leave_its_folder_is_refused(key: str, name: str) -> None:
+    with pytest.raises(InputError, match=f"{key}: .*cannot name a file"):
+        updated(Config(), {key: name})
+    assert updated(Config(), {key: "juin_2022-05.v2"})
 
 
 def test_a_recipe_gives_what_is_not_given() -> None:

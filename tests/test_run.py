@@ -1,9 +1,12 @@
 """A run folder belongs to one configuration and records its stages."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+from cropray.config import Config
 from cropray.config.load import load_config
 from cropray.errors import InputError
 from cropray.run import Run
@@ -105,6 +108,104 @@ def test_a_setting_of_a_later_stage_may_change(tmp_path: Path) -> None:
     later = open_run(tmp_path, "finetune.lr=0.5")
     later.begin("rois")
     assert later.finished("rois") == {"rois": 1}
+
+
+# What each stage reads, as far as no input's fingerprint covers it: a setting of each section.
+SETTINGS = {
+    "seed": "seed=5",
+    "classes": "classes=[pea]",
+    "rois": "rois.eps_m=5",
+    "source": "source.kind=earthengine",
+    "window": "window.months=3",
+    "grid": "grid.resolution=20",
+    "composite": "composite.scl_invalid=[0]",
+    "labels": "labels.parcels=false",
+    "patch": "patch.tile_patches=4",
+    "shards": "shards.codec=none",
+    "model": "model.width=8",
+    "pretrain": "pretrain.lr=0.5",
+    "finetune": "finetune.lr=0.5",
+    "tune": "tune.reduction=5",
+    "evaluate": "evaluate.bootstrap=5",
+    "predict": "predict.overlap=4",
+    "tracking": "tracking.experiment=other",
+    "ray": "ray.concurrency=7",
+    "demo": "demo.pretraining={seed: 3}",
+}
+DATA = {"seed", "rois", "source", "classes", "window", "grid", "composite", "labels", "patch", "shards"}
+READS = {
+    "rois": {"seed", "rois"},
+    "export": DATA - {"shards"},
+    "compact": DATA,
+    "pretrain": DATA | {"model", "pretrain"},
+    "finetune": DATA | {"model", "finetune"},
+    "tune": DATA | {"model", "finetune", "tune"},
+    "evaluate": DATA | {"evaluate"},
+    "predict": {"predict"},
+}
+
+
+@pytest.mark.parametrize("stage", READS)
+def test_a_stage_depends_on_what_it_reads_and_on_nothing_else(tmp_path: Path, stage: str) -> None:
+    assert SETTINGS.keys() == Config.model_fields.keys()
+    for name in ("rois", "export", "compact", stage):
+        open_run(tmp_path).finish(name, {})
+    refused = set()
+    for section, setting in SETTINGS.items():
+        run = open_run(tmp_path, setting)
+        try:
+            run.begin(stage)
+        except InputError as error:
+            refused |= {section} & set(re.findall(r"(?:^|\n)  (\w+)", str(error)))
+    assert refused == READS[stage]
+
+
+def test_a_table_of_rois_depends_on_the_classes_that_its_rows_name(tmp_path: Path) -> None:
+    open_run(tmp_path, "rois.kind=table", "classes=[a]").finish("rois", {})
+    with pytest.raises(InputError, match="classes"):
+        open_run(tmp_path, "rois.kind=table", "classes=[b]").begin("rois")
+
+
+def test_only_the_kind_of_source_that_is_used_counts(tmp_path: Path) -> None:
+    items = "source.stac.s2.items=a.json"
+    open_run(tmp_path, items).finish("rois", {})
+    open_run(tmp_path, items).claim("export")
+    open_run(tmp_path, items, "source.simulated.seed=3", "source.ingestion_days=9").begin("export")
+    with pytest.raises(InputError, match=r"source\.stac\.s2\.items"):
+        open_run(tmp_path).begin("export")
+    simulated = tmp_path / "simulated"
+    open_run(simulated, "source.kind=simulated").finish("rois", {})
+    with pytest.raises(InputError, match=r"source\.simulated\.year"):
+        open_run(simulated, "source.kind=simulated", "source.simulated.year=2020").begin("rois")
+    open_run(simulated, "source.kind=simulated", items).begin("rois")
+
+
+def test_a_record_of_an_earlier_version_counts_by_the_sections_that_both_know(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    run.finish("rois", {})
+    record = json.loads(run.folder.read_text("stages/rois.json"))
+    record["settings"] |= {"classes": ["old"], "source": {"kind": "stac", "stac": {}, "gone": 1}}
+    run.folder.write_text("stages/rois.json", json.dumps(record))
+    run.begin("export")
+
+
+def test_another_recipe_is_named_and_not_all_that_it_sets(tmp_path: Path) -> None:
+    for stage in ("rois", "export", "compact", "finetune"):
+        open_run(tmp_path).finish(stage, {})
+    with pytest.raises(InputError) as refused:
+        open_run(tmp_path, "finetune.recipe=seed", "finetune.epochs=3").begin("finetune")
+    named = [line.strip().partition(":")[0] for line in str(refused.value).splitlines()[1:-1]]
+    assert named == ["finetune.epochs", "finetune.recipe"]
+
+
+def test_a_finished_stage_whose_files_are_gone_runs_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = open_run(tmp_path)
+    run.finish("rois", {"rois": 3})
+    assert run.finished("rois", files=["config.yaml"]) == {"rois": 3}
+    assert run.finished("rois", files=["config.yaml", "rois/rois.parquet"]) is None
+    assert "rois/rois.parquet is missing" in capsys.readouterr().err
 
 
 def test_a_stage_names_the_earlier_stage_that_it_needs(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cropray.cli.options import ConfigOption, RunOption, SetOption, configured, emit, show
+from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened, show
 
 config_app = typer.Typer(help="Show the configuration and its settings.", no_args_is_help=True)
 shards_app = typer.Typer(help="Look at shards, verify them, import patches.", no_args_is_help=True)
@@ -17,11 +17,15 @@ checkpoint_app = typer.Typer(help="Look at checkpoints, import published weights
 
 
 @config_app.command("show")
-def show_config(config: ConfigOption = None, set: SetOption = None) -> None:
+def show_config(
+    config: ConfigOption = None,
+    set: SetOption = None,
+    run: Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="That of this run folder.")] = "",
+) -> None:
     """Print the whole configuration as YAML, with defaults and descriptions."""
     from cropray.config.section import commented_yaml
 
-    sys.stdout.write(commented_yaml(configured(config, set)) + "\n")
+    sys.stdout.write(commented_yaml(opened(run, config, set).config) + "\n")
 
 
 @config_app.command("keys")
@@ -55,10 +59,9 @@ def doctor(
 
     Exits with 1 if something must be fixed before stages can run.
     """
-    from cropray.cluster import check_run_folder
     from cropray.doctor import examine, format_findings
 
-    findings = list(examine(configured(config, set), check_run_folder(run) if run else "", online=online))
+    findings = list(examine(opened(run, config, set).config, run, online=online))
     show([asdict(finding) for finding in findings], format_findings(findings), as_json=as_json)
     raise typer.Exit(int(any(finding.verdict == "bad" for finding in findings)))
 
@@ -116,11 +119,9 @@ def import_tiff(
 ) -> None:
     """Import patch folders of GeoTIFFs (s1/<month>, s2/<month>, crop_map) as parts of a run."""
     from cropray.pipeline.import_tiff import import_tiff, parse_origin
-    from cropray.run import Run
-    from cropray.storage import Folder
 
     chosen = parse_origin(harvest, split, crop, country)
-    emit(import_tiff(directory, Run(Folder(run), configured(config, set)), chosen))
+    emit(import_tiff(directory, opened(run, config, set), chosen))
 
 
 @checkpoint_app.command("show")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened, show
+from cropray.cli.options import ConfigOption, RegistryOption, RunOption, SetOption, emit, opened, show
 
 models_app = typer.Typer(help="Register models, look at them, promote one.", no_args_is_help=True)
 
@@ -24,7 +24,6 @@ def register(
     emit(register_checkpoint(opened(run, config, set), model))
 
 
-RegistryOption = Annotated[str, typer.Option("--run", metavar="DIR", help="Run folder; else this directory.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS or /VERSION.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 

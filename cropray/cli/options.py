@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from cropray.config import Config
     from cropray.run import Run, Summary
 
 
@@ -20,7 +19,10 @@ def _complete_setting(incomplete: str) -> list[str]:
     return [f"{one.key}=" for one in settings_of(Config) if one.key.startswith(incomplete)]
 
 
-ConfigOption = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML configuration.")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="YAML configuration; else config.yaml of the run folder."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -31,25 +33,22 @@ SetOption = Annotated[
     ),
 ]
 RunOption = Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.")]
-
-
-def configured(config: str | None, settings: list[str] | None) -> Config:
-    from cropray.config.load import load_config
-
-    return load_config(config, settings or ())
+RegistryOption = Annotated[str, typer.Option("--run", metavar="DIR", help="Run folder; else this directory.")]
 
 
 def opened(run: str, config: str | None, settings: list[str] | None) -> Run:
-    """The run in a folder, with `config` and `settings` over its own configuration.
+    """The run in a folder, with `settings` over `config`, else over its own configuration.
 
-    Without a folder it is that of this directory, with the defaults below `config` and `settings`.
+    Without a folder it is that of this directory, with `settings` over `config`, else over the defaults.
     """
+    from cropray.cluster import check_run_folder
     from cropray.config.load import load_config
     from cropray.run import Run, config_of
     from cropray.storage import Folder
 
-    folder = Folder(run or ".")
-    return Run(folder, load_config(config, settings or (), base=config_of(folder) if run else None))
+    folder = Folder(check_run_folder(run) if run else ".")
+    base = config_of(folder) if run and config is None else None
+    return Run(folder, load_config(config, settings or (), base=base))
 
 
 def emit(result: Summary | list[Summary]) -> None:

@@ -15,7 +15,7 @@ import yaml
 from cropray import __version__
 from cropray.cli.inspection import checkpoint_app, config_app, doctor, shards_app
 from cropray.cli.models import models_app
-from cropray.cli.options import ConfigOption, RunOption, SetOption, configured, emit
+from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened
 from cropray.progress import be_quiet, be_verbose
 
 app = typer.Typer(
@@ -38,12 +38,8 @@ def _help(name: str) -> str:
 
 
 def _call(stage: str, folder: str, config: str | None, settings: list[str] | None) -> None:
-    from cropray.cluster import check_run_folder
-    from cropray.run import Run
-    from cropray.storage import Folder
-
     module, function = STAGES[stage]["function"].split(":")
-    run = Run(Folder(check_run_folder(folder)), configured(config, settings))
+    run = opened(folder, config, settings)
     try:
         summary = getattr(import_module(module), function)(run)
     except KeyboardInterrupt:

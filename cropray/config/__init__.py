@@ -17,7 +17,7 @@ from cropray.config.imagery import (
     SourceConfig,
 )
 from cropray.config.rois import GridConfig, RoisConfig, WindowConfig
-from cropray.config.section import Section
+from cropray.config.section import Name, Section
 from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, TuneConfig, filled_by_recipe
 from cropray.types import BACKGROUND
 
@@ -38,7 +38,7 @@ class PredictConfig(Section):
     overlap: int = Field(16, ge=0, description="Overlap of neighbouring patches, in pixels.")
     probabilities: bool = Field(True, description="Whether a raster of probabilities is written too.")
     batch_size: int = Field(16, ge=1, description="Patches per forward pass.")
-    name: str = Field("map", description="Name of the map's folder, maps/<name>.")
+    name: Name = Field("map", description="Name of the map's folder, maps/<name>.")
 
 
 class TrackingConfig(Section):
@@ -113,18 +113,25 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_classes(self) -> Config:
+        problems = []
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
-            raise ValueError(f"classes names {', '.join(repeated)} more than once")
+            problems.append(f"classes names {', '.join(repeated)} more than once")
         if len(self.classes) > BACKGROUND:
-            raise ValueError(f"classes has {len(self.classes)} names; at most {BACKGROUND} are possible")
+            problems.append(f"classes has {len(self.classes)} names; at most {BACKGROUND} are possible")
         for name in ("class_map", "truth"):
             source: ClassMapConfig | None = getattr(self.labels, name)
             if source is not None and len(source.codes) != len(self.classes):
-                raise ValueError(
-                    f"labels.{name}.codes has {len(source.codes)} codes for {len(self.classes)} classes"
-                )
+                codes = len(source.codes)
+                problems.append(f"labels.{name}.codes has {codes} codes for {len(self.classes)} classes")
+        if problems:
+            raise ValueError("\n  ".join(problems))
         return self
+
+    @property
+    def simulates_inputs(self) -> bool:
+        """Whether the built-in world supplies parcels, calendar and table."""
+        return self.source.kind == "simulated" and not (self.rois.parcels or self.rois.table)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -116,6 +116,8 @@ class SourceConfig(Section):
 
     kind: Literal["simulated", "stac", "earthengine"] = "stac"
     """Which of the sources below is used."""
+    ingestion_days: float = Field(3.0, ge=0)
+    """Days after the end of a month until its scenes are in the catalogue. Earlier exports are refused."""
     simulated: SimulatedConfig = SimulatedConfig()
     stac: StacConfig = StacConfig()
     earthengine: EarthEngineConfig = EarthEngineConfig()
@@ -127,6 +129,20 @@ class ClassMapConfig(Section):
     path: str = Field(description="Raster file, or source:NAME for a map that the imagery source offers.")
     codes: tuple[int, ...] = Field(description="Codes in the order of `classes`; of land cover, any.")
     nodata: int = Field(0, description="Code of pixels without data.")
+
+    @model_validator(mode="after")
+    def _each_code_means_one_thing(self) -> ClassMapConfig:
+        if self.nodata in self.codes:
+            raise ValueError(
+                f"code {self.nodata} cannot be in `codes` and mean no data. Set nodata to a code that the "
+                "map does not have"
+            )
+        if self.path.startswith("source:") and self.nodata != 0:
+            raise ValueError(f"the maps of a source mark pixels without data by 0, not {self.nodata}")
+        repeated = sorted({code for code in self.codes if self.codes.count(code) > 1})
+        if repeated:
+            raise ValueError(f"codes has {', '.join(map(str, repeated))} more than once")
+        return self
 
 
 class LabelsConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from cropray.config import Config
 from cropray.config.section import Section, settings_of
+from cropray.config.training import RECIPES
 from cropray.errors import InputError
 
 _ONE_READER = "one process feeds a worker's GPU with stored batches. Delete it"
@@ -19,6 +21,20 @@ REMOVED = {"finetune.processes": _ONE_READER, "pretrain.processes": _ONE_READER}
 """Settings of earlier versions, and what to do instead. Records of older runs may still hold them."""
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError)  # ValueError: a date that does not exist, 2022-13-01
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping. PyYAML would keep the last one in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, _ in reversed(node.value):
+            if isinstance(key, yaml.ScalarNode) and counts[key.value] > 1:
+                problem = f"the key {key.value!r} occurs twice; delete one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return node
+
 
 # Better words for pydantic's names of Python's types.
 _EXPECTED = {
@@ -43,63 +59,67 @@ def updated(config: Config, overrides: Mapping[str, Any], where: str = "the over
 def load_config(
     path: str | Path | None, settings: Collection[str] = (), *, base: Config | None = None
 ) -> Config:
-    """The configuration of a YAML file, with `a.b=c` settings (values are YAML) replacing its own.
+    """The configuration of a YAML file, else of `base`, with `a.b=c` settings (values are YAML) over it.
 
-    Settings that neither gives are as in `base`, else the defaults. Raises InputError for a missing or
-    malformed file and for all unknown settings and unusable values at once.
+    Other settings are the defaults. Raises InputError for a missing or malformed file and for all malformed
+    overrides, unknown settings and unusable values at once.
     """
-    data: dict[str, Any] = {}
+    data = {} if base is None else base.model_dump(mode="json", exclude_unset=True)
     if path is not None:
         try:
             data = _mapping(Path(path).read_bytes(), str(path))
         except OSError as error:
             raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
-    if base is not None:
-        data = _merged(base, data)
     problems = []
     for setting in settings:
         key, equals, value = setting.partition("=")
         try:
             if not equals or not key:
                 raise InputError("expected the form key.subkey=value")
-            _assign(data, key.strip(), yaml.safe_load(value))
+            _assign(data, key.strip(), _Loader(value).get_single_data())
         except _YAML_ERRORS as error:
             kind = "" if isinstance(error, InputError) else "the value is not valid YAML: "
             problems.append(f"--set {setting}: {kind}{getattr(error, 'problem', error)}")
-    if problems:
-        raise InputError("\n".join(problems))
     given = [str(path)] * (path is not None) + ["--set"] * bool(settings)
-    return _validated(data, " and ".join(given) or "the defaults")
+    return _validated(data, " and ".join(given) or "the defaults", problems)
 
 
 def parse_config(text: bytes, where: str) -> Config:
-    """The configuration that a run wrote, without settings that were removed since. Raises InputError."""
+    """The configuration that a run wrote, without settings that were removed since. Raises InputError.
+
+    A run writes all settings. Those with the value of their default or recipe count as not set.
+    """
     data = _mapping(text, where)
     for key in REMOVED:
         section, _, name = key.rpartition(".")
         if isinstance(data.get(section), dict):
             data[section].pop(name, None)
-    return _validated(data, where)
+    config = _validated(data, where)
+    recipes = {stage: {"recipe": getattr(config, stage).recipe} for stage in next(iter(RECIPES.values()))}
+    plain = Config.model_validate(recipes).model_dump(mode="json")
+    given = _differences(config.model_dump(mode="json"), plain)
+    return Config.model_validate({**given, **{s: recipe | given.get(s, {}) for s, recipe in recipes.items()}})
+
+
+def _differences(data: dict[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `data` that differs from `plain`, mapping by mapping."""
+    changed = {name: value for name, value in data.items() if value != plain.get(name)}
+    for name, value in changed.items():
+        if isinstance(value, dict) and isinstance(plain.get(name), dict):
+            changed[name] = _differences(value, plain[name])
+    return changed
 
 
 def _mapping(text: bytes, where: str) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(text) or {}
+        loaded = _Loader(text).get_single_data() or {}
     except _YAML_ERRORS as error:
-        raise InputError(f"{where} is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        reason = str(error) if mark is None else f"line {mark.line + 1}: {getattr(error, 'problem', '')}"
+        raise InputError(f"{where} is not valid YAML: {reason}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"{where} should hold settings, key: value, but holds a {type(loaded).__name__}")
     return loaded
-
-
-def _merged(base: Section, given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `base`, section by section. Mappings of a user's own keys are replaced whole."""
-    merged = base.model_dump(mode="json")
-    for name, value in given.items():
-        below: Any = getattr(base, name, None)
-        nested = isinstance(below, Section) and isinstance(value, dict)
-        merged[name] = _merged(below, value) if nested else value
-    return merged
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -123,12 +143,17 @@ def _entry(container: Any, part: str, dotted: str) -> Any:
     return int(part)
 
 
-def _validated(data: dict[str, Any], where: str) -> Config:
+def _validated(data: dict[str, Any], where: str, problems: Sequence[str] = ()) -> Config:
+    """The configuration. Raises InputError with these problems and those of its values."""
+    cause = None
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except ValidationError as error:
-        problems = dict.fromkeys(f"  {_format_problem(dict(problem))}" for problem in error.errors())
-        raise InputError(f"the configuration in {where} is not valid:\n" + "\n".join(problems)) from error
+        problems, cause = [*problems, *map(_format_problem, map(dict, error.errors()))], error
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
+        raise InputError(f"the configuration in {where} is not valid:\n{lines}") from cause
+    return config
 
 
 def _format_problem(problem: dict[str, Any]) -> str:

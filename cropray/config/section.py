@@ -7,12 +7,15 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
-from cropray.errors import check_no_password
+from cropray.errors import check_name, check_no_password
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""A name that becomes part of a path."""
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from cropray.config.section import Section
+from cropray.config.section import Name, Section
 
 Stage = Literal["pretrain", "finetune"]
 RecipeName = Literal["seed", "modern"]
@@ -198,7 +198,7 @@ class Dimension(Section):
 class TuneConfig(Section):
     """A search over settings of one training stage, judged on the validation split."""
 
-    name: str = Field("sweep", pattern=r"^[\w-]+$", description="Name of the sweep's folder, tune/<name>.")
+    name: Name = Field("sweep", description="Name of the sweep's folder, tune/<name>.")
     stage: Stage = Field("finetune", description="Stage that is searched.")
     space: dict[str, Dimension] = Field({})
     """Values by dotted key, such as finetune.lr: {loguniform: [1.0e-5, 1.0e-2]}."""

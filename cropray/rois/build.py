@@ -24,7 +24,7 @@ from cropray.progress import say
 from cropray.rois.calendar import Dates, Sheet, read_calendar
 from cropray.rois.parcels import Parcels, Season, fingerprints, read_parcels
 from cropray.rois.splits import SPLITS, audit_splits, components, missing_crops, split_rois
-from cropray.rois.store import Dropped, identity, write_dropped, write_parcels, write_rois
+from cropray.rois.store import PARCELS, ROIS, Dropped, identity, write_dropped, write_parcels, write_rois
 from cropray.rois.table import read_table
 from cropray.rois.vectors import LONLAT, metric_crs, read_provinces, reproject
 from cropray.run import Run, Summary
@@ -38,8 +38,8 @@ large at the equator, and less elsewhere."""
 def build_rois(run: Run) -> Summary:
     """Write `rois/` in the run folder. Raises InputError for unusable input and then writes nothing."""
     run.begin("rois")
-    inputs = {} if _is_simulated(run.config) else fingerprints(run.config.rois)
-    finished = run.finished("rois", inputs)
+    inputs = {} if run.config.simulates_inputs else fingerprints(run.config.rois)
+    finished = run.finished("rois", inputs, (ROIS, PARCELS))
     if finished is not None:
         say(f"rois: reused {finished['rois']} ROIs in {run.folder}")
         return finished
@@ -209,16 +209,11 @@ def _dates(calendar: dict[str, Sheet], season: Season, province: str, config: Ro
     return sheet[key] or f"sheet {season.sheet!r} of the calendar lacks a date for {key}"
 
 
-def _is_simulated(config: Config) -> bool:
-    """Whether the simulated world supplies the inputs, which then depend on its settings only."""
-    return config.source.kind == "simulated" and not (config.rois.parcels or config.rois.table)
-
-
 @contextmanager
 def _inputs(run: Run) -> Iterator[RoisConfig]:
     """The settings with the paths of the inputs. The simulated world writes its own."""
     config = run.config.rois
-    if not _is_simulated(run.config):
+    if not run.config.simulates_inputs:
         yield config
         return
     from cropray.simulation.inputs import write_inputs
