@@ -336,3 +336,10 @@ def test_a_variable_in_place_of_a_password_is_kept_as_its_name() -> None:
     uri = "postgresql://u:${MLFLOW_PASSWORD}@host/db"
     config = load_config(None, [f"tracking.uri={uri}"])
     assert parse_config(config.to_yaml().encode(), "config.yaml").tracking.uri == uri
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize("key", ["finetune.lr", "rois.eps_m", "tune.budget_s", "rois.split.buffer_m"])
+def test_a_number_that_is_not_finite_is_refused(key: str, value: str) -> None:
+    with pytest.raises(InputError, match=key.replace(".", r"\.")):
+        load_config(None, [f"{key}={value}"])

@@ -34,10 +34,17 @@ def test_scores_are_those_of_scikit_learn_on_the_pixels(truth: np.ndarray, predi
     pixels = (truth.ravel(), predicted.ravel())
     options = {"labels": labels, "average": None, "zero_division": 0.0}
     rows = per_class(counts)
-    np.testing.assert_allclose([row["precision"] for row in rows], precision_score(*pixels, **options))
-    np.testing.assert_allclose([row["recall"] for row in rows], recall_score(*pixels, **options))
-    np.testing.assert_allclose([row["f1"] for row in rows], f1_score(*pixels, **options))
-    np.testing.assert_allclose([row["iou"] for row in rows], jaccard_score(*pixels, **options))
+    for name, score in (
+        ("precision", precision_score),
+        ("recall", recall_score),
+        ("f1", f1_score),
+        ("iou", jaccard_score),
+    ):
+        for label, row, expected in zip(labels, rows, score(*pixels, **options), strict=True):
+            if (truth == label).any():
+                assert row[name] == pytest.approx(expected)
+            else:
+                assert row[name] is None
     in_truth = [c for c in range(K) if (truth == c).any()]
     if in_truth:
         expected = f1_score(*pixels, labels=in_truth, average="macro", zero_division=0.0)
@@ -143,3 +150,20 @@ def test_annotated_parcels_have_recall_and_no_precision() -> None:
     ]
     assert row["confusion"] == [[8, 1, 1], [5, 5, 0]]
     assert (table["score"], row["score"]) == ("macro_recall", pytest.approx(0.65))
+
+
+def test_a_class_that_does_not_occur_has_no_figures_and_no_part_in_the_mean() -> None:
+    counts = np.array([[[8, 0, 1, 0], [2, 6, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])  # the third crop never
+    table = score_table("truth", ("a", "b", "c"), {"network": counts}, draws=0, seed=0)
+    row = table["methods"]["network"]
+    assert table["over"] == ["a", "b"]
+    assert [figures["recall"] for figures in row["per_class"]] == [pytest.approx(8 / 9), 6 / 9, None]
+    assert row["per_class"][2] == {
+        "class": "c",
+        "precision": None,
+        "recall": None,
+        "f1": None,
+        "iou": None,
+        "support": 0,
+    }
+    assert row["score"] == pytest.approx((16 / 19 + 12 / 15) / 2)

@@ -22,7 +22,11 @@ class Section(BaseModel):
     """Frozen; an unknown key or a password is an error. A docstring below a field describes it for users."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     @field_validator("*")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from cropray.config.section import Name, Section
 
@@ -164,9 +164,10 @@ class EvaluateConfig(Section):
 class Dimension(Section):
     """The values of one searched setting; exactly one of the four is given."""
 
-    loguniform: tuple[FiniteFloat, FiniteFloat] | None = None
-    """Numbers from [low, high], by logarithm."""
-    uniform: tuple[FiniteFloat, FiniteFloat] | None = Field(None, description="Numbers from [low, high].")
+    loguniform: tuple[float, float] | None = Field(
+        None, description="Numbers from [low, high], by logarithm."
+    )
+    uniform: tuple[float, float] | None = Field(None, description="Numbers of [low, high].")
     integers: tuple[int, int] | None = Field(None, description="Integers from [low, high], both included.")
     choice: tuple[Any, ...] | None = Field(None, min_length=1, description="Values of any kind.")
 

@@ -53,6 +53,7 @@ def confusion(truth: ByteArray, predicted: ByteArray, n_classes: int) -> Counts:
 def per_class(counts: Counts) -> list[dict[str, Any]]:
     """Precision, recall, F1, IoU and support (pixels of truth) of each of the M classes.
 
+    A class without truth has no figures: None, so that nobody takes it for a class that was missed.
     Precision, F1 and IoU are valid only if the truth of every pixel is known. scikit-learn scores the
     M x M pairs of classes, weighted by their counts.
     """
@@ -60,9 +61,11 @@ def per_class(counts: Counts) -> list[dict[str, Any]]:
     options = {"labels": list(range(len(counts))), "sample_weight": counts.ravel(), "zero_division": 0.0}
     precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, **options)
     iou = jaccard_score(truth, predicted, average=None, **options)
+    figures = {"precision": precision, "recall": recall, "f1": f1, "iou": iou}
     return [
-        {"precision": float(p), "recall": float(r), "f1": float(f), "iou": float(i), "support": int(s)}
-        for p, r, f, i, s in zip(precision, recall, f1, iou, support, strict=True)
+        {name: float(values[m]) if support[m] else None for name, values in figures.items()}
+        | {"support": int(support[m])}
+        for m in range(len(counts))
     ]
 
 
@@ -115,7 +118,8 @@ def score_table(
     `counts` are confusion matrices by block (R, K + 1, K + 1) of each classifier, over the same pixels. The
     score is the macro-F1 over crops, or the macro-recall for scope "annotated". Its 95 % interval comes from
     a bootstrap of the blocks that uses the same draws for all classifiers, so differences are paired. A
-    single block has no interval. Raises InputError if no pixel is known.
+    single block has no interval. `over` names the crops with truth, whose mean the score is. Raises
+    InputError if no pixel is known.
     """
     if not any(blocks.any() for blocks in counts.values()):
         raise InputError(
@@ -132,6 +136,7 @@ def score_table(
     return {
         "scope": scope,
         "score": score.__name__,
+        "over": [name for name, total in zip(classes, totals[first].sum(axis=1), strict=False) if total],
         "blocks": n_blocks,
         "pixels": int(totals[first].sum()),
         "methods": {

@@ -111,7 +111,7 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     figure, axes = _bars(1.6 + 0.75 * len(classes), 3.2)
     width = 0.8 / len(methods)
     for index, (name, row) in enumerate(methods.items()):
-        values = [entry[measure] for entry in row["per_class"]]
+        values = [math.nan if entry[measure] is None else entry[measure] for entry in row["per_class"]]
         places = np.arange(len(classes)) + (index - (len(methods) - 1) / 2) * width
         axes.bar(places, values, width, label=name, color=_COLOURS[name])
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
