@@ -8,8 +8,15 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.config.section import Section
 from cropray.types import CompositeRecipe
+
+
+def _address(value: str, example: str) -> str:
+    if value and not re.fullmatch(r"https?://[^/\s]+/?", value):
+        raise ValueError(f"{value!r} is not an address like {example}, without a path")
+    return value.rstrip("/")
 
 
 class EarthEngineConfig(Section):
@@ -43,9 +50,7 @@ class EarthEngineConfig(Section):
     @field_validator("url")
     @classmethod
     def _is_an_address(cls, value: str) -> str:
-        if value and not re.fullmatch(r"https?://[^/\s]+/?", value):
-            raise ValueError(f"{value!r} is not an address like http://127.0.0.1:8080, without a path")
-        return value.rstrip("/")
+        return _address(value, "http://127.0.0.1:8080")
 
     @field_validator("service_account_key", mode="before")
     @classmethod
@@ -83,11 +88,46 @@ class SimulatedConfig(Section):
     region_size_m: float = Field(3200.0, ge=640, le=20_000, description="Side of a region, in metres.")
 
 
+class StacS3Config(Section):
+    """How s3:// assets are read. Keys are no settings: name a profile, or set the variables of AWS."""
+
+    endpoint: str = ""
+    """URL of the service, such as https://eodata.dataspace.copernicus.eu. Empty: Amazon's."""
+    profile: str = ""
+    """Profile of ~/.aws/credentials. Empty: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, else the default."""
+    unsigned: bool = Field(False, description="Whether to read public buckets without keys.")
+    requester_pays: bool = Field(False, description="Whether you pay for requests, where a bucket asks that.")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        return _address(value, "https://eodata.dataspace.copernicus.eu")
+
+    @model_validator(mode="after")
+    def _unsigned_has_no_keys(self) -> StacS3Config:
+        if self.unsigned and (self.profile or self.requester_pays):
+            raise ValueError("unsigned requests have no profile and no payer; leave out `unsigned`")
+        return self
+
+
 class StacCollectionConfig(Section):
     items: str = Field("", description="ItemCollection file, by path or URI. Give either `items` or `api`.")
     api: str = Field("", description="URL of a STAC API.")
     collection: str = ""
     """Collection to use. Required with `api`; with `items`, empty means all."""
+    assets: dict[str, str] = Field({}, description="Asset keys by band, where cropray does not find them.")
+    sign: Literal["", "planetary-computer"] = ""
+    """Signs the URLs of assets. Empty: not signed."""
+    s3: StacS3Config = StacS3Config()
+    allow_outside: bool = False
+    """Whether items may name any file and any host. Otherwise: files below the catalogue, public hosts."""
+
+
+def _check_bands(assets: dict[str, str], known: tuple[str, ...]) -> dict[str, str]:
+    unknown = sorted(set(assets) - set(known))
+    if unknown:
+        raise ValueError(f"no band is called {', '.join(unknown)}. The bands are {', '.join(known)}.")
+    return assets
 
 
 class StacSentinel2Config(StacCollectionConfig):
@@ -96,12 +136,22 @@ class StacSentinel2Config(StacCollectionConfig):
     offset: float | None = None
     """Reflectance offset (-0.1 or 0) instead of what the items state. null: as the items state."""
 
+    @field_validator("assets")
+    @classmethod
+    def _name_bands(cls, value: dict[str, str]) -> dict[str, str]:
+        return _check_bands(value, (*S2_NAMES, "SCL"))
+
 
 class StacSentinel1Config(StacCollectionConfig):
     """Calibrated, geocoded Sentinel-1 items."""
 
     quantity: Literal["", "gamma0", "sigma0"] = Field("", description="Quantity, if items do not state it.")
     unit: Literal["", "linear", "dB"] = Field("", description="Unit, if items do not state it.")
+
+    @field_validator("assets")
+    @classmethod
+    def _name_bands(cls, value: dict[str, str]) -> dict[str, str]:
+        return _check_bands(value, S1_NAMES)
 
 
 class StacConfig(Section):
