@@ -26,7 +26,7 @@ def _modules_found_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compaction and prediction work in this process."""
+    """Export, compaction and prediction work in this process."""
     from tests.without_ray import work_without_ray
 
     work_without_ray(monkeypatch)

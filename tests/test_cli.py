@@ -72,7 +72,7 @@ def test_the_help_of_a_stage_names_settings_that_exist_and_an_example_that_is_va
     assert (program, name) == ("cropray", stage)
     called: list[Run] = []
     module, function = stages.STAGES[stage]["function"].split(":")
-    monkeypatch.setattr(f"{module}.{function}", lambda run: called.append(run) or {})
+    monkeypatch.setattr(f"{module}.{function}", lambda run, **_: called.append(run) or {})
     monkeypatch.chdir(ROOT)
     assert exit_code(stage, *["configs/own.yaml" if word == "my.yaml" else word for word in options]) == 0
     assert len(called) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cropray.pipeline.export import summarise
+from cropray.pipeline.export_summary import summarise
 from cropray.shards.ledger import LedgerRow
 from cropray.storage import Folder
 from cropray.types import Period
@@ -38,6 +38,7 @@ def test_tiles_are_counted_and_their_gaps_named_by_sensor_and_month(rows: list[L
         "patches": 6,
         "patches_by_split": {"train": 6},
         "nbytes": 6 * rows[0].nbytes // 4,
+        "provisional_tiles": 0,
         "empty_tiles": {},
         "months_without_scene": {"s2": {}, "s1": {"2022-05": 2}},
         "months_without_view": {"s2": {"2022-05": 1, "2022-06": 1}, "s1": {"2022-05": 2}},
@@ -56,9 +57,20 @@ def test_tiles_in_which_nothing_was_seen_are_a_warning(tmp_path: Path) -> None:
     rows = exported(tmp_path, blind=True)
     got = summarise(rows, MONTHS)
     assert got["empty_tiles"] == {"no valid pixel in any month of either sensor": 2}
-    blind, radar = got["warnings"]
+    blind, optical, radar = got["warnings"]
     assert blind.startswith("2 of 2 tiles have no valid pixel in any month of either sensor")
-    assert "2022-05 in 1 of 1 ROIs (such as maize-1), 2022-06 in 1 of 1 ROIs" in radar
+    assert ("Sentinel-2" in optical, "Sentinel-1" in radar) == (True, True)
+
+
+def test_a_month_without_sentinel_2_is_a_warning_too(rows: list[LedgerRow]) -> None:
+    clouded = [replace(row, valid_s2=[1.0, 0.0], valid_s1=[1.0, 1.0]) for row in rows]
+    (warning,) = summarise(clouded, MONTHS)["warnings"]
+    assert "no valid Sentinel-2: 2022-06 in 1 of 1 ROIs (such as maize-1)" in warning
+    partly = [replace(rows[0], valid_s2=[1.0, 0.1], valid_s1=[1.0, 1.0])]
+    assert summarise(partly, MONTHS)["warnings"] == []  # clouds
+    without = [replace(row, valid_s2=[0.0, 0.0], valid_s1=[1.0, 1.0]) for row in rows]
+    (warning,) = summarise(without, MONTHS)["warnings"]
+    assert "Sentinel-2 in any month" in warning
 
 
 def test_a_month_that_lacks_one_of_the_orbits_is_a_warning(rows: list[LedgerRow]) -> None:

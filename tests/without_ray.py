@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from cropray.pipeline import compact, fan_out, monitor, predict
+from cropray.pipeline import compact, export, fan_out, monitor, predict
 
 
 def work_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only Ray is replaced: jobs, outcomes and faults go through the same functions and are pickled."""
-    for stage in (compact, predict):
+    for stage in (compact, export, predict):
         monkeypatch.setattr(stage, "ray_session", nullcontext)
     monkeypatch.setattr(predict, "resources_per_process", lambda _processes: {"CPU": 1.0})
     monkeypatch.setattr(monitor, "missing_resources", lambda *_: "")

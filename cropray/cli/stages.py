@@ -37,15 +37,20 @@ def _help(name: str) -> str:
     )
 
 
-def _call(stage: str, folder: str, config: str | None, settings: list[str] | None) -> None:
+def _call(stage: str, folder: str, config: str | None, settings: list[str] | None, **options: bool) -> None:
     module, function = STAGES[stage]["function"].split(":")
     run = opened(folder, config, settings)
     try:
-        summary = getattr(import_module(module), function)(run)
+        summary = getattr(import_module(module), function)(run, **options)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted. Run the same command again to continue.\n")
         raise  # typer makes it exit code 130
     emit(summary)
+
+
+PartialOption = Annotated[
+    bool, typer.Option("--partial", help="With months that are not over; a later export does them again.")
+]
 
 
 def _export(
@@ -53,8 +58,15 @@ def _export(
     config: ConfigOption = None,
     set: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `cropray plan`.")] = False,
+    partial: PartialOption = False,
 ) -> None:
-    _call("plan" if dry_run else "export", run, config, set)
+    _call("plan" if dry_run else "export", run, config, set, partial=partial)
+
+
+def _plan(
+    run: RunOption, config: ConfigOption = None, set: SetOption = None, partial: PartialOption = False
+) -> None:
+    _call("plan", run, config, set, partial=partial)
 
 
 def _predict(
@@ -75,7 +87,7 @@ def _command(name: str) -> Any:
     def command(run: RunOption, config: ConfigOption = None, set: SetOption = None) -> None:
         _call(name, run, config, set)
 
-    return {"export": _export, "predict": _predict}.get(name, command)
+    return {"plan": _plan, "export": _export, "predict": _predict}.get(name, command)
 
 
 for _name in STAGES:

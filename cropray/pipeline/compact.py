@@ -107,7 +107,7 @@ def _check_part(part: ShardFile, row: LedgerRow, first: ShardFile) -> None:
     if len(part.checksums) != row.patches or check != row.checksum:
         raise InputError(
             f"{part.uri} has {len(part.checksums)} samples with checksum {check}, the ledger says "
-            f"{row.patches} with {row.checksum}; delete the part and stages/export.json, and run export again"
+            f"{row.patches} with {row.checksum}; delete the part and run export again"
         )
     if part.metadata != first.metadata:
         raise InputError(f"{part.uri} has other metadata than {first.uri}; export into a new --run folder")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
+from cropray.errors import InputError
+from cropray.grid import transform_bounds
 from cropray.imagery import ImagerySource, MeteredSource, open_source
 from cropray.pipeline.cluster_quota import ClusterQuota, cluster_quota, process_count, thread_count
+from cropray.pipeline.export_summary import saw_anything, summarise
 from cropray.pipeline.fan_out import Outcome, fan_out
 from cropray.pipeline.monitor import follow
 from cropray.pipeline.tiles import (
@@ -28,13 +30,20 @@ from cropray.pipeline.tiles import (
     shard_metadata,
 )
 from cropray.progress import say
+from cropray.rois.calendar import periods_for
 from cropray.rois.splits import audit_grids
 from cropray.rois.store import fingerprint, read_parcels, read_rois
 from cropray.run import Run, Summary
-from cropray.shards.ledger import LedgerRow, read_rows, write_ledger
+from cropray.shards.ledger import (
+    check_parts,
+    delete_parts,
+    read_ledger,
+    read_rows,
+    write_ledger,
+)
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
-from cropray.types import Period
+from cropray.types import Period, Roi
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -42,47 +51,80 @@ if TYPE_CHECKING:
 _AT_WORK = 2  # tiles: more would share one interpreter, and each takes some 200 MB at 480 px a side
 _CPUS = 0.25  # of a process, which mostly waits for imagery
 _M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 4 << 20  # the first of malloc.h
-_PARTLY = 0.9  # of what Sentinel-1 sees of an ROI in its best month
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """All tiles of a run, and those that have a part."""
+    """All tiles of a run, and those that have a part.
+
+    `periods` are the months of each ROI. ROIs whose months are not over are `provisional`: they have today's
+    date there.
+    """
 
     metadata: ShardMetadata
     parcels: GeoDataFrame
     tiles: tuple[Tile, ...]
     done: frozenset[str]
+    periods: Mapping[str, Sequence[Period]]
+    provisional: Mapping[str, str]
 
     @property
     def left(self) -> list[Tile]:
         return [tile for tile in self.tiles if tile.tile_id not in self.done]
 
 
-def plan_export(run: Run, source: ImagerySource) -> ExportPlan:
+def plan_export(run: Run, source: ImagerySource, *, partial: bool = False) -> ExportPlan:
     """The tiles of the run's ROIs. Raises InputError for parts of another recipe.
 
-    A part is not done if its ROI or the parcels near it have changed since.
+    A part is not done if its ROI or the parcels near it have changed since, or if it was made before its
+    months were over, on another day. Raises InputError for months that are not over, unless `partial`.
     """
     config, folder = run.config, run.folder
     metadata = shard_metadata(config, source)
     rois, parcels = read_rois(folder), read_parcels(folder)
     audit_grids(rois, [extent_of(roi, config.grid, config.patch) for roi in rois])
     tiles = tuple(tile for roi in rois for tile in plan_tiles(roi, config.grid, config.patch))
+    periods = {roi.roi_id: periods_for(config.window, roi.harvest_start) for roi in rois}
+    provisional = _provisional(rois, periods, config, partial=partial)
     by_id = {tile.tile_id: tile for tile in tiles}
     rows = read_rows(folder, list(by_id), metadata.recipe)
-    done = frozenset(row.tile_id for row in rows if row.inputs == inputs_of(by_id[row.tile_id], parcels))
-    return ExportPlan(metadata, parcels, tiles, done)
+    done = frozenset(
+        row.tile_id
+        for row in rows
+        if row.inputs == inputs_of(by_id[row.tile_id], parcels)
+        and row.provisional in ("", provisional.get(row.roi_id, ""))
+    )
+    return ExportPlan(metadata, parcels, tiles, done, periods, provisional)
 
 
-def dry_run(run: Run) -> Summary:
+def _provisional(
+    rois: Sequence[Roi], periods: Mapping[str, Sequence[Period]], config: Config, *, partial: bool
+) -> dict[str, str]:
+    """Today's date by ROI whose months are not over. Raises InputError for such an ROI unless `partial`."""
+    if config.source.kind == "simulated":  # whose scenes are all there
+        return {}
+    now, delay = datetime.now(UTC).date(), timedelta(days=config.source.ingestion_days)
+    whole_on = {roi.roi_id: periods[roi.roi_id][-1].end + delay for roi in rois}
+    early = [roi_id for roi_id, day in whole_on.items() if day > now]
+    if early and not partial:
+        last = periods[early[0]][-1]
+        raise InputError(
+            f"{len(early)} of {len(rois)} ROIs need months that are not over: the last one of {early[0]} is "
+            f"{last.start} to {last.end - timedelta(days=1)}, whose scenes are expected by "
+            f"{whole_on[early[0]]} (source.ingestion_days). Export then, choose earlier months "
+            "(window.as_of, window.lead_months), or export what there is with --partial and again then."
+        )
+    return dict.fromkeys(early, now.isoformat())
+
+
+def dry_run(run: Run, *, partial: bool = False) -> Summary:
     """What `export` would do and cost. Requests no pixels and writes no file.
 
     Patches and bytes of tensors are upper bounds: patches in which nothing is known are left out.
     """
     run.begin("export")
     source = open_source(run.config)
-    plan = plan_export(run, source)
+    plan = plan_export(run, source, partial=partial)
     left = plan.left
     patches = sum(len(tile.patches) for tile in left)
     summary: Summary = {
@@ -98,49 +140,84 @@ def dry_run(run: Run) -> Summary:
     return summary
 
 
-def export(run: Run) -> Summary:
+def export(run: Run, *, partial: bool = False) -> Summary:
     """Export all tiles that have no part; the summary counts tiles, patches and gaps.
 
-    A tile that fails does not stop the others, until `ray.max_failures` have failed. Raises InputError if
-    tiles failed, if parts are of another recipe, and if a source with a quota refuses a small first request.
+    With `partial`, months that are not over are exported too; a later export does their tiles again. A tile
+    that fails does not stop the others, until `ray.max_failures` have failed. Raises InputError if tiles
+    failed, if nothing was seen in any tile, if months are not over, if parts are of another recipe, and if a
+    source with a quota refuses a small first request.
     """
     run.begin("export")
     inputs = {"ROIs or parcels": fingerprint(run.folder)}
     finished = run.finished("export", inputs)
-    if finished is not None:
+    if finished is not None and _is_whole(run.folder):
         say(f"export: reused {finished['patches']} patches of {finished['tiles']} tiles")
         return finished
     source = open_source(run.config)
-    plan = plan_export(run, source)
+    plan = plan_export(run, source, partial=partial)
     if plan.done:
         say(f"export: {len(plan.done)} of {len(plan.tiles)} tiles were finished before")
     if plan.left:
-        _export_tiles(plan.left, plan.metadata, source, run)
+        _export_tiles(plan, source, run)
     rows = read_rows(run.folder, [tile.tile_id for tile in plan.tiles], plan.metadata.recipe)
+    if not any(saw_anything(row) for row in rows):
+        delete_parts(run.folder, rows)  # or they would count as finished
+        raise InputError(_nothing_seen(plan))
     write_ledger(run.folder, rows)
-    periods_by_roi = {tile.roi.roi_id: request_of(tile, run.config).periods for tile in plan.tiles}
-    summary = summarise(rows, periods_by_roi)
+    summary = summarise(rows, plan.periods)
     for warning in summary["warnings"]:
         say(f"export: warning: {warning}")
     run.finish("export", summary, inputs)
     return summary
 
 
+def _is_whole(folder: Folder) -> bool:
+    """Whether the ledger and all its parts are there, and none is provisional."""
+    try:
+        rows = read_ledger(folder)
+        check_parts(folder, rows)
+    except InputError:
+        return False
+    return not any(row.provisional for row in rows)
+
+
+def _nothing_seen(plan: ExportPlan) -> str:
+    roi = plan.tiles[0].roi
+    west, south, east, north = transform_bounds(roi.bounds, roi.crs, "EPSG:4326")
+    periods = plan.periods[roi.roi_id]
+    return (
+        f"no scene covers any of the {len(plan.tiles)} tiles: neither sensor has a valid pixel in any month. "
+        f"ROI {roi.roi_id} is at longitude {(west + east) / 2:.3f}, latitude {(south + north) / 2:.3f}, its "
+        f"months are {periods[0].start} to {periods[-1].end}. Check that x is longitude and y is latitude, "
+        "and that the source (source.*) has scenes of that place and time."
+    )
+
+
 class TileExporter:
     """Publishes the part of a tile and returns its number of patches; threads may share one."""
 
     def __init__(
-        self, config: Config, metadata: ShardMetadata, folder: Folder, quota: ClusterQuota | None
+        self,
+        config: Config,
+        metadata: ShardMetadata,
+        provisional: Mapping[str, str],
+        folder: Folder,
+        quota: ClusterQuota | None,
     ) -> None:
         self._config, self._metadata, self._folder = config, metadata, folder
+        self._provisional = provisional
         return_large_arrays()
         self._slots = threading.Semaphore(_AT_WORK)
         self._source = open_source(config, quota, self._slots)
         self._parcels = read_parcels(folder)
 
     def __call__(self, tile: Tile) -> int:
+        provisional = self._provisional.get(tile.roi.roi_id, "")
         with self._slots:
-            row = export_tile(tile, self._config, self._metadata, self._parcels, self._source, self._folder)
+            row = export_tile(
+                tile, self._config, self._metadata, self._parcels, self._source, self._folder, provisional
+            )
         return row.patches
 
 
@@ -154,18 +231,21 @@ def return_large_arrays() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
-def _export_tiles(tiles: Sequence[Tile], metadata: ShardMetadata, source: ImagerySource, run: Run) -> None:
-    config = run.config
+def _export_tiles(plan: ExportPlan, source: ImagerySource, run: Run) -> None:
+    config, tiles = run.config, plan.left
     if isinstance(source, MeteredSource):
         source.preflight(request_of(tiles[0], config))
-    left_by_roi = Counter(tile.roi.roi_id for tile in tiles)
+    left_by_roi, finished = Counter(tile.roi.roi_id for tile in tiles), set[str]()
 
     def details(outcome: Outcome[Tile, int]) -> dict[str, Any]:
         return {"patches": outcome.result or 0, "seconds": round(outcome.seconds, 3)}
 
     def note(outcome: Outcome[Tile, int]) -> str:
-        left_by_roi[outcome.job.roi.roi_id] -= not outcome.error
-        return f"{list(left_by_roi.values()).count(0)} of {len(left_by_roi)} ROIs"
+        roi_id = outcome.job.roi.roi_id
+        left_by_roi[roi_id] -= not outcome.error
+        if not left_by_roi[roi_id]:
+            finished.add(roi_id)
+        return f"{len(finished)} of {len(left_by_roi)} ROIs"
 
     with ray_session(config.ray):
         processes = process_count(config, len(tiles))
@@ -174,7 +254,7 @@ def _export_tiles(tiles: Sequence[Tile], metadata: ShardMetadata, source: Imager
         outcomes = fan_out(
             "export",
             TileExporter,
-            (for_workers(config), metadata, run.folder, quota),
+            (for_workers(config), plan.metadata, plan.provisional, run.folder, quota),
             tiles,
             config=config.ray,
             processes=processes,
@@ -182,75 +262,3 @@ def _export_tiles(tiles: Sequence[Tile], metadata: ShardMetadata, source: Imager
             resources={"CPU": _CPUS, **config.ray.export_resources},
         )
         follow("export", outcomes, len(tiles), run, quota, name="tile_id", details=details, note=note)
-
-
-def summarise(rows: Sequence[LedgerRow], periods_by_roi: Mapping[str, Sequence[Period]]) -> Summary:
-    """Counts over the ledger.
-
-    Tiles without a scene or a valid pixel are counted by the month, such as "2022-04", in which the period
-    begins. Scenes are None if the source does not count them.
-    """
-    months = {roi_id: [f"{p.start:%Y-%m}" for p in periods] for roi_id, periods in periods_by_roi.items()}
-    patches_by_split: Counter[str] = Counter()
-    for row in rows:
-        patches_by_split[row.split] += row.patches
-    return {
-        "tiles": len(rows),
-        "patches": sum(row.patches for row in rows),
-        "patches_by_split": dict(sorted(patches_by_split.items())),
-        "nbytes": sum(row.nbytes for row in rows),
-        "empty_tiles": dict(Counter(row.reason for row in rows if row.reason)),
-        "months_without_scene": {sensor: _gaps(rows, months, f"scenes_{sensor}") for sensor in ("s2", "s1")},
-        "months_without_view": {sensor: _gaps(rows, months, f"valid_{sensor}") for sensor in ("s2", "s1")},
-        "warnings": list(_warnings(rows, months)),
-    }
-
-
-def _gaps(rows: Sequence[LedgerRow], months: Mapping[str, list[str]], column: str) -> dict[str, int] | None:
-    """In how many tiles `column` is 0, by month; None if some tile does not know."""
-    if not all(getattr(row, column) for row in rows):
-        return None
-    gaps = Counter(
-        month
-        for row in rows
-        for month, amount in zip(months[row.roi_id], getattr(row, column), strict=True)
-        if amount == 0
-    )
-    return dict(sorted(gaps.items()))
-
-
-def _warnings(rows: Sequence[LedgerRow], months: Mapping[str, list[str]]) -> Iterator[str]:
-    """Tiles in which nothing was seen, and months in which Sentinel-1 saw less of an ROI than in others.
-
-    Clouds hide nothing from Sentinel-1. Such a month is a gap of the archive or of the search, for instance
-    because one of the orbits that an ROI needs is missing.
-    """
-    blind = sum(not any((*row.valid_s2, *row.valid_s1)) for row in rows)
-    if blind:
-        yield (
-            f"{blind} of {len(rows)} tiles have no valid pixel in any month of either sensor; does the "
-            "source cover their place and time?"
-        )
-    pixels, seen = Counter[str](), dict[str, Any]()
-    for row in rows:
-        area = row.height * row.width
-        pixels[row.roi_id] += area
-        seen[row.roi_id] = seen.get(row.roi_id, 0) + area * np.array(row.valid_s1)
-    nothing, less = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    for roi_id, areas in seen.items():
-        shares = (areas / pixels[roi_id]).tolist()
-        for month, share in zip(months[roi_id], shares, strict=True):
-            if share == 0:
-                nothing[month].append(roi_id)
-            elif share < _PARTLY * max(shares):
-                less[month].append(f"{roi_id}: {share:.0%} of it, at best {max(shares):.0%}")
-    for what, rois_by_month in (("no valid Sentinel-1", nothing), ("less Sentinel-1 than others", less)):
-        counts = [
-            f"{month} in {len(rois)} of {len(seen)} ROIs (such as {rois[0]})"
-            for month, rois in sorted(rois_by_month.items())
-        ]
-        if counts:
-            yield (
-                f"months with {what}: {', '.join(counts)}. Clouds do not hide land from it: are scenes or an "
-                "orbit missing? The ledger has each tile"
-            )

@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -20,7 +23,8 @@ import shapely
 from cropray import __version__
 from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
-from cropray.grid import Window
+from cropray.errors import InputError
+from cropray.grid import Window, transform_bounds
 from cropray.imagery import ImagerySource, MeteredSource, open_source
 from cropray.maps.products import MapIdentity, publish_map
 from cropray.maps.request import (
@@ -31,7 +35,7 @@ from cropray.maps.request import (
     prediction_settings,
     season_warning,
 )
-from cropray.maps.tiles import PredictionSettings, TileResult, decode_tile, encode_tile, predict_tile
+from cropray.maps.tiles import NODATA, PredictionSettings, TileResult, decode_tile, encode_tile, predict_tile
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.heads import with_head
 from cropray.models.inference import Predictor
@@ -68,6 +72,17 @@ class Prediction:
 
     def windows(self, map_name: str) -> Iterator[Window]:
         return self.plans[map_name].grid.blocks(self.config.predict.tile_size)
+
+    def result(self, tile: MapTile) -> TileResult:
+        """A finished tile. Raises InputError if its part is damaged."""
+        try:
+            return decode_tile(self.parts.read_bytes(tile.part))
+        except (zlib.error, zipfile.BadZipFile, ValueError, LookupError, EOFError) as error:
+            if isinstance(error, InputError):  # it is missing
+                raise
+            raise InputError(
+                f"{self.parts}/{tile.part} is damaged ({error}). Delete it and run the same command again."
+            ) from error
 
     @property
     def tiles(self) -> list[MapTile]:
@@ -116,11 +131,13 @@ def predict(run: Run) -> Summary:
         "imagery": _hash([chosen, source.identity()]),
         "area": _hash(areas),
     }
-    finished = run.finished("predict", inputs)
+    maps = [f"maps/{config.predict.name}/{plan.name}/map.tif".replace("//", "/") for plan in plans]
+    finished = run.finished("predict", inputs, maps)
     if finished is not None:
         say(f"predict: reused {output}")
         return finished
-    warning = season_warning(checkpoint, settings.as_of)
+    warnings = [season_warning(checkpoint, settings.as_of), _early_warning(config, settings.as_of)]
+    warning = "; ".join(filter(None, warnings)) or None
     if warning:
         say(f"predict: warning: {warning}")
     key = _hash([__version__, inputs, config.predict.tile_size, config.predict.probabilities])
@@ -132,6 +149,9 @@ def predict(run: Run) -> Summary:
         output.child(f"parts/{key}"),
     )
     _predict_tiles(prediction, source, run)
+    if not any((prediction.result(tile).class_hw != NODATA).any() for tile in prediction.tiles):
+        output.delete_folder("parts")  # or they would count as finished
+        raise InputError(_nothing_seen(prediction))
     if run.changed("predict", inputs):  # the new map may have fewer files
         for name in output.names():
             if not name.startswith("parts/"):
@@ -193,9 +213,28 @@ def resources_per_process(processes: int) -> dict[str, float]:
     return {"CPU": 1.0} | ({"GPU": 1 / math.ceil(processes / gpus)} if gpus else {})
 
 
+def _early_warning(config: Config, as_of: date) -> str | None:
+    """That scenes of the last days may still be missing."""
+    whole_on = as_of + timedelta(days=1 + config.source.ingestion_days)
+    if config.source.kind == "simulated" or whole_on <= datetime.now(UTC).date():
+        return None
+    return f"scenes until {as_of} may be missing until {whole_on} (source.ingestion_days)"
+
+
+def _nothing_seen(prediction: Prediction) -> str:
+    periods, grid = prediction.settings.periods, next(iter(prediction.plans.values())).grid
+    west, south, east, north = transform_bounds(grid.bounds, grid.crs, "EPSG:4326")
+    return (
+        f"no scene covers the area {prediction.config.predict.area}: neither sensor has a valid pixel from "
+        f"{periods[0].start} to {periods[-1].end}. Its middle is at longitude {(west + east) / 2:.3f}, "
+        f"latitude {(south + north) / 2:.3f}. Check that it is lon,lat, and that the source (source.*) "
+        "has scenes of that place and time."
+    )
+
+
 def _publish_maps(prediction: Prediction, output: Folder, identity: MapIdentity) -> list[dict[str, Any]]:
     def read(map_name: str, window: Window) -> TileResult:
-        return decode_tile(prediction.parts.read_bytes(MapTile(map_name, window).part))
+        return prediction.result(MapTile(map_name, window))
 
     made, settings = [], prediction.config.predict
     with progress("map", len(prediction.plans)) as bar:

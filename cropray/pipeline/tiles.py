@@ -135,11 +135,13 @@ def export_tile(
     parcels: GeoDataFrame,
     source: ImagerySource,
     folder: Folder,
+    provisional: str = "",
 ) -> LedgerRow:
     """Publish the part of a tile and return its ledger row. The same inputs give the same bytes.
 
-    `parcels` are those of the run. A tile without a valid pixel gives a part without samples that says so.
-    If this raises InputError, or what the source raises, nothing is published.
+    `parcels` are those of the run. `provisional` is today's date if some of its months are not over. A tile
+    without a valid pixel gives a part without samples that says so. If this raises InputError, or what the
+    source raises, nothing is published.
     """
     request = request_of(tile, config)
     composite = source.composite(request)
@@ -163,6 +165,7 @@ def export_tile(
         valid_s1=composite.s1_valid_thw.mean((1, 2)).tolist(),
         scenes_s2=list(composite.scenes.get("s2", ())),
         scenes_s1=list(composite.scenes.get("s1", ())),
+        provisional=provisional,
     )
 
 

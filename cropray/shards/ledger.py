@@ -45,12 +45,16 @@ class LedgerRow:
     valid_s1: list[float]
     scenes_s2: list[int]  # scenes used; empty if the source does not count them
     scenes_s1: list[int]
+    provisional: str = ""  # the day of an export before its months were over, as ISO date, else empty
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        values = asdict(self)
+        if not self.provisional:  # as in parts of earlier versions
+            del values["provisional"]
+        return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
 
-_EXPORT_AGAIN = "delete {folder}/stages/export.json and run export again; finished parts are kept"
+_EXPORT_AGAIN = "run export again; finished parts are kept"
 
 _TYPES: dict[str, pa.DataType] = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
 _TYPES |= {f"list[{name}]": pa.list_(kind) for name, kind in _TYPES.items()}
@@ -111,18 +115,23 @@ def check_parts(folder: Folder, rows: Sequence[LedgerRow]) -> None:
     if missing:
         raise InputError(
             f"{len(missing)} of {len(rows)} parts that the ledger lists are missing, such as "
-            f"{folder}/{missing[0]}; " + _EXPORT_AGAIN.format(folder=folder)
+            f"{folder}/{missing[0]}; {_EXPORT_AGAIN}"
         )
+
+
+def delete_parts(folder: Folder, rows: Sequence[LedgerRow]) -> None:
+    for row in rows:
+        folder.delete(part_name(row.tile_id))
 
 
 def read_ledger(folder: Folder) -> list[LedgerRow]:
     """The ledger of a finished export. Raises InputError if it is missing or damaged."""
     if not folder.exists(LEDGER):
-        raise InputError(f"there is no {LEDGER} in {folder}; {_EXPORT_AGAIN.format(folder=folder)}")
+        raise InputError(f"there is no {LEDGER} in {folder}; {_EXPORT_AGAIN}")
     data = io.BytesIO(folder.read_bytes(LEDGER))
     try:
         # pq.read_table uses threads. One that holds a Python buffer when the process ends aborts it.
         table = pq.ParquetFile(data).read(use_threads=False)
         return [LedgerRow(**row) for row in table.to_pylist()]
     except (pa.ArrowException, OSError, TypeError) as error:
-        raise InputError(f"{folder}/{LEDGER} is damaged; {_EXPORT_AGAIN.format(folder=folder)}") from error
+        raise InputError(f"{folder}/{LEDGER} is damaged; {_EXPORT_AGAIN}") from error
