@@ -1,15 +1,11 @@
-"""The baselines: features and samples of pixels, and a forest that grows in steps for the progress bar."""
+"""The baselines: features and samples of pixels."""
 
 import numpy as np
 import pytest
-from sklearn.ensemble import RandomForestClassifier
 
 from cropray.errors import InputError
-from cropray.evaluation.classifiers import PixelSample, even_shares, fit_forest, pixel_features
-from cropray.progress import progress
+from cropray.evaluation.classifiers import PixelSample, even_shares, pixel_features
 from tests.lands import LANDS, MONTHS
-
-TREES = 23
 
 
 def sample(labels: tuple[int, ...] = (0, 1, 254)) -> PixelSample:
@@ -20,16 +16,6 @@ def sample(labels: tuple[int, ...] = (0, 1, 254)) -> PixelSample:
     s2 = rng.integers(0, 4000, (10, 1, 16, 16), np.int16)
     made.add(s1, s2, label_hw)
     return made
-
-
-def test_a_forest_grown_in_steps_is_that_of_one_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("baselines", TREES) as bar:
-        forest = fit_forest(sample(), 2, pixels=200, trees=TREES, seed=5, bar=bar)
-    features, labels = sample().drawn(200)
-    at_once = RandomForestClassifier(TREES, random_state=5).fit(features, labels)
-    assert len(forest.model.estimators_) == TREES
-    np.testing.assert_array_equal(forest.model.predict_proba(features), at_once.predict_proba(features))
-    assert f"baselines: {TREES}/{TREES}" in capsys.readouterr().err
 
 
 def test_without_a_labelled_crop_there_is_no_majority() -> None:

@@ -11,14 +11,13 @@ from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_sco
 
 from cropray.errors import InputError
 from cropray.evaluation.metrics import (
-    block_draws,
+    bootstrap,
     confusion,
     interval,
     known_truth,
     macro_f1,
     macro_recall,
     per_class,
-    resampled,
     score_table,
 )
 from cropray.types import BACKGROUND, UNLABELLED
@@ -73,21 +72,22 @@ def test_a_score_of_nothing_is_not_a_number() -> None:
 
 
 def test_a_draw_is_the_sum_of_the_blocks_it_names() -> None:
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(0, 50, (5, 3, 3))
-    draws = block_draws(5, 20, seed=3)
-    assert draws.sum(axis=1).tolist() == [5] * 20
-    for draw, counts in zip(draws, resampled(blocks, draws), strict=True):
-        picked = np.repeat(np.arange(5), draw)
-        np.testing.assert_array_equal(counts, blocks[picked].sum(axis=0))
+    # A block is a power of 10 in every cell, so the sum of five blocks shows which were drawn.
+    blocks = np.broadcast_to(10 ** np.arange(5)[:, None, None], (5, 3, 3))
+    counts = bootstrap(blocks, 200, seed=3)
+    assert (counts == counts[:, :1, :1]).all()
+    often = [[int(digit) for digit in f"{value:05d}"] for value in counts[:, 0, 0]]
+    assert {sum(draw) for draw in often} == {5}
+    assert np.mean(often, axis=0) == pytest.approx(np.ones(5), abs=0.25)
+    np.testing.assert_array_equal(counts, bootstrap(blocks, 200, seed=3))
 
 
 def test_the_interval_of_equal_blocks_is_a_point_and_of_unequal_ones_has_their_spread() -> None:
     good, bad = np.array([[90, 10], [10, 90]]), np.array([[10, 90], [90, 10]])
-    same = resampled(np.stack([good] * 8), block_draws(8, 500, seed=0))
+    same = bootstrap(np.stack([good] * 8), 500, seed=0)
     low, high = interval(macro_f1(same)) or (0, 1)
     assert low == pytest.approx(high)
-    mixed = resampled(np.stack([good] * 4 + [bad] * 4), block_draws(8, 2000, seed=0))
+    mixed = bootstrap(np.stack([good] * 4 + [bad] * 4), 2000, seed=0)
     # F1 of a draw with n good blocks is 0.1 + 0.1 n; n is binomial(8, 1/2), of which 1 and 7 are
     # the 2.5 and 97.5 per cent points (P(n <= 0) = 0.4 %, P(n <= 1) = 3.5 %).
     assert interval(macro_f1(mixed)) == pytest.approx([0.2, 0.8])

@@ -111,17 +111,17 @@ def test_the_lower_bound_must_lie_above_the_margin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "facts"),
     [
-        ({"classes": ("maize", "onion")}, "classes is maize, pea and maize, onion"),
-        ({"s1_quantity": "sigma0"}, "s1_quantity is gamma0 and sigma0"),
-        ({"s2_bands": ("B02",)}, "s2_bands is .* and B02"),
-        ({"window": {"anchor": "as_of", "months": 2}}, "window is .* and .*as_of"),
+        ({"classes": ("maize", "onion")}, "maize, onion.*maize, pea"),
+        ({"s1_quantity": "sigma0"}, "the other.*gamma0.*sigma0"),
+        ({"s2_bands": ("B02",)}, "the other.*B02, B03.*trained on B02$"),
+        ({"window": {"anchor": "as_of", "months": 2}}, "other.*as_of"),
     ],
 )
-def test_models_of_other_conditions_cannot_be_compared(run: Run, change: dict, message: str) -> None:
+def test_models_of_other_conditions_cannot_be_compared(run: Run, change: dict, facts: str) -> None:
     mine = checkpoint_of(run, "models:/cropray/1")
-    with pytest.raises(InputError, match=f"cannot be compared on the same data: {message}.*--force"):
+    with pytest.raises(InputError, match=facts):
         compare(run, mine, ("the other", replace(mine[1], **change)))
 
 

@@ -21,13 +21,12 @@ from cropray.errors import InputError
 from cropray.evaluation.mosaics import MosaicTile, plan_tiles, read_tile
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.inference import Predictor, choose_thresholds
-from cropray.progress import Progress, progress
+from cropray.progress import progress
 from cropray.shards.reader import ShardReader
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray
 
 _PATCHES_AT_ONCE = 16
 _PIXELS_AT_ONCE = 100_000
-_TREES_AT_ONCE = 10
 _THRESHOLD_PIXELS = 1_000_000  # bounds memory: 4 bytes per class each
 
 
@@ -127,28 +126,11 @@ class Forest:
         is_crop = self.model.classes_ != BACKGROUND
         crops = self.model.classes_[is_crop].tolist()
         for row in range(0, height, rows_at_once):
-            rows = slice(row, row + rows_at_once)
-            s1_part, s2_part = s1_cthw[:, :, rows], s2_cthw[:, :, rows]
-            features = pixel_features(s1_part, s2_part, np.ones(s1_part.shape[2:], np.bool_))
-            scores = self.model.predict_proba(features)[:, is_crop]
-            values_khw[crops, rows] = scores.T.reshape(len(crops), -1, width)
+            where_hw = np.zeros((height, width), np.bool_)
+            where_hw[row : row + rows_at_once] = True
+            scores = self.model.predict_proba(pixel_features(s1_cthw, s2_cthw, where_hw))[:, is_crop]
+            values_khw[crops, row : row + rows_at_once] = scores.T.reshape(len(crops), -1, width)
         return values_khw
-
-
-def fit_forest(
-    sample: PixelSample, n_classes: int, *, pixels: int, trees: int, seed: int, bar: Progress
-) -> Forest:
-    """A random forest on at most `pixels` pixels of the sample; `bar` advances by one per tree.
-
-    Growing it in steps gives the same forest as a single fit.
-    """
-    features, labels = sample.drawn(pixels)
-    model = RandomForestClassifier(0, n_jobs=-1, random_state=seed, warm_start=True)
-    while model.n_estimators < trees:
-        more = min(_TREES_AT_ONCE, trees - model.n_estimators)
-        model.set_params(n_estimators=model.n_estimators + more).fit(features, labels)
-        bar.advance(more)
-    return Forest(model, n_classes)
 
 
 @dataclass(frozen=True)
@@ -188,9 +170,10 @@ def fit_baselines(
                 labels = np.where(labels == UNLABELLED, np.uint8(BACKGROUND), labels)
             for s1_cthw, s2_cthw, label_hw in zip(batch.s1_bcthw, batch.s2_bcthw, labels, strict=True):
                 sample.add(s1_cthw, s2_cthw, label_hw)
-            bar.advance(note="reading labels")
+            bar.advance()
         most = sample.majority()
-        forest = fit_forest(sample, len(names), pixels=pixels, trees=trees, seed=seed, bar=bar)
+        forest = RandomForestClassifier(trees, n_jobs=-1, random_state=seed).fit(*sample.drawn(pixels))
+        bar.advance(trees)
     description = {
         "trees": trees,
         "pixels": min(pixels, sum(sample.seen.values())),
@@ -201,7 +184,7 @@ def fit_baselines(
         "unlabelled": unlabelled,
         "majority": names[most],
     }
-    return {"forest": forest, "majority": Majority(most, len(names))}, description
+    return {"forest": Forest(forest, len(names)), "majority": Majority(most, len(names))}, description
 
 
 def fit_thresholds(

@@ -92,16 +92,14 @@ def _mean_of_defined(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any])
     return mean
 
 
-def block_draws(n_blocks: int, draws: int, seed: int) -> Counts:
-    """How often each block occurs (D, R) in `draws` samples of R blocks with replacement."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws).astype(np.int64)
+def bootstrap(counts_by_block: Counts, draws: int, seed: int) -> Counts:
+    """Confusion matrices (D, M, M): sums over R of the blocks (R, M, M), drawn with replacement.
 
-
-def resampled(counts_by_block: Counts, draws: Counts) -> Counts:
-    """Confusion matrices (D, M, M): the sums of the blocks (R, M, M) as often as drawn (D, R)."""
-    summed: Counts = np.einsum("dr,rmn->dmn", draws, counts_by_block)
-    return summed
+    The same seed draws the same blocks, so scores of several classifiers are paired.
+    """
+    n_blocks = len(counts_by_block)
+    often_dr = np.random.default_rng(seed).multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=draws)
+    return np.asarray(np.einsum("dr,rmn->dmn", often_dr, counts_by_block), np.int64)
 
 
 def interval(scores: DoubleArray) -> list[float] | None:
@@ -128,10 +126,10 @@ def score_table(
         )
     score = macro_recall if scope == "annotated" else macro_f1
     n_blocks = len(next(iter(counts.values())))
-    picks = block_draws(n_blocks, draws if n_blocks > 1 else 0, seed)
+    draws = draws if n_blocks > 1 else 0
     totals = {name: blocks.sum(axis=0) for name, blocks in counts.items()}
     values = {name: float(score(total)) for name, total in totals.items()}
-    spreads = {name: score(resampled(blocks, picks)) for name, blocks in counts.items()}
+    spreads = {name: score(bootstrap(blocks, draws, seed)) for name, blocks in counts.items()}
     first, *others = counts
     return {
         "scope": scope,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,45 +42,28 @@ def assemble(
     Raises InputError if the disk is full.
     """
     tags = {**tags, "CLASSES": json.dumps(class_names(classes), ensure_ascii=False)}
-    made = [directory / MAP, *([directory / PROBABILITIES] if probabilities else [])]
-    flat = [path.with_name(f"flat-{path.name}") for path in made]
+    bands: dict[str, dict[str, Any]] = {
+        MAP: {"count": 1, "descriptions": ["class"], "tags": tags, "colours": colour_table(len(classes))}
+    }
+    if probabilities:
+        unit = tags | {"UNIT": "per cent"}
+        bands[PROBABILITIES] = {"count": len(classes), "descriptions": classes, "tags": unit}
     with ExitStack() as stack:
-        write_class = stack.enter_context(
-            create_tiled(
-                flat[0],
-                grid,
-                count=1,
-                dtype="uint8",
-                nodata=NODATA,
-                descriptions=["class"],
-                tags=tags,
-                colours=colour_table(len(classes)),
-            )
-        )
-        write_percent = None
-        if probabilities:
-            write_percent = stack.enter_context(
-                create_tiled(
-                    flat[1],
-                    grid,
-                    count=len(classes),
-                    dtype="uint8",
-                    nodata=NODATA,
-                    descriptions=classes,
-                    tags={**tags, "UNIT": "per cent"},
-                )
-            )
+        writers = []
+        for name, options in bands.items():
+            flat = create_tiled(directory / f"flat-{name}", grid, dtype="uint8", nodata=NODATA, **options)
+            writers.append(stack.enter_context(flat))
         for tile in tiles:
             result = read_tile(tile)
             if (result.class_hw == NODATA).all():
                 continue  # the file is sparse: blocks that are never written are nodata
-            write_class(result.class_hw[None], tile)
-            if write_percent is not None:
-                write_percent(result.percent_khw, tile)
-    for source, target in zip(flat, made, strict=True):
-        write_cog(source, target, overviews="nearest" if target.name == MAP else "average")
+            for write, values_xhw in zip(writers, (result.class_hw[None], result.percent_khw), strict=False):
+                write(values_xhw, tile)
+    for name in bands:
+        source = directory / f"flat-{name}"
+        write_cog(source, directory / name, overviews="nearest" if name == MAP else "average")
         source.unlink()  # now: the flat file of a large map is as large as the map
-    return made
+    return [directory / name for name in bands]
 
 
 def class_areas(path: str, classes: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -157,15 +158,13 @@ def _asset(name: str, size: int, grid: Grid, classes: Sequence[str]) -> pystac.A
 
 def _classification(classes: Sequence[str]) -> list[dict[str, Any]]:
     table = colour_table(len(classes))
-    described = [
+    return [
         {
             "value": value,
-            # The extension allows letters, digits, - and _ in names.
-            "name": "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name),
+            "name": re.sub(r"[^a-zA-Z0-9_-]", "_", name),  # the extension allows these characters
             "title": name,
             "color_hint": bytes(table[value]).hex().upper(),
         }
+        | ({"nodata": True} if value == NODATA else {})
         for value, name in (class_names(classes) | {NODATA: "nodata"}).items()
     ]
-    described[-1]["nodata"] = True
-    return described

@@ -23,7 +23,6 @@ VERSION = 1
 DESCRIPTION = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 
-
 _COPY_AGAIN = "copy or train the model again"
 
 
@@ -85,7 +84,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Folder) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
     weights = safetensors.torch.save(tensors)
     checksum = xxhash.xxh3_64_hexdigest(weights)
-    description = {"format": FORMAT, "version": VERSION, "weights_xxh3": checksum, **checkpoint.describe()}
+    description = {"format": FORMAT, "version": VERSION, "weights_xxh3": checksum} | checkpoint.describe()
     folder.write_bytes(WEIGHTS, weights)
     folder.write_text(DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
@@ -170,40 +169,32 @@ def _read_description(folder: Folder) -> dict[str, Any]:
 def _load_weights(folder: Folder, checksum: str) -> dict[str, Tensor]:
     data = folder.read_bytes(WEIGHTS)
     if xxhash.xxh3_64_hexdigest(data) != checksum:
-        raise InputError(
-            f"{folder}/{WEIGHTS} is damaged or belongs to another {DESCRIPTION} (wrong checksum); "
-            + _COPY_AGAIN
-        )
-    weights: dict[str, Tensor] = safetensors.torch.load(data)
-    return weights
+        problem = f"is damaged or belongs to another {DESCRIPTION} (wrong checksum)"
+        raise InputError(f"{folder}/{WEIGHTS} {problem}; {_COPY_AGAIN}")
+    return dict(safetensors.torch.load(data))
 
 
 def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
-    return Checkpoint(
-        classes=tuple(data["classes"]),
-        network=NetworkSpec.from_json(data["network"]),
-        normalisation=Normalisation.from_json(data["normalisation"]),
-        window=data["window"],
-        s1_quantity=data["s1_quantity"],
-        weights=weights,
-        s2_bands=tuple(data["s2_bands"]),
-        s1_bands=tuple(data["s1_bands"]),
-        recipe=data["recipe"],
-        imagery=data["imagery"],
-        thresholds=data["thresholds"] and tuple(data["thresholds"]),
+    decoded: dict[str, Any] = {
+        "network": NetworkSpec.from_json(data["network"]),
+        "normalisation": Normalisation.from_json(data["normalisation"]),
+        "weights": weights,
         # Checkpoints of earlier versions lack these two.
-        heads={
-            name: LabelSet(tuple(head["classes"]), head["thresholds"] and tuple(head["thresholds"]))
+        "heads": {
+            name: LabelSet(*(head[key] and tuple(head[key]) for key in ("classes", "thresholds")))
             for name, head in data.get("heads", {}).items()
         },
-        periods=tuple((start, end) for start, end in data.get("periods", ())),
-        data_fingerprint=data["data_fingerprint"],
-        code_version=data["code_version"],
-    )
+        "periods": tuple((start, end) for start, end in data.get("periods", ())),
+    }
+    for field in fields(Checkpoint):
+        if field.name not in decoded:
+            value = data[field.name]
+            decoded[field.name] = tuple(value) if isinstance(value, list) else value
+    return Checkpoint(**decoded)
 
 
 def _check_fit(checkpoint: Checkpoint, folder: Folder) -> None:
-    problems = checkpoint.network.layout_problems(checkpoint.weights)
+    problems = [mismatch] if (mismatch := checkpoint.network.mismatch(checkpoint.weights)) else []
     sizes = {MAIN: checkpoint.network.n_classes} | {h.name: h.n_classes for h in checkpoint.network.heads}
     lists = {name: len(labels.classes) for name, labels in checkpoint.label_sets.items()}
     if sizes != lists:

@@ -67,21 +67,21 @@ def loss_terms(logits_bkhw: Tensor, label_bhw: Tensor, crop_b: Tensor, recipe: L
     """
     logits = logits_bkhw.float()
     n_classes = logits.shape[1]
-    masks = _Masks.of(label_bhw, crop_b, n_classes)
+    annotated_bhw, background_bhw, _, weak_bhw = masks = _masks(label_bhw, crop_b, n_classes)
     negative_bkhw = softplus(logits)  # l-(z)
     own_index_bhw = label_bhw.long().clamp(max=n_classes - 1)
-    own_logit_bhw = logits.gather(1, own_index_bhw.unsqueeze(1)).squeeze(1) * masks.annotated
+    own_logit_bhw = logits.gather(1, own_index_bhw.unsqueeze(1)).squeeze(1) * annotated_bhw
     # Multiplying by masks, unlike selecting with them, does not wait for the device.
-    kinds_bpm = torch.stack((masks.annotated, masks.background, masks.unlabelled), -1).flatten(1, 2)
+    kinds_bpm = torch.stack(masks[:3], -1).flatten(1, 2)
     negative_km = (negative_bkhw.flatten(2) @ kinds_bpm.float()).sum(0)
     on_annotated, on_background, on_unlabelled = negative_km.sum(0)
     if recipe.cross_negatives:  # BCE(z, one-hot) summed over classes, as l+(z) = l-(z) - z
         on_annotated = on_annotated - own_logit_bhw.sum()
     else:
-        on_annotated = (softplus(-own_logit_bhw) * masks.annotated).sum()
+        on_annotated = (softplus(-own_logit_bhw) * annotated_bhw).sum()
     if recipe.unlabelled == "own_crop":
         own_negative_bhw = negative_bkhw[torch.arange(len(crop_b), device=crop_b.device), crop_b.clamp(min=0)]
-        sums = torch.stack((on_annotated, on_background, (own_negative_bhw * masks.weak).sum()))
+        sums = torch.stack((on_annotated, on_background, (own_negative_bhw * weak_bhw).sum()))
     elif recipe.unlabelled == "negative":  # one mean over everything
         together = on_annotated + on_background + on_unlabelled
         sums = torch.stack((together, *together.new_zeros(2)))
@@ -93,13 +93,13 @@ def loss_terms(logits_bkhw: Tensor, label_bhw: Tensor, crop_b: Tensor, recipe: L
         sums,
         _counts(masks, n_classes, recipe),
         class_sums=negative_km.detach()[:, :2].sum(1) - own_k,
-        known=(masks.annotated | masks.background).sum().float(),
+        known=(annotated_bhw | background_bhw).sum().float(),
     )
 
 
 def loss_counts(label_bhw: Tensor, crop_b: Tensor, n_classes: int, recipe: LossRecipe) -> Tensor:
     """The counts (3,) of the terms of a batch, which do not depend on logits."""
-    return _counts(_Masks.of(label_bhw, crop_b, n_classes), n_classes, recipe)
+    return _counts(_masks(label_bhw, crop_b, n_classes), n_classes, recipe)
 
 
 def total(terms: LossTerms, recipe: LossRecipe) -> Tensor:
@@ -108,27 +108,17 @@ def total(terms: LossTerms, recipe: LossRecipe) -> Tensor:
     return (weights * terms.sums / terms.counts.clamp(min=1)).sum()
 
 
-@dataclass(frozen=True)
-class _Masks:
-    """Kinds of pixels (B, H, W), bool. `weak` are the unlabelled ones of ROIs that have a crop."""
-
-    annotated: Tensor
-    background: Tensor
-    unlabelled: Tensor
-    weak: Tensor
-
-    @classmethod
-    def of(cls, label_bhw: Tensor, crop_b: Tensor, n_classes: int) -> _Masks:
-        unlabelled = label_bhw == UNLABELLED
-        weak = unlabelled & (crop_b >= 0).view(-1, 1, 1)
-        return cls(label_bhw < n_classes, label_bhw == BACKGROUND, unlabelled, weak)
+def _masks(label_bhw: Tensor, crop_b: Tensor, n_classes: int) -> tuple[Tensor, ...]:
+    """Annotated, background and unlabelled pixels (B, H, W), and the unlabelled ones of ROIs with a crop."""
+    unlabelled_bhw = label_bhw == UNLABELLED
+    weak_bhw = unlabelled_bhw & (crop_b >= 0).view(-1, 1, 1)
+    return label_bhw < n_classes, label_bhw == BACKGROUND, unlabelled_bhw, weak_bhw
 
 
-def _counts(masks: _Masks, n_classes: int, recipe: LossRecipe) -> Tensor:
-    annotated = masks.annotated.sum() * (n_classes if recipe.cross_negatives else 1)
-    background = masks.background.sum() * n_classes
-    none = torch.zeros_like(background)
+def _counts(masks: tuple[Tensor, ...], n_classes: int, recipe: LossRecipe) -> Tensor:
+    annotated, background, unlabelled, weak = (mask.sum() for mask in masks)
+    annotated = annotated * (n_classes if recipe.cross_negatives else 1)
+    background, none = background * n_classes, torch.zeros_like(background)
     if recipe.unlabelled == "negative":
-        return torch.stack((annotated + background + masks.unlabelled.sum() * n_classes, none, none)).float()
-    weak = masks.weak.sum() if recipe.unlabelled == "own_crop" else none
-    return torch.stack((annotated, background, weak)).float()
+        return torch.stack((annotated + background + unlabelled * n_classes, none, none)).float()
+    return torch.stack((annotated, background, weak if recipe.unlabelled == "own_crop" else none)).float()

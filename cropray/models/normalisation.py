@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
+from cropray.bands import NODATA, S1_BANDS, S2_BANDS
 from cropray.errors import InputError
 
 # Mean and standard deviation over all pixels and months of crops, grass, orchards and vines in Flanders
@@ -46,10 +46,8 @@ class Normalisation(ABC):
         valid_b2thw = s2_bcthw.new_empty(B, 2, *size)
         samples = 1 if s2_bcthw.device.type == "cpu" else B  # one sample stays in a core's cache
         floats = []
-        for stored, valid, scale in (
-            (s1_bcthw, valid_b2thw[:, 1:], self._scale_s1),
-            (s2_bcthw, valid_b2thw[:, :1], self._scale_s2),
-        ):
+        sensors = (("s1", s1_bcthw, valid_b2thw[:, 1:]), ("s2", s2_bcthw, valid_b2thw[:, :1]))
+        for sensor, stored, valid in sensors:
             x = torch.empty_like(stored, dtype=torch.float32)
             scratch = torch.empty_like(stored[:samples])
             for first in range(0, B, samples):
@@ -57,16 +55,13 @@ class Normalisation(ABC):
                 values = scratch[: len(stored[part])].copy_(stored[part])
                 # NODATA is the lowest int16. This is faster than comparing.
                 torch.amin(values, dim=1, keepdim=True, out=valid[part])
-                scale(values, valid[part].clamp_(max=NODATA + 1).sub_(NODATA), x[part])
+                self._scale(sensor, values, valid[part].clamp_(max=NODATA + 1).sub_(NODATA), x[part])
             floats.append(x)
         return floats[0], floats[1], valid_b2thw
 
-    # From stored values, which may be overwritten, and 1 or 0 for valid or not, both int16, to float32 `out`.
     @abstractmethod
-    def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None: ...
-
-    @abstractmethod
-    def _scale_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None: ...
+    def _scale(self, sensor: str, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
+        """From stored values, which may be overwritten, and 1 or 0 (valid or not), both int16, to `out`."""
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": _KIND_OF[type(self)], **asdict(self)}
@@ -99,13 +94,11 @@ class FixedNormalisation(Normalisation):
         if reach > _MAX:
             raise InputError(f"clip {self.clip} standard deviations exceeds the range of stored values")
 
-    def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
-        limits = _limits(S1_BANDS, self.s1_mean, self.s1_std, self.clip, x_bcthw.device)
-        _standardise(x_bcthw, valid_b1thw, out, *limits)
-
-    def _scale_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
-        limits = _limits(S2_BANDS, self.s2_mean, self.s2_std, self.clip, x_bcthw.device)
-        _standardise(x_bcthw, valid_b1thw, out, *limits)
+    def _scale(self, sensor: str, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
+        low, high, middle, factor = _limits(self, sensor, x_bcthw.device)
+        torch.maximum(x_bcthw, low, out=x_bcthw)
+        torch.minimum(x_bcthw, high, out=x_bcthw)
+        out.copy_(x_bcthw.sub_(middle).mul_(valid_b1thw)).mul_(factor)
 
 
 @dataclass(frozen=True)
@@ -122,17 +115,16 @@ class SeedNormalisation(Normalisation):
     s1_range_db: tuple[float, float] = (-25.0, 10.0)
     unit_range: tuple[float, float] = (0.0001, 0.9999)
 
-    def _scale_s1(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
-        unit = S1_BANDS[0].scale
-        db = x_bcthw.mul_(valid_b1thw).clamp_(*(round(limit / unit) for limit in self.s1_range_db))
+    def _scale(self, sensor: str, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
+        x_bcthw.mul_(valid_b1thw)
+        if sensor == "s2":
+            unit = S2_BANDS[0].scale
+            out.copy_(x_bcthw.clamp_(*(round(limit / unit) for limit in self.unit_range))).mul_(unit)
+            return
+        db = x_bcthw.clamp_(*(round(limit / S1_BANDS[0].scale) for limit in self.s1_range_db))
         low, high = (extreme(db, dim=(1, 3, 4), keepdim=True) for extreme in (torch.amin, torch.amax))
         span = (high - low).clamp_(min=1)  # a constant month becomes 0
         out.copy_(db.sub_(low)).div_(span.float()).clamp_(*self.unit_range)
-
-    def _scale_s2(self, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
-        unit = S2_BANDS[0].scale
-        limits = (round(limit / unit) for limit in self.unit_range)
-        out.copy_(x_bcthw.mul_(valid_b1thw).clamp_(*limits)).mul_(unit)
 
 
 NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "seed": SeedNormalisation}
@@ -141,24 +133,12 @@ NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "
 _KIND_OF = {cls: kind for kind, cls in NORMALISATIONS.items()}
 
 
-Floats = tuple[float, ...]
-
-
 @lru_cache
-def _limits(
-    bands: tuple[Band, ...], mean: Floats, std: Floats, clip: float, device: torch.device
-) -> tuple[Tensor, ...]:
+def _limits(scheme: FixedNormalisation, sensor: str, device: torch.device) -> tuple[Tensor, ...]:
     """By band: the lowest, highest and mean stored integer, and the factor to standard deviations."""
-    unit = np.array([band.scale for band in bands])
-    middle, reach = np.array(mean) / unit, clip * np.array(std) / unit
+    unit = np.array([band.scale for band in (S1_BANDS if sensor == "s1" else S2_BANDS)])
+    mean, std = (np.array(getattr(scheme, f"{sensor}_{name}")) for name in ("mean", "std"))
+    middle, reach = mean / unit, scheme.clip * std / unit
     integers = [np.rint(x).clip(-_MAX, _MAX) for x in (middle - reach, middle + reach, middle)]
-    arrays = [*(x.astype(np.int16) for x in integers), (unit / np.array(std)).astype(np.float32)]
+    arrays = [*(x.astype(np.int16) for x in integers), (unit / std).astype(np.float32)]
     return tuple(torch.from_numpy(x).to(device).view(1, -1, 1, 1, 1) for x in arrays)
-
-
-def _standardise(
-    x: Tensor, valid: Tensor, out: Tensor, low: Tensor, high: Tensor, middle: Tensor, factor: Tensor
-) -> None:
-    torch.maximum(x, low, out=x)
-    torch.minimum(x, high, out=x)
-    out.copy_(x.sub_(middle).mul_(valid)).mul_(factor)

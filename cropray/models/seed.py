@@ -69,15 +69,11 @@ def from_seed(content: object, where: str) -> Checkpoint:
     """
     state = _tensors(content, where)
     finetuned = any(name.startswith(_BODY) for name in state)
-    if finetuned:
-        state = {
-            name.removeprefix(_BODY): tensor
-            for name, tensor in state.items()
-            if not name.startswith(f"{_BODY}final_conv.")
-        }
+    unused = f"{_BODY}final_conv."
+    state = {name.removeprefix(_BODY): x for name, x in state.items() if not name.startswith(unused)}
     spec = _spec(state, finetuned, where)
-    if problems := spec.layout_problems(state):
-        raise InputError(f"{where} is not of the published layout ({spec}): {'; '.join(problems)}")
+    if mismatch := spec.mismatch(state):
+        raise InputError(f"{where} is not of the published layout ({spec}): {mismatch}")
     return Checkpoint(
         classes=IRAN_CLASSES if finetuned else EUROPE_CLASSES,
         network=spec,
@@ -116,7 +112,10 @@ def _tensors(content: object, where: str) -> dict[str, Tensor]:
             f"{where} holds more than a network's tensors: {shorten(', '.join(others), 200)}. Save its "
             f"state_dict alone, or under one of the keys {', '.join(_STATES)}"
         )
-    state = {_bare(name): tensor for name, tensor in content.items()}
+    state = {
+        ".".join(part for part in name.split(".") if part not in _WRAPPERS): tensor
+        for name, tensor in content.items()
+    }
     if len(state) < len(content):
         raise InputError(f"{where} holds a network and the same one wrapped: names occur twice")
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
@@ -124,18 +123,11 @@ def _tensors(content: object, where: str) -> dict[str, Tensor]:
         raise InputError(
             f"{where}: values of {len(broken)} tensors are not finite: {shorten(', '.join(broken), 200)}"
         )
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in state.items()
-    }
-
-
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    return {name: (x.float() if x.is_floating_point() else x).contiguous() for name, x in state.items()}
 
 
 def _spec(state: dict[str, Tensor], finetuned: bool, where: str) -> NetworkSpec:
-    """The network of these tensors, by the shapes of four of them. Raises InputError if one is missing."""
+    """The network of these tensors, by the shapes of three of them. Raises InputError if one is missing."""
 
     def size(name: str, axis: int, ndim: int) -> int:
         if name not in state or state[name].ndim != ndim:
@@ -145,17 +137,10 @@ def _spec(state: dict[str, Tensor], finetuned: bool, where: str) -> NetworkSpec:
             )
         return int(state[name].shape[axis])
 
-    kind, classes = ("fine-tuned", IRAN_CLASSES) if finetuned else ("pretrained", EUROPE_CLASSES)
-    n_classes = size("final_conv.conv.3.weight" if finetuned else "final_conv.weight", 0, 4)
-    if n_classes != len(classes):
-        raise InputError(
-            f"{where} has a head of {n_classes} classes, the published {kind} one {len(classes)}; names for "
-            "other classes are unknown"
-        )
     width = size("unet3d_s2.unet.downs.0.conv.0.weight", 0, 4)
     stem = size("unet3d_s2.conv3d.conv.0.weight", 0, 5)
     return NetworkSpec(
-        n_classes,
+        len(IRAN_CLASSES if finetuned else EUROPE_CLASSES),
         width=width,
         months=size("unet3d_s2.conv3d.conv.3.weight", 2, 5),
         head="conv" if finetuned else "linear",
