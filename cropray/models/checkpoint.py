@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -72,7 +72,7 @@ class Checkpoint:
 
     def describe(self) -> dict[str, Any]:
         """All but the weights, as plain JSON."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "weights"}
+        values = {name: value for name, value in vars(self).items() if name != "weights"}
         values |= {"network": asdict(self.network), "normalisation": self.normalisation.to_json()}
         values["heads"] = {name: asdict(head) for name, head in self.heads.items()}
         plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists
@@ -186,10 +186,9 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
         },
         "periods": tuple((start, end) for start, end in data.get("periods", ())),
     }
-    for field in fields(Checkpoint):
-        if field.name not in decoded:
-            value = data[field.name]
-            decoded[field.name] = tuple(value) if isinstance(value, list) else value
+    for name in Checkpoint.__dataclass_fields__.keys() - decoded.keys():
+        value = data[name]
+        decoded[name] = tuple(value) if isinstance(value, list) else value
     return Checkpoint(**decoded)
 
 

@@ -24,7 +24,6 @@ ARTIFACTS = "mlflow/artifacts"
 
 _DATABASE = "mlflow/mlflow.db"
 _ANSWER_S = 30.0  # MLflow's client alone would wait four times two minutes
-_LONGEST_REASON = 300  # characters
 _SQL_DETAILS = re.compile(r" ?(\[SQL:|\(Background on this error).*", re.DOTALL)  # statements and a link
 
 _REACH = (
@@ -36,7 +35,6 @@ _LOG_IN = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of a user with "
     "this permission"
 )
-_REMEDY = "fix the cause or free some space, then run the same command again: finished work is kept"
 # MLflow and its database have no error class for each of these, so their text tells them apart.
 _KNOWN = {
     "error responses": "answers with errors only; read its log, then run the same command again",
@@ -93,7 +91,10 @@ def open_client(uri: str, answer_s: float = _ANSWER_S) -> MlflowClient:
     database = sqlite_file(uri)
     with _address_errors(uri):
         if database is not None and not database.exists():
-            _create(database)
+            # It is created whole: MLflow cannot continue with half of its tables.
+            with Folder(str(database.parent)).making(database.name) as temporary:
+                new = f"sqlite:///{temporary}"
+                MlflowClient(tracking_uri=new, registry_uri=new).search_experiments(max_results=1)
         address = _expanded(uri)
         client = MlflowClient(tracking_uri=address, registry_uri=address)
         try:
@@ -134,9 +135,9 @@ def server_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as error:
         reason = redacted(_SQL_DETAILS.sub("", str(error)))
-        short = textwrap.shorten(reason, _LONGEST_REASON, placeholder=" …")
-        known = [problem for pattern, problem in _KNOWN.items() if re.search(pattern, reason)]
-        problem = known[0] if known else f"failed: {short}; {_REMEDY}"
+        short = textwrap.shorten(reason, 300, placeholder=" …")
+        failed = f"failed: {short}; fix the cause or free some space, then run the same command again"
+        problem = next((known for pattern, known in _KNOWN.items() if re.search(pattern, reason)), failed)
         raise InputError(f"MLflow at {uri} (tracking.uri) {problem}") from error
 
 
@@ -154,15 +155,6 @@ def _expanded(uri: str) -> str:
         return quote(os.environ[match[1]], safe="")
 
     return re.sub(r"\$\{(\w+)\}", value, uri)
-
-
-def _create(database: Path) -> None:
-    """Create a database whole: MLflow cannot continue with half of its tables."""
-    from mlflow import MlflowClient
-
-    with Folder(str(database.parent)).making(database.name) as temporary:
-        uri = f"sqlite:///{temporary}"
-        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,40 +91,14 @@ def code_checksum() -> str:
 def travelling_modules() -> list[str]:
     """The files of this package that the registered model's script imports, by path below the package.
 
-    They travel with the model, because the package is on no index. They are the closure of all imports
-    that run, wherever in a file they are, so none can be missing.
+    They travel with the model, because the package is on no index. They are the closure of all imports,
+    wherever in a file they are, so none can be missing.
     """
-    found: set[Path] = set()
-    left = [_SCRIPT]
-    while left:
-        for path in _imported(left.pop()) - found:
-            found.add(path)
-            left.append(path)
-    return sorted(path.relative_to(_PACKAGE).as_posix() for path in found)
-
-
-def _imported(script: Path) -> set[Path]:
-    """The files of this package that a script imports, and the packages that contain them."""
-    names: set[str] = set()
-    nodes: list[ast.AST] = [ast.parse(script.read_text())]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            nodes += node.orelse
-            continue
-        nodes += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    files: set[Path] = set()
-    for first, *parts in (name.split(".") for name in names):
-        if first != _PACKAGE.name:
-            continue
-        paths = [_PACKAGE.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
-        candidates = [file for path in paths for file in (path / "__init__.py", path.with_suffix(".py"))]
-        files.update(file for file in candidates if file.is_file())
-    return files
+    others = [path.stem for path in _PACKAGE.parent.iterdir() if path != _PACKAGE]  # installed beside it
+    finder = ModuleFinder(path=[str(_PACKAGE.parent)], excludes=others)
+    finder.run_script(str(_SCRIPT))
+    own = [module for name, module in finder.modules.items() if name.split(".")[0] == _PACKAGE.name]
+    return sorted(Path(vars(module)["__file__"]).relative_to(_PACKAGE).as_posix() for module in own)
 
 
 def example(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.int16]]:

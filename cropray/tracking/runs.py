@@ -43,6 +43,7 @@ _BATCH = 100
 _MAX_VALUE = 6000
 _PARENT = "mlflow.parentRunId"  # MLflow's interface nests runs by this tag
 _RUN, _STAGE, _PROCESS = "cropray.run", "cropray.stage", "cropray.process"
+# Users choose the names of classes and regions, which are in names of metrics and parameters.
 _NOT_IN_NAMES = re.compile(r"[^\w.\- :/]")
 # Errors of a server that is overloaded or starting, not of one that refuses.
 _TEMPORARY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
@@ -65,7 +66,7 @@ class Tracker:
         """Record parameters. MLflow never changes one, so a known parameter keeps its value."""
         from mlflow.entities import Param
 
-        values = {metric_name(key): str(value)[:_MAX_VALUE] for key, value in params.items()}
+        values = {_NOT_IN_NAMES.sub("_", key): str(value)[:_MAX_VALUE] for key, value in params.items()}
         new = [Param(name, value) for name, value in values.items() if name not in self._known]
         for start in range(0, len(new), _BATCH):
             self.client.log_batch(self.run_id, params=new[start : start + _BATCH])
@@ -79,7 +80,7 @@ class Tracker:
 
         when_ms = int(1000 * (time.time() if when_s is None else when_s))
         values = [
-            Metric(metric_name(key), float(value), when_ms, step, model_id=model_id or None)
+            Metric(_NOT_IN_NAMES.sub("_", key), float(value), when_ms, step, model_id=model_id or None)
             for key, value in metrics.items()
         ]
         for start in range(0, len(values), _BATCH):
@@ -205,11 +206,6 @@ def tracked(run: Run, stage: str, *, parent: str = "") -> Iterator[Tracker]:
         finally:
             if not tracker.ended:
                 tracker.end(status)
-
-
-def metric_name(key: str) -> str:
-    """A name that MLflow accepts: users choose the names of classes and regions."""
-    return _NOT_IN_NAMES.sub("_", key)
 
 
 def _experiment(run: Run, client: MlflowClient) -> str:

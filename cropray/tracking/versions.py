@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from cropray.config import CHAMPION
 from cropray.run import Run
@@ -110,7 +113,7 @@ def set_champion(run: Run, candidate: Version, evidence: Mapping[str, Any]) -> d
     client, uri = open_registry(run)
     # The user of the tracking server, or else of this machine.
     by = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    signature = {"by": by, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    signature = {"by": by, "at": _now()}
     with server_errors(uri):
         record = json.dumps({**evidence, **signature}, sort_keys=True)
         client.set_model_version_tag(candidate.name, candidate.number, PROMOTION, record)
@@ -133,14 +136,9 @@ def link_evaluation(run: Run, folder: Folder, result: Mapping[str, Any], shards:
         return []
     with tracked(run, "evaluate") as tracker:
         row = result["methods"]["network"]
-        record = {name: result[name] for name in ("scope", "score", "blocks", "pixels", "regions")} | {
-            "value": row["score"],
-            "interval": row["interval"],
-            "shards": shards,
-            "run": run.folder.uri,
-            "mlflow_run": tracker.run_id,
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        record = {name: result[name] for name in ("scope", "score", "blocks", "pixels", "regions")}
+        record |= {"value": row["score"], "interval": row["interval"], "shards": shards}
+        record |= {"run": run.folder.uri, "mlflow_run": tracker.run_id, "at": _now()}
         for version in found:
             client.set_model_version_tag(version.name, version.version, EVALUATION, json.dumps(record))
             tracker.metrics(_scores(result), step=0, model_id=version.tags[MODEL_ID])
@@ -152,22 +150,17 @@ def table(rows: Sequence[Version]) -> str:
     """Versions as lines of text."""
     head = ("MODEL", "ALIASES", "CREATED", "SCORE ON TEST", "CHECKPOINT", "STARTED FROM")
     by_weights = {row.tags.get(WEIGHTS): row.uri for row in rows}
-    lines = [head] + [
-        (
-            row.uri,
-            ", ".join(row.aliases) or "-",
-            f"{row.created:%Y-%m-%d %H:%M}",
-            _score(row.evaluation),
-            row.tags.get(CHECKPOINT, "-"),
-            by_weights.get(row.tags.get(PARENT)) or row.tags.get(f"{PREFIX}parent", "-"),
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
-        for line in lines
-    )
+    shown = Table(*head, box=None, padding=(0, 2, 0, 0), header_style="")
+    for row in rows:
+        parent = by_weights.get(row.tags.get(PARENT)) or row.tags.get(f"{PREFIX}parent", "-")
+        created, checkpoint = f"{row.created:%Y-%m-%d %H:%M}", row.tags.get(CHECKPOINT, "-")
+        aliases = ", ".join(row.aliases) or "-"
+        cells = (row.uri, aliases, created, _score(row.evaluation), checkpoint, parent)
+        shown.add_row(*(Text(cell) for cell in cells))
+    console = Console(width=1000, color_system=None)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get()
 
 
 def page(version: Version) -> str:
@@ -178,17 +171,10 @@ def page(version: Version) -> str:
 
 def _version(found: ModelVersion, aliases: Mapping[str, Any]) -> Version:
     tags = dict(found.tags)
-    created = tags.pop(CREATED, None)
-    return Version(
-        found.name,
-        str(found.version),
-        tuple(sorted(alias for alias, number in aliases.items() if str(number) == str(found.version))),
-        datetime.fromisoformat(created)
-        if created
-        else datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-        tags,
-        found.description or "",
-    )
+    at = datetime.fromtimestamp(found.creation_timestamp / 1000, UTC).isoformat()
+    created, number = datetime.fromisoformat(tags.pop(CREATED, at)), str(found.version)
+    own = tuple(sorted(alias for alias, version in aliases.items() if str(version) == number))
+    return Version(found.name, number, own, created, tags, found.description or "")
 
 
 def _scores(result: Mapping[str, Any]) -> dict[str, float]:
@@ -207,6 +193,10 @@ def _rewrite_card(run: Run, client: MlflowClient, version: ModelVersion, result:
         path.write_text(card)
         files.log_artifact(str(path))
     client.update_model_version(version.name, version.version, description(card))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _score(evaluation: Mapping[str, Any] | None) -> str:
