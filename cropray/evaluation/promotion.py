@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cropray.config import CHAMPION
 from cropray.errors import InputError
 from cropray.evaluation.classifiers import Network
 from cropray.evaluation.evaluate import check_fit, open_split, score_split
@@ -15,7 +16,7 @@ from cropray.run import Run, Summary
 from cropray.shards.file import fingerprint, shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.tracking.registry import resolve_model
-from cropray.tracking.versions import Version, find, find_champion, set_champion
+from cropray.tracking.versions import Version, find, list_versions, set_champion
 
 _FORCE = "or promote it anyway, on record: --force REASON"
 
@@ -35,7 +36,8 @@ def promote(run: Run, reference: str = "", force: str = "") -> Summary:
     settings = run.config.tracking
     reference = reference or f"models:/{settings.model_name}@{settings.alias}"
     candidate = find(run, reference)
-    champion = find_champion(run, candidate)
+    champions = [version for version in list_versions(run) if CHAMPION in version.aliases]
+    champion = next((version for version in champions if version.name == candidate.name), None)
     if champion is not None and champion.uri == candidate.uri:
         say(f"promote: {candidate.uri} is already the champion")
         return {"champion": candidate.uri, "before": champion.uri}

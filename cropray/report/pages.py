@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,7 +30,6 @@ _FACTS = (
     "blocks", "pixels",
 )  # fmt: skip
 _CURVES = ("epoch", "train_loss", "val_loss", "val_mean_average_precision", "val_mean_f1")
-_TRIALS = 20  # rows of the table of a sweep
 _MAPS = 6  # pictures of a prediction
 _NO_CLASS = "#dddddd"
 
@@ -131,14 +131,9 @@ def _sweeps(run: Run) -> list[Section]:
     root = run.folder.child("tune")
     found = []
     for path in root.names(f"/{SWEEP}"):
-        name = path.split("/", 1)[0]
-        sweep = json.loads(root.read_text(path))
-        trials = sweep["trials"]
-        picture = _data_uri(root.read_bytes(f"{name}/{PICTURE}"))
-        searched = sorted(trials[0]["values"])
-        found.append(
-            {"name": name, **sweep, "searched": searched, "shown": trials[:_TRIALS], "picture": picture}
-        )
+        name, sweep = path.split("/", 1)[0], json.loads(root.read_text(path))
+        sweep |= {"name": name, "picture": _data_uri(root.read_bytes(f"{name}/{PICTURE}"))}
+        found.append(sweep | {"searched": sorted(sweep["trials"][0]["values"])})
     return found
 
 
@@ -179,11 +174,9 @@ def _maps(run: Run) -> list[Section]:
     for path in root.names("summary.json"):
         name = path.split("/", 1)[0]
         summary = json.loads(root.read_text(path))["summary"]
-        folder = root.child(name)
-        hectares: dict[str, float] = {}
+        folder, hectares = root.child(name), Counter[str]()
         for part in summary["maps"]:
-            for crop, area in part["hectares"].items():
-                hectares[crop] = hectares.get(crop, 0.0) + area
+            hectares.update(part["hectares"])
         found.append(
             {
                 "name": name,

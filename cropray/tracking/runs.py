@@ -11,7 +11,6 @@ import queue
 import re
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import wait
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tenacity import Retrying, retry_if_exception, wait_fixed
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_fixed
 
 from cropray.errors import InputError
 from cropray.progress import say
@@ -129,21 +128,17 @@ def metric_queue(
     does not arrive within `patience_s` seconds, and MlflowException if the server refuses a record.
     """
     records = queue.SimpleQueue[tuple[Mapping[str, float], int, float] | None]()
-    away = threading.Event()
 
-    def say_away(_: Any) -> None:
-        if not away.is_set():
+    def say_away(state: RetryCallState) -> None:
+        if state.attempt_number == 1:
             say("the MLflow server does not answer; the training continues, its metrics are sent later")
-        away.set()
 
     def send_all() -> None:
-        retrying = Retrying(
-            retry=retry_if_exception(_is_temporary), wait=wait_fixed(retry_s), before_sleep=say_away
-        )
+        again, wait_s = retry_if_exception(_is_temporary), wait_fixed(retry_s)
         while (record := records.get()) is not None:
             metrics, step, when_s = record
+            retrying = Retrying(retry=again, wait=wait_s, before_sleep=say_away)
             retrying(tracker.metrics, metrics, step, when_s=when_s)
-            away.clear()
 
     def put(metrics: Mapping[str, float], step: int, when_s: float) -> None:
         if sender.done():
@@ -154,8 +149,8 @@ def metric_queue(
     try:
         yield put
         wait_s = patience_s
-        if away.is_set():
-            say(f"waiting for the MLflow server: {records.qsize() + 1} records are left to send")
+        if left := records.qsize():
+            say(f"waiting for the MLflow server: {left} records are left to send")
     finally:
         records.put(None)
         wait([sender], timeout=wait_s)

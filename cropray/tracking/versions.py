@@ -32,14 +32,7 @@ from cropray.tracking.lineage import (
     WEIGHTS,
     checkpoint_id,
 )
-from cropray.tracking.registry import (
-    CARD,
-    find_version,
-    open_files,
-    open_registry,
-    registered_model,
-    versions,
-)
+from cropray.tracking.registry import CARD, find_version, open_files, open_registry, versions
 from cropray.tracking.runs import tracked
 
 if TYPE_CHECKING:
@@ -96,16 +89,6 @@ def find(run: Run, reference: str) -> Version:
     with server_errors(uri):
         found = find_version(reference, client, uri)
         return _version(found, client.get_registered_model(found.name).aliases)
-
-
-def find_champion(run: Run, candidate: Version) -> Version | None:
-    """The champion among the versions of the candidate's model, or None."""
-    client, uri = open_registry(run)
-    with server_errors(uri):
-        model = registered_model(candidate.name, client)
-        if model is None or CHAMPION not in model.aliases:
-            return None
-        return _version(client.get_model_version(model.name, model.aliases[CHAMPION]), model.aliases)
 
 
 def set_champion(run: Run, candidate: Version, evidence: Mapping[str, Any]) -> dict[str, str]:
