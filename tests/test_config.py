@@ -103,7 +103,7 @@ def test_a_commented_configuration_reads_back_as_itself(path: Path) -> None:
     config = load_config(path)
     text = commented_yaml(config)
     assert Config.model_validate(yaml.safe_load(text)) == config
-    assert "  # Number of months.\n  months: 6\n" in text
+    assert f"  # Number of months.\n  months: {config.window.months}\n" in text
 
 
 @pytest.mark.parametrize(

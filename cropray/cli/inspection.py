@@ -124,6 +124,20 @@ def import_tiff(
     emit(import_tiff(directory, opened(run, config, set), chosen))
 
 
+@shards_app.command("import-series")
+def import_series(
+    files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Tables, .parquet or .csv.")],
+    run: RunOption,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="Split of all samples; else by blocks.")] = "",
+    config: ConfigOption = None,
+    set: SetOption = None,
+) -> None:
+    """Import tables of labelled point series as shards of one pixel; the settings `series` describe them."""
+    from cropray.pipeline.import_series import import_series
+
+    emit(import_series(files, opened(run, config, set), split))
+
+
 @checkpoint_app.command("show")
 def show_checkpoint(folder: Annotated[str, typer.Argument(metavar="DIR", help="Path or URI.")]) -> None:
     """Verify a checkpoint folder and describe it."""

@@ -18,6 +18,7 @@ from cropray.config.imagery import (
 )
 from cropray.config.rois import GridConfig, RoisConfig, WindowConfig
 from cropray.config.section import Name, Section
+from cropray.config.series import SeriesConfig
 from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, TuneConfig, filled_by_recipe
 from cropray.types import BACKGROUND
 
@@ -99,6 +100,7 @@ class Config(Section):
     labels: LabelsConfig = LabelsConfig()
     patch: PatchConfig = PatchConfig()
     shards: ShardsConfig = ShardsConfig()
+    series: SeriesConfig = SeriesConfig()
     model: ModelConfig = ModelConfig()
     pretrain: Annotated[TrainConfig, filled_by_recipe("pretrain")] = TrainConfig()
     """Training on densely labelled ROIs."""

@@ -81,17 +81,18 @@ def compact(run: Run) -> Summary:
     return summary
 
 
+def plan_order(seed: int, sample_id: str) -> tuple[int, str]:
+    """Sorts samples at random, but reproducibly."""
+    return xxhash.xxh3_64_intdigest(f"{seed}\n{sample_id}".encode()), sample_id
+
+
 def plan_shards(samples: Sequence[Sample], seed: int, shard_samples: int) -> dict[str, list[Sample]]:
     """The samples of each shard by its name, in the order of xxh3(seed, sample_id).
 
     A split has as few shards of at most `shard_samples` as possible; their sizes differ by one at most. The
     plan does not depend on the order of `samples`.
     """
-
-    def place(sample: Sample) -> tuple[int, str]:
-        return xxhash.xxh3_64_intdigest(f"{seed}\n{sample.sample_id}".encode()), sample.sample_id
-
-    ordered = sorted(samples, key=place)
+    ordered = sorted(samples, key=lambda sample: plan_order(seed, sample.sample_id))
     plan: dict[str, list[Sample]] = {}
     for split in sorted({sample.split for sample in samples}):
         own = [sample for sample in ordered if sample.split == split]

@@ -53,14 +53,16 @@ def components(rois: Sequence[Roi], buffer_m: float) -> IndexArray:
     return numbers
 
 
-def split_rois(rois: Sequence[Roi], config: SplitConfig, seed: int) -> list[Roi]:
-    """The ROIs with their splits.
+def split_rois(
+    rois: Sequence[Roi], config: SplitConfig, seed: int, groups: IndexArray | None = None
+) -> list[Roi]:
+    """The ROIs with their splits, `groups` (N,) of them together, by default components of near ones.
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, doi:10.1007/978-3-642-23808-6_10)
-    deals out whole components of near ROIs, crop by crop, the rarest crop first. The result depends on
+    deals out whole groups, crop by crop, the rarest crop first. The result depends on
     the seed and on the ROIs, but not on their order.
     """
-    component = components(rois, config.buffer_m)
+    component = components(rois, config.buffer_m) if groups is None else groups
     names = _component_names(rois, component)
     order = np.argsort([xxhash.xxh3_64_hexdigest(f"{seed} {name}".encode()) for name in names])
     crops, crop = np.unique([roi.crop for roi in rois], return_inverse=True)

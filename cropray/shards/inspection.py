@@ -198,7 +198,7 @@ def _contradictions(folder: Folder, files: Iterable[ShardFile], table: pa.Table)
             others = set(file.scalars["split"].to_pylist()) - {file.uri.rsplit("/", 2)[-2]}
             if others:
                 problems.append(f"{file.uri} holds samples of {', '.join(sorted(others))}")
-    if compacted is None and not folder.exists(LEDGER):
+    if not folder.exists(LEDGER) and (compacted is None or "imported" in compacted):
         return problems
     with _collected(problems):
         expected = Counter[tuple[str, str]]()
