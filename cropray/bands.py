@@ -23,7 +23,8 @@ class Band:
 
 
 def _s2(name: str, ee: str, resolution_m: int, *aliases: str) -> Band:
-    return Band(name, "s2", "reflectance", 1e-4, (0.0, 1.6), resolution_m, ee, (name, *aliases))
+    # The atmospheric correction leaves dark pixels up to some hundredths below 0.
+    return Band(name, "s2", "reflectance", 1e-4, (-0.02, 1.6), resolution_m, ee, (name, *aliases))
 
 
 # Resolutions: Sentinel-2 Products Specification Document. Common names: STAC extension eo.
@@ -39,9 +40,12 @@ S2_BANDS: tuple[Band, ...] = (
     _s2("B11", "B11", 20, "swir16"),
     _s2("B12", "B12", 20, "swir22"),
 )
+# Buildings are brighter than 10 dB only in single pixels. Digital numbers of GRD taken for power are all
+# brighter: an amplitude of 40 is 16 dB.
+_S1_RANGE = (-50.0, 10.0)
 S1_BANDS: tuple[Band, ...] = (
-    Band("VV", "s1", "dB", 1e-2, (-50.0, 30.0), 10, "VV", ("vv", "VV")),
-    Band("VH", "s1", "dB", 1e-2, (-50.0, 30.0), 10, "VH", ("vh", "VH")),
+    Band("VV", "s1", "dB", 1e-2, _S1_RANGE, 10, "VV", ("vv", "VV")),
+    Band("VH", "s1", "dB", 1e-2, _S1_RANGE, 10, "VH", ("vh", "VH")),
 )
 S2_NAMES = tuple(band.name for band in S2_BANDS)
 S1_NAMES = tuple(band.name for band in S1_BANDS)

@@ -28,7 +28,7 @@ _NO_INPUTS: Final[Inputs] = {}
 # Settings in the sections below that may change: they affect no result, or their content is among the inputs.
 _FREE = (
     REMOVED.keys()
-    | {"predict.batch_size", "predict.model", "evaluate.model", "source.ingestion_days"}
+    | {"predict.batch_size", "predict.model", "evaluate.model", "source.ingestion_days", "source.max_lost"}
     | {f"tune.{name}" for name in ("trials", "concurrent", "cpus", "budget_s", "evaluate")}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
     | {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OPERATIONAL}

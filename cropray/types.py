@@ -76,6 +76,10 @@ class CompositeRecipe:
     scl_invalid: tuple[int, ...] = (0, 1, 3, 8, 9, 10, 11)
     s1_passes: tuple[str, ...] = ("ascending", "descending")
     cloud_score: float | None = None
+    s1_orbit_rule: str = "season"
+    sensors: tuple[str, ...] = ("s2", "s1")
+    max_impossible: float = 0.5
+    max_lost: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,11 @@ class Composite:
 
     `scenes` counts the scenes of each period by sensor (keys "s2", "s1") for the ledger. It is empty
     if the source does not know. `maps` holds the codes (H, W) of the requested maps, sampled by
-    nearest neighbour, 0 where a map has no data. Raises ValueError for shapes that do not match.
+    nearest neighbour, 0 where a map has no data. `orbits_s1` names the radar orbits of the season, the
+    topmost first ("ascending 88"); it is empty if they were chosen month by month. `lost` names scenes
+    that could not be used, with the reason. `impossible` is, by sensor and period, the share of values
+    outside the range of their band, of the band that has most. Raises ValueError for shapes that do not
+    match.
     """
 
     grid: Grid
@@ -123,6 +131,9 @@ class Composite:
     s1_valid_thw: BoolArray
     scenes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     maps: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict)
+    orbits_s1: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    impossible: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = (len(self.periods), self.grid.height, self.grid.width)

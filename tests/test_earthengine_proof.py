@@ -17,8 +17,10 @@ from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.config.imagery import EarthEngineConfig, SimulatedConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
-from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
+from cropray.imagery.composite import composite_scenes
 from cropray.imagery.earthengine.source import EarthEngineSource
+from cropray.imagery.orbits import choose_season
+from cropray.imagery.scenes import S1Scene, S2Scene
 from cropray.imagery.simulated import PlaceScenes, SimulatedSource
 from cropray.simulation import radar
 from cropray.simulation.landscape import project
@@ -61,7 +63,7 @@ def reduced(request: ImageRequest, gaps: tuple[Gap, ...] = ()) -> Composite:
             if not is_missing(S2, scene.when):
                 yield as_stored(scene, request)
 
-    def s1(period: Period) -> Iterator[S1Scene]:
+    def s1(period: Period, _: object) -> Iterator[S1Scene]:
         x, y = request.grid.x0 - request.extent.x0, request.extent.y0 - request.grid.y0
         row, col = round(y / request.grid.resolution), round(x / request.grid.resolution)
         rows, cols = Window(row, col, *request.grid.shape).slices
@@ -69,7 +71,10 @@ def reduced(request: ImageRequest, gaps: tuple[Gap, ...] = ()) -> Composite:
             if not is_missing(S1, scene.when):
                 yield replace(scene, power_chw=scene.power_chw[:, rows, cols])
 
-    return composite_scenes(replace(request, recipe=replace(request.recipe, cloud_score=None)), s2, s1)
+    recipe = replace(request.recipe, cloud_score=None, s1_orbit_rule="monthly")
+    return composite_scenes(
+        replace(request, recipe=recipe), s2, s1, lambda request: choose_season(request, s1)
+    )
 
 
 def as_stored(scene: S2Scene, request: ImageRequest) -> S2Scene:

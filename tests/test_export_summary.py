@@ -42,6 +42,7 @@ def test_tiles_are_counted_and_their_gaps_named_by_sensor_and_month(rows: list[L
         "empty_tiles": {},
         "months_without_scene": {"s2": {}, "s1": {"2022-05": 2}},
         "months_without_view": {"s2": {"2022-05": 1, "2022-06": 1}, "s1": {"2022-05": 2}},
+        "scenes_lost": 0,
     }
 
 
@@ -96,3 +97,19 @@ def test_regions_of_other_seasons_are_counted_by_their_own_months(rows: list[Led
     assert got["months_without_view"]["s1"] == {"2022-05": 2, "2022-07": 2}
     (warning,) = got["warnings"]
     assert "2022-05 in 1 of 2 ROIs (such as maize-1), 2022-07 in 1 of 2 ROIs (such as late)" in warning
+
+
+def test_scenes_that_were_left_out_are_counted_and_named(rows: list[LedgerRow]) -> None:
+    seen = [replace(row, valid_s1=[1.0, 1.0]) for row in rows]
+    lost = [replace(row, lost=["S2X: cannot read B03.tif", "S2Y: 99% of B02"]) for row in seen]
+    got = summarise(lost, MONTHS)
+    assert got["scenes_lost"] == 2
+    (warning,) = got["warnings"]
+    assert re.search(r"2 scenes .* 2 tiles, such as S2X: cannot read B03\.tif", warning)
+
+
+def test_tiles_of_one_region_with_different_orbits_are_a_warning(rows: list[LedgerRow]) -> None:
+    west, east = (replace(row, valid_s1=[1.0, 1.0], orbits_s1=["ascending 88"]) for row in rows)
+    assert summarise([west, east], MONTHS)["warnings"] == []
+    (warning,) = summarise([west, replace(east, orbits_s1=["descending 37"])], MONTHS)["warnings"]
+    assert re.search(r"1 ROIs .*different Sentinel-1 orbits, such as maize-1", warning)

@@ -143,8 +143,9 @@ def composite(
     grid: Grid = GRID,
     extent: Grid | None = None,
     periods: tuple[Period, ...] = (JANUARY, FEBRUARY),
+    **recipe: Any,
 ) -> Composite:
-    return src.composite(ImageRequest(grid, extent or grid, periods))
+    return src.composite(ImageRequest(grid, extent or grid, periods, CompositeRecipe(**recipe)))
 
 
 # --- Sentinel-2: numbers to reflectance -------------------------------------------------------------
@@ -322,8 +323,95 @@ def test_tiles_of_one_roi_choose_the_same_pass(tmp_path: Path) -> None:
     descending = s1_item(tmp_path, "d", "2022-01-01", 0.4, orbit=20, orbit_pass="descending")
     src = source(tmp_path, s1=[ascending, descending])
     for tile in (west, east):
-        got = composite(src, tile, GRID)
+        got = composite(src, tile, GRID, s1_orbit_rule="monthly")
         np.testing.assert_allclose(got.s1_tchw[0], 10 * np.log10(0.4), rtol=1e-5)
+
+
+def test_tiles_of_one_roi_choose_the_orbit_that_sees_most_of_it_in_all_months(tmp_path: Path) -> None:
+    """The ascending scene has no pixel in the east. It has the wider footprint, which does not count."""
+    west, east = GRID.window(Window(0, 0, 8, 6)), GRID.window(Window(0, 6, 8, 6))
+    half = np.full(GRID.shape, np.nan)
+    half[:, :6] = 0.1
+    wide = GRID.window(Window(-50, -50, 108, 112))
+    ascending = s1_item(tmp_path, "a", "2022-01-01", half, footprint=wide)
+    descending = s1_item(tmp_path, "d", "2022-01-02", 0.4, orbit=20, orbit_pass="descending")
+    src = source(tmp_path, s1=[ascending, descending])
+    for tile in (west, east, GRID):
+        got = composite(src, tile, GRID)
+        assert got.s1_valid_thw[0].all()
+        np.testing.assert_allclose(got.s1_tchw[0], 10 * np.log10(0.4), rtol=1e-5)
+        assert got.orbits_s1 == ("descending 20",)
+        assert got.scenes["s1"] == (1, 0)
+
+
+# --- an acquisition counts once, a dead asset costs its scene, one sensor is enough ---------------------
+
+
+def test_an_item_in_two_baselines_or_from_two_searches_counts_once(tmp_path: Path) -> None:
+    old = {"s2:processing_baseline": "02.14", "platform": "sentinel-2a"}
+    new = {"s2:processing_baseline": "05.00", "platform": "Sentinel-2A"}
+    items = [
+        s2_item(tmp_path, "old", "2022-01-05T07:33:11", 2000, old),
+        s2_item(tmp_path, "new", "2022-01-05T07:33:12", 2000, new),  # 0.10: its offset is -0.1
+        *(s2_item(tmp_path, f"{n}", f"2022-01-{n}", n * 200 + 1000, new) for n in (15, 20)),
+    ]
+    radar = [
+        *[s1_item(tmp_path, "one", "2022-01-05T04:00:00", 0.1, {**GAMMA0, "platform": "sentinel-1a"})] * 2,
+        s1_item(tmp_path, "two", "2022-01-17T04:00:00", 0.4, {**GAMMA0, "platform": "sentinel-1a"}),
+    ]
+    got = composite(source(tmp_path, [*items, items[1]], radar))
+    np.testing.assert_allclose(got.s2_tchw[0], 0.30, atol=1e-6)
+    np.testing.assert_allclose(got.s1_tchw[0], 10 * np.log10(0.25), rtol=1e-6)
+    assert got.scenes == {"s2": (3, 0), "s1": (2, 0)}
+
+
+def test_a_dead_asset_costs_its_scene_by_name(tmp_path: Path) -> None:
+    baseline = {"s2:processing_baseline": "03.01"}
+    items = [s2_item(tmp_path, f"S2-{n}", f"2022-01-{n}", 100 * n, baseline) for n in (10, 15, 20)]
+    (tmp_path / "S2-15" / "B03.tif").unlink()
+    radar = [s1_item(tmp_path, f"S1-{n}", f"2022-01-{n}", 0.01 * n) for n in (10, 20, 30)]
+    (tmp_path / "S1-20" / "vh.tif").write_bytes((tmp_path / "S1-10" / "vh.tif").read_bytes()[:300])
+    src = source(tmp_path, items, radar)
+    got = composite(src)
+    assert [line.partition(":")[0] for line in got.lost] == ["S2-15", "S1-20"]
+    assert "B03.tif" in got.lost[0]
+    np.testing.assert_allclose(got.s2_tchw[0], 0.15, atol=1e-6)
+    np.testing.assert_allclose(got.s1_tchw[0], 10 * np.log10(0.2), rtol=1e-6)
+    with pytest.raises(InputError, match=r"1 of 3 Sentinel-2 scenes .*S2-15"):
+        composite(src, max_lost=0.3)
+
+
+def test_an_item_whose_pixels_were_shifted_already_is_left_out(tmp_path: Path) -> None:
+    """The item says that its offset is to be applied, but it was."""
+    flag = {"s2:processing_baseline": "04.00", "earthsearch:boa_offset_applied": False}
+    wrong = s2_item(tmp_path, "S2-W", "2022-01-10", 400, flag)
+    right = s2_item(tmp_path, "S2-R", "2022-01-15", 1400, flag)
+    got = composite(source(tmp_path, [wrong, right]))
+    assert [line.partition(" of B02")[0] for line in got.lost] == ["S2-W: 100%"]
+    np.testing.assert_allclose(got.s2_tchw[0], 0.04, atol=1e-6)
+    with pytest.raises(InputError, match=r"1 of 1 Sentinel-2 scenes .*S2-W: 100% of B02"):
+        composite(source(tmp_path, [wrong]))
+
+
+@pytest.mark.parametrize("sensor", ["s2", "s1"])
+def test_one_sensor_alone_is_a_source(tmp_path: Path, sensor: str) -> None:
+    both = source(
+        tmp_path,
+        [s2_item(tmp_path, "a", "2022-01-05", 2000, {"s2:processing_baseline": "03.01"})],
+        [s1_item(tmp_path, "b", "2022-01-05", 0.1)],
+    )
+    path = str(tmp_path / f"{sensor}.json")
+    if sensor == "s2":
+        alone = StacSource(StacConfig(s2=StacSentinel2Config(items=path)))
+    else:
+        alone = StacSource(StacConfig(s1=StacSentinel1Config(items=path)))
+    got, other = composite(alone), composite(both, sensors=(sensor,))
+    assert got.s2_valid_thw[0].all() == (sensor == "s2")
+    assert got.s1_valid_thw[0].all() == (sensor == "s1")
+    assert got.scenes == other.scenes
+    np.testing.assert_array_equal(got.s2_tchw, other.s2_tchw)
+    np.testing.assert_array_equal(got.s1_tchw, other.s1_tchw)
+    assert alone.identity()["s1_quantity"] == ("gamma0" if sensor == "s1" else "none")
 
 
 # --- catalogues ---------------------------------------------------------------------------------------
@@ -392,7 +480,7 @@ def test_a_missing_file_and_a_missing_collection_are_refused(tmp_path: Path) -> 
 
 
 def test_settings_must_name_one_catalogue_a_sensor() -> None:
-    with pytest.raises(InputError, match=r"source\.stac\.s2\.items .*source\.stac\.s2\.api"):
+    with pytest.raises(InputError, match=r"no catalogue\. .*source\.stac\.s2\.items .*source\.stac\.s2\.api"):
         StacSource(StacConfig())
     both = StacSentinel2Config(items="a.json", api="http://localhost")
     with pytest.raises(InputError, match=r"source\.stac\.s2\.items"):

@@ -71,9 +71,16 @@ class CompositeConfig(Section):
     """Sentinel-1 passes in order of preference."""
     cloud_score: float | None = Field(None, gt=0, le=1)
     """Mask by Cloud Score+ below this (cs_cdf, 1 is clear) instead of SCL; Earth Engine only. null: SCL."""
+    s1_orbit_rule: Literal["season", "monthly"] = "season"
+    """Choose Sentinel-1's orbits once per ROI and season, by valid pixels; or by month, as published."""
+    sensors: tuple[Literal["s2", "s1"], ...] = Field(("s2", "s1"), min_length=1)
+    """Sensors to read. Pixels of the other count as missing."""
+    max_impossible: float = Field(0.5, gt=0, le=1)
+    """Share of impossible values in a band above which a scene is left out, or a tile refused."""
 
-    def recipe(self) -> CompositeRecipe:
-        return CompositeRecipe(self.scl_invalid, tuple(self.s1_passes), self.cloud_score)
+    def recipe(self, max_lost: float = CompositeRecipe.max_lost) -> CompositeRecipe:
+        """What a source is told; `max_lost` is `source.max_lost`."""
+        return CompositeRecipe(**self.model_dump(), max_lost=max_lost)
 
 
 class SimulatedConfig(Section):
@@ -168,6 +175,8 @@ class SourceConfig(Section):
     """Which of the sources below is used."""
     ingestion_days: float = Field(3.0, ge=0)
     """Days after the end of a month until its scenes are in the catalogue. Earlier exports are refused."""
+    max_lost: float = Field(CompositeRecipe.max_lost, ge=0, le=1)
+    """Share of a sensor's scenes that may be left out (impossible values, dead files) before a tile fails."""
     simulated: SimulatedConfig = SimulatedConfig()
     stac: StacConfig = StacConfig()
     earthengine: EarthEngineConfig = EarthEngineConfig()

@@ -1,113 +1,91 @@
 """Scenes to one image a period. Pure numpy, the same for every source that offers scenes.
 
-`choose_orbits` selects radar scenes; `median_reflectance` and `mosaic_backscatter` reduce scenes.
-Shape suffixes: N scenes, C bands, H rows, W columns, T periods.
+`median_reflectance` and `mosaic_backscatter` reduce the acquisitions of a period. Shape suffixes: N scenes,
+C bands, H rows, W columns, T periods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cropray.bands import S1_BANDS, S2_BANDS
 from cropray.errors import InputError
-from cropray.types import (
-    BoolArray,
-    ByteArray,
-    Composite,
-    CompositeRecipe,
-    DoubleArray,
-    FloatArray,
-    ImageRequest,
-    Period,
+from cropray.imagery.orbits import Orbit, Season, by_orbit, monthly_order
+from cropray.imagery.scenes import (
+    LostScene,
+    S1Scene,
+    S2Scene,
+    SceneLog,
+    acquisitions,
+    check_plausible,
 )
+from cropray.types import BoolArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
 
 _BLOCK_VALUES = 1 << 19  # floats that are sorted at once: 2 MiB stay in the cache
 _FAR = np.float32(1e30)  # beyond every reflectance, but finite, so that sums stay defined
 
 
-@dataclass(frozen=True)
-class S2Scene:
-    """One Sentinel-2 L2A acquisition on the grid of a request."""
-
-    when: datetime  # UTC, aware
-    reflectance_chw: FloatArray  # surface reflectance in the order of S2_BANDS, NaN = nodata
-    scl_hw: ByteArray  # scene classification, 0 = nodata
-
-    def __post_init__(self) -> None:
-        _check_utc(self.when)
-        wanted = (len(S2_BANDS), *self.scl_hw.shape)
-        if self.reflectance_chw.shape != wanted:
-            raise ValueError(f"reflectance is {self.reflectance_chw.shape}, wanted (C, H, W) = {wanted}")
-
-
-@dataclass(frozen=True)
-class S1Scene:
-    """One Sentinel-1 acquisition on the grid of a request."""
-
-    when: datetime  # UTC, aware
-    relative_orbit: int
-    orbit_pass: Literal["ascending", "descending"]
-    contains_extent: bool  # the footprint contains the extent of the request (not only its grid)
-    power_chw: FloatArray  # linear backscatter in the order of S1_BANDS, NaN = nodata
-
-    def __post_init__(self) -> None:
-        _check_utc(self.when)
-        if self.power_chw.ndim != 3 or len(self.power_chw) != len(S1_BANDS):
-            raise ValueError(f"power is {self.power_chw.shape}, wanted (C, H, W), C = {len(S1_BANDS)}")
-
-
-_Scene = TypeVar("_Scene", S1Scene, S2Scene)
-
-
 def composite_scenes(
     request: ImageRequest,
-    s2: Callable[[Period], Iterable[S2Scene]],
-    s1: Callable[[Period], Iterable[S1Scene]],
+    s2: Callable[[Period], Iterable[S2Scene | LostScene]],
+    s1: Callable[[Period, Sequence[Orbit] | None], Iterable[S1Scene | LostScene]],
+    season: Callable[[ImageRequest], Season],
 ) -> Composite:
     """Reduce the scenes of each period to one image a sensor.
 
-    Periods are taken one after the other, so that at most the Sentinel-2 scenes of one period are held at
-    once. `s1` must offer every scene that touches `request.extent`, also those without a pixel on
-    `request.grid`: orbits are chosen by them, and so equally in all tiles of an ROI. A period without
-    scenes is all invalid. `Composite.scenes` counts the scenes offered (Sentinel-2) and used (Sentinel-1).
+    Periods are taken one after the other, so that the scenes of one sensor and period are held at a time.
+    `s2` and `s1` offer the scenes of a period on `request.grid`, `s1` those of some orbits (pass and number)
+    or, for None, all that touch `request.extent`, also those without a pixel on the grid: the monthly rule
+    looks at their footprints. `season` gives `choose_season` of the request's ROI. A period without scenes is
+    all invalid. `Composite.scenes` counts acquisitions, of Sentinel-1 those of the orbits used.
 
-    Raises InputError for a recipe with `cloud_score`, which scenes do not carry, and ValueError for a scene
-    outside its period, later than `request.not_after`, or of another shape than the grid.
+    Raises InputError for a recipe with `cloud_score`, which scenes do not carry, if more than
+    `recipe.max_lost` of a sensor's scenes cannot be used, and if a composite is impossible; ValueError for a
+    scene outside its period or later than `request.not_after`.
     """
-    if request.recipe.cloud_score is not None:
+    recipe, size = request.recipe, (len(request.periods), *request.grid.shape)
+    if recipe.cloud_score is not None:
         raise InputError(
             "composite.cloud_score needs Cloud Score+, which only source.kind: earthengine has; leave it "
             "out and list the classes to mask in composite.scl_invalid"
         )
-    size = (len(request.periods), *request.grid.shape)
     s2_tchw = np.full((size[0], len(S2_BANDS), *size[1:]), np.nan, np.float32)
     s1_tchw = np.full((size[0], len(S1_BANDS), *size[1:]), np.nan, np.float32)
     s2_valid_thw, s1_valid_thw = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
-    s2_counts, s1_counts = [], []
+    counts: dict[str, list[int]] = {"s2": [], "s1": []}
+    logs = {sensor: SceneLog(sensor, request) for sensor in recipe.sensors}
+    orbits: tuple[Orbit, ...] | None = None
+    if "s1" in logs and recipe.s1_orbit_rule == "season":
+        orbits, survey = season(request)
+        logs["s1"].include(survey)
     for t, period in enumerate(request.periods):
-        optical = list(_checked(s2(period), request, period))
-        s2_valid_thw[t] = median_reflectance(optical, request.recipe, out_chw=s2_tchw[t])
-        s2_counts.append(len(optical))
-        del optical  # before radar is read: memory is bounded by one sensor of one period
-        radar = _checked(s1(period), request, period)
-        s1_valid_thw[t], used = mosaic_backscatter(radar, request.recipe, out_chw=s1_tchw[t])
-        s1_counts.append(used)
-    return Composite(
+        if "s2" in logs:
+            optical = acquisitions(logs["s2"].usable(s2(period), period))
+            s2_valid_thw[t] = median_reflectance(optical, recipe, out_chw=s2_tchw[t])
+            counts["s2"].append(len(optical))
+            del optical  # before radar is read: memory is bounded by one sensor of one period
+        if "s1" in logs:
+            radar = by_orbit(logs["s1"].usable(s1(period, orbits), period), request)
+            acquired = {orbit: len(scenes) for orbit, scenes in radar.items()}
+            order = monthly_order(acquired, recipe.s1_passes) if orbits is None else orbits
+            s1_valid_thw[t] = mosaic_backscatter(radar, order, out_chw=s1_tchw[t])
+            counts["s1"].append(sum(acquired.get(orbit, 0) for orbit in order))
+    composite = Composite(
         grid=request.grid,
         periods=request.periods,
         s2_tchw=s2_tchw,
         s1_tchw=s1_tchw,
         s2_valid_thw=s2_valid_thw,
         s1_valid_thw=s1_valid_thw,
-        scenes={"s2": tuple(s2_counts), "s1": tuple(s1_counts)},
+        scenes={sensor: tuple(each) or (0,) * size[0] for sensor, each in counts.items()},
+        orbits_s1=tuple(map(str, orbits or ())),
+        lost=tuple(line for log in logs.values() for line in log.names()),
     )
+    return replace(composite, impossible=check_plausible(composite, request))
 
 
 def median_reflectance(scenes: Sequence[S2Scene], recipe: CompositeRecipe, out_chw: FloatArray) -> BoolArray:
@@ -118,7 +96,7 @@ def median_reflectance(scenes: Sequence[S2Scene], recipe: CompositeRecipe, out_c
     the middle two, as in `numpy.median`. Pixels without a clear view keep the values of `out_chw`.
     """
     clear_classes = ~np.isin(np.arange(256), recipe.scl_invalid)
-    views = [(scene.reflectance_chw, _clear(scene, clear_classes)) for scene in scenes]
+    views = [(scene.reflectance_chw, scene.data_hw & clear_classes[scene.scl_hw]) for scene in scenes]
     views = [(values, clear) for values, clear in views if clear.any()]
     C, H, W = out_chw.shape
     valid_hw = np.zeros((H, W), np.bool_)
@@ -135,78 +113,25 @@ def median_reflectance(scenes: Sequence[S2Scene], recipe: CompositeRecipe, out_c
     return valid_hw
 
 
-class Orbit(NamedTuple):
-    """Scenes that see a place under one angle, and either all contain the extent or all do not."""
-
-    orbit_pass: str
-    contains_extent: bool
-    relative_orbit: int
-
-
-def choose_orbits(scenes: Mapping[Orbit, int], passes: Sequence[str]) -> list[Orbit]:
-    """The orbits that a mosaic uses, topmost first; `scenes` counts the scenes of each.
-
-    1. The first of `passes` with a scene whose footprint contains the extent is taken, and only the scenes
-       that contain it. Where no pass has one, all scenes of these passes are taken.
-    2. The order is by pass as in `passes`, then most scenes first, then the lower relative orbit number.
-
-    This is the rule of the published recipe, with the order of the mosaic, which it left to chance, made
-    explicit.
-    """
-    containing = [name for name in passes if any(o.orbit_pass == name and o.contains_extent for o in scenes)]
-    used = containing[:1] or list(passes)
-    chosen = [o for o in scenes if o.orbit_pass in used and o.contains_extent == bool(containing)]
-    return sorted(chosen, key=lambda o: (used.index(o.orbit_pass), -scenes[o], o.relative_orbit))
-
-
 def mosaic_backscatter(
-    scenes: Iterable[S1Scene], recipe: CompositeRecipe, out_chw: FloatArray
-) -> tuple[BoolArray, int]:
-    """One image in dB from the scenes of a period, written to `out_chw`.
+    acquired: Mapping[Orbit, Sequence[S1Scene]], order: Sequence[Orbit], out_chw: FloatArray
+) -> BoolArray:
+    """One image in dB from the acquisitions of a period, written to `out_chw`; returns where it is valid.
 
-    Scenes of one orbit are averaged in linear power; a pixel counts where both polarisations are finite and
-    above zero. The orbits of `choose_orbits` are laid over one another: the first valid pixel stays. Pixels
-    that no orbit sees keep the values of `out_chw`. Returns where it is valid (H, W) and the number of
-    scenes used.
+    The acquisitions of an orbit are averaged in linear power, in float64, so that their order does not
+    matter. A pixel counts where both polarisations are finite and above zero. Orbits are laid over one
+    another in `order`: the first valid pixel stays. Pixels that no orbit sees keep the values of `out_chw`.
     """
-    sums = _orbit_sums(scenes, out_chw.shape)
-    chosen = choose_orbits({orbit: total.scenes for orbit, total in sums.items()}, recipe.s1_passes)
     valid_hw = np.zeros(out_chw.shape[1:], np.bool_)
-    for orbit in chosen:
-        total = sums[orbit]
-        new_hw = (total.count_hw > 0) & ~valid_hw
-        out_chw[:, new_hw] = 10 * np.log10(total.sum_chw[:, new_hw] / total.count_hw[new_hw])
+    for orbit in order:
+        sum_chw, count_hw = np.zeros(out_chw.shape), np.zeros(out_chw.shape[1:], np.int32)
+        for scene in acquired.get(orbit, ()):
+            sum_chw += np.where(scene.data_hw, scene.power_chw, np.float32(0))
+            count_hw += scene.data_hw
+        new_hw = (count_hw > 0) & ~valid_hw
+        out_chw[:, new_hw] = 10 * np.log10(sum_chw[:, new_hw] / count_hw[new_hw])
         valid_hw |= new_hw
-    return valid_hw, sum(sums[orbit].scenes for orbit in chosen)
-
-
-@dataclass
-class _Sum:
-    """The views of one orbit, in float64, so that the order of scenes does not matter."""
-
-    sum_chw: DoubleArray
-    count_hw: npt.NDArray[np.int32]
-    scenes: int = 0
-
-
-def _orbit_sums(scenes: Iterable[S1Scene], shape: tuple[int, ...]) -> dict[Orbit, _Sum]:
-    sums: dict[Orbit, _Sum] = {}
-    for scene in scenes:
-        key = Orbit(scene.orbit_pass, scene.contains_extent, scene.relative_orbit)
-        if key not in sums:
-            sums[key] = _Sum(np.zeros(shape), np.zeros(shape[1:], np.int32))
-        total = sums[key]
-        good_hw: BoolArray = np.logical_and.reduce((scene.power_chw > 0) & (scene.power_chw < np.inf))
-        total.sum_chw += np.where(good_hw, scene.power_chw, np.float32(0))
-        total.count_hw += good_hw
-        total.scenes += 1
-    return sums
-
-
-def _clear(scene: S2Scene, clear_classes: BoolArray) -> BoolArray:
-    clear: BoolArray = np.logical_and.reduce(np.isfinite(scene.reflectance_chw))
-    clear &= clear_classes[scene.scl_hw]
-    return clear
+    return valid_hw
 
 
 def _median(views: list[tuple[FloatArray, BoolArray]], planes: list[FloatArray]) -> FloatArray:
@@ -260,21 +185,3 @@ def _network(n: int) -> tuple[tuple[int, int], ...]:
             d, q, r = q - p, q // 2, p
         p //= 2
     return tuple(pairs) if n > 1 else ()
-
-
-def _checked(scenes: Iterable[_Scene], request: ImageRequest, period: Period) -> Iterator[_Scene]:
-    """The scenes as they come. Raises ValueError for the first that the request does not allow."""
-    for scene in scenes:
-        values = scene.reflectance_chw if isinstance(scene, S2Scene) else scene.power_chw
-        if scene.when not in period:
-            raise ValueError(f"a scene of {scene.when} was offered for {period.start} to {period.end}")
-        if request.not_after is not None and scene.when.date() > request.not_after:
-            raise ValueError(f"a scene of {scene.when} is later than the as-of date {request.not_after}")
-        if values.shape[1:] != request.grid.shape:
-            raise ValueError(f"a scene of {values.shape} was offered for a grid of {request.grid.shape}")
-        yield scene
-
-
-def _check_utc(when: datetime) -> None:
-    if when.utcoffset() != timedelta(0):
-        raise ValueError(f"the time of a scene must be an aware datetime in UTC, got {when!r}")

@@ -9,7 +9,7 @@ of any constant that touches a pixel raises VERSION, and every figure is made ag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, time
 from functools import cached_property, lru_cache, partial
@@ -20,7 +20,9 @@ import numpy.typing as npt
 
 from cropray.config.imagery import SimulatedConfig
 from cropray.grid import Grid
-from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
+from cropray.imagery.composite import composite_scenes
+from cropray.imagery.orbits import Orbit, Season, choose_season
+from cropray.imagery.scenes import S1Scene, S2Scene
 from cropray.simulation import radar, vegetation
 from cropray.simulation import sky as clouds
 from cropray.simulation.landscape import PLANE_CRS, Place, codes_at, land_of
@@ -50,8 +52,9 @@ class SimulatedSource:
     def composite(self, request: ImageRequest) -> Composite:
         scenes = PlaceScenes.on(request.grid, self.config.seed)
         s1 = partial(scenes.s1_scenes, request.extent)
+        season = partial(_season, self.config.seed)
         maps = {name: self.class_map(name, request.grid) for name in request.maps}
-        return replace(composite_scenes(request, scenes.s2_scenes, s1), maps=maps)
+        return replace(composite_scenes(request, scenes.s2_scenes, s1, season), maps=maps)
 
     def class_map(self, name: str, grid: Grid) -> npt.NDArray[np.int32]:
         """Codes (H, W) of "truth", "eucropmap" or "land_cover" (see `landscape`). Raises InputError."""
@@ -86,11 +89,17 @@ class PlaceScenes:
         """The Sentinel-2 scenes of a period, oldest first."""
         return map(self.s2_scene, clouds.s2_days(self.seed, period))
 
-    def s1_scenes(self, extent: Grid, period: Period) -> Iterator[S1Scene]:
-        """The Sentinel-1 scenes of a period that touch `extent`, the grid of the ROI, orbit by orbit."""
+    def s1_scenes(
+        self, extent: Grid, period: Period, orbits: Sequence[Orbit] | None = None
+    ) -> Iterator[S1Scene]:
+        """The Sentinel-1 scenes of a period that touch `extent`, the grid of the ROI, orbit by orbit.
+
+        `orbits` are those to take, None: all.
+        """
         for orbit in radar.ORBITS:
             covered = orbit.covers(*_outline(extent))
-            if covered.any():
+            wanted = orbits is None or Orbit(orbit.orbit_pass, orbit.number) in orbits
+            if wanted and covered.any():
                 for day in orbit.days(self.seed, period):
                     yield self.s1_scene(orbit, day, contains=bool(covered.all()))
 
@@ -181,6 +190,25 @@ class PlaceScenes:
                 radar.within_field(self.place, backscatter),
             )
         return self._seasons[year]
+
+
+def _season(seed: int, request: ImageRequest) -> Season:
+    return _season_of(seed, replace(request, grid=request.extent, maps=(), name=""))
+
+
+@lru_cache(64)
+def _season_of(seed: int, request: ImageRequest) -> Season:
+    def survey(period: Period, grid: Grid) -> Iterator[S1Scene]:
+        """Scenes as wide as those of `PlaceScenes.s1_scenes`, all of 0 dB."""
+        place = Place.on(grid, seed)
+        for orbit in radar.ORBITS:
+            seen = np.where(orbit.covers(place.x, place.y), np.float32(1), np.float32(np.nan))
+            power = np.broadcast_to(seen.reshape(grid.shape), (2, *grid.shape))
+            for day in orbit.days(seed, period):
+                when = datetime.combine(day, time(orbit.hour, 30), UTC)
+                yield S1Scene(when, orbit.number, orbit.orbit_pass, False, power)
+
+    return choose_season(request, survey)
 
 
 @lru_cache(64)

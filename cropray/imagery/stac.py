@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from functools import cached_property, partial
-from typing import Any, TypeVar
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pystac
@@ -29,7 +30,9 @@ from cropray.config.imagery import StacCollectionConfig, StacConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, Window
 from cropray.imagery import stac_items
-from cropray.imagery.composite import S1Scene, S2Scene, composite_scenes
+from cropray.imagery.composite import composite_scenes
+from cropray.imagery.orbits import Orbit, Season, choose_season
+from cropray.imagery.scenes import LostScene, S1Scene, S2Scene, Scene
 from cropray.imagery.stac_items import Backscatter, find_asset, footprint, item_time
 from cropray.rasters import read_window
 from cropray.storage import Folder
@@ -37,7 +40,15 @@ from cropray.types import Composite, FloatArray, ImageRequest, Period
 
 _READERS = 8  # scenes read at a time: remote files are latency, not bandwidth
 
-_Scene = TypeVar("_Scene", S1Scene, S2Scene)
+# What GDAL says where another attempt, or other settings, may help. Otherwise the file is gone or damaged.
+_NOT_DEAD = re.compile(
+    r"response code: (?!404|410)|curl|time[d-]* ?out|denied|forbidden|credential|could not resolve|connect",
+    re.IGNORECASE,
+)
+
+
+class DeadAssetError(InputError):
+    """A file that an item names and that cannot be read, now or later."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +142,14 @@ def search(catalogue: Catalogue, area: BaseGeometry, start: date, end: date) -> 
     return sorted(found, key=lambda item: (item_time(item), item.id))
 
 
-def open_catalogue(config: StacCollectionConfig, key: str) -> Catalogue:
-    """The catalogue of the settings under `key`. Raises InputError where they do not name one."""
-    if bool(config.items) == bool(config.api):
+def open_catalogue(config: StacCollectionConfig, key: str) -> Catalogue | None:
+    """The catalogue of the settings under `key`, None where they name none. Raises InputError for two."""
+    if config.items and config.api:
         raise InputError(
-            f"set either {key}.items (a file of STAC items) or {key}.api (the URL of a STAC API)"
+            f"set either {key}.items (a file of STAC items) or {key}.api (the URL of a STAC API), not both"
         )
+    if not config.items and not config.api:
+        return None
     if config.items:
         return FileCatalogue(config.items, config.collection)
     if not config.collection:
@@ -145,13 +158,19 @@ def open_catalogue(config: StacCollectionConfig, key: str) -> Catalogue:
 
 
 class StacSource:
-    """An ImagerySource over the STAC items that the settings name."""
+    """An ImagerySource over the STAC items that the settings name, of one sensor or both."""
 
     def __init__(self, config: StacConfig) -> None:
-        """Raises InputError where the settings do not name a catalogue for each sensor."""
+        """Raises InputError where the settings do not name a catalogue."""
         self._config = config
         self._s2 = open_catalogue(config.s2, "source.stac.s2")
         self._s1 = open_catalogue(config.s1, "source.stac.s1")
+        if self._s2 is None and self._s1 is None:
+            raise InputError(
+                "source.kind: stac has no catalogue. Set source.stac.s2.items (a file of STAC items) or "
+                "source.stac.s2.api (the URL of a STAC API), and likewise source.stac.s1"
+            )
+        self._season = lru_cache(64)(self._choose_season)
 
     def __reduce__(self) -> tuple[type[StacSource], tuple[StacConfig]]:
         return StacSource, (self._config,)  # without the items, which are read again
@@ -159,8 +178,8 @@ class StacSource:
     def identity(self) -> dict[str, Any]:
         return {
             "kind": "stac",
-            "s2": {**self._s2.identity(), "offset": self._config.s2.offset},
-            "s1": {**self._s1.identity(), "unit": self._config.s1.unit},
+            "s2": self._s2 and {**self._s2.identity(), "offset": self._config.s2.offset},
+            "s1": self._s1 and {**self._s1.identity(), "unit": self._config.s1.unit},
             "s1_quantity": self._quantity,
         }
 
@@ -171,24 +190,40 @@ class StacSource:
                 f"source.kind: stac offers no maps, so source:{request.maps[0]} cannot be read; give a "
                 "raster file instead"
             )
-        start, end = request.periods[0].start, request.periods[-1].end
-        grid, extent = _outline(request.grid), _outline(request.extent)
-        s2_items = search(self._s2, grid, start, end)
-        s1_items = search(self._s1, extent, start, end)
+        s2_items = self._items(self._s2, "s2", request.grid, request)
+        s1_items = self._items(self._s1, "s1", request.extent, request)
         read_s2 = partial(self._read_s2, grid=request.grid)
-        read_s1 = partial(self._read_s1, grid=request.grid, extent=extent, quantity=self._quantity)
+        read_s1 = partial(self._read_s1, grid=request.grid, extent=request.extent)
         with warnings.catch_warnings():
             # GDAL gives it at random, of the buffers that it warps into; `_read` checks the files.
             warnings.filterwarnings("ignore", "Dataset has no geotransform")
             return composite_scenes(
                 request,
                 lambda period: _scenes(s2_items, period, read_s2),
-                lambda period: _scenes(s1_items, period, read_s1),
+                lambda period, orbits: _scenes(_of_orbits(s1_items, orbits), period, read_s1),
+                lambda request: self._season(replace(request, grid=request.extent, name="")),
             )
+
+    def _choose_season(self, request: ImageRequest) -> Season:
+        items = self._items(self._s1, "s1", request.extent, request)
+
+        def survey(period: Period, grid: Grid) -> Iterator[S1Scene | LostScene]:
+            return _scenes(items, period, partial(self._read_s1, grid=grid, extent=request.extent))
+
+        return choose_season(request, survey)
+
+    def _items(
+        self, catalogue: Catalogue | None, sensor: str, grid: Grid, request: ImageRequest
+    ) -> list[pystac.Item]:
+        if catalogue is None or sensor not in request.recipe.sensors:
+            return []
+        return search(catalogue, _outline(grid), request.periods[0].start, request.periods[-1].end)
 
     @cached_property
     def _quantity(self) -> str:
-        """gamma0 or sigma0: the two are never mixed."""
+        """gamma0 or sigma0, which are never mixed; "none" without Sentinel-1."""
+        if self._s1 is None:
+            return "none"
         found = {self._backscatter(item).quantity for item in self._s1.sample()}
         if len(found) != 1:
             quantities = " and ".join(sorted(found)) or "nothing"
@@ -210,12 +245,13 @@ class StacSource:
             number_hw = _read(item, asset, grid, src_nodata_override=0)  # in every L2A product
             reflectance_chw[c] = (number_hw + np.float32(offset / scale)) * np.float32(scale)
         scl_hw = _read(item, find_asset(item, SCL_ALIASES), grid, nearest=True, src_nodata_override=0)
-        return S2Scene(item_time(item), reflectance_chw, np.nan_to_num(scl_hw, nan=0).astype(np.uint8))
+        classes = np.nan_to_num(scl_hw, nan=0).astype(np.uint8)
+        return S2Scene(item_time(item), reflectance_chw, classes, **stac_items.provenance(item))
 
-    def _read_s1(self, item: pystac.Item, grid: Grid, extent: BaseGeometry, quantity: str) -> S1Scene:
+    def _read_s1(self, item: pystac.Item, grid: Grid, extent: Grid) -> S1Scene:
         kind = self._backscatter(item)
-        if kind.quantity != quantity:
-            raise InputError(f"the STAC item {item.id} holds {kind.quantity}, other items {quantity}")
+        if kind.quantity != self._quantity:
+            raise InputError(f"the STAC item {item.id} holds {kind.quantity}, other items {self._quantity}")
         power_chw = np.empty((len(S1_BANDS), *grid.shape), np.float32)
         for c, band in enumerate(S1_BANDS):
             asset = find_asset(item, band.aliases)
@@ -224,16 +260,28 @@ class StacSource:
             value_hw = value_hw * np.float32(scale) + np.float32(offset)
             power_chw[c] = value_hw if kind.unit == "linear" else 10 ** (value_hw / 10)
         orbit_pass, relative_orbit = stac_items.orbit(item)
-        contains = bool(footprint(item).covers(extent))
-        return S1Scene(item_time(item), relative_orbit, orbit_pass, contains, power_chw)
+        contains = bool(footprint(item).covers(_outline(extent)))
+        provenance = stac_items.provenance(item)
+        return S1Scene(item_time(item), relative_orbit, orbit_pass, contains, power_chw, **provenance)
+
+
+def _of_orbits(items: list[pystac.Item], orbits: Sequence[Orbit] | None) -> list[pystac.Item]:
+    return [item for item in items if orbits is None or Orbit(*stac_items.orbit(item)) in orbits]
 
 
 def _scenes(
-    items: list[pystac.Item], period: Period, read: Callable[[pystac.Item], _Scene]
-) -> Iterator[_Scene]:
-    """The scenes of a period in the order of the items, read ahead."""
+    items: list[pystac.Item], period: Period, read: Callable[[pystac.Item], Scene]
+) -> Iterator[Scene | LostScene]:
+    """The scenes of a period in the order of the items, read ahead. A dead asset costs its scene."""
+
+    def attempt(item: pystac.Item) -> Scene | LostScene:
+        try:
+            return read(item)
+        except DeadAssetError as error:
+            return LostScene(item.id, str(error))
+
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(read, [item for item in items if item_time(item) in period])
+        yield from pool.map(attempt, [item for item in items if item_time(item) in period])
 
 
 def _read(
@@ -241,7 +289,8 @@ def _read(
 ) -> FloatArray:
     """The numbers (H, W) of an asset on the grid, NaN where they are missing.
 
-    `src_nodata` are the settings of that name of odc.loader's RasterLoadParams.
+    `src_nodata` are the settings of that name of odc.loader's RasterLoadParams. Raises DeadAssetError for a
+    file that is gone or damaged, InputError for one that cannot be read for another reason.
     """
     params = RasterLoadParams(
         dtype="float32",
@@ -256,14 +305,22 @@ def _read(
         with driver.restore_env(driver.capture_env(), load) as context:
             where, numbers = driver.open(RasterSource(asset.href), context).read(params, geobox)
         if not numbers.size:
-            read_window(asset.href, Window(0, 0, 1, 1))  # InputError for a raster without a georeference
+            _check_georeference(asset.href)
     except AssertionError:  # raised by odc-geo for a raster without a CRS
-        read_window(asset.href, Window(0, 0, 1, 1))
+        _check_georeference(asset.href)
         raise
     except OSError as error:
-        raise InputError(f"cannot read {asset.href} of the STAC item {item.id}: {error}") from error
+        kind = InputError if _NOT_DEAD.search(str(error)) else DeadAssetError
+        raise kind(f"cannot read {asset.href} of the STAC item {item.id}: {error}") from error
     out_hw[where] = numbers
     return out_hw
+
+
+def _check_georeference(href: str) -> None:
+    try:
+        read_window(href, Window(0, 0, 1, 1))
+    except InputError as error:
+        raise DeadAssetError(str(error)) from error
 
 
 def _outline(grid: Grid) -> BaseGeometry:

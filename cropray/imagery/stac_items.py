@@ -6,6 +6,7 @@ nothing is guessed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ from cropray.errors import InputError
 # scenes processed again) numbers carry BOA_ADD_OFFSET, -1000 over the quantification value of 10000.
 _OFFSET_BASELINE, _BOA_OFFSET = 4.0, -0.1
 _DEFAULT_SCALE = 1e-4
+_MADE = ("processing:datetime", "s1:processing_datetime", "created", "updated")  # when a scene was processed
 _UNITS = {"db": "dB", "decibel": "dB", "power": "linear", "linear": "linear"}
 
 
@@ -44,6 +46,17 @@ def item_time(item: pystac.Item) -> datetime:
     if when is None:
         raise InputError(f"{_name(item)} has neither datetime nor start_datetime")
     return when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def provenance(item: pystac.Item) -> dict[str, Any]:
+    """`name`, `platform` and `revision` of a scene. What the item does not state is empty or 0."""
+    stated = item.properties.get("s2:processing_baseline", item.properties.get("processing:version"))
+    number = re.search(r"\d+(\.\d+)?", str(stated or ""))
+    baseline = float(number[0]) if number else 0.0
+    made = next((str(item.properties[key]) for key in _MADE if item.properties.get(key)), "")
+    # "sentinel-2a", "Sentinel-2A" and "S2A" are one platform.
+    platform = re.sub(r"[^a-z0-9]", "", str(item.properties.get("platform") or "").lower())[-2:]
+    return {"name": item.id, "platform": platform, "revision": (baseline, made)}
 
 
 def footprint(item: pystac.Item) -> BaseGeometry:

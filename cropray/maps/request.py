@@ -136,7 +136,7 @@ def prediction_settings(checkpoint: Checkpoint, config: Config) -> PredictionSet
     return PredictionSettings(
         periods=prediction_periods(checkpoint, as_of, predict.assume_harvest),
         as_of=as_of,
-        recipe=config.composite.recipe(),
+        recipe=config.composite.recipe(config.source.max_lost),
         size=size,
         overlap=predict.overlap,
         batch_size=predict.batch_size,

@@ -89,6 +89,7 @@ def from_seed(content: object, where: str) -> Checkpoint:
                 "scl_invalid": [0, 1, 8, 9, 11],
                 "s1_passes": ["ascending", "descending"],
                 "cloud_score": None,
+                "s1_orbit_rule": "monthly",
             },
         },
         thresholds=(FINETUNED_THRESHOLD,) * len(IRAN_CLASSES) if finetuned else None,

@@ -34,7 +34,8 @@ def summarise(rows: Sequence[LedgerRow], periods_by_roi: Mapping[str, Sequence[P
         "empty_tiles": dict(Counter(row.reason for row in rows if row.reason)),
         "months_without_scene": {sensor: _gaps(rows, months, f"scenes_{sensor}") for sensor in ("s2", "s1")},
         "months_without_view": {sensor: _gaps(rows, months, f"valid_{sensor}") for sensor in ("s2", "s1")},
-        "warnings": list(_warnings(rows, months)),
+        "scenes_lost": len({line for row in rows for line in row.lost}),
+        "warnings": [*_warnings(rows, months), *_scene_warnings(rows)],
     }
 
 
@@ -103,3 +104,18 @@ def _shares(rows: Sequence[LedgerRow], column: str) -> dict[str, list[float]]:
         pixels[row.roi_id] += area
         seen[row.roi_id] = seen.get(row.roi_id, 0) + area * np.array(getattr(row, column))
     return {roi_id: (areas / pixels[roi_id]).tolist() for roi_id, areas in seen.items()}
+
+
+def _scene_warnings(rows: Sequence[LedgerRow]) -> Iterator[str]:
+    """Scenes that were left out, and ROIs whose tiles were made from different radar orbits."""
+    if lost := sorted({line for row in rows for line in row.lost}):
+        tiles = sum(bool(row.lost) for row in rows)
+        yield f"{len(lost)} scenes were left out of {tiles} tiles, such as {lost[0]}. The ledger has each"
+    orbits = defaultdict[str, set[tuple[str, ...]]](set)
+    for row in rows:
+        orbits[row.roi_id].add(tuple(row.orbits_s1))
+    if mixed := [roi_id for roi_id, chosen in orbits.items() if len(chosen) > 1]:
+        yield (
+            f"{len(mixed)} ROIs have tiles of different Sentinel-1 orbits, such as {mixed[0]}: the catalogue "
+            "changed during the export. Delete their parts and export again"
+        )

@@ -121,7 +121,7 @@ def request_of(tile: Tile, config: Config) -> ImageRequest:
         grid=tile.grid,
         extent=tile.extent,
         periods=periods_for(config.window, tile.roi.harvest_start),
-        recipe=config.composite.recipe(),
+        recipe=config.composite.recipe(config.source.max_lost),
         not_after=config.window.as_of if config.window.anchor == "as_of" else None,
         maps=source_maps(config.labels),
         name=tile.tile_id,
@@ -166,6 +166,10 @@ def export_tile(
         scenes_s2=list(composite.scenes.get("s2", ())),
         scenes_s1=list(composite.scenes.get("s1", ())),
         provisional=provisional,
+        impossible_s2=list(composite.impossible.get("s2", ())),
+        impossible_s1=list(composite.impossible.get("s1", ())),
+        orbits_s1=list(composite.orbits_s1),
+        lost=list(composite.lost),
     )
 
 

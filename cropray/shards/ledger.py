@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,9 +43,13 @@ class LedgerRow:
     width: int
     valid_s2: list[float]  # share of pixels with a clear view
     valid_s1: list[float]
-    scenes_s2: list[int]  # scenes used; empty if the source does not count them
+    scenes_s2: list[int]  # acquisitions used; empty if the source does not count them
     scenes_s1: list[int]
     provisional: str = ""  # the day of an export before its months were over, as ISO date, else empty
+    impossible_s2: list[float] = field(default_factory=list)  # share of values outside their band's range
+    impossible_s1: list[float] = field(default_factory=list)
+    orbits_s1: list[str] = field(default_factory=list)  # of the season, topmost first
+    lost: list[str] = field(default_factory=list)  # scenes that could not be used, with the reason
 
     def to_json(self) -> str:
         values = asdict(self)

@@ -1,0 +1,219 @@
+"""Scenes of both sensors: what a source offers, which of them can be used, and one view an acquisition.
+
+Pure numpy, the same for every source that offers scenes. Shape suffixes: C bands, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cropray.bands import S1_BANDS, S2_BANDS, Band
+from cropray.errors import InputError
+from cropray.types import BoolArray, ByteArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
+
+SENSORS = {"s2": "Sentinel-2", "s1": "Sentinel-1"}
+_BANDS = {"s2": S2_BANDS, "s1": S1_BANDS}
+_ONE_PASS = timedelta(minutes=10)  # an orbit takes 98 minutes, and a platform passes a place in seconds
+_WATER = 6  # of SCL: its reflectance in the infrared is 0 within the noise
+
+
+@dataclass(frozen=True)
+class S2Scene:
+    """Sentinel-2 L2A pixels of one acquisition on the grid of a request: all, or those of one tile."""
+
+    when: datetime  # UTC, aware
+    reflectance_chw: FloatArray  # surface reflectance in the order of S2_BANDS, NaN = nodata
+    scl_hw: ByteArray  # scene classification, 0 = nodata
+    name: str = ""
+    platform: str = ""  # empty if unknown
+    revision: tuple[float, str] = (0.0, "")  # processing baseline, time of processing
+
+    @cached_property
+    def data_hw(self) -> BoolArray:
+        """Where all bands are finite."""
+        has_data: BoolArray = np.logical_and.reduce(np.isfinite(self.reflectance_chw))
+        return has_data
+
+    def over(self, below: S2Scene) -> S2Scene:
+        """Laid over another: `below` shows where this one has no data."""
+        scl_hw = np.where(self.data_hw, self.scl_hw, below.scl_hw)
+        values_chw = np.where(self.data_hw, self.reflectance_chw, below.reflectance_chw)
+        return replace(self, reflectance_chw=values_chw, scl_hw=scl_hw)
+
+
+@dataclass(frozen=True)
+class S1Scene:
+    """Sentinel-1 pixels of one acquisition on the grid of a request: all, or those of one slice."""
+
+    when: datetime  # UTC, aware
+    relative_orbit: int
+    orbit_pass: Literal["ascending", "descending"]
+    contains_extent: bool  # the footprint contains the extent of the request (not only its grid)
+    power_chw: FloatArray  # linear backscatter in the order of S1_BANDS, NaN = nodata
+    name: str = ""
+    platform: str = ""
+    revision: tuple[float, str] = (0.0, "")
+
+    @cached_property
+    def data_hw(self) -> BoolArray:
+        """Where both polarisations are finite and above zero."""
+        has_data: BoolArray = np.logical_and.reduce((self.power_chw > 0) & (self.power_chw < np.inf))
+        return has_data
+
+    def over(self, below: S1Scene) -> S1Scene:
+        """Laid over another: `below` shows where this one has no data."""
+        return replace(self, power_chw=np.where(self.data_hw, self.power_chw, below.power_chw))
+
+
+class LostScene(NamedTuple):
+    """A scene of the catalogue that cannot be read, for good."""
+
+    name: str
+    reason: str
+
+
+Scene = TypeVar("Scene", S1Scene, S2Scene)
+
+
+class SceneLog:
+    """The scenes of one sensor that a request was offered, and those that are left out."""
+
+    def __init__(self, sensor: str, request: ImageRequest) -> None:
+        self.sensor, self.request = sensor, request
+        self._offered: set[str] = set()
+        self.lost: dict[str, str] = {}  # reason by name
+
+    def usable(self, scenes: Iterable[Scene | LostScene], period: Period) -> Iterator[Scene]:
+        """The scenes without those that were lost or hold impossible values.
+
+        Raises ValueError for a scene that the request does not allow.
+        """
+        for scene in scenes:
+            if isinstance(scene, LostScene):
+                self._offered.add(scene.name)
+                self.lost[scene.name] = scene.reason
+                continue
+            _check_time(scene.when, self.request, period)
+            name = scene.name or str(scene.when)
+            self._offered.add(name)
+            reason = _impossible(scene, self.request.recipe)
+            if reason:
+                self.lost[name] = reason
+            else:
+                yield scene
+
+    def include(self, other: SceneLog) -> None:
+        """Count what another log of the same sensor and ROI counted."""
+        self._offered |= other._offered
+        self.lost |= other.lost
+
+    def names(self) -> Iterator[str]:
+        """Each scene that was left out, with its reason. Raises InputError if they are too many."""
+        share = len(self.lost) / max(1, len(self._offered))
+        lines = [f"{name}: {reason}" for name, reason in sorted(self.lost.items())]
+        if share > self.request.recipe.max_lost:
+            raise InputError(
+                f"{len(lines)} of {len(self._offered)} {SENSORS[self.sensor]} scenes cannot be used "
+                f"(source.max_lost is {self.request.recipe.max_lost:g}), such as {lines[0]}"
+            )
+        yield from lines
+
+
+def acquisitions(scenes: Iterable[Scene]) -> list[Scene]:
+    """One scene for each acquisition, in order of time.
+
+    Scenes of one platform within ten minutes are one acquisition: tiles or slices of one datatake, or the
+    same scene in two processing baselines or from two searches. A pixel has the values of the newest that
+    has data there (baseline, then time of processing), so an acquisition counts once.
+    """
+    passes: list[list[Scene]] = []
+    for scene in sorted(scenes, key=lambda scene: scene.when):
+        for parts in reversed(passes):
+            if scene.when - parts[-1].when > _ONE_PASS:
+                continue
+            if not scene.platform or not parts[0].platform or scene.platform == parts[0].platform:
+                parts.append(scene)
+                break
+        else:
+            passes.append([scene])
+    return [_merged(parts) for parts in passes]
+
+
+def _merged(parts: list[Scene]) -> Scene:
+    newest_last = sorted(parts, key=lambda scene: (scene.revision, scene.name))
+    merged = newest_last[-1]
+    for below in newest_last[-2::-1]:
+        merged = merged.over(below)
+    return merged
+
+
+def _check_time(when: datetime, request: ImageRequest, period: Period) -> None:
+    if when.utcoffset() != timedelta(0):
+        raise ValueError(f"the time of a scene must be an aware datetime in UTC, got {when!r}")
+    if when not in period:
+        raise ValueError(f"a scene of {when} was offered for {period.start} to {period.end}")
+    if request.not_after is not None and when.date() > request.not_after:
+        raise ValueError(f"a scene of {when} is later than the as-of date {request.not_after}")
+
+
+# --- plausibility ---------------------------------------------------------------------------------------
+
+
+def _impossible(scene: S1Scene | S2Scene, recipe: CompositeRecipe) -> str:
+    """Why a scene is left out: a band with too many values outside its range. Empty if there is none.
+
+    Of Sentinel-2 the clear views of land count. Power below 0 is what dB taken for power look like.
+    """
+    if isinstance(scene, S2Scene):
+        counted = scene.data_hw & ~np.isin(scene.scl_hw, (*recipe.scl_invalid, _WATER))
+        return _worst(S2_BANDS, scene.reflectance_chw[:, counted], recipe.max_impossible)
+    measured = np.isfinite(scene.power_chw) & (scene.power_chw != 0)
+    power = scene.power_chw[:, np.logical_and.reduce(measured)]
+    db = np.where(power > 0, 10 * np.log10(np.abs(power)), -np.inf)
+    return _worst(S1_BANDS, db, recipe.max_impossible)
+
+
+def _shares(bands: Sequence[Band], values_cp: npt.NDArray[Any]) -> list[float]:
+    """By band, the share of its values (C, P) outside its range."""
+    if not values_cp.size:
+        return [0.0] * len(bands)
+    limits = zip(bands, values_cp, strict=True)
+    return [float(np.mean((row < band.range[0]) | (row > band.range[1]))) for band, row in limits]
+
+
+def _worst(bands: Sequence[Band], values_cp: npt.NDArray[Any], limit: float) -> str:
+    share, band = max(zip(_shares(bands, values_cp), bands, strict=True), key=lambda found: found[0])
+    if share <= limit:
+        return ""
+    low, high = band.range
+    return (
+        f"{share:.0%} of {band.name} lies outside {low:g} to {high:g} {band.unit} "
+        f"(composite.max_impossible is {limit:g})"
+    )
+
+
+def check_plausible(composite: Composite, request: ImageRequest) -> dict[str, tuple[float, ...]]:
+    """`Composite.impossible`. Raises InputError if a month's share exceeds `recipe.max_impossible`."""
+    shares: dict[str, tuple[float, ...]] = {}
+    for sensor, values_tchw, valid_thw in (
+        ("s2", composite.s2_tchw, composite.s2_valid_thw),
+        ("s1", composite.s1_tchw, composite.s1_valid_thw),
+    ):
+        found = []
+        for period, values_chw, valid_hw in zip(composite.periods, values_tchw, valid_thw, strict=True):
+            values_cp = values_chw[:, valid_hw]
+            found.append(max(_shares(_BANDS[sensor], values_cp)))
+            if reason := _worst(_BANDS[sensor], values_cp, request.recipe.max_impossible):
+                raise InputError(
+                    f"{request.name}: the {SENSORS[sensor]} composite of {period.start:%Y-%m} is impossible: "
+                    f"{reason}. Are the scale, offset and unit of the source right?"
+                )
+        shares[sensor] = tuple(found)
+    return shares
