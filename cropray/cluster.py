@@ -38,6 +38,7 @@ _WORKERS_READ = (
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves cluster.yaml on the head
 _GROUP = "ray.io/node-group"  # Ray's label of nodes that `ray up` or KubeRay made; others have none
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]+:")  # s3://, source:, and GDAL's NETCDF:; but no drive letter
+_OF_URIS = ("file", "s3", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "memory", "run", "models")
 _OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the driver of a job
 
 
@@ -214,10 +215,21 @@ def _absolute(path: str) -> str:
 
 
 def check_run_folder(reference: str) -> str:
-    """The run folder as given. Raises InputError if it lies in a job's working directory.
+    """The run folder as given. Raises InputError if it is a web address or no URI that it looks like.
 
-    Ray deletes that directory after the job, and relative paths lie in it.
+    Also if it lies in a job's working directory, where relative paths lie: Ray deletes that after the job.
     """
+    scheme, _, rest = reference.partition(":")
+    if scheme in ("http", "https", "ftp"):
+        raise InputError(
+            f"--run {reference}: nothing can be written to {scheme}://. Give a path, or the URI of a bucket "
+            "such as s3://bucket/run."
+        )
+    if scheme in _OF_URIS and not rest.startswith("//"):
+        raise InputError(
+            f"--run {reference} is neither a path nor a URI. Write {scheme}://…, or ./{reference} for a "
+            "folder of that name."
+        )
     path = os.path.expanduser(reference)
     if _OF_A_JOB in os.environ and "://" not in path and not os.path.isabs(path):
         raise InputError(

@@ -96,4 +96,4 @@ def _codes(source: ClassMapConfig, grid: Grid, maps: Mapping[str, npt.NDArray[np
         return maps[source.path.removeprefix(_FROM_SOURCE)]
     from cropray.rasters import read_nearest
 
-    return read_nearest(source.path, grid, nodata=source.nodata)
+    return read_nearest(source.path, grid, nodata=source.nodata, values=source.codes)

@@ -69,15 +69,20 @@ def burn(shapes: Iterable[tuple[Any, int]], grid: Grid, fill: int) -> ByteArray:
     return burnt
 
 
-def read_nearest(path: str, grid: Grid, nodata: float) -> npt.NDArray[Any]:
+def read_nearest(path: str, grid: Grid, nodata: float, values: Sequence[float] = ()) -> npt.NDArray[Any]:
     """(H, W): the first band sampled on a grid by nearest neighbour, in the raster's own dtype.
 
     Pixels outside the raster, and pixels with the nodata value that the raster states, become
-    `nodata`. Raises InputError for a raster that is missing, unreadable or without georeference.
+    `nodata`. Raises InputError for a raster that is missing, unreadable or without georeference, and for
+    one that states one of the meaningful `values` as its nodata value.
     """
-    with (
-        _opened(path) as source,
-        WarpedVRT(
+    with _opened(path) as source:
+        if source.nodata in values:
+            raise InputError(
+                f"{path} states {source.nodata:g} as its nodata value, which is one of the codes. Correct "
+                f"the codes, or the file: rio edit-info --unset-nodata {path}"
+            )
+        with WarpedVRT(
             source,
             crs=grid.crs,
             transform=rasterio.Affine(*grid.transform),
@@ -86,10 +91,9 @@ def read_nearest(path: str, grid: Grid, nodata: float) -> npt.NDArray[Any]:
             nodata=nodata,
             resampling=Resampling.nearest,
             tolerance=_TOLERANCE,
-        ) as warped,
-    ):
-        values: npt.NDArray[Any] = warped.read(1)
-    return values
+        ) as warped:
+            read: npt.NDArray[Any] = warped.read(1)
+    return read
 
 
 def read_scene(

@@ -56,6 +56,11 @@ class Folder:
 
     def __post_init__(self) -> None:
         check_no_password(self.uri)
+        if "://" in self.uri and set(self.uri) & {"?", "#"}:
+            raise InputError(
+                f"{self.uri} has a query or a fragment, but names of files are added to the URI of a folder. "
+                "Leave it out and set the variables of the service, such as AWS_ENDPOINT_URL and AWS_REGION."
+            )
         # Relative paths become absolute: Ray workers run in another directory.
         if "://" not in self.uri:
             object.__setattr__(self, "uri", str(Path(self.uri).expanduser().absolute()))
@@ -79,10 +84,13 @@ class Folder:
         return self._resolved[0]
 
     def path(self, name: str = "") -> str:
-        """The path of `name` on `filesystem`."""
+        """The path of `name` on `filesystem`. Raises InputError if it lies outside the folder."""
+        if ".." in name.split("/"):
+            raise InputError(f"{name!r} is not in {self.uri}. Give a name without '..'.")
         return f"{self._resolved[1].rstrip('/')}/{name}" if name else self._resolved[1]
 
     def child(self, name: str) -> Folder:
+        self.path(name)
         return Folder(f"{self.uri.rstrip('/')}/{name}")
 
     def local(self, name: str = "") -> Path:

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from cropray import cluster
-from cropray.cluster import for_workers, growth, no_ray, ray_session
+from cropray.cluster import check_run_folder, for_workers, growth, no_ray, ray_session
 from cropray.config import Config, RayConfig
 from cropray.config.load import updated
 from cropray.errors import InputError
@@ -149,3 +149,20 @@ def test_what_a_process_needs_must_be_on_one_node(
     missing = cluster.missing_resources(wanted, RayConfig())
     assert bool(missing) == bool(said)
     assert re.match(said, missing)
+
+
+@pytest.mark.parametrize(
+    ("reference", "advice"),
+    [
+        ("http://host/run", "s3://bucket/run"),
+        ("https://host/run?a=b", "s3://bucket/run"),
+        ("s3:/bucket/run", "s3://"),
+        ("gs:bucket", "gs://"),
+        ("models:/cropray@champion", "./models:/cropray@champion"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_one_is_refused_by_name(reference: str, advice: str) -> None:
+    with pytest.raises(InputError, match=f"--run {re.escape(reference)}.*{re.escape(advice)}"):
+        check_run_folder(reference)
+    for fine in ("s3://bucket/run", "./s3:/bucket/run", "runs/a:b", "file:///runs/a", "C:/runs"):
+        assert check_run_folder(fine) == fine

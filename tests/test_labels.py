@@ -1,5 +1,7 @@
 """Labels compared with single pixel centres in shapely, with small maps, and with the real EUCROPMAP."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from cropray.config import Config
 from cropray.config.imagery import ClassMapConfig, LabelsConfig
 from cropray.config.load import load_config
 from cropray.errors import InputError
-from cropray.grid import Grid
+from cropray.grid import Grid, Window
 from cropray.labels import burn_parcels, encode_classes, make_labels, source_maps
 from cropray.types import BACKGROUND, UNLABELLED
 
@@ -129,6 +131,24 @@ def test_a_source_supplies_each_of_its_maps_once() -> None:
 def test_codes_become_indices_nodata_unlabelled_and_others_background() -> None:
     codes = np.array([[7, 3, 0, 9]])
     assert encode_classes(codes, (3, 7), nodata=0).tolist() == [[1, 0, UNLABELLED, BACKGROUND]]
+
+
+def test_a_raster_whose_nodata_value_is_a_class_is_refused_and_mended_as_advised(tmp_path: Path) -> None:
+    """Pixels of that class would be unlabelled in silence."""
+    path = tmp_path / "codes.tif"
+    profile = {"driver": "GTiff", "height": 30, "width": 40, "count": 1, "dtype": "uint8", "crs": GRID.crs}
+    with rasterio.open(path, "w", nodata=0, transform=rasterio.Affine(*GRID.transform), **profile) as raster:
+        raster.write(np.eye(30, 40, dtype=np.uint8), 1)
+    source = ClassMapConfig(path=str(path), codes=(0, 1, 2), nodata=255)
+    frame = parcels(("pea", blob(1))).iloc[:0]
+    with pytest.raises(InputError, match=r"codes\.tif states 0 as its nodata value") as refused:
+        make_labels(GRID, frame, config(class_map=source), {})
+    advice = str(refused.value).partition("the file: ")[2].split()
+    subprocess.run([Path(sys.executable).with_name(advice[0]), *advice[1:]], check=True)
+    label, _ = make_labels(GRID, frame, config(class_map=source), {})
+    np.testing.assert_array_equal(label, np.eye(30, 40))
+    beyond = GRID.window(Window(-1, 0, 2, 40))
+    assert (make_labels(beyond, frame, config(class_map=source), {})[0][0] == UNLABELLED).all()
 
 
 EUROPE = load_config(str(Path(__file__).parents[1] / "configs" / "europe.yaml"), ())

@@ -126,7 +126,7 @@ def test_splits_that_share_a_pixel(tmp_path: Path) -> None:
 
 def test_a_run_whose_ledger_is_gone_or_damaged(run: Run) -> None:
     run.folder.write_text("ledger.parquet", "PAR1 and no more PAR1")
-    with pytest.raises(InputError, match=r"1 problem\n.*ledger\.parquet is damaged; delete .*export\.json"):
+    with pytest.raises(InputError, match=r"1 problem\n.*ledger\.parquet is damaged; run export again"):
         verify(str(run.folder))
     run.folder.delete("ledger.parquet")
     with pytest.raises(InputError, match=r"there is no ledger\.parquet in .*run export again"):
@@ -157,6 +157,18 @@ def test_a_picture_shows_every_month_and_the_label(tmp_path: Path) -> None:
     picture = imread(io.BytesIO(show(str(tmp_path), "maize-1-00004")))
     assert picture.shape[1] > picture.shape[0] > 200
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 200
+
+
+def test_a_damaged_shard_is_named_and_the_others_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = write_samples(Folder(str(tmp_path)), range(16), codec="none")
+    Path(one).write_bytes(Path(one).read_bytes()[:-300])
+    picture = show(str(tmp_path), "maize-1-00012")
+    assert picture == show(two, "maize-1-00012")
+    assert f"{one} is truncated or damaged" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"(?s)no sample 'maize-1-00001'.*00000\.parquet is truncated"):
+        show(str(tmp_path), "maize-1-00001")
 
 
 def test_a_sample_that_is_not_there(tmp_path: Path) -> None:

@@ -121,7 +121,30 @@ def test_a_store_that_cannot_be_reached_is_reported_with_its_reason() -> None:
         port = closed.getsockname()[1]
     uri = f"gs://anonymous@bucket/run?scheme=http&endpoint_override=127.0.0.1:{port}&retry_limit_seconds=1"
     with pytest.raises(InputError, match=r"connect to server.*bucket.*GOOGLE_APPLICATION_CRED"):
-        Folder(uri).exists()
+        resolve(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/run?region=eu", "gs://bucket/run#1", "memory://a?b"])
+def test_a_uri_with_a_query_is_refused_for_names_are_added_to_it(uri: str) -> None:
+    with pytest.raises(InputError, match=r"query .*AWS_ENDPOINT_URL"):
+        Folder(uri)
+
+
+@pytest.mark.parametrize("name", ["..", "../a", "a/../../b", "maps/.."])
+def test_no_name_leaves_its_folder(folder: Folder, name: str) -> None:
+    for use in (
+        folder.child,
+        folder.path,
+        folder.exists,
+        folder.read_bytes,
+        folder.delete,
+        folder.delete_folder,
+        lambda name: folder.write_text(name, "a"),
+    ):
+        with pytest.raises(InputError, match="is not in"):
+            use(name)
+    folder.write_text("a..b", "fine")
+    assert folder.names() == ["a..b"]
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///run", "gs://"])

@@ -43,7 +43,7 @@ from cropray.shards.ledger import (
 )
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
-from cropray.types import Period, Roi
+from cropray.types import Period
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -84,8 +84,9 @@ def plan_export(run: Run, source: ImagerySource, *, partial: bool = False) -> Ex
     rois, parcels = read_rois(folder), read_parcels(folder)
     audit_grids(rois, [extent_of(roi, config.grid, config.patch) for roi in rois])
     tiles = tuple(tile for roi in rois for tile in plan_tiles(roi, config.grid, config.patch))
-    periods = {roi.roi_id: periods_for(config.window, roi.harvest_start) for roi in rois}
-    provisional = _provisional(rois, periods, config, partial=partial)
+    dated = [roi for roi in rois if config.window.anchor == "as_of" or roi.harvest_start is not None]
+    periods = {roi.roi_id: periods_for(config.window, roi.harvest_start) for roi in dated}
+    provisional = _provisional(periods, config, partial=partial)
     by_id = {tile.tile_id: tile for tile in tiles}
     rows = read_rows(folder, list(by_id), metadata.recipe)
     done = frozenset(
@@ -97,19 +98,17 @@ def plan_export(run: Run, source: ImagerySource, *, partial: bool = False) -> Ex
     return ExportPlan(metadata, parcels, tiles, done, periods, provisional)
 
 
-def _provisional(
-    rois: Sequence[Roi], periods: Mapping[str, Sequence[Period]], config: Config, *, partial: bool
-) -> dict[str, str]:
+def _provisional(periods: Mapping[str, Sequence[Period]], config: Config, *, partial: bool) -> dict[str, str]:
     """Today's date by ROI whose months are not over. Raises InputError for such an ROI unless `partial`."""
     if config.source.kind == "simulated":  # whose scenes are all there
         return {}
     now, delay = datetime.now(UTC).date(), timedelta(days=config.source.ingestion_days)
-    whole_on = {roi.roi_id: periods[roi.roi_id][-1].end + delay for roi in rois}
+    whole_on = {roi_id: months[-1].end + delay for roi_id, months in periods.items()}
     early = [roi_id for roi_id, day in whole_on.items() if day > now]
     if early and not partial:
         last = periods[early[0]][-1]
         raise InputError(
-            f"{len(early)} of {len(rois)} ROIs need months that are not over: the last one of {early[0]} is "
+            f"{len(early)} of {len(periods)} ROIs need months that are not over: the last of {early[0]} is "
             f"{last.start} to {last.end - timedelta(days=1)}, whose scenes are expected by "
             f"{whole_on[early[0]]} (source.ingestion_days). Export then, choose earlier months "
             "(window.as_of, window.lead_months), or export what there is with --partial and again then."

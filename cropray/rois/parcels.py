@@ -65,7 +65,9 @@ def fingerprints(config: RoisConfig) -> Inputs:
 
 def _content(files: Iterable[Path]) -> str:
     """One hash of files and of their namesakes, such as the .dbf and .prj of a shapefile."""
-    found = {path for file in files for path in file.parent.iterdir() if path.stem == file.stem}
+    names = {(file.parent, file.stem) for file in files}
+    folders = {folder for folder, _ in names}
+    found = [path for folder in folders for path in folder.iterdir() if (folder, path.stem) in names]
     whole = xxhash.xxh3_64()
     for path in sorted(found):
         for part in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -6,7 +6,6 @@ import ast
 import csv
 import json
 import math
-import re
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import date
@@ -22,7 +21,7 @@ from openpyxl.utils.exceptions import InvalidFileException
 from shapely.errors import ShapelyError
 
 from cropray.config.rois import RoisConfig
-from cropray.errors import InputError, nearest
+from cropray.errors import InputError, check_name, nearest
 from cropray.grid import Bounds
 from cropray.progress import progress
 from cropray.rois.store import identity
@@ -128,8 +127,11 @@ def _read_row(record: dict[str, str], where: str, config: RoisConfig, classes: S
     bounds, crs = _box(record, where, config)
     country = record.get("country") or config.country
     uuid = record.get("uuid", "")
-    if re.search(r"[^\w.-]", uuid):
-        raise InputError(f"{where}: uuid {uuid!r} cannot name files. Use letters, digits, '-' and '_'.")
+    if uuid:
+        try:
+            check_name(uuid)
+        except InputError as error:
+            raise InputError(f"{where}: uuid {error}") from error
     harvest = record.get("harvest_date", "")
     main_type = record.get("main_type", "").casefold()
     parts = [np.array(bounds, "<f8").tobytes(), harvest.encode()]

@@ -14,10 +14,10 @@ from cropray.config import Config
 from cropray.errors import InputError, listed
 from cropray.figures.pictures import sample_picture
 from cropray.grid import Grid
-from cropray.progress import progress
+from cropray.progress import progress, say
 from cropray.rois.splits import audit_grids
 from cropray.run import Run, Summary
-from cropray.shards.file import ShardFile, check_shards, mismatches, open_shards
+from cropray.shards.file import ShardFile, check_shards, map_footers, mismatches, open_shards
 from cropray.shards.ledger import LEDGER, read_ledger
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
@@ -91,15 +91,25 @@ def _mean(column: pa.ChunkedArray) -> float | None:
 
 
 def show(target: str, sample_id: str) -> bytes:
-    """A picture (PNG) of one sample, whose tensors are verified. Raises InputError if it does not exist."""
-    reader = ShardReader(find_shards(target), batch_size=1)
-    names = reader.table["sample_id"]
-    position = names.index(sample_id).as_py()
-    if position < 0:
-        raise InputError(
-            f"there is no sample {sample_id!r} in {target}; their column sample_id names all, the first is "
-            f"{names[0].as_py()!r}"
-        )
+    """A picture (PNG) of one sample, whose tensors are verified. Raises InputError if it does not exist.
+
+    Damaged shards are named and passed over.
+    """
+    damaged, places, first = list[str](), list[tuple[str, int]](), ""
+    for file, problems in map_footers(_opened, find_shards(target)):
+        damaged += problems
+        if file is not None and len(file.scalars):
+            first = first or file.scalars["sample_id"][0].as_py()
+            position = file.scalars["sample_id"].index(sample_id).as_py()
+            places += [(file.uri, position)] if position >= 0 else []
+    if not places:
+        sound = f"; their column sample_id names all, the first is {first!r}" if first else ""
+        unread = f". Some shards cannot be read:\n{listed(damaged)}" if damaged else ""
+        raise InputError(f"there is no sample {sample_id!r} in {target}{sound}{unread}")
+    for problem in damaged:
+        say(f"warning: {problem}")
+    (uri, position), *_ = places
+    reader = ShardReader([uri], batch_size=1)
     batch = reader.take([position])
     about = {name: value for name, (value,) in batch.rows.items()}
     place = (about[name] for name in ("split", "crop", "season", "province", "country"))
@@ -157,17 +167,25 @@ def _collected(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
+def _opened(uri: str) -> tuple[ShardFile | None, list[str]]:
+    """A shard and no problem, or none and what is wrong with it."""
+    try:
+        return ShardFile.open(uri), []
+    except InputError as error:
+        return None, [str(error)]
+
+
 def _read(uri: str) -> tuple[ShardFile | None, list[str]]:
     """A shard, None if it cannot be opened, and all that is damaged in it."""
-    file, problems = None, list[str]()
-    with _collected(problems):
-        file = ShardFile.open(uri)
-        for group, size in enumerate(file.group_sizes):
-            with _collected(problems):
-                rows = file.row_group(group)
-                for row in range(size):
-                    with _collected(problems):
-                        rows.read(row)
+    file, problems = _opened(uri)
+    if file is None:
+        return None, problems
+    for group, size in enumerate(file.group_sizes):
+        with _collected(problems):
+            rows = file.row_group(group)
+            for row in range(size):
+                with _collected(problems):
+                    rows.read(row)
     return file, problems
 
 
