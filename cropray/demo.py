@@ -31,7 +31,9 @@ def demo(run: Run) -> Summary:
             "demo wants a configuration that says what its pretraining does (demo.pretraining): "
             "cropray demo --config configs/demo.yaml"
         )
-    first = Run(run.folder.child("pretraining"), updated(run.config, run.config.demo.pretraining))
+    first = Run(
+        run.folder.child("pretraining"), updated(run.config, run.config.demo.pretraining, "demo.pretraining")
+    )
     init = {"finetune.init": "run:../pretraining/models/pretrain"}  # holds where the demo is moved
     second = Run(run.folder.child("finetuning"), updated(run.config, init))
     seconds: dict[str, float] = {}

@@ -180,6 +180,12 @@ def test_a_file_that_is_no_mapping_is_an_error(tmp_path: Path, text: str) -> Non
         load_config(path)
 
 
+def test_nothing_after_the_equals_sign_is_an_empty_text() -> None:
+    base = load_config(None, ["tracking.uri=http://a", "finetune.threshold=0.3"])
+    assert load_config(None, ["tracking.uri="], base=base).tracking.uri == ""
+    assert load_config(None, ["finetune.threshold=null"], base=base).finetune.threshold is None
+
+
 def test_a_missing_file_is_an_error() -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml"):
         load_config("nowhere.yaml")

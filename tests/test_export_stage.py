@@ -169,3 +169,26 @@ def test_the_window_of_a_harvest_counts_too(tmp_path: Path, source: PlainSource)
     write_rois(run.folder, [replace(make_roi(), harvest_start=date(TODAY.year + 1, 8, 1))])
     with pytest.raises(InputError, match=rf"{TODAY.year + 1}-0[67]-"):
         dry_run(run)
+
+
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize("stage", [dry_run, export])
+def test_rois_without_a_harvest_are_named_before_anything_is_exported(tmp_path: Path, stage: Any) -> None:
+    run = new_run(tmp_path)
+    write_rois(run.folder, [replace(make_roi(), harvest_start=None)])
+    with pytest.raises(InputError, match=r"1 of 1 ROIs .*maize-1.*window\.as_of"):
+        stage(run)
+    as_advised = changed(run, **{"window.anchor": "as_of", "window.as_of": "2022-06-30"})
+    assert stage(as_advised)["tiles"] == 2
+
+
+@pytest.mark.usefixtures("source")
+def test_parts_of_other_settings_may_be_deleted_as_advised(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    export(run)
+    run.folder.delete("stages/export.json")  # as if it had not ended
+    other = changed(run, **{"window.months": 3})
+    with pytest.raises(InputError, match=r"delete .*/parts"):
+        export(other)
+    run.folder.delete_folder("parts")
+    assert export(other)["patches"] == 6

@@ -132,6 +132,18 @@ def test_an_unknown_crop_names_the_nearest_class(region: Path, tmp_path: Path) -
         build_rois(run_in(tmp_path / "run", config))
 
 
+def test_all_unknown_crops_are_named_at_once_by_what_the_user_wrote(region: Path, tmp_path: Path) -> None:
+    config = updated(rois_inputs.config(region), {"classes": ["rye"]})
+    with pytest.raises(InputError) as refused:
+        build_rois(run_in(tmp_path / "run", config))
+    assert [name in str(refused.value) for name in ("'wheat'", "'beet'", "rois.parcels.1")] == [True] * 3
+    simulated = Config.model_validate({"classes": CROPS[:-2], "source": SIMULATED})
+    with pytest.raises(InputError, match=f"{CROPS[-2]}, {CROPS[-1]}") as refused:
+        build_rois(run_in(tmp_path / "simulated", simulated))
+    assert "rois.parcels" not in str(refused.value)
+    build_rois(run_in(tmp_path / "simulated", updated(simulated, {"classes": list(CROPS)})))
+
+
 def test_one_zone_is_enough_for_a_country_but_not_for_a_continent(region: Path, tmp_path: Path) -> None:
     utm = rois_inputs.config(region, crs="utm")
     run = run_in(tmp_path / "run", utm)

@@ -76,7 +76,7 @@ def load_config(
         try:
             if not equals or not key:
                 raise InputError("expected the form key.subkey=value")
-            _assign(data, key.strip(), _Loader(value).get_single_data())
+            _assign(data, key.strip(), _Loader(value).get_single_data() if value.strip() else "")
         except _YAML_ERRORS as error:
             kind = "" if isinstance(error, InputError) else "the value is not valid YAML: "
             problems.append(f"--set {setting}: {kind}{getattr(error, 'problem', error)}")

@@ -88,7 +88,7 @@ def check_fit(checkpoint: Checkpoint, metadata: ShardMetadata, model: str, where
     if checkpoint.window != metadata.window:
         raise InputError(
             f"the model {model} was trained on the window {checkpoint.window}, but the shards have "
-            f"{metadata.window}: export with the same window, or evaluate another model"
+            f"{metadata.window}: evaluate another model, or start with that window in a new --run folder"
         )
 
 
@@ -129,7 +129,9 @@ def score_split(
 def _evaluate(run: Run, folder: Folder) -> Summary:
     start, config = time.monotonic(), run.config
     checkpoint = with_head(load_checkpoint(folder), config.evaluate.head, str(folder))
-    test = open_split(run, "test", "give it a share of the ROIs (rois.split.test), or add ROIs")
+    test = open_split(
+        run, "test", "add parcels, or start with a larger rois.split.test in a new --run folder"
+    )
     check_fit(checkpoint, test.metadata, str(folder), "the test split")
     classifiers: dict[str, Classifier] = {"network": Network(checkpoint)}
     baselines: dict[str, Any] | None = None

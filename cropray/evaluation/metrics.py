@@ -121,8 +121,8 @@ def score_table(
     """
     if not any(blocks.any() for blocks in counts.values()):
         raise InputError(
-            "the split has no pixel of known class: there is nothing to score; give it more ROIs "
-            "(rois.split.test, rois.split.val), or labels that cover it"
+            "the split has no pixel of known class: there is nothing to score. Give it more parcels, or "
+            "raise rois.split.val or rois.split.test in a new --run folder"
         )
     score = macro_recall if scope == "annotated" else macro_f1
     n_blocks = len(next(iter(counts.values())))

@@ -84,8 +84,12 @@ def plan_export(run: Run, source: ImagerySource, *, partial: bool = False) -> Ex
     rois, parcels = read_rois(folder), read_parcels(folder)
     audit_grids(rois, [extent_of(roi, config.grid, config.patch) for roi in rois])
     tiles = tuple(tile for roi in rois for tile in plan_tiles(roi, config.grid, config.patch))
-    dated = [roi for roi in rois if config.window.anchor == "as_of" or roi.harvest_start is not None]
-    periods = {roi.roi_id: periods_for(config.window, roi.harvest_start) for roi in dated}
+    if undated := [r.roi_id for r in rois if r.harvest_start is None and config.window.anchor == "harvest"]:
+        raise InputError(
+            f"window.anchor is harvest, but the harvest of {len(undated)} of {len(rois)} ROIs is unknown, "
+            f"such as {undated[0]}. Give their dates, or set window.anchor=as_of and window.as_of."
+        )
+    periods = {roi.roi_id: periods_for(config.window, roi.harvest_start) for roi in rois}
     provisional = _provisional(periods, config, partial=partial)
     by_id = {tile.tile_id: tile for tile in tiles}
     rows = read_rows(folder, list(by_id), metadata.recipe)

@@ -236,13 +236,19 @@ def _check_settings(config: Config, rois_config: RoisConfig) -> None:
         raise InputError(
             "rois.split.named is for the rows of a table, but rois.kind is parcels. Remove rois.split.named."
         )
-    for index, entry in enumerate(rois_config.parcels):
-        # If parcels are no labels, they only say where to look, and any crop will do.
-        if config.labels.parcels and entry.crop not in config.classes:
-            raise InputError(
-                f"rois.parcels.{index}.crop is {entry.crop!r} ({entry.path}), which is none of the classes."
-                f"{nearest(entry.crop, config.classes)}"
-            )
+    if not config.labels.parcels:  # then they only say where to look, and any crop will do
+        return
+    unknown = {i: entry for i, entry in enumerate(rois_config.parcels) if entry.crop not in config.classes}
+    if unknown and config.simulates_inputs:
+        crops = ", ".join(entry.crop for entry in unknown.values())
+        raise InputError(f"the built-in world has parcels of {crops}. Add them to `classes`.")
+    problems = [
+        f"rois.parcels.{index}.crop is {entry.crop!r} ({entry.path}), which is none of the classes."
+        f"{nearest(entry.crop, config.classes)}"
+        for index, entry in unknown.items()
+    ]
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def _text(summary: Summary) -> str:

@@ -127,8 +127,9 @@ def audit_grids(rois: Sequence[Roi], grids: Sequence[Grid]) -> None:
     if pairs:
         raise InputError(
             f"the pixels of {len(pairs)} pairs of ROIs of different splits overlap on the grid, so one would "
-            f"leak into the other:\n{_names(rois, pairs)}\nRaise rois.split.buffer_m, or put both of a pair "
-            "into the same split in rois.split.named. Then start again from rois in a new --run folder."
+            f"leak into the other:\n{_names(rois, pairs)}\nRaise rois.split.buffer_m (of a table with "
+            "rois.split.named: put both of a pair into the same split), and start again from rois in a new "
+            "--run folder."
         )
 
 

@@ -166,7 +166,8 @@ def _box(record: dict[str, str], where: str, config: RoisConfig) -> tuple[Bounds
         return bounds, LONLAT
     if "roi" not in record or config.crs == "utm":
         raise InputError(
-            f"{where}: {bounds} are not degrees. Correct them, or set rois.crs to their CRS (EPSG:3857 …)."
+            f"{where}: {bounds} are not degrees. Correct them, or give the boxes in a column 'roi' and set "
+            "rois.crs to their CRS (EPSG:3857 …)."
         )
     return bounds, metric_crs(config.crs)
 

@@ -19,7 +19,15 @@ import xxhash
 
 from cropray.errors import InputError
 from cropray.shards.columns import Column, ColumnPages, Fetch, find_chunks, find_pages
-from cropray.shards.schema import ROWS_KEY, SCALARS, ShardMetadata, TensorSpec, checksum, rows_checksum
+from cropray.shards.schema import (
+    ROWS_KEY,
+    SCALARS,
+    WRITE_AGAIN,
+    ShardMetadata,
+    TensorSpec,
+    checksum,
+    rows_checksum,
+)
 from cropray.storage import Folder, resolve
 
 T = TypeVar("T")
@@ -27,7 +35,6 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 # Found in the messages of Arrow's object storage clients, and in none about a file's content.
 _STORE = re.compile(r"AWS Error|HTTP status|curlCode|google::cloud")
-_WRITE_AGAIN = "delete the file and run the stage that made it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +58,7 @@ class RowGroup:
             tensors = {name: spec.decode(self.pages[name].value(row)) for name, spec in self.specs.items()}
         if checksum(tensors.values()) != self.checksums[row]:
             sample_id = self.sample_ids[row].as_py()
-            raise InputError(f"{where}: sample {sample_id} is damaged (wrong checksum); {_WRITE_AGAIN}")
+            raise InputError(f"{where}: sample {sample_id} is damaged (wrong checksum); {WRITE_AGAIN}")
         return tensors
 
 
@@ -169,7 +176,7 @@ def reading(where: str) -> Iterator[None]:
                 f"{where} cannot be read: the object storage failed repeatedly ({reason}). Check the network "
                 "and your permissions, and run the same command again"
             ) from error
-        raise InputError(f"{where} is truncated or damaged ({reason}); {_WRITE_AGAIN}") from error
+        raise InputError(f"{where} is truncated or damaged ({reason}); {WRITE_AGAIN}") from error
 
 
 def shard_name(split: str, index: int) -> str:

@@ -65,6 +65,7 @@ _STORED = {
     for sensor, bands in (("s2", S2_BANDS), ("s1", S1_BANDS))
 }
 
+WRITE_AGAIN = "delete the file and run the stage that made it again"
 PLAIN, RESIDUALS = "plain", "residuals"
 """Encodings of a tensor in its column: its own bytes, or those of `residuals.encode`."""
 
@@ -158,14 +159,14 @@ class ShardMetadata:
             version = data["format"]
             metadata = cls._from_json(data) if version == FORMAT_VERSION else None
         except (ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{where}: its metadata is damaged ({error!r}); make the shard again") from error
+            raise InputError(f"{where}: its metadata is damaged ({error!r}); {WRITE_AGAIN}") from error
         if metadata is None:
             raise InputError(
                 f"{where} has shard format {version}; this cropray reads format {FORMAT_VERSION}. "
-                "Make the shards again (export, compact), or use the version that made them"
+                "Make the shards again (export, compact) in a new --run folder, or use its version of cropray"
             )
         if not schema.equals(metadata.schema):
-            raise InputError(f"{where}: its columns contradict its metadata; make the shard again")
+            raise InputError(f"{where}: its columns contradict its metadata; {WRITE_AGAIN}")
         return metadata
 
     @classmethod

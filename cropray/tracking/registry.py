@@ -121,7 +121,7 @@ def relocate(run: Run) -> Summary:
     if run.config.tracking.uri:
         raise InputError(
             f"tracking.uri is {run.config.tracking.uri}: only the registry in a run folder can be "
-            "relocated. Leave tracking.uri out"
+            "relocated. Add --set tracking.uri="
         )
     client, uri = open_registry(run)
     with server_errors(uri):

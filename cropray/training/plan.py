@@ -137,8 +137,8 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
     uris = shard_uris(run.folder, "train")
     if not uris:
         raise InputError(
-            f"{run.folder} has no shards of the split train: nothing to train on. Give it more ROIs, or a "
-            "greater share of them (rois.split)"
+            f"{run.folder} has no shards of the split train: nothing to train on. Add parcels, or start with "
+            "a smaller rois.split.val and rois.split.test in a new --run folder"
         )
     train, most = Data(uris, settings.min_labelled_fraction, settings.balance), settings.max_workers
     reader = train.reader(settings.batch_size // most, seed=run.config.seed, world_size=most)
@@ -284,9 +284,10 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
         one, other = (reduce(getitem, path, described) for described in (has, wants))
         if one != other:
             name = path[-1].replace("s1_", "Sentinel-1 ").replace("s2_", "Sentinel-2 ")
+            where = "" if setting.startswith("model.") else " in a new --run folder"
             raise InputError(
-                f"cannot start from {init}: its {name} is {one}, the run's is {other}; change {setting}, or "
-                "start from another checkpoint"
+                f"cannot start from {init}: its {name} is {one}, the run's is {other}; start from another "
+                f"checkpoint, or change {setting}{where}"
             )
 
 

@@ -197,7 +197,7 @@ def _publish(run: Run, trials: Sequence[Trial], tracker: Tracker) -> str:
     settings, folder = run.config.tune, sweep_folder(run)
     score = trials[0].score if trials else None
     if score is None:
-        remedy = "give val more regions (rois.split.val), or let trials train longer (tune.budget_s)"
+        remedy = "let trials train longer (tune.budget_s), or give val more parcels"
         if problems := [f"{trial.id}: {trial.problem}" for trial in trials if trial.problem]:
             remedy = f"correct this first: {problems[0]}; then run the same command again"
         raise InputError(f"no trial of {folder} has a score on the validation split: {remedy}")

@@ -6,19 +6,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import geopandas as gpd
+import pandas as pd
 import pytest
+import shapely
 
 from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig, SimulatedConfig, SourceConfig
 from cropray.config.rois import WindowConfig
 from cropray.errors import InputError
+from cropray.grid import transform_bounds
 from cropray.pipeline.compact import compact
 from cropray.pipeline.export import export
+from cropray.pipeline.tiles import extent_of
 from cropray.rois.build import build_rois
-from cropray.rois.store import read_rois, write_rois
+from cropray.rois.store import read_parcels, read_rois, write_parcels, write_rois
 from cropray.run import Run
 from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
@@ -72,21 +76,23 @@ def test_a_tile_that_fails_is_named_and_the_others_are_kept(
     undisturbed: Run, tmp_path: Path, ray_local: None
 ) -> None:
     run = new_run(tmp_path)
-    rois = read_rois(run.folder)
-    write_rois(run.folder, [replace(rois[0], harvest_start=None), *rois[1:]])
+    rois, parcels = read_rois(run.folder), read_parcels(run.folder)
+    box = transform_bounds(extent_of(rois[0], CONFIG.grid, CONFIG.patch).bounds, rois[0].crs, "EPSG:4326")
+    other = {"parcel_id": ["other"], "crop": ["of no class"], "geometry": [shapely.box(*box)]}
+    write_parcels(run.folder, pd.concat([parcels, gpd.GeoDataFrame(other, crs=parcels.crs)]))
     wanted = parts_of(undisturbed)
     broken = {name for name in wanted if name.startswith(rois[0].roi_id)}
     with pytest.raises(InputError) as failure:
         export(run)
     assert f"{len(broken)} of {len(wanted)} tiles failed" in str(failure.value)
-    assert "the harvest of this ROI is unknown" in str(failure.value)
+    assert "rois.parcels has of no class" in str(failure.value)
     assert "run the same command again" in str(failure.value)
     assert parts_of(run) == {name: data for name, data in wanted.items() if name not in broken}
     assert run.summary("export") is None
     (events,) = run.folder.child("events").names(".jsonl")
-    assert run.folder.read_text(f"events/{events}").count("is unknown") == len(broken)
+    assert run.folder.read_text(f"events/{events}").count("of no class") == len(broken)
 
-    write_rois(run.folder, rois)
+    write_parcels(run.folder, parcels)
     kept = {path.name: path.stat().st_mtime_ns for path in run.folder.local("parts").iterdir()}
     assert export(run) == undisturbed.summary("export")
     assert parts_of(run) == wanted
