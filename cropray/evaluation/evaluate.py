@@ -99,7 +99,21 @@ def score_split(
     thresholds: Mapping[str, FloatArray],
     visit: Visit | None = None,
 ) -> dict[str, Any]:
-    """Scores (`metrics.score_table`) of classifiers on whole ROIs, each with its own thresholds.
+    """Scores (`metrics.score_table`) of classifiers on whole ROIs, each with its own thresholds."""
+    scope, counts = block_confusions(config, reader, classifiers, thresholds, visit)
+    return score_table(
+        scope, reader.metadata.classes, counts, draws=config.evaluate.bootstrap, seed=config.seed
+    )
+
+
+def block_confusions(
+    config: Config,
+    reader: ShardReader,
+    classifiers: Mapping[str, Classifier],
+    thresholds: Mapping[str, FloatArray],
+    visit: Visit | None = None,
+) -> tuple[Scope, dict[str, Counts]]:
+    """Where the truth is known, and the confusion (R, K + 1, K + 1) of each classifier by block of ROIs.
 
     A pixel without a valid observation has no truth, since a map holds nodata there.
     """
@@ -122,8 +136,7 @@ def score_split(
             if visit is not None:
                 visit(tile, truth_hw, maps)
             bar.advance()
-    stacked = {name: np.stack(list(by_block.values())) for name, by_block in counts.items()}
-    return score_table(scope, metadata.classes, stacked, draws=config.evaluate.bootstrap, seed=config.seed)
+    return scope, {name: np.stack(list(by_block.values())) for name, by_block in counts.items()}
 
 
 def _evaluate(run: Run, folder: Folder) -> Summary:
