@@ -55,7 +55,8 @@ class Run:
     """A run folder with its configuration.
 
     Layout: config.yaml, stages/, world/, rois/, parts/, events/, ledger.parquet, shards/<split>/,
-    checkpoints/<stage>/, models/<stage>/, tune/<name>/, mlflow/, evaluation/, maps/<name>/, report.html.
+    checkpoints/<stage>/, models/<stage>/, tune/<name>/, mlflow/, evaluation/, maps/<name>/, areas/<name>/,
+    report.html.
     """
 
     folder: Folder

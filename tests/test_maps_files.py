@@ -65,7 +65,12 @@ def test_a_published_map_holds_what_was_predicted_and_says_what_it_means(tmp_pat
     assert json.loads((folder / "areas.json").read_text())["classes"] == areas
     table = list(csv.DictReader((folder / "areas.csv").read_text().splitlines()))
     assert [row["class"] for row in table] == [*CLASSES, "none of the classes"]
-    assert [int(row["pixels"]) for row in table] == [row["pixels"] for row in areas.values()]
+    assert [float(row["mapped_ha"]) for row in table] == pytest.approx(
+        [row["hectares"] for row in areas.values()], abs=0.005
+    )
+    assert {(row["estimate_ha"], row["ci95_low"], row["method"]) for row in table} == {
+        ("", "", "pixel count")
+    }
     pixels = sum(row["pixels"] for row in areas.values())
     assert pixels == (wanted.class_hw != NODATA).sum()
 

@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from cropray import __version__
+from cropray.cli.areas import areas_app
 from cropray.cli.inspection import checkpoint_app, config_app, doctor, shards_app
 from cropray.cli.models import models_app
 from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened
@@ -97,6 +98,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(shards_app, name="shards")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(models_app, name="models")
+app.add_typer(areas_app, name="areas")
 
 
 def _show_version() -> None:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch as Swatch
+from matplotlib.patches import Rectangle
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
 from pyproj import Geod, Transformer
 
@@ -105,17 +106,9 @@ def sample_picture(
     All months share one stretch, from the 2nd to the 98th percentile of the valid pixels. Invalid pixels are
     pink, since clouds and snow are white.
     """
-    rgb_thwc, vv_thwc = np.moveaxis(s2_cthw[_RGB], 0, -1), s1_cthw[0, ..., None].repeat(3, axis=-1)
     figure = Figure(figsize=(1.6 * (len(months) + 1) + 1.6, 3.9), layout="constrained")
     grid = figure.subplots(2, len(months) + 1)
-    unseen = False
-    for row, values_thwc, names in ((grid[0], rgb_thwc, months), (grid[1], vv_thwc, ["VV"] * len(months))):
-        valid_thw = (values_thwc != NODATA).all(axis=-1)
-        images_thwc = _stretched(values_thwc, valid_thw)
-        images_thwc[~valid_thw] = np.array(UNSEEN) / 255
-        unseen |= not valid_thw.all()
-        for axes, image, name in zip(row[:-1], images_thwc, names, strict=True):
-            _image(axes, image, name)
+    unseen = _month_rows(grid[:, :-1], s2_cthw, s1_cthw, months)
     _image(grid[0, -1], colourised(label_hw, len(classes)), "label")
     grid[1, -1].set_axis_off()
     if truth_hw is not None:
@@ -125,6 +118,40 @@ def sample_picture(
     others = {"unlabelled": UNKNOWN} if UNLABELLED in present else {}
     _class_legend(figure, classes, present, others | ({"no clear view": UNSEEN} if unseen else {}))
     return png(figure)
+
+
+def point_picture(
+    s2_cthw: IntArray, s1_cthw: IntArray, months: Sequence[str], resolution: float, title: str
+) -> bytes:
+    """The surroundings of a pixel, which is in the middle and framed: true colour above VV by month.
+
+    It does not show what the map says there. `resolution` is in metres.
+    """
+    figure = Figure(figsize=(2.1 * len(months), 4.9), layout="constrained")
+    grid = figure.subplots(2, len(months), squeeze=False)
+    unseen = _month_rows(grid, s2_cthw, s1_cthw, months)
+    height, width = s2_cthw.shape[-2:]
+    for axes in grid.ravel():
+        corner = (width // 2 - 0.5, height // 2 - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=2.5))
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1))
+    note = ", pink: no clear view" if unseen else ""
+    figure.suptitle(f"{title} ({width * resolution:g} m wide{note})", fontsize="medium")
+    return png(figure)
+
+
+def _month_rows(grid: npt.NDArray[Any], s2_cthw: IntArray, s1_cthw: IntArray, months: Sequence[str]) -> bool:
+    """Draw true colour and VV by month into axes (2, T); whether a pixel was not seen (it is pink)."""
+    rgb_thwc, vv_thwc = np.moveaxis(s2_cthw[_RGB], 0, -1), s1_cthw[0, ..., None].repeat(3, axis=-1)
+    unseen = False
+    for row, values_thwc, names in ((grid[0], rgb_thwc, months), (grid[1], vv_thwc, ["VV"] * len(months))):
+        valid_thw = (values_thwc != NODATA).all(axis=-1)
+        images_thwc = _stretched(values_thwc, valid_thw)
+        images_thwc[~valid_thw] = np.array(UNSEEN) / 255
+        unseen |= not valid_thw.all()
+        for axes, image, name in zip(row, images_thwc, names, strict=True):
+            _image(axes, image, name)
+    return unseen
 
 
 def map_picture(class_hw: ByteArray, grid: Grid, classes: Sequence[str], title: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import tempfile
@@ -12,6 +11,7 @@ from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pystac
 import shapely
 
@@ -21,14 +21,13 @@ from cropray.figures.pictures import class_names, colour_table, map_picture
 from cropray.grid import Grid, Window
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, class_areas
 from cropray.maps.request import MapPlan
+from cropray.maps.tables import AREAS_TABLE, ITEM, WHOLE, areas_csv
 from cropray.maps.tiles import NODATA, PredictionSettings, TileResult
 from cropray.rasters import read_reduced
 from cropray.storage import Folder
 
 AREAS = "areas.json"
-AREAS_TABLE = "areas.csv"
 PICTURE = "picture.png"
-ITEM = "item.json"
 _PICTURE_PIXELS = 1200  # a side, at most
 
 _EXTENSIONS = [
@@ -88,10 +87,8 @@ def publish_map(
             areas = class_areas(str(directory / MAP), classes)
             record = {"as_of": as_of, "model": identity.model, "classes": areas}
             (directory / AREAS).write_text(json.dumps(record, indent=1))
-            with (directory / AREAS_TABLE).open("w", newline="") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerow(["class", "pixels", "hectares"])
-                table.writerows([name, row["pixels"], row["hectares"]] for name, row in areas.items())
+            hectares_uk = np.array([[row["hectares"] for row in areas.values()]])
+            (directory / AREAS_TABLE).write_text(areas_csv([WHOLE], list(areas), hectares_uk))
             title = f"{identity.title}\nas of {as_of}, model {identity.model}"
             values, grid = read_reduced(str(directory / MAP), _PICTURE_PIXELS)
             (directory / PICTURE).write_bytes(map_picture(values[0], grid, classes, title))

@@ -126,8 +126,8 @@ def predict(run: Run) -> Summary:
     areas = [[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans]
     chosen = asdict(settings)
     del chosen["batch_size"]
-    inputs = {  # the description of the model has the checksum of its weights
-        "model": _hash([checkpoint_folder.read_text(DESCRIPTION), config.predict.head]),
+    inputs = {
+        "model": model_fingerprint(checkpoint_folder, config.predict.head),
         "imagery": _hash([chosen, source.identity()]),
         "area": _hash(areas),
     }
@@ -247,6 +247,11 @@ def _publish_maps(prediction: Prediction, output: Folder, identity: MapIdentity)
             made.append({"name": name, "folder": folder.uri, "hectares": hectares})
             bar.advance()
     return made
+
+
+def model_fingerprint(checkpoint: Folder, head: str | None) -> str:
+    """The hash of a checkpoint folder and the head that is used. The description has that of the weights."""
+    return _hash([checkpoint.read_text(DESCRIPTION), head])
 
 
 def _hash(data: Any) -> str:
