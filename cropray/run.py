@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, get_args
 
 from cropray.config import Config
-from cropray.config.imagery import EarthEngineConfig, SourceConfig
+from cropray.config.imagery import EarthEngineConfig, SourceConfig, StacS3Config
 from cropray.config.load import REMOVED, parse_config
 from cropray.config.training import OPERATIONAL, TrainConfig
 from cropray.errors import InputError, listed
@@ -31,6 +31,8 @@ _FREE = (
     | {"predict.batch_size", "predict.model", "evaluate.model", "source.ingestion_days", "source.max_lost"}
     | {f"tune.{name}" for name in ("trials", "concurrent", "cpus", "budget_s", "evaluate")}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
+    | {f"source.stac.{sensor}.{name}" for sensor in ("s2", "s1") for name in ("sign", "allow_outside")}
+    | {f"source.stac.{sensor}.s3.{name}" for sensor in ("s2", "s1") for name in StacS3Config.model_fields}
     | {f"{stage}.{name}" for stage in ("pretrain", "finetune") for name in OPERATIONAL}
 )
 _KINDS = get_args(SourceConfig.model_fields["kind"].annotation)

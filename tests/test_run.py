@@ -131,6 +131,7 @@ SETTINGS = {
     "tracking": "tracking.experiment=other",
     "ray": "ray.concurrency=7",
     "demo": "demo.pretraining={seed: 3}",
+    "series": "series.block_m=77",  # by its hash among the inputs
 }
 DATA = {"seed", "rois", "source", "classes", "window", "grid", "composite", "labels", "patch", "shards"}
 READS = {
@@ -170,7 +171,8 @@ def test_only_the_kind_of_source_that_is_used_counts(tmp_path: Path) -> None:
     items = "source.stac.s2.items=a.json"
     open_run(tmp_path, items).finish("rois", {})
     open_run(tmp_path, items).claim("export")
-    open_run(tmp_path, items, "source.simulated.seed=3", "source.ingestion_days=9").begin("export")
+    access = ["source.stac.s2.sign=planetary-computer", "source.stac.s1.s3.profile=mine"]
+    open_run(tmp_path, items, "source.simulated.seed=3", "source.ingestion_days=9", *access).begin("export")
     with pytest.raises(InputError, match=r"source\.stac\.s2\.items"):
         open_run(tmp_path).begin("export")
     simulated = tmp_path / "simulated"

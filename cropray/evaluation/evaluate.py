@@ -54,7 +54,7 @@ def evaluate(run: Run) -> Summary:
     check_shards(run.folder, (run.summary("compact") or {}).get("shards", {}))
     uris = [uri for split in SPLITS for uri in shard_uris(run.folder, split)]
     inputs = {"model": checkpoint_id(folder), "shards": fingerprint(uris)}
-    summary = run.finished("evaluate", inputs)
+    summary = run.finished("evaluate", inputs, [EVALUATION])
     if summary is None:
         summary = _evaluate(run, folder)
         run.finish("evaluate", summary, inputs)
