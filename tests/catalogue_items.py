@@ -84,7 +84,11 @@ def write_s2(folder: Path, suffix: str, offset: int) -> None:
 
 def write_s1(folder: Path, nodata: float, *, stated: bool) -> None:
     for name, power in POWER.items():
-        write(folder / f"{name}.tif", power, 10, "float32", nodata, **({"nodata": nodata} if stated else {}))
+        path = folder / f"{name}.tif"
+        write(path, power, 10, "float32", nodata)
+        if stated:
+            with rasterio.open(path, "r+") as file:
+                file.nodata = nodata
 
 
 def _item(

@@ -19,6 +19,8 @@ _CONFORMS_TO = (
     "https://api.stacspec.org/v1.0.0/collections",
 )
 
+_ERROR = "<Error><Code>{}</Code><Message>{}</Message></Error>"  # as an S3 service words it
+
 Answer = int | dict[str, Any] | str | None
 """A status, a JSON object, where to be redirected, or None for what the server does without being told."""
 
@@ -48,7 +50,7 @@ def serve(
             file = folder / path[1:] if folder else None
             told = answer(self)
             if isinstance(told, int):
-                self._answer({"code": "Refused", "description": "as the test wants it"}, told)
+                self._answer(_ERROR.format("AccessDenied", "Access Denied").encode(), told)
             elif isinstance(told, str):
                 self.send_response(302)
                 self.send_header("Location", told)
@@ -63,7 +65,7 @@ def serve(
             elif file is not None and file.is_file():
                 self._answer(file.read_bytes())
             else:
-                self._answer({"code": "NotFound", "description": f"no {path}"}, 404)
+                self._answer(_ERROR.format("NoSuchKey", "The specified key does not exist.").encode(), 404)
 
         def do_POST(self) -> None:
             query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -22,7 +22,7 @@ from cropray.config.imagery import (
     StacSentinel2Config,
 )
 from cropray.errors import InputError
-from cropray.imagery.stac_access import Access, gdal_path, s3_options
+from cropray.imagery.stac_access import Access, DeadAssetError, gdal_path, s3_options
 from cropray.types import FloatArray
 from tests.catalogue_items import GRID, write
 from tests.stac_server import serve
@@ -101,9 +101,7 @@ def test_objects_and_public_servers_are_read(href: str, path: str, tmp_path: Pat
 )
 def test_an_item_of_an_api_cannot_point_elsewhere(href: str, tmp_path: Path) -> None:
     for home in (API, str(tmp_path / "items.json")):
-        message = refused(href, home)
-        assert "S2X" in message
-        assert "source.stac.s2.allow_outside" in message
+        assert "the STAC item S2X: cannot use the href" in refused(href, home)
 
 
 def test_a_name_that_leads_into_a_private_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +149,13 @@ def test_files_are_read_below_the_catalogue(tmp_path: Path) -> None:
         for where in (home, (folder / "items.json").as_uri()):
             assert read(href, where)[1, 1] == 500
     for href in ("link.tif", "../outside.tif", "scene one/../../outside.tif"):
-        assert "the folder of the catalogue" in refused(str(folder / href), home)
+        message = refused(str(folder / href), home)
+        assert "the folder of the catalogue" in message
+        assert "source.stac.s2.allow_outside: true" in message
         assert read(str(folder / href), home, allow_outside=True)[1, 1] == 500
-    assert "no such file" in refused(str(folder / "gone.tif"), home)
+    message = refused(str(folder / "gone.tif"), home)
+    assert "no such file" in message
+    assert "allow_outside" not in message
     for api in (API, "s3://bucket/items.json"):
         assert "a file of this machine" in refused(str(folder / "scene one" / "B02.tif"), api)
 
@@ -302,6 +304,29 @@ def test_what_to_set_where_access_is_denied(
         message = refused(f"s3://bucket/{status}.tif", API, s3={"endpoint": url})
         for setting in ("profile", "unsigned: true", "endpoint", "requester_pays"):
             assert f"source.stac.s2.s3.{setting}" in message
+
+
+def test_a_file_that_is_gone_or_damaged_is_told_from_one_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first costs its scene, the second fails until its cause is removed."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+    (tmp_path / "text.tif").write_text("no TIFF")
+    with serve([], folder=tmp_path, answer=lambda r: 403 if "denied" in r.path else None) as (url, _):
+        s3 = {"endpoint": url}
+        dead = [("gone.tif", tmp_path / "items.json"), ("text.tif", tmp_path / "items.json")]
+        for href, home in [(str(tmp_path / name), str(items)) for name, items in dead] + [
+            (f"{url}/gone.tif", url),
+            (f"{url}/text.tif", url),
+            ("s3://bucket/gone.tif", url),
+        ]:
+            with pytest.raises(DeadAssetError, match=r"S2X.*(gone|text)\.tif"):
+                read(href, home, s3=s3)
+        for href in (f"{url}/denied.tif", "s3://bucket/denied.tif", "http://127.0.0.1:9/connect.tif"):
+            with pytest.raises(InputError) as caught:
+                read(href, url, s3=s3, allow_outside=True)
+            assert not isinstance(caught.value, DeadAssetError)
 
 
 def test_requests_are_tried_again(tmp_path: Path) -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import shapely
+from pyproj import Transformer
 
+from cropray.config.imagery import StacConfig, StacSentinel1Config, StacSentinel2Config
+from cropray.grid import Grid, Window
 from cropray.imagery.longitudes import search_boxes, within_180
+from cropray.imagery.stac import StacSource
+from tests.stac_server import serve
+from tests.test_stac import GAMMA0, composite, s1_item, s2_item, source
 
 WEST, EAST = shapely.box(178, -17, 180, -16), shapely.box(-180, -17, -179, -16)
 ACROSS = shapely.MultiPolygon([WEST, EAST])
@@ -71,3 +81,41 @@ def test_searches_find_footprints_on_both_sides() -> None:
         assert found(region, (-181.5, -178.5))
         assert not found(region, (100, 103))
     assert list(search_boxes(ring(20, 21))) == [(20, -17, 21, -16)]
+
+
+def test_a_region_across_180_degrees_is_composed_of_scenes_of_both_zones(tmp_path: Path) -> None:
+    """On Taveuni, Fiji: the scenes are in UTM zones 60 and 1, their footprints jump from 179° to -179°."""
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32760", always_xy=True).transform(180.0, -16.8)
+    region = Grid("EPSG:32760", round(x, -2) - 60, round(y, -2), 10, 8, 12)
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:32701", always_xy=True).transform(180.0, -16.8)
+    east = Grid("EPSG:32701", round(x, -2) - 500, round(y, -2) + 500, 10, 100, 100)
+    away = region.window(Window(0, -900, 8, 12))
+    baseline = {"s2:processing_baseline": "03.01"}
+    s2 = [
+        s2_item(tmp_path, "zone60", "2022-01-02", 1000, baseline, grid=region.window(Window(-9, -9, 30, 30))),
+        s2_item(tmp_path, "zone1", "2022-01-04", 3000, baseline, grid=east),
+        s2_item(tmp_path, "away", "2022-01-05", 9000, baseline, grid=away),
+    ]
+    s1 = [s1_item(tmp_path, f"s1-{grid.crs[-2:]}", "2022-01-03", 0.1, GAMMA0, grid=grid) for grid in (east,)]
+    jumps = [lon for lon, _ in shapely.geometry.shape(s2[0].geometry).exterior.coords]
+    assert min(jumps) < -179.9
+    assert max(jumps) > 179.9
+    expected = composite(source(tmp_path, s2, s1), region)
+    assert expected.scenes["s2"][0] == 2
+    np.testing.assert_allclose(expected.s2_tchw[0], 0.2, atol=1e-6)
+    np.testing.assert_allclose(expected.s1_tchw[0], -10, atol=1e-4)
+    items: list[dict[str, Any]] = []
+    with serve(items, folder=tmp_path) as (url, searches):
+        for kind, found in (("s2", s2), ("s1", s1)):
+            for item in found:
+                for asset in item.assets.values():
+                    asset.href = f"{url}/{asset.href}"
+                items.append({**item.to_dict(include_self_link=False), "collection": kind})
+        api = StacConfig(
+            s2=StacSentinel2Config(api=url, collection="s2"), s1=StacSentinel1Config(api=url, collection="s1")
+        )
+        got = composite(StacSource(api), region)
+        assert all(query["bbox"][2] - query["bbox"][0] < 0.1 for query in searches if "bbox" in query)
+    assert got.scenes == expected.scenes
+    np.testing.assert_array_equal(got.s2_tchw, expected.s2_tchw)
+    np.testing.assert_array_equal(got.s1_tchw, expected.s1_tchw)

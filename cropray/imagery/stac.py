@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,35 +19,24 @@ from typing import Any
 import numpy as np
 import pystac
 import shapely
-from affine import Affine
-from odc.geo.geobox import GeoBox
-from odc.loader import RasterLoadParams, RasterSource, RioDriver
 from shapely.geometry.base import BaseGeometry
 
 from cropray.bands import S1_BANDS, S2_BANDS, SCL_ALIASES
 from cropray.config.imagery import StacCollectionConfig, StacConfig
 from cropray.errors import InputError
-from cropray.grid import Grid, Window
+from cropray.grid import Grid
 from cropray.imagery import stac_items
 from cropray.imagery.composite import composite_scenes
+from cropray.imagery.longitudes import search_boxes, within_180
 from cropray.imagery.orbits import Orbit, Season, choose_season
 from cropray.imagery.scenes import LostScene, S1Scene, S2Scene, Scene
+from cropray.imagery.stac_access import Access, DeadAssetError
 from cropray.imagery.stac_items import Backscatter, find_asset, footprint, item_time
-from cropray.rasters import read_window
 from cropray.storage import Folder
-from cropray.types import Composite, FloatArray, ImageRequest, Period
+from cropray.types import Composite, ImageRequest, Period
 
 _READERS = 8  # scenes read at a time: remote files are latency, not bandwidth
-
-# What GDAL says where another attempt, or other settings, may help. Otherwise the file is gone or damaged.
-_NOT_DEAD = re.compile(
-    r"response code: (?!404|410)|curl|time[d-]* ?out|denied|forbidden|credential|could not resolve|connect",
-    re.IGNORECASE,
-)
-
-
-class DeadAssetError(InputError):
-    """A file that an item names and that cannot be read, now or later."""
+_SEARCH_S = (10, 120)  # to connect, and to wait for an answer
 
 
 @dataclass(frozen=True)
@@ -111,8 +99,11 @@ class ApiCatalogue:
         return self._query(max_items=1)
 
     def candidates(self, area: BaseGeometry, start: date, end: date) -> list[pystac.Item]:
-        last = end - timedelta(days=1)
-        return self._query(bbox=area.bounds, datetime=f"{start}T00:00:00Z/{last}T23:59:59.999999Z")
+        window = f"{start}T00:00:00Z/{end - timedelta(days=1)}T23:59:59.999999Z"
+        found: dict[str, pystac.Item] = {}
+        for box in search_boxes(area):
+            found |= {item.id: item for item in self._query(bbox=box, datetime=window)}
+        return list(found.values())
 
     def _query(self, **query: Any) -> list[pystac.Item]:
         from pystac_client import Client
@@ -120,7 +111,7 @@ class ApiCatalogue:
         from pystac_client.warnings import DoesNotConformTo
 
         try:
-            client = Client.open(self.url)
+            client = Client.open(self.url, timeout=_SEARCH_S)
             items = list(client.search(collections=[self.collection], **query).items())
             # No items are no error, unless the collection does not exist.
             exists = bool(items) or client.get_collection(self.collection) is not None
@@ -171,15 +162,18 @@ class StacSource:
                 "source.stac.s2.api (the URL of a STAC API), and likewise source.stac.s1"
             )
         self._season = lru_cache(64)(self._choose_season)
+        self._s2_access = Access(config.s2.items or config.s2.api, "source.stac.s2", config.s2)
+        self._s1_access = Access(config.s1.items or config.s1.api, "source.stac.s1", config.s1)
 
     def __reduce__(self) -> tuple[type[StacSource], tuple[StacConfig]]:
         return StacSource, (self._config,)  # without the items, which are read again
 
     def identity(self) -> dict[str, Any]:
+        s2, s1 = self._config.s2, self._config.s1
         return {
             "kind": "stac",
-            "s2": self._s2 and {**self._s2.identity(), "offset": self._config.s2.offset},
-            "s1": self._s1 and {**self._s1.identity(), "unit": self._config.s1.unit},
+            "s2": self._s2 and {**self._s2.identity(), "offset": s2.offset, **_assets(s2)},
+            "s1": self._s1 and {**self._s1.identity(), "unit": s1.unit, **_assets(s1)},
             "s1_quantity": self._quantity,
         }
 
@@ -195,7 +189,7 @@ class StacSource:
         read_s2 = partial(self._read_s2, grid=request.grid)
         read_s1 = partial(self._read_s1, grid=request.grid, extent=request.extent)
         with warnings.catch_warnings():
-            # GDAL gives it at random, of the buffers that it warps into; `_read` checks the files.
+            # GDAL gives it at random, of the buffers that it warps into; `read_scene` checks the files.
             warnings.filterwarnings("ignore", "Dataset has no geotransform")
             return composite_scenes(
                 request,
@@ -231,20 +225,23 @@ class StacSource:
         return found.pop()
 
     def _backscatter(self, item: pystac.Item) -> Backscatter:
-        assets = [find_asset(item, band.aliases) for band in S1_BANDS]
+        keys = self._config.s1.assets
+        assets = [find_asset(item, band.aliases, keys.get(band.name, "")) for band in S1_BANDS]
         kinds = {stac_items.backscatter(item, asset, self._config.s1) for asset in assets}
         if len(kinds) != 1:
             raise InputError(f"the STAC item {item.id} holds VV and VH of different kinds: {kinds}")
         return kinds.pop()
 
     def _read_s2(self, item: pystac.Item, grid: Grid) -> S2Scene:
+        keys = self._config.s2.assets
+        read = partial(self._s2_access.read, item, grid=grid, nodata=0)  # 0 in every L2A product
         reflectance_chw = np.empty((len(S2_BANDS), *grid.shape), np.float32)
         for c, band in enumerate(S2_BANDS):
-            asset = find_asset(item, band.aliases)
+            asset = find_asset(item, band.aliases, keys.get(band.name, ""))
             scale, offset = stac_items.reflectance_scaling(item, asset, self._config.s2)
-            number_hw = _read(item, asset, grid, src_nodata_override=0)  # in every L2A product
+            number_hw = read(asset, bilinear=not stac_items.is_in_crs(item, asset, grid.crs))
             reflectance_chw[c] = (number_hw + np.float32(offset / scale)) * np.float32(scale)
-        scl_hw = _read(item, find_asset(item, SCL_ALIASES), grid, nearest=True, src_nodata_override=0)
+        scl_hw = read(find_asset(item, SCL_ALIASES, keys.get("SCL", "")), bilinear=False)
         classes = np.nan_to_num(scl_hw, nan=0).astype(np.uint8)
         return S2Scene(item_time(item), reflectance_chw, classes, **stac_items.provenance(item))
 
@@ -254,9 +251,15 @@ class StacSource:
             raise InputError(f"the STAC item {item.id} holds {kind.quantity}, other items {self._quantity}")
         power_chw = np.empty((len(S1_BANDS), *grid.shape), np.float32)
         for c, band in enumerate(S1_BANDS):
-            asset = find_asset(item, band.aliases)
+            asset = find_asset(item, band.aliases, self._config.s1.assets.get(band.name, ""))
             scale, offset = stac_items.backscatter_scaling(item, asset)
-            value_hw = _read(item, asset, grid, src_nodata_fallback=stac_items.nodata(item, asset))
+            value_hw = self._s1_access.read(
+                item,
+                asset,
+                grid,
+                bilinear=not stac_items.is_in_crs(item, asset, grid.crs),
+                nodata=stac_items.nodata(item, asset),
+            )
             value_hw = value_hw * np.float32(scale) + np.float32(offset)
             power_chw[c] = value_hw if kind.unit == "linear" else 10 ** (value_hw / 10)
         orbit_pass, relative_orbit = stac_items.orbit(item)
@@ -267,6 +270,11 @@ class StacSource:
 
 def _of_orbits(items: list[pystac.Item], orbits: Sequence[Orbit] | None) -> list[pystac.Item]:
     return [item for item in items if orbits is None or Orbit(*stac_items.orbit(item)) in orbits]
+
+
+def _assets(config: StacCollectionConfig) -> dict[str, Any]:
+    """What the pixels depend on, only if it is set: older parts stay valid."""
+    return {"assets": config.assets} if config.assets else {}
 
 
 def _scenes(
@@ -284,45 +292,6 @@ def _scenes(
         yield from pool.map(attempt, [item for item in items if item_time(item) in period])
 
 
-def _read(
-    item: pystac.Item, asset: pystac.Asset, grid: Grid, *, nearest: bool = False, **src_nodata: float | None
-) -> FloatArray:
-    """The numbers (H, W) of an asset on the grid, NaN where they are missing.
-
-    `src_nodata` are the settings of that name of odc.loader's RasterLoadParams. Raises DeadAssetError for a
-    file that is gone or damaged, InputError for one that cannot be read for another reason.
-    """
-    params = RasterLoadParams(
-        dtype="float32",
-        fill_value=np.nan,
-        resampling="nearest" if nearest or stac_items.is_in_crs(item, asset, grid.crs) else "bilinear",
-        **src_nodata,
-    )
-    geobox, driver = GeoBox(grid.shape, Affine(*grid.transform), grid.crs), RioDriver()
-    out_hw = np.full(grid.shape, np.nan, np.float32)
-    load = driver.new_load(geobox)
-    try:
-        with driver.restore_env(driver.capture_env(), load) as context:
-            where, numbers = driver.open(RasterSource(asset.href), context).read(params, geobox)
-        if not numbers.size:
-            _check_georeference(asset.href)
-    except AssertionError:  # raised by odc-geo for a raster without a CRS
-        _check_georeference(asset.href)
-        raise
-    except OSError as error:
-        kind = InputError if _NOT_DEAD.search(str(error)) else DeadAssetError
-        raise kind(f"cannot read {asset.href} of the STAC item {item.id}: {error}") from error
-    out_hw[where] = numbers
-    return out_hw
-
-
-def _check_georeference(href: str) -> None:
-    try:
-        read_window(href, Window(0, 0, 1, 1))
-    except InputError as error:
-        raise DeadAssetError(str(error)) from error
-
-
 def _outline(grid: Grid) -> BaseGeometry:
-    """The outline of a grid in longitude and latitude, with densified edges."""
-    return shapely.Polygon(grid.outline_in("EPSG:4326"))
+    """The outline of a grid in longitude and latitude, with densified edges; see `within_180`."""
+    return within_180(shapely.Polygon(grid.outline_in("EPSG:4326")))

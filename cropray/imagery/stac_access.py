@@ -37,6 +37,22 @@ _REDIRECTS = 5
 _HEAD_S = (10, 30)  # to connect, and to wait for an answer
 
 
+# What GDAL says where another attempt, or other settings, may help. Otherwise the file is gone or damaged.
+_NOT_DEAD = re.compile(
+    r"response code: (?!404|410)|curl|time[d-]* ?out|denied|forbidden|credential|access ?key|signature|aws|"
+    "bucket|could not resolve|connect",
+    re.IGNORECASE,
+)
+
+
+class DeadAssetError(InputError):
+    """A file that an item names and that cannot be read, now or later."""
+
+
+class OutsideError(InputError):
+    """An href that is refused unless the catalogue is trusted."""
+
+
 @dataclass(frozen=True)
 class Access:
     """How the assets of one catalogue are reached."""
@@ -48,16 +64,21 @@ class Access:
     def read(
         self, item: pystac.Item, asset: pystac.Asset, grid: Grid, *, bilinear: bool, nodata: float | None
     ) -> FloatArray:
-        """See `read_scene`. Raises InputError that names the item, and what to set where access is denied."""
+        """See `read_scene`. Raises InputError that names the item, and what to set where access is denied.
+
+        It is a DeadAssetError for a file that is gone or damaged.
+        """
         href = asset.get_absolute_href() or asset.href
         try:
             path = gdal_path(href, self.home, self.config.allow_outside)
             if not self.config.allow_outside:
                 _check_redirects(path, self.home)
         except InputError as error:
-            raise InputError(
-                f"the STAC item {item.id} has the asset {_shown(href)!r}: {error} If you trust the catalogue "
-                f"{self.home}, set {self.key}.allow_outside: true."
+            trust = f" If you trust the catalogue {self.home}, set {self.key}.allow_outside: true."
+            kind = DeadAssetError if isinstance(error, DeadAssetError) else InputError
+            raise kind(
+                f"the STAC item {item.id}: cannot use the href {_shown(href)!r}: {error}"
+                + (trust if isinstance(error, OutsideError) else "")
             ) from error
         options = s3_options(self.config.s3)
         for attempt in range(2 if self.config.sign else 1):
@@ -65,10 +86,12 @@ class Access:
             try:
                 return read_scene(signed, grid, bilinear=bilinear, nodata=nodata, options=options)
             except InputError as error:
+                reason = str(error).replace(signed, _shown(href))  # which may carry a signature
                 problem = error
-        # GDAL names the path that it was given, which may carry a signature.
-        text = re.sub(r"\?[^\s'\"]*", "", str(problem)).replace(_shown(path), _shown(href)).removesuffix(".")
-        raise InputError(f"the STAC item {item.id}: {text}.{self._advice(href, text)}") from problem
+            if not _NOT_DEAD.search(reason.replace(_shown(href), "")):
+                raise DeadAssetError(f"the STAC item {item.id}: {reason}") from problem
+        reason = reason.removesuffix(".")
+        raise InputError(f"the STAC item {item.id}: {reason}.{self._advice(href, reason)}") from problem
 
     def _signed(self, path: str, *, renew: bool) -> str:
         """The path with a signature that is valid now. The library keeps tokens until they expire."""
@@ -112,7 +135,7 @@ def gdal_path(href: str, home: str, allow_outside: bool) -> str:
 
     Allowed are objects (s3, gs, az), https to public hosts and to the catalogue's own server, and files in
     and below the folder of a catalogue that is a file. With `allow_outside` also other files, http, and
-    hosts of private networks. Raises InputError for everything else.
+    hosts of private networks. Raises OutsideError for what that would allow, InputError for everything else.
     """
     parts = urlsplit(href)
     scheme = parts.scheme.lower() if "://" in href else ""
@@ -130,7 +153,7 @@ def gdal_path(href: str, home: str, allow_outside: bool) -> str:
         raise InputError("its host is missing or has a user name.")
     if not allow_outside and _origin(parts) != _origin(urlsplit(home)):
         if scheme == "http":
-            raise InputError("http is not encrypted, and it is not the server of the catalogue.")
+            raise OutsideError("http is not encrypted, and it is not the server of the catalogue.")
         _check_public(parts.hostname)
     return f"/vsicurl/{href}"
 
@@ -152,7 +175,7 @@ def _check_redirects(path: str, home: str) -> None:
         try:
             gdal_path(url, home, allow_outside=False)
         except InputError as error:
-            raise InputError(f"it is redirected to {_shown(url)!r}: {error}") from error
+            raise type(error)(f"it is redirected to {_shown(url)!r}: {error}") from error
     raise InputError(f"it is redirected more than {_REDIRECTS} times.")
 
 
@@ -187,12 +210,12 @@ def _file(path: str, home: str, allow_outside: bool) -> str:
     resolved = Path(path).resolve()
     if not allow_outside:
         if "://" in home and not home.startswith("file://"):
-            raise InputError("it is a file of this machine, but the catalogue is not.")
+            raise OutsideError("it is a file of this machine, but the catalogue is not.")
         folder = Path(home.removeprefix("file://")).resolve().parent
         if not resolved.is_relative_to(folder):
-            raise InputError(f"it is not below {folder}, the folder of the catalogue.")
+            raise OutsideError(f"it is not below {folder}, the folder of the catalogue.")
     if not resolved.is_file():  # also what GDAL takes for more than a file: /vsi…, XML, prefixes, devices
-        raise InputError("there is no such file.")
+        raise DeadAssetError("there is no such file.")
     return str(resolved)
 
 
@@ -207,7 +230,7 @@ def _check_public(host: str) -> None:
     except OSError:
         return  # a proxy may know the name, and else the request fails too
     if private:
-        raise InputError(f"{host} is {private[0]}, which is not on the public internet.")
+        raise OutsideError(f"{host} is {private[0]}, which is not on the public internet.")
 
 
 @lru_cache(maxsize=1024)

@@ -15,14 +15,20 @@ import pystac
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
+from cropray.bands import S1_NAMES
 from cropray.config.imagery import StacSentinel1Config, StacSentinel2Config
 from cropray.errors import InputError
+from cropray.imagery.longitudes import within_180
 
 # Sentinel-2 Products Specification Document: since processing baseline 04.00 (25 January 2022, and older
 # scenes processed again) numbers carry BOA_ADD_OFFSET, -1000 over the quantification value of 10000.
 _OFFSET_BASELINE, _BOA_OFFSET = 4.0, -0.1
 _DEFAULT_SCALE = 1e-4
 _MADE = ("processing:datetime", "s1:processing_datetime", "created", "updated")  # when a scene was processed
+_BASELINES = ("s2:processing_baseline", "processing:version", "sentinel:processing_baseline")
+_PRODUCTS = ("s2:product_uri", "sentinel:product_id")
+_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")  # Earth Search v1 and v0
+_QUANTITIES = ("gamma0", "sigma0")
 _UNITS = {"db": "dB", "decibel": "dB", "power": "linear", "linear": "linear"}
 
 
@@ -50,8 +56,7 @@ def item_time(item: pystac.Item) -> datetime:
 
 def provenance(item: pystac.Item) -> dict[str, Any]:
     """`name`, `platform` and `revision` of a scene. What the item does not state is empty or 0."""
-    stated = item.properties.get("s2:processing_baseline", item.properties.get("processing:version"))
-    number = re.search(r"\d+(\.\d+)?", str(stated or ""))
+    number = re.search(r"\d+(\.\d+)?", _stated_baseline(item))
     baseline = float(number[0]) if number else 0.0
     made = next((str(item.properties[key]) for key in _MADE if item.properties.get(key)), "")
     # "sentinel-2a", "Sentinel-2A" and "S2A" are one platform.
@@ -60,39 +65,47 @@ def provenance(item: pystac.Item) -> dict[str, Any]:
 
 
 def footprint(item: pystac.Item) -> BaseGeometry:
-    """The geometry of the item (lon, lat). Raises InputError where it has none."""
+    """The geometry of the item (lon, lat), see `within_180`. Raises InputError where it has none."""
     if item.geometry is None:
         raise InputError(f"{_name(item)} has no geometry")
-    return shape(item.geometry)
+    return within_180(shape(item.geometry))
 
 
-def find_asset(item: pystac.Item, aliases: Sequence[str]) -> pystac.Asset:
-    """The asset of a band: by its key, else by the name or common name in its band metadata.
+def find_asset(item: pystac.Item, aliases: Sequence[str], key: str = "") -> pystac.Asset:
+    """The asset of a band: the one of `key` if it is given, else by its key or its metadata.
 
-    Where several assets hold one band (one for each resolution), the one with the smallest `gsd` is taken.
-    Raises InputError that lists the assets.
+    Keys are an alias, or one with a resolution (B02_10m; the finest is taken) or a quantity (gamma0_vv). Else
+    the asset is taken whose only band has an alias as name or common name, and of several (one for each
+    resolution) that with the smallest `gsd`. Raises InputError that lists the assets.
     """
+    known = f"its assets are {', '.join(item.assets) or 'none'}"
+    if key:
+        if key in item.assets:
+            return item.assets[key]
+        raise InputError(f"{_name(item)} has no asset {key!r} for {aliases[0]}; {known}")
     for alias in aliases:
-        if alias in item.assets:
-            return item.assets[alias]
+        for name in (alias, *(f"{alias}_{resolution}m" for resolution in (10, 20, 60))):
+            if name in item.assets:
+                return item.assets[name]
+        by_quantity = [name for name in (f"{which}_{alias}" for which in _QUANTITIES) if name in item.assets]
+        if len(by_quantity) == 1:
+            return item.assets[by_quantity[0]]
     for alias in aliases:
-        named = [
-            asset
-            for asset in item.assets.values()
-            if alias in (_field(asset, "name"), _field(asset, "eo:common_name"), _field(asset, "common_name"))
-        ]
+        named = [asset for asset in item.assets.values() if alias in _band_names(asset)]
         if named:
             return min(named, key=lambda asset: float(_stated(item, asset, "gsd") or "inf"))
+    sensor = "s1" if aliases[0].upper() in S1_NAMES else "s2"
     raise InputError(
         f"{_name(item)} has no asset for {aliases[0]}: wanted a key, band name or eo:common_name of "
-        f"{', '.join(aliases)}; its assets are {', '.join(item.assets) or 'none'}"
+        f"{', '.join(aliases)}; {known}. Name the right one in source.stac.{sensor}.assets."
     )
 
 
 def reflectance_scaling(item: pystac.Item, asset: pystac.Asset, config: StacSentinel2Config) -> Scaling:
     """Scale and offset of a Sentinel-2 L2A band.
 
-    The offset is, in this order: `config.offset`; 0 for `earthsearch:boa_offset_applied: true` (set where
+    The offset is, in this order: `config.offset`; 0 for `earthsearch:boa_offset_applied: true` (or, of
+    Earth Search v0, `sentinel:boa_offset_applied`; set where
     the pixels were shifted, while the band metadata keep the product's offset); the band's `raster:offset`
     or the processing baseline's (-0.1 from 04.00), where both are given only if they agree. A `raster:offset`
     of 0 under a later baseline means that the offset was applied, unless the flag is false.
@@ -102,7 +115,7 @@ def reflectance_scaling(item: pystac.Item, asset: pystac.Asset, config: StacSent
     scale = float(_stated(item, asset, "raster:scale", _DEFAULT_SCALE))
     if config.offset is not None:
         return Scaling(scale, config.offset)
-    applied = item.properties.get("earthsearch:boa_offset_applied")
+    applied = _first(item, _APPLIED)
     if applied is True:
         return Scaling(scale, 0.0)
     stated, baseline = _stated(item, asset, "raster:offset"), _baseline(item)
@@ -130,9 +143,9 @@ def reflectance_scaling(item: pystac.Item, asset: pystac.Asset, config: StacSent
 def backscatter(item: pystac.Item, asset: pystac.Asset, config: StacSentinel1Config) -> Backscatter:
     """What the numbers of a Sentinel-1 band mean, by the item or, where it says nothing, by the settings.
 
-    Reads `card4l:measurement_type`, `card4l:measurement_convention` and the band's `raster:unit`. Raises
-    InputError for items that are known not to be calibrated or geocoded, and where settings contradict
-    the item.
+    Reads `card4l:measurement_type` or the asset's role, and the band's `raster:unit` or
+    `card4l:measurement_convention`. Raises InputError for items that are known not to be calibrated or
+    geocoded, and where settings contradict the item.
     """
     if not any(_stated(item, asset, f"proj:{key}") for key in ("code", "epsg", "wkt2", "projjson")):
         raise InputError(
@@ -143,7 +156,8 @@ def backscatter(item: pystac.Item, asset: pystac.Asset, config: StacSentinel1Con
     unit = _UNITS.get(str(convention).lower(), "") if convention else ""
     if convention and not unit:
         raise InputError(f"{_name(item)} holds {convention!r}; wanted is linear power or dB")
-    quantity = str(item.properties.get("card4l:measurement_type", ""))
+    roles = [role for role in asset.roles or () if role in _QUANTITIES]
+    quantity = str(item.properties.get("card4l:measurement_type", "".join(roles)))
     if quantity not in ("", "gamma0", "sigma0"):
         raise InputError(f"{_name(item)} holds {quantity!r}; wanted is gamma0 or sigma0")
     found = Backscatter(
@@ -201,22 +215,43 @@ def _either(item: pystac.Item, what: str, stated: str, setting: str) -> str:
 
 
 def _baseline(item: pystac.Item) -> float | None:
-    stated = item.properties.get("s2:processing_baseline", item.properties.get("processing:version"))
+    """The processing baseline, None where the item does not say it."""
+    stated = _stated_baseline(item)
     try:
-        return None if stated is None else float(stated)
+        return float(stated) if stated else None
     except ValueError as error:
         raise InputError(f"{_name(item)} has the processing baseline {stated!r}; wanted a number") from error
 
 
-def _field(asset: pystac.Asset, key: str) -> Any:
-    """A field of the asset or its first band (STAC 1.0 `raster:bands`, `eo:bands`; since 1.1 `bands`)."""
+def _stated_baseline(item: pystac.Item) -> str:
+    """The processing baseline as a field, else as in the name of the product (`_N0400_`), else empty."""
+    stated = _first(item, _BASELINES)
+    names = [str(item.properties.get(key, "")) for key in _PRODUCTS]
+    found = [re.match(r"S2\w_MSIL2A_\d{8}T\d{6}_N(\d\d)(\d\d)_R\d{3}_", name) for name in (*names, item.id)]
+    return str(stated or next((f"{match[1]}.{match[2]}" for match in found if match), ""))
+
+
+def _first(item: pystac.Item, keys: Sequence[str]) -> Any:
+    """The first of several properties that the item has, else None."""
+    return next((item.properties[key] for key in keys if item.properties.get(key) is not None), None)
+
+
+def _band_names(asset: pystac.Asset) -> set[Any]:
+    """The names of the only band of an asset; none for an asset of several bands, such as a colour image."""
     fields = asset.extra_fields
-    if key in fields:
-        return fields[key]
-    for bands in (fields.get("raster:bands"), fields.get("eo:bands"), fields.get("bands")):
+    bands = fields.get("eo:bands") or fields.get("bands") or fields.get("raster:bands") or [{}]
+    names = {_field(asset, key) for key in ("name", "eo:common_name", "common_name")}
+    return names if len(bands) == 1 else set()
+
+
+def _field(asset: pystac.Asset, key: str) -> Any:
+    """A field of the asset or its first band, with or without the prefix of its extension."""
+    fields = asset.extra_fields
+    bands = [fields[name][0] for name in ("raster:bands", "eo:bands", "bands") if fields.get(name)]
+    for stated in (fields, *bands):
         for name in (key, key.rsplit(":", 1)[-1]):
-            if bands and name in bands[0]:
-                return bands[0][name]
+            if name in stated:
+                return stated[name]
     return None
 
 
