@@ -46,11 +46,18 @@ RESOLUTIONS = {**{band.name: band.resolution_m for band in S2_BANDS}, "SCL": 20}
 
 
 def write(
-    path: Path, value: float, resolution_m: int, dtype: str, nodata: float | None, **options: Any
+    path: Path,
+    value: float | np.ndarray,
+    resolution_m: int,
+    dtype: str,
+    nodata: float | None,
+    *,
+    grid: Grid = GRID,
+    **options: Any,
 ) -> None:
-    """A raster over GRID of one value, in which the first pixel has no data."""
+    """A raster over a grid, of one value or of values (H, W); its first pixel becomes `nodata`."""
     factor = resolution_m // 10
-    values = np.full((GRID.height // factor, GRID.width // factor), value, dtype)
+    values = np.broadcast_to(value, (grid.height // factor, grid.width // factor)).astype(dtype)
     if nodata is not None:
         values[0, 0] = nodata
     driver = "JP2OpenJPEG" if path.suffix == ".jp2" else "GTiff"
@@ -65,8 +72,8 @@ def write(
             "height": values.shape[0],
             "width": values.shape[1],
             "dtype": dtype,
-            "crs": GRID.crs,
-            "transform": Affine(resolution_m, 0, GRID.x0, 0, -resolution_m, GRID.y0),
+            "crs": grid.crs,
+            "transform": Affine(resolution_m, 0, grid.x0, 0, -resolution_m, grid.y0),
             **lossless,
             **options,
         },

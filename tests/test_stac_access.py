@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import planetary_computer
 import pystac
 import pytest
@@ -22,6 +23,7 @@ from cropray.config.imagery import (
     StacSentinel2Config,
 )
 from cropray.errors import InputError
+from cropray.grid import Grid
 from cropray.imagery.stac_access import Access, DeadAssetError, gdal_path, s3_options
 from cropray.types import FloatArray
 from tests.catalogue_items import GRID, write
@@ -30,12 +32,12 @@ from tests.stac_server import serve
 API = "https://93.184.216.34/stac/v1"
 
 
-def read(href: str, home: str, **settings: Any) -> FloatArray:
+def read(href: str, home: str, grid: Grid = GRID, **settings: Any) -> FloatArray:
     item = pystac.Item("S2X", None, None, datetime(2022, 5, 4, tzinfo=UTC), {})
     asset = pystac.Asset(href)
     asset.set_owner(item)
     access = Access(home, "source.stac.s2", StacCollectionConfig(**settings))
-    return access.read(item, asset, GRID, bilinear=False, nodata=0)
+    return access.read(item, asset, grid, bilinear=False, nodata=0)
 
 
 def refused(href: str, home: str, **settings: Any) -> str:
@@ -335,6 +337,45 @@ def test_requests_are_tried_again(tmp_path: Path) -> None:
     with serve([], folder=tmp_path, answer=lambda _: next(answers, None)) as (url, _):
         assert read(f"{url}/again.tif", url)[1, 1] == 500
     assert next(answers, "none left") == "none left"
+
+
+@pytest.mark.parametrize("suffix", ["tif", "jp2"])
+def test_a_file_that_breaks_off_is_read_again_and_is_not_taken_for_damaged(
+    suffix: str, tmp_path: Path
+) -> None:
+    big = Grid(GRID.crs, GRID.x0, GRID.y0, 10, 256, 256)
+    noise = np.random.default_rng(0).integers(1, 10_000, big.shape)
+    failures = {"once": 1, "always": 1000}  # of requests for what follows the header
+    for name in failures:
+        write(tmp_path / f"{name}.{suffix}", noise, 10, "uint16", None, grid=big)
+
+    def answer(request: Any) -> int | None:
+        name = Path(request.path).stem
+        header = request.headers.get("Range", "bytes=0-").startswith("bytes=0-")
+        if header or failures[name] == 0:
+            return None
+        failures[name] -= 1
+        return 404
+
+    with serve([], folder=tmp_path, answer=answer) as (url, _):
+        np.testing.assert_array_equal(read(f"{url}/once.{suffix}", url, grid=big), noise)
+        assert failures["once"] == 0
+        with pytest.raises(InputError) as caught:
+            read(f"{url}/always.{suffix}", url, grid=big)
+        assert not isinstance(caught.value, DeadAssetError)
+
+
+def test_a_file_whose_data_cannot_be_decoded_is_damaged(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", 500, 10, "uint16", 0, compress="deflate")
+    with rasterio.open(tmp_path / "a.tif") as file:
+        start = int(file.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1))
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[start + 4 : start + 12] = bytes(8)
+    (tmp_path / "a.tif").write_bytes(data)
+    with serve([], folder=tmp_path) as (url, _):
+        for href, home in ((f"{url}/a.tif", url), (str(tmp_path / "a.tif"), str(tmp_path / "items.json"))):
+            with pytest.raises(DeadAssetError, match="Decoding error"):
+                read(href, home)
 
 
 # --- settings -------------------------------------------------------------------------------------------

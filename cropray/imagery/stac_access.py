@@ -23,7 +23,7 @@ import requests
 from cropray.config.imagery import StacCollectionConfig, StacS3Config
 from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.rasters import read_scene
+from cropray.rasters.scenes import read_scene
 from cropray.types import FloatArray
 
 _STORES = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
@@ -43,6 +43,8 @@ _NOT_DEAD = re.compile(
     "bucket|could not resolve|connect",
     re.IGNORECASE,
 )
+# For another attempt: GDAL keeps what it has read, and that a file could not be opened.
+_NOT_CACHED = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/"}
 
 
 class DeadAssetError(InputError):
@@ -81,15 +83,16 @@ class Access:
                 + (trust if isinstance(error, OutsideError) else "")
             ) from error
         options = s3_options(self.config.s3)
-        for attempt in range(2 if self.config.sign else 1):
-            signed = self._signed(path, renew=attempt > 0)
+        for again in (False, True):
+            signed = self._signed(path, renew=again)
             try:
                 return read_scene(signed, grid, bilinear=bilinear, nodata=nodata, options=options)
             except InputError as error:
                 reason = str(error).replace(signed, _shown(href))  # which may carry a signature
                 problem = error
-            if not _NOT_DEAD.search(reason.replace(_shown(href), "")):
+            if _is_dead(path, reason.replace(_shown(href), "")):
                 raise DeadAssetError(f"the STAC item {item.id}: {reason}") from problem
+            options = options | _NOT_CACHED
         reason = reason.removesuffix(".")
         raise InputError(f"the STAC item {item.id}: {reason}.{self._advice(href, reason)}") from problem
 
@@ -156,6 +159,16 @@ def gdal_path(href: str, home: str, allow_outside: bool) -> str:
             raise OutsideError("http is not encrypted, and it is not the server of the catalogue.")
         _check_public(parts.hostname)
     return f"/vsicurl/{href}"
+
+
+def _is_dead(path: str, reason: str) -> bool:
+    """Whether a file is gone or damaged, by what GDAL says.
+
+    It never says why a request for a part of an open file failed: such a file counts as damaged only where
+    its data arrived and cannot be decoded.
+    """
+    broke_off = path.startswith("/vsi") and "read the pixels" in reason and "Decoding error" not in reason
+    return not broke_off and not _NOT_DEAD.search(reason)
 
 
 @lru_cache(maxsize=4096)

@@ -1,11 +1,10 @@
 """Rasters: burn shapes, read onto a grid, write by windows, make Cloud-Optimized GeoTIFFs.
 
-The only module that imports rasterio. Axes: B bands, H rows (north to south), W columns.
+The only package that imports rasterio. Axes: B bands, H rows (north to south), W columns.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,35 +17,19 @@ import rasterio
 import rasterio.features
 import rasterio.shutil
 from rasterio._err import CPLE_BaseError
-from rasterio.dtypes import in_dtype_range
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import DatasetReader
-from rasterio.session import DummySession
 from rasterio.vrt import WarpedVRT
 
 from cropray.errors import InputError, free_space
 from cropray.grid import Grid, Window
-from cropray.types import ByteArray, FloatArray
+from cropray.types import ByteArray
 
 _BLOCK = 512  # pixels a side of the blocks in a TIFF
 # Tolerance of GDAL's interpolation of positions, in pixels. With the default of 0.125 the same pixel could
 # differ between tiles. GDAL does not accept 0.
-_TOLERANCE = 1e-6
-_CACHE_MB = 64  # GDAL's block cache; the default is 5 % of the machine's memory
-# The formats of scenes. Other drivers may open whatever a file names: a VRT any path or URL.
-_SCENE_DRIVERS = ("GTiff", "JP2OpenJPEG", "JP2KAK")
-# No folder is listed and no file beside a scene is opened. A request is tried again after connection errors
-# and HTTP 429 and 5xx. These are defaults: a variable of the same name in the environment comes first.
-_SCENE_OPTIONS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_HTTP_CONNECTTIMEOUT": "10",
-    "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes per second, for this long:
-    "GDAL_HTTP_LOW_SPEED_TIME": "30",
-    "GDAL_HTTP_MAX_RETRY": "5",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",  # doubled after each attempt
-    "GDAL_HTTP_TIMEOUT": "120",
-}
+TOLERANCE = 1e-6
+CACHE_MB = 64  # GDAL's block cache; the default is 5 % of the machine's memory
 
 
 def burn(shapes: Iterable[tuple[Any, int]], grid: Grid, fill: int) -> ByteArray:
@@ -90,67 +73,10 @@ def read_nearest(path: str, grid: Grid, nodata: float, values: Sequence[float] =
             width=grid.width,
             nodata=nodata,
             resampling=Resampling.nearest,
-            tolerance=_TOLERANCE,
+            tolerance=TOLERANCE,
         ) as warped:
             read: npt.NDArray[Any] = warped.read(1)
     return read
-
-
-def read_scene(
-    path: str, grid: Grid, *, bilinear: bool, nodata: float | None, options: Mapping[str, str]
-) -> FloatArray:
-    """(H, W) float32: the first band of an untrusted GeoTIFF or JPEG 2000 file on a grid, NaN without data.
-
-    Without `bilinear`, pixels are taken by nearest neighbour. Interpolation leaves out pixels without data:
-    those of the value `nodata`, or if that is None, of the value that the file states. `options` are GDAL's
-    for this file (credentials, endpoints); `path` may begin with /vsicurl/ and the like. Raises InputError
-    for a file that cannot be read, is of another format, has no georeference or names further files.
-    """
-    configuration = {name: value for name, value in _SCENE_OPTIONS.items() if name not in os.environ}
-    with rasterio.Env(_Options({**configuration, **options}), GDAL_CACHEMAX=_CACHE_MB):
-        try:
-            with DatasetReader(path, driver=list(_SCENE_DRIVERS), sharing=False) as source:
-                _check_scene(source, path)
-                if nodata is None or not in_dtype_range(nodata, source.dtypes[0]):
-                    nodata = source.nodata
-                with WarpedVRT(
-                    source,
-                    crs=grid.crs,
-                    transform=rasterio.Affine(*grid.transform),
-                    height=grid.height,
-                    width=grid.width,
-                    src_nodata=nodata,
-                    nodata=np.nan,
-                    dtype="float32",
-                    resampling=Resampling.bilinear if bilinear else Resampling.nearest,
-                    tolerance=_TOLERANCE,
-                ) as warped:
-                    values: FloatArray = warped.read(1)
-                    return values
-        except RasterioError as error:
-            raise InputError(f"cannot read {path}: {error.__cause__ or error}") from error
-
-
-def _check_scene(source: Any, path: str) -> None:
-    if source.gcps[0]:
-        raise InputError(
-            f"{path} is in the geometry of the sensor (ground control points), like raw GRD. Use "
-            "terrain-corrected backscatter."
-        )
-    _check_georeference(source, path)
-    if source.tags(ns="OVERVIEWS"):  # GDAL would read the file that it names, of any format
-        raise InputError(f"{path} names another file as its overview. Write the raster without it.")
-
-
-class _Options(DummySession):  # type: ignore[misc]  # rasterio has no types
-    """GDAL options as a session: rasterio takes no AWS keys otherwise, not even to leave them out."""
-
-    def __init__(self, options: Mapping[str, str]) -> None:
-        super().__init__()
-        self._options = dict(options)
-
-    def get_credential_options(self) -> dict[str, str]:
-        return self._options
 
 
 def read_window(path: str, window: Window) -> npt.NDArray[Any]:
@@ -226,7 +152,7 @@ def create_tiled(
     band. An error in the block removes the file. Raises InputError if the disk is full or the folder
     not writable.
     """
-    with _writing(path), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
+    with _writing(path), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
         with rasterio.open(
             path,
             "w",
@@ -261,7 +187,7 @@ def write_cog(src: Path, dst: Path, *, overviews: Literal["nearest", "average"])
     Overviews halve the raster until it fits one block: by `nearest` for classes, whose mean has no
     meaning, by `average` for quantities. Raises InputError if the disk is full.
     """
-    with _writing(dst), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
+    with _writing(dst), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
         rasterio.shutil.copy(
             src,
             dst,
@@ -309,11 +235,12 @@ def _check_blocks(path: Path) -> None:
 def _opened(path: str) -> Iterator[Any]:
     """An open raster that has a georeference."""
     with _readable(path) as dataset:
-        _check_georeference(dataset, path)
+        check_georeference(dataset, path)
         yield dataset
 
 
-def _check_georeference(dataset: Any, path: str) -> None:
+def check_georeference(dataset: Any, path: str) -> None:
+    """Raises InputError for an open raster without a CRS or a transform."""
     if dataset.crs is None or dataset.transform.is_identity:
         raise InputError(
             f"{path} has no georeference (CRS {dataset.crs}, transform {dataset.transform[:6]}). Add it: "
@@ -324,7 +251,7 @@ def _check_georeference(dataset: Any, path: str) -> None:
 @contextmanager
 def _readable(path: str) -> Iterator[Any]:
     """An open raster, with or without a georeference."""
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # callers check it
         try:
             with rasterio.open(path) as dataset:

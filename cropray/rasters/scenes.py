@@ -1,0 +1,98 @@
+"""Scenes of catalogues: files of others, anywhere, read onto a grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.dtypes import in_dtype_range
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
+from rasterio.session import DummySession
+from rasterio.vrt import WarpedVRT
+
+from cropray.errors import InputError
+from cropray.grid import Grid
+from cropray.rasters import CACHE_MB, TOLERANCE, check_georeference
+from cropray.types import FloatArray
+
+# The formats of scenes. Other drivers may open whatever a file names: a VRT any path or URL.
+_SCENE_DRIVERS = ("GTiff", "JP2OpenJPEG", "JP2KAK")
+# No folder is listed and no file beside a scene is opened. A request is tried again after connection errors
+# and HTTP 429 and 5xx. These are defaults: a variable of the same name in the environment comes first.
+_SCENE_OPTIONS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": "10",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes per second, for this long:
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    "GDAL_HTTP_MAX_RETRY": "5",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",  # doubled after each attempt
+    "GDAL_HTTP_TIMEOUT": "120",
+}
+
+
+def read_scene(
+    path: str, grid: Grid, *, bilinear: bool, nodata: float | None, options: Mapping[str, str]
+) -> FloatArray:
+    """(H, W) float32: the first band of an untrusted GeoTIFF or JPEG 2000 file on a grid, NaN without data.
+
+    Without `bilinear`, pixels are taken by nearest neighbour. Interpolation leaves out pixels without data:
+    those of the value `nodata`, or if that is None, of the value that the file states. `options` are GDAL's
+    for this file (credentials, endpoints); `path` may begin with /vsicurl/ and the like. Raises InputError
+    for a file that cannot be read, is of another format, has no georeference or names further files; it says
+    whether GDAL could not "open" the file or "read the pixels of" it.
+    """
+    configuration = {name: value for name, value in _SCENE_OPTIONS.items() if name not in os.environ}
+    doing = "open"
+    with rasterio.Env(_Options({**configuration, **options}), GDAL_CACHEMAX=CACHE_MB):
+        try:
+            with DatasetReader(path, driver=list(_SCENE_DRIVERS), sharing=False) as source:
+                doing = "read the pixels of"
+                _check_scene(source, path)
+                if nodata is None or not in_dtype_range(nodata, source.dtypes[0]):
+                    nodata = source.nodata
+                with WarpedVRT(
+                    source,
+                    crs=grid.crs,
+                    transform=rasterio.Affine(*grid.transform),
+                    height=grid.height,
+                    width=grid.width,
+                    src_nodata=nodata,
+                    nodata=np.nan,
+                    dtype="float32",
+                    resampling=Resampling.bilinear if bilinear else Resampling.nearest,
+                    tolerance=TOLERANCE,
+                ) as warped:
+                    values: FloatArray = warped.read(1)
+                    return values
+        except RasterioError as error:
+            first: BaseException = error
+            while first.__cause__ is not None:
+                first = first.__cause__
+            raise InputError(f"cannot {doing} {path}: {str(first).strip()}") from error
+
+
+def _check_scene(source: Any, path: str) -> None:
+    if source.gcps[0]:
+        raise InputError(
+            f"{path} is in the geometry of the sensor (ground control points), like raw GRD. Use "
+            "terrain-corrected backscatter."
+        )
+    check_georeference(source, path)
+    if source.tags(ns="OVERVIEWS"):  # GDAL would read the file that it names, of any format
+        raise InputError(f"{path} names another file as its overview. Write the raster without it.")
+
+
+class _Options(DummySession):  # type: ignore[misc]  # rasterio has no types
+    """GDAL options as a session: rasterio takes no AWS keys otherwise, not even to leave them out."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        super().__init__()
+        self._options = dict(options)
+
+    def get_credential_options(self) -> dict[str, str]:
+        return self._options
