@@ -12,7 +12,7 @@ from typing import Any, Final, get_args
 from cropray.config import Config
 from cropray.config.imagery import EarthEngineConfig, SourceConfig, StacS3Config
 from cropray.config.load import REMOVED, parse_config
-from cropray.config.training import OPERATIONAL, TrainConfig
+from cropray.config.training import OPERATIONAL
 from cropray.errors import InputError, listed
 from cropray.progress import say
 from cropray.storage import Folder
@@ -204,11 +204,11 @@ class Run:
         changed = sorted(key for key in (was.keys() | now.keys()) - _FREE if was.get(key) != now.get(key))
         if not changed:
             return
-        # Another recipe gives other values to settings that nobody wrote.
+        # Another recipe, or another kind of source, changes settings that nobody wrote.
         written = flat(self.config.model_dump(mode="json", exclude_unset=True)).keys()
-        recipes = [key.removesuffix("recipe") for key in changed if key.endswith(".recipe")]
-        filled = {section + name for section in recipes for name in TrainConfig.model_fields}
-        changed = [key for key in changed if key not in filled - written or key.endswith(".recipe")]
+        chosen = [key for key in changed if key.endswith(".recipe") or key == "source.kind"]
+        sections = tuple(f"{key.rpartition('.')[0]}." for key in chosen)
+        changed = [k for k in changed if k in chosen or k in written or not k.startswith(sections)]
         lines = [f"{key}: {_short(was.get(key))} there, {_short(now.get(key))} now" for key in changed]
         remedy = _REMEDY.get(stage, "Use another --run folder, or leave out --config and these settings.")
         raise InputError(

@@ -14,6 +14,7 @@ from cropray.cli import main, stages
 from cropray.config import Config
 from cropray.config.load import load_config
 from cropray.config.section import settings_of
+from cropray.maps.request import plan_maps
 from cropray.run import Run, Summary
 from cropray.storage import Folder
 
@@ -244,6 +245,32 @@ def test_advice_about_another_configuration_works(
     assert "leave out --config" in capsys.readouterr().err
     assert exit_code("rois", "--run", run) == 0
     assert exit_code("rois", "--run", f"{run}2", "--config", str(tmp_path / "other.yaml")) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--as-of", "2022-13-01"], "--as-of"),
+        (["--as-of", "2022-06-01", "--area", "4,5"], "--area"),
+        (["--set", "predict.as_of=soon"], "predict.as_of"),
+    ],
+)
+def test_a_message_names_the_option_that_was_written(
+    options: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def predict(run: Run) -> Summary:
+        plan_maps(run.config.predict.area, run.config, run.folder)
+        return {}
+
+    monkeypatch.setattr("cropray.pipeline.predict.predict", predict)
+    assert exit_code("predict", "--run", str(tmp_path), *options) == 2
+    shown = capsys.readouterr().err
+    assert named in shown
+    assert (named == "predict.as_of") == ("predict." in shown)
 
 
 def test_a_configuration_of_a_run_that_is_none_is_named(

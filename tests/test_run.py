@@ -198,6 +198,9 @@ def test_another_recipe_is_named_and_not_all_that_it_sets(tmp_path: Path) -> Non
         open_run(tmp_path, "finetune.recipe=seed", "finetune.epochs=3").begin("finetune")
     named = [line.strip().partition(":")[0] for line in str(refused.value).splitlines()[1:-1]]
     assert named == ["finetune.epochs", "finetune.recipe"]
+    with pytest.raises(InputError) as refused:
+        open_run(tmp_path, "source.kind=simulated").begin("export")
+    assert re.findall(r"source\.[\w.]+", str(refused.value)) == ["source.kind"]
 
 
 def test_a_finished_stage_whose_files_are_gone_runs_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -17,6 +18,7 @@ from cropray.cli.areas import areas_app
 from cropray.cli.inspection import checkpoint_app, config_app, doctor, shards_app
 from cropray.cli.models import models_app
 from cropray.cli.options import ConfigOption, RunOption, SetOption, emit, opened
+from cropray.errors import InputError
 from cropray.progress import be_quiet, be_verbose
 
 app = typer.Typer(
@@ -81,7 +83,12 @@ def _predict(
 ) -> None:
     given = {"model": model, "area": area, "as_of": as_of, "assume_harvest": assume_harvest}
     settings = [f"predict.{key}={json.dumps(value)}" for key, value in given.items() if value]
-    _call("predict", run, config, [*(set or []), *settings])
+    try:
+        _call("predict", run, config, [*(set or []), *settings])
+    except InputError as error:  # names what was written
+        written = {f"predict.{key}": f"--{key.replace('_', '-')}" for key, value in given.items() if value}
+        message = re.sub(r"predict\.\w+", lambda key: written.get(key[0], key[0]), str(error))
+        raise InputError(message) from error
 
 
 def _command(name: str) -> Any:
@@ -137,7 +144,7 @@ def _share(group: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. A user's mistake or a full disk ends it with one message and code 2."""
-    from cropray.errors import InputError, format_os_error, redacted
+    from cropray.errors import format_os_error, redacted
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)

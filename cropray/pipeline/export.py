@@ -162,7 +162,7 @@ def export(run: Run, *, partial: bool = False) -> Summary:
     if plan.done:
         say(f"export: {len(plan.done)} of {len(plan.tiles)} tiles were finished before")
     if plan.left:
-        _export_tiles(plan, source, run)
+        _export_tiles(plan, source, run, *inputs.values())
     rows = read_rows(run.folder, [tile.tile_id for tile in plan.tiles], plan.metadata.recipe)
     if not any(saw_anything(row) for row in rows):
         delete_parts(run.folder, rows)  # or they would count as finished
@@ -198,7 +198,11 @@ def _nothing_seen(plan: ExportPlan) -> str:
 
 
 class TileExporter:
-    """Publishes the part of a tile and returns its number of patches; threads may share one."""
+    """Publishes the part of a tile and returns its number of patches; threads may share one.
+
+    `planned` is the fingerprint of the ROIs and parcels that the export was planned with. A process keeps its
+    exporter until it differs. Raises InputError if they have changed since.
+    """
 
     def __init__(
         self,
@@ -206,6 +210,7 @@ class TileExporter:
         metadata: ShardMetadata,
         provisional: Mapping[str, str],
         folder: Folder,
+        planned: str,
         quota: ClusterQuota | None,
     ) -> None:
         self._config, self._metadata, self._folder = config, metadata, folder
@@ -214,6 +219,8 @@ class TileExporter:
         self._slots = threading.Semaphore(_AT_WORK)
         self._source = open_source(config, quota, self._slots)
         self._parcels = read_parcels(folder)
+        if fingerprint(folder) != planned:
+            raise InputError(f"{folder}/rois changed after the export had begun. Run it again.")
 
     def __call__(self, tile: Tile) -> int:
         provisional = self._provisional.get(tile.roi.roi_id, "")
@@ -234,7 +241,7 @@ def return_large_arrays() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
-def _export_tiles(plan: ExportPlan, source: ImagerySource, run: Run) -> None:
+def _export_tiles(plan: ExportPlan, source: ImagerySource, run: Run, planned: str) -> None:
     config, tiles = run.config, plan.left
     if isinstance(source, MeteredSource):
         source.preflight(request_of(tiles[0], config))
@@ -257,7 +264,7 @@ def _export_tiles(plan: ExportPlan, source: ImagerySource, run: Run) -> None:
         outcomes = fan_out(
             "export",
             TileExporter,
-            (for_workers(config), plan.metadata, plan.provisional, run.folder, quota),
+            (for_workers(config), plan.metadata, plan.provisional, run.folder, planned, quota),
             tiles,
             config=config.ray,
             processes=processes,
