@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 RUN ?= runs/demo
 DATA ?= ../shared/data/isrc
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow cases lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/cropray demo --config configs/demo.yaml --run $(RUN)
@@ -18,6 +18,10 @@ test: $(VENV)/installed
 # The stages on Ray, servers, killed nodes, full disks, a browser.
 test-slow: $(VENV)/installed
 	$(PYTEST) tests/integration
+
+# The inputs that people have, a line for each case.
+cases: $(VENV)/installed
+	$(BIN)/python -m pytest -v --no-header tests/test_cases.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,10 +1,15 @@
 """ROIs of the whole ISRC set: cropray compared with a plain script of the usual kind.
 
     python benchmarks/rois.py --data FOLDER [--json]
+    python benchmarks/rois.py --generated 100000 1000000
 
 The script loops over clusters. For each one it masks all parcels, tests every province, and overlays the
 provinces if none contains the box. Both must find the same ROIs, to a millimetre and a day. cropray also
 repairs parcels, splits, audits and writes its files. Imports do not count.
+
+With --generated, parcels of 12 crops in one GeoParquet file are made: groups of ten fields of a crop, 5 km
+apart (rois.kind=parcels), and fields that cover the land (rois.kind=grid). Each number runs in a process of
+its own. Seconds and peak memory per parcel must not grow with the number: at most by 1.15 in the exponent.
 """
 
 from __future__ import annotations
@@ -13,14 +18,19 @@ import argparse
 import contextlib
 import io
 import json
+import math
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import geopandas as gpd
 import jdatetime
+import numpy as np
 import pandas as pd
 import shapely
 from sklearn.cluster import DBSCAN
@@ -34,6 +44,7 @@ from cropray.storage import Folder
 
 ROOT = Path(__file__).parents[1]
 TARGET_S = 1.5
+CROPS = 12
 
 RoiKey = tuple[str, str, float, float, float, float, str]
 """Crop, season, bounds in millimetres of the CRS, start of the harvest."""
@@ -120,6 +131,52 @@ def timed(
     return rois, figures | {"median_cpu_s": statistics.median(cpu), "repeats": repeats}
 
 
+def write_parcels(path: Path, count: int, kind: str) -> None:
+    """Fields of 150 m with codes of 12 crops, on a plane that is as wide as it is high."""
+    number = np.arange(count)
+    group = number // 10 if kind == "parcels" else number
+    side, spacing = math.isqrt(int(group[-1])) + 1, 5000.0 if kind == "parcels" else 160.0
+    x = spacing * (group % side) + (160.0 * (number % 10) if kind == "parcels" else 0)
+    east, north = 3_000_000 + x, 2_000_000 + spacing * (group // side)
+    shapes = shapely.box(east, north, east + 150, north + 150)
+    codes = 3301010000 + 100 * (np.random.default_rng(0).permutation(group[-1] + 1)[group] % CROPS)
+    gpd.GeoDataFrame({"EC_hcat_c": codes}, geometry=shapes, crs="EPSG:3035").to_parquet(path)
+
+
+def generated(count: int, kind: str) -> dict[str, float]:
+    """Seconds and peak memory of one stage, in this process."""
+    names = [f"crop{n}" for n in range(CROPS)]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        write_parcels(Path(folder) / "parcels.parquet", count, kind)
+        codes = {str(3301010000 + 100 * n): name for n, name in enumerate(names)}
+        entry = {"path": "parcels.parquet", "crops": {"column": "EC_hcat_c", "map": codes}}
+        settings = {"kind": kind, "data_root": folder, "crs": "EPSG:3035", "parcels": [entry]}
+        config = Config(classes=tuple(names), rois=settings)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start, start_cpu = time.perf_counter(), time.process_time()
+        summary = build_rois(Run(Folder(f"{folder}/run"), config))
+        wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"rois": summary["rois"], "wall_s": wall, "cpu_s": cpu, "peak_kb": peak, "before_kb": before}
+
+
+def print_generated(counts: Sequence[int]) -> None:
+    print(f"{'kind':8}{'parcels':>10}{'ROIs':>9}{'wall s':>9}{'CPU s':>9}", end="")
+    print(f"{'µs/parcel':>11}{'peak MB':>9}{'exponent':>10}")
+    for kind in ("parcels", "grid"):
+        last: tuple[int, float] | None = None
+        for count in counts:
+            command = [sys.executable, __file__, "--child", kind, str(count)]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            exponent = math.log(found["cpu_s"] / last[1]) / math.log(count / last[0]) if last else math.nan
+            last = count, found["cpu_s"]
+            print(
+                f"{kind:8}{count:10,}{found['rois']:9,}{found['wall_s']:9.1f}{found['cpu_s']:9.1f}"
+                f"{1e6 * found['cpu_s'] / count:11.1f}{found['peak_kb'] / 1024:9.0f}{exponent:10.2f}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
@@ -127,7 +184,15 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--generated", type=int, nargs="+", metavar="PARCELS", help="made parcels instead")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(generated(int(arguments.child[1]), arguments.child[0])))
+        return
+    if arguments.generated:
+        print_generated(arguments.generated)
+        return
     config = load_config(ROOT / "configs/iran.yaml", [f"rois.data_root={arguments.data}"])
     ours, ours_s = timed(cropray_rois, config, arguments.repeats)
     plain, plain_s = timed(plain_rois, config, 1)

@@ -158,14 +158,17 @@ def _snapped(low: float, high: float, snap: float, resolution: float, min_size: 
 
 
 def transform_bounds(bounds: Bounds, src_crs: str, dst_crs: str) -> Bounds:
-    """Bounds in another CRS. Edges are densified, since they may bend there."""
+    """Bounds in another CRS. Edges are densified, since they may bend there.
+
+    Longitudes of bounds that cross 180° run past it: west < east always.
+    """
     from pyproj import Transformer
 
     if src_crs == dst_crs:
         return bounds
     transformer = Transformer.from_crs(src_crs, dst_crs, always_xy=True)
     min_x, min_y, max_x, max_y = transformer.transform_bounds(*bounds, densify_pts=21)
-    return min_x, min_y, max_x, max_y
+    return min_x, min_y, max_x + 360 * (max_x < min_x), max_y
 
 
 def utm_crs(bounds: Bounds, crs: str) -> str:
@@ -174,7 +177,7 @@ def utm_crs(bounds: Bounds, crs: str) -> str:
     Zones are 6 degrees wide everywhere: the exceptions around Norway and Svalbard are ignored.
     """
     west, south, east, north = transform_bounds(bounds, crs, "EPSG:4326")
-    zone = min(60, int(((west + east) / 2 + 180) // 6) + 1)
+    zone = int(((west + east) / 2 + 180) % 360 // 6) + 1
     return f"EPSG:{(32600 if south + north >= 0 else 32700) + zone}"
 
 

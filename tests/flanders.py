@@ -203,7 +203,7 @@ def _parcels_text(paths: dict[str, Path]) -> str:
         f"    - {{crop: {crop}, path: parcels.gpkg, seasons: [{{where: {{crop: {crop}}}}}]}}"
         for crop in CROPS
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "  split: {allow_empty: true}"]) + "\n"  # the ROIs share one place
 
 
 def main() -> None:

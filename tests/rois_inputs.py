@@ -1,10 +1,15 @@
 """A small invented region for the tests of ROIs: two provinces, two crops, a calendar."""
 
+import sqlite3
+import struct
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import geopandas as gpd
 import openpyxl
+import pandas as pd
+import pyogrio
 import shapely
 
 from cropray.config import Config
@@ -71,3 +76,27 @@ def config(folder: Path, **rois: object) -> Config:
         "crs": UTM,
     }
     return Config(classes=("wheat", "beet"), rois=settings | rois)
+
+
+def circle_wkb(x: float, y: float, radius: float) -> bytes:
+    """A MULTISURFACE (ISO WKB) of one circle, as GIS programs draw it: two arcs through five points."""
+    points = [(x - radius, y), (x, y + radius), (x + radius, y), (x, y - radius), (x - radius, y)]
+    arcs = struct.pack("<BII", 1, 8, len(points)) + b"".join(struct.pack("<dd", *point) for point in points)
+    return struct.pack("<BII", 1, 12, 1) + struct.pack("<BII", 1, 10, 1) + arcs
+
+
+def write_circle(path: Path, radius: float = 100.0) -> Path:
+    """A GeoPackage whose only parcel is a curve, which shapely cannot hold."""
+    frame = gpd.GeoDataFrame({"code": ["115"]}, geometry=[shapely.MultiPolygon([field(0, 0)])], crs=UTM)
+    frame.to_file(path, layer="parcels", SPATIAL_INDEX="NO")
+    header = b"GP\0\1" + struct.pack("<i", 32631)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(
+            "UPDATE parcels SET geom = ?", [header + circle_wkb(EAST + 1000, NORTH + 1000, radius)]
+        )
+    return path
+
+
+def write_styles(path: Path) -> None:
+    """The table that QGIS adds to a GeoPackage with the styles of its layers."""
+    pyogrio.write_dataframe(pd.DataFrame({"styleQML": ["<qgis/>"]}), path, layer="layer_styles", append=True)

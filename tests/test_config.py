@@ -86,7 +86,7 @@ def test_every_setting_has_a_description_a_type_and_a_default_that_is_valid() ->
         "window.months", "integer, ≥ 1, ≤ 24", "6", "Number of months."
     )
     assert settings["source.kind"].type == "simulated | stac | earthengine"
-    assert settings["rois.parcels.N.crop"].default == ""  # required
+    assert settings["rois.parcels.N.path"].default == ""  # required
     assert settings["ray.export_resources"].type == "{name: number, > 0}"
     simple = {
         key: one.default

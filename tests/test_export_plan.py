@@ -28,7 +28,12 @@ def new_run(folder: Path, **settings: Any) -> Run:
     config = Config.model_validate(
         {
             "classes": ["wheat"],
-            "rois": {"kind": "table", "data_root": str(folder), "table": "table.csv"},
+            "rois": {
+                "kind": "table",
+                "data_root": str(folder),
+                "table": "table.csv",
+                "split": {"allow_empty": True},
+            },
             "labels": {"parcels": False, "class_map": {"path": "source:eucropmap", "codes": [211]}},
             "source": {"kind": "earthengine", "earthengine": {"url": "http://127.0.0.1:9"}},
         }

@@ -1,16 +1,24 @@
-import re
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import jdatetime
+import openpyxl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cropray.config.rois import CalendarConfig
 from cropray.errors import InputError
-from cropray.rois.calendar import read_calendar, to_dates
+from cropray.rois.calendar import Dates, Sheet, read_calendar, to_dates
 from tests.rois_inputs import HEADER, write_calendar
+
+
+def sheets(folder: Path, config: CalendarConfig, *names: str) -> dict[str, Sheet]:
+    return {
+        name: sheet
+        for (name, _), sheet in read_calendar(str(folder), config, [(n, "") for n in names]).items()
+    }
+
 
 JALALI = CalendarConfig(path="calendar.xlsx", system="jalali", agricultural_years=(1400, 1401))
 
@@ -49,9 +57,9 @@ def test_each_day_goes_back_to_its_month_and_day(months: list[int], day: int, ye
 def test_a_missing_date_empties_the_row_and_blanks_do_not_matter(tmp_path: Path) -> None:
     rows = [("West ", "06-11", "08-01", "-", "-"), (" East", " 07-01", "07-20", "02-01", "02-31")]
     write_calendar(tmp_path / "calendar.xlsx", Canola=rows)
-    sheet = read_calendar(str(tmp_path), JALALI, ["Canola"])["Canola"]
-    assert sheet["West"] is None
-    east = sheet["East"]
+    sheet = sheets(tmp_path, JALALI, "Canola")["Canola"]
+    assert sheet["west"] is None
+    east = sheet["east"]
     assert east is not None
     assert (east.planting_start, east.harvest_start) == (date(2021, 9, 23), date(2022, 4, 21))
 
@@ -66,16 +74,15 @@ def test_a_csv_with_a_sheet_column_is_the_same_calendar(tmp_path: Path) -> None:
     lines += [",".join([sheet, *row]) for sheet, content in rows.items() for row in content]
     (tmp_path / "calendar.csv").write_text("\n".join(lines), encoding="utf-8-sig")
     xlsx, csv = (
-        read_calendar(str(tmp_path), CalendarConfig(path=f"calendar.{kind}"), ["A", "B"])
-        for kind in ("xlsx", "csv")
+        sheets(tmp_path, CalendarConfig(path=f"calendar.{kind}"), "A", "B") for kind in ("xlsx", "csv")
     )
     assert xlsx == csv
-    assert xlsx["B"] == {"West": None}
+    assert xlsx["B"] == {"west": None}
 
 
 def test_the_only_sheet_needs_no_name(tmp_path: Path) -> None:
     write_calendar(tmp_path / "calendar.xlsx", Maize=[("West", "03-01", "04-01", "06-01", "07-01")])
-    assert "West" in read_calendar(str(tmp_path), JALALI, [""])[""]
+    assert "west" in sheets(tmp_path, JALALI, "")[""]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ def test_the_only_sheet_needs_no_name(tmp_path: Path) -> None:
 def test_an_impossible_day_is_named(tmp_path: Path, cells: tuple[str, ...], message: str) -> None:
     write_calendar(tmp_path / "calendar.xlsx", Canola=[("West", *cells)])
     with pytest.raises(InputError, match=message):
-        read_calendar(str(tmp_path), JALALI, ["Canola"])
+        sheets(tmp_path, JALALI, "Canola")
 
 
 def test_a_leap_day_exists_in_its_leap_year_only(tmp_path: Path) -> None:
@@ -109,46 +116,84 @@ def test_a_leap_day_exists_in_its_leap_year_only(tmp_path: Path) -> None:
 def test_mistakes_in_sheets_and_columns_name_the_nearest_right_one(tmp_path: Path) -> None:
     write_calendar(tmp_path / "calendar.xlsx", SugarBeet_Spring=[], Canola=[])
     with pytest.raises(InputError, match=r"no sheet 'SugerBeet_Spring'. Did you mean 'SugarBeet_Spring'"):
-        read_calendar(str(tmp_path), JALALI, ["SugerBeet_Spring"])
+        sheets(tmp_path, JALALI, "SugerBeet_Spring")
     (tmp_path / "bad.csv").write_text("province,planting_start,planting_end,harvest_begin,harvest_end\n")
     with pytest.raises(InputError, match=r"bad\.csv.* no column 'harvest_start'. Did you mean"):
-        read_calendar(str(tmp_path), CalendarConfig(path="bad.csv"), [""])
+        sheets(tmp_path, CalendarConfig(path="bad.csv"), "")
     (tmp_path / "twice.csv").write_text("\n".join([",".join(HEADER), *["West,03-01,04-01,06-01,07-01"] * 2]))
     with pytest.raises(InputError, match="two rows for 'West'"):
-        read_calendar(str(tmp_path), CalendarConfig(path="twice.csv"), [""])
+        sheets(tmp_path, CalendarConfig(path="twice.csv"), "")
 
 
 def test_a_season_of_a_calendar_with_several_sheets_must_name_one(tmp_path: Path) -> None:
     write_calendar(tmp_path / "calendar.xlsx", Wheat=[], Beet=[])
     with pytest.raises(InputError, match=r"no sheet ''.*rois\.parcels.*Wheat, Beet"):
-        read_calendar(str(tmp_path), JALALI, [""])
+        sheets(tmp_path, JALALI, "")
     (tmp_path / "one.csv").write_text(",".join(HEADER))
     with pytest.raises(InputError, match=r"no sheet 'Wheat'.*column 'sheet'"):
-        read_calendar(str(tmp_path), CalendarConfig(path="one.csv"), ["Wheat"])
+        sheets(tmp_path, CalendarConfig(path="one.csv"), "Wheat")
 
 
 @pytest.mark.parametrize("separator", [";", "\t"])
-def test_a_csv_with_other_separators_is_named(tmp_path: Path, separator: str) -> None:
-    (tmp_path / "semi.csv").write_text(separator.join(HEADER) + "\n")
-    with pytest.raises(InputError, match=rf"semi\.csv: .*{re.escape(repr(separator))}.*','"):
-        read_calendar(str(tmp_path), CalendarConfig(path="semi.csv"), [""])
+def test_a_csv_may_have_other_separators_and_a_title(tmp_path: Path, separator: str) -> None:
+    row = separator.join(["West, and more", "10-01", "11-15", "07-01", "08-01"])
+    lines = ["Crop calendar, 2021 to 2022", "", separator.join(HEADER), row]
+    (tmp_path / "semi.csv").write_text("\n".join(lines) + "\n")
+    (found,) = sheets(tmp_path, CalendarConfig(path="semi.csv"), "").values()
+    assert found["west, and more"] == Dates(
+        date(2021, 10, 1), date(2021, 11, 15), date(2022, 7, 1), date(2022, 8, 1)
+    )
+
+
+def test_dates_of_excel_below_a_title_are_read(tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    days = [datetime(2021, 10, 1), date(2021, 11, 15), "2022/07/01", "2022.8.1"]
+    for row in (["Calendar of the ministry"], [], HEADER, ["West", *days]):
+        book.active.append(row)
+    book.save(tmp_path / "calendar.xlsx")
+    (found,) = sheets(tmp_path, CalendarConfig(path="calendar.xlsx"), "").values()
+    assert found == {"west": Dates(date(2021, 10, 1), date(2021, 11, 15), date(2022, 7, 1), date(2022, 8, 1))}
+
+
+def test_an_empty_sheet_name_is_that_of_the_crop(tmp_path: Path) -> None:
+    dates = ("10-01", "11-15", "07-01", "08-01")
+    write_calendar(tmp_path / "calendar.xlsx", Maïs=[("A", *dates)], Wheat=[("B", *dates)])
+    config = CalendarConfig(path="calendar.xlsx")
+    found = read_calendar(str(tmp_path), config, [("", "mais"), ("", "WHEAT")])
+    assert {crop: set(sheet) for (_, crop), sheet in found.items()} == {"mais": {"a"}, "WHEAT": {"b"}}
+    with pytest.raises(InputError, match=r"no sheet 'rye'.*Maïs, Wheat"):
+        read_calendar(str(tmp_path), config, [("", "rye")])
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ("10-01", "11-15", "07-01", "06-01"),
+        ("2021-10-01", "2021-11-15", "2021-07-01", "2021-08-01"),
+        ("05-20", "05-10", "09-01", "10-01"),
+    ],
+)
+def test_days_that_are_no_season_are_refused(tmp_path: Path, cells: tuple[str, ...]) -> None:
+    write_calendar(tmp_path / "calendar.xlsx", Wheat=[("West", *cells)])
+    with pytest.raises(InputError, match=r"West: .*order of a season"):
+        sheets(tmp_path, CalendarConfig(path="calendar.xlsx"), "Wheat")
 
 
 def test_a_comma_too_many_is_named_with_its_row(tmp_path: Path) -> None:
     rows = ["West,03-01,04-01,06-01,07-01,", "East, or so,03-01,04-01,06-01,07-01"]
     (tmp_path / "commas.csv").write_text("\n".join([",".join(HEADER), *rows]))
     with pytest.raises(InputError, match=r"commas\.csv, row 3 has 6 columns, its header 5.*quotes"):
-        read_calendar(str(tmp_path), CalendarConfig(path="commas.csv"), [""])
+        sheets(tmp_path, CalendarConfig(path="commas.csv"), "")
     (tmp_path / "commas.csv").write_text("\n".join([",".join(HEADER), rows[0]]))
-    assert set(read_calendar(str(tmp_path), CalendarConfig(path="commas.csv"), [""])[""]) == {"West"}
+    assert set(sheets(tmp_path, CalendarConfig(path="commas.csv"), "")[""]) == {"west"}
 
 
 def test_a_file_that_is_not_a_calendar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "calendar.xlsx").write_text("not a workbook")
     with pytest.raises(InputError, match=r"cannot read .*calendar\.xlsx"):
-        read_calendar(str(tmp_path), JALALI, ["Canola"])
+        sheets(tmp_path, JALALI, "Canola")
     with pytest.raises(InputError, match="there is no crop calendar"):
-        read_calendar(str(tmp_path), CalendarConfig(path="none.xlsx"), ["Canola"])
+        sheets(tmp_path, CalendarConfig(path="none.xlsx"), "Canola")
     (tmp_path / "latin.csv").write_bytes("province,Kohgilūye\xe9".encode("utf-16"))
     with pytest.raises(InputError, match=r"latin\.csv .*UTF-8"):
-        read_calendar(str(tmp_path), CalendarConfig(path="latin.csv"), [""])
+        sheets(tmp_path, CalendarConfig(path="latin.csv"), "")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cropray.config.rois import ProvincesConfig
-from cropray.rois.build import cluster, padded
-from cropray.rois.vectors import Provinces, read_provinces
+from cropray.rois.clusters import cluster, padded
+from cropray.rois.provinces import Provinces, read_provinces
 from tests.rois_inputs import UTM, field, write_fields
 
 POINTS = arrays(float, st.tuples(st.integers(1, 25), st.just(2)), elements=st.integers(0, 9000).map(float))

@@ -6,18 +6,24 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import shapely
+from pydantic import ValidationError
 
 from cropray.config.rois import CropConfig, SeasonConfig
 from cropray.errors import InputError
-from cropray.rois.parcels import Season, read_parcels
-from cropray.rois.vectors import mend
-from tests.rois_inputs import UTM, field, write_fields
+from cropray.rois.parcels import Parcels, Season
+from cropray.rois.parcels import read_parcels as read_all
+from cropray.rois.shapes import mend, parcels_crs
+from tests.rois_inputs import EAST, NORTH, UTM, field, write_fields
 
 BOW_TIE = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
 
 
-def crop(path: str, *seasons: SeasonConfig) -> CropConfig:
-    return CropConfig(crop="beet", path=path, seasons=seasons or (SeasonConfig(),))
+def read_parcels(folder: str, entries: list[CropConfig]) -> Parcels:
+    return read_all(folder, entries, max_km2=100)
+
+
+def crop(path: str, *seasons: SeasonConfig, radius_m: float = 0) -> CropConfig:
+    return CropConfig(crop="beet", path=path, radius_m=radius_m, seasons=seasons or (SeasonConfig(),))
 
 
 def test_files_with_different_crs_become_one_frame(tmp_path: Path) -> None:
@@ -144,9 +150,9 @@ def write_table_without_geometry(folder: Path) -> None:
         (write_no_crs, "beet.shp", r"has no CRS.*beet\.prj"),
         (write_empty, "beet.gpkg", "no features with a geometry"),
         (write_empty_geometries, "beet.gpkg", "no features with a geometry"),
-        (write_slivers, "beet.gpkg", "none of its 1 features has an area"),
+        (write_slivers, "beet.gpkg", "none of its 1 features is a parcel"),
         (write_metres_as_degrees, "beet.gpkg", r"EPSG:4326 is in degrees.*Correct its CRS"),
-        (write_two_layers, "beet.gpkg", r"2 layers \(spring, autumn\)"),
+        (write_two_layers, "beet.gpkg", r"2 layers .*\(spring, autumn\).*`layer`"),
         (write_text, "beet.gpkg", "as a vector file"),
         (write_table_without_geometry, "beet.csv", "no features with a geometry"),
     ],
@@ -185,3 +191,111 @@ def test_filters_without_a_match_list_the_values_in_the_file(tmp_path: Path) -> 
         read_parcels(str(tmp_path), [crop("beet.shp", SeasonConfig(where={"Product": "autumn beet"}))])
     with pytest.raises(InputError, match=r"beet\.shp has no attribute 'Produkt'.*'Product'"):
         read_parcels(str(tmp_path), [crop("beet.shp", SeasonConfig(where={"Produkt": "spring beet"}))])
+
+
+def test_a_column_says_the_crop_and_a_star_a_whole_branch(tmp_path: Path) -> None:
+    codes = [3301010101, 3301010102, 3301020000, 3302000000, 3301010101]
+    fields = [field(500 * n, 0) for n in range(5)]
+    write_fields(tmp_path / "lpis.gpkg", fields, EC_hcat_c=codes)
+    crops = {"column": "EC_hcat_c", "map": {3301010101: "wheat", "330101*": "barley", "3301*": "cereal"}}
+    parcels = read_parcels(str(tmp_path), [CropConfig(path="lpis.gpkg", crops=crops)])
+    of = {season.crop: rows.tolist() for season, rows in parcels.seasons.items()}
+    crop = parcels.frame["crop"].tolist()
+    assert {name: [crop[row] for row in rows] for name, rows in of.items()} == {
+        "wheat": ["wheat", "wheat"],
+        "barley": ["barley"],
+        "cereal": ["cereal"],
+    }
+    x = parcels.frame.to_crs(UTM).geometry.bounds["minx"].round().sub(EAST)
+    assert {name: x.iloc[rows].tolist() for name, rows in of.items()} == {
+        "wheat": [0, 2000],
+        "barley": [500],
+        "cereal": [1000],
+    }
+    assert [(row.item, row.crop) for row in parcels.dropped] == [("feature 3 (3302000000)", "")]
+
+
+def test_a_map_without_a_match_lists_the_values_in_the_file(tmp_path: Path) -> None:
+    write_fields(tmp_path / "lpis.gpkg", [field(0, 0)], code=["115"])
+    entry = CropConfig(path="lpis.gpkg", crops={"column": "code", "map": {"33*": "wheat"}})
+    with pytest.raises(InputError, match=r"lpis\.gpkg .*`crops.map` of code.*'115'"):
+        read_parcels(str(tmp_path), [entry])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"path": "a"},
+        {"path": "a", "crop": "wheat", "crops": {"column": "c", "map": {"1": "wheat"}}},
+        {"path": "a", "crops": {"column": "c", "map": {"3*1": "wheat"}}},
+        {"path": "a", "crops": {"column": "c", "map": {}}},
+    ],
+)
+def test_an_entry_has_one_crop_or_a_map(entry: dict) -> None:
+    with pytest.raises(ValidationError):
+        CropConfig(**entry)
+
+
+def test_a_file_of_many_crops_is_read_once_and_drops_a_parcel_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crops = [f"crop{n}" for n in range(12)]
+    fields = [field(200 * n, 0) for n in range(120)]
+    write_fields(tmp_path / "all.gpkg", [*fields, field(0, 500)], kind=[*crops * 10, "none of these"])
+    entries = [CropConfig(crop=name, path="all.gpkg", seasons=[{"where": {"kind": name}}]) for name in crops]
+    parcels = read_parcels(str(tmp_path), entries)
+    assert "parcels: 1/1" in capsys.readouterr().err
+    assert {season.crop: len(rows) for season, rows in parcels.seasons.items()} == dict.fromkeys(crops, 10)
+    assert all((parcels.frame["crop"].iloc[rows] == s.crop).all() for s, rows in parcels.seasons.items())
+    assert [(row.item, row.crop) for row in parcels.dropped] == [("feature 120", "")]
+
+
+def test_one_field_of_two_crops_is_two_parcels(tmp_path: Path) -> None:
+    write_fields(tmp_path / "all.gpkg", [field(0, 0), field(500, 0)])
+    entries = [CropConfig(crop=name, path="all.gpkg") for name in ("wheat", "beet")]
+    parcels = read_parcels(str(tmp_path), entries)
+    assert parcels.frame["crop"].tolist() == ["wheat", "wheat", "beet", "beet"]
+    assert {season.crop: rows.tolist() for season, rows in parcels.seasons.items()} == {
+        "wheat": [0, 1],
+        "beet": [2, 3],
+    }
+
+
+def test_points_stay_points_or_become_circles(tmp_path: Path) -> None:
+    points = [shapely.Point(EAST, NORTH), shapely.MultiPoint([(EAST + 500, NORTH), (EAST + 600, NORTH)])]
+    write_fields(tmp_path / "points.gpkg", [*points, field(1000, 0)])
+    parcels = read_parcels(str(tmp_path), [crop("points.gpkg")])
+    assert parcels.frame.geom_type.tolist() == ["Point", "MultiPoint", "Polygon"]
+    round_ones = read_parcels(str(tmp_path), [crop("points.gpkg", radius_m=25.0)]).frame.to_crs(UTM)
+    circle = 25**2 * np.pi
+    np.testing.assert_allclose(round_ones.area, [circle, 2 * circle, 10_000], rtol=0.02)
+    assert round_ones.centroid[0].distance(points[0]) < 0.1
+    assert set(round_ones["parcel_id"]) == set(parcels.frame["parcel_id"])
+
+
+def test_parcels_of_an_implausible_size_are_named(tmp_path: Path) -> None:
+    write_fields(tmp_path / "beet.gpkg", [field(0, 0), field(0, 0, 20_000), field(0, 0, 0.5)])
+    parcels = read_parcels(str(tmp_path), [crop("beet.gpkg")])
+    assert len(parcels.frame) == 1
+    assert [(row.item, row.reason.partition(" ")[0]) for row in parcels.dropped] == [
+        ("feature 1 (399.1 km²)", "more"),  # 400.3 on the ellipsoid
+        ("feature 2 (0.249 m²)", "less"),
+    ]
+    gpd.GeoDataFrame(geometry=[shapely.box(0.5, 0.1, 0.5001, 0.1001)], crs=UTM).to_file(tmp_path / "km.gpkg")
+    with pytest.raises(InputError, match=r"km\.gpkg: none of its 1 features is a parcel.*Check its CRS"):
+        read_parcels(str(tmp_path), [crop("km.gpkg")])
+
+
+def test_parcels_on_both_sides_of_180_degrees_keep_their_size(tmp_path: Path) -> None:
+    """Written in four ways: a ring that jumps, rings that run past from both sides, and two parts."""
+    box = shapely.box(179.999, -17, 180.001, -16.998)
+    jumping = shapely.transform(box, lambda xy: np.column_stack([(xy[:, 0] + 180) % 360 - 180, xy[:, 1]]))
+    west = shapely.transform(box, lambda xy: xy - [360, 0])
+    halves = [shapely.box(179.999, -17, 180, -16.998), shapely.box(-180, -17, -179.999, -16.998)]
+    shapes = [box, jumping, west, shapely.MultiPolygon(halves)]
+    gpd.GeoDataFrame(geometry=shapes, crs="EPSG:4326").to_file(tmp_path / "fiji.gpkg")
+    frame = read_parcels(str(tmp_path), [crop("fiji.gpkg")]).frame
+    assert parcels_crs(frame, "utm") in ("EPSG:32760", "EPSG:32701")
+    there = frame.to_crs("EPSG:32760")
+    np.testing.assert_allclose(there.area, 213 * 221, rtol=0.01)
+    assert np.ptp(there.total_bounds[[0, 2]]) == pytest.approx(213, rel=0.03)  # it is turned

@@ -122,7 +122,6 @@ def test_named_splits_use_the_country_or_the_uuid(tmp_path: Path) -> None:
         ({"min_lon": [1], "min_lat": [1], "max_lon": [2], "maxlat": [2]}, "'max_lat'.*'maxlat'"),
         ({"min_lon": ["x"], "min_lat": [1], "max_lon": [2], "max_lat": [2]}, "row 2: .*'x'.*degrees"),
         ({"roi": []}, "has no rows"),
-        ({"roi;country": ["10,50,11,51"]}, "separated by ';'"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path: Path, columns: dict[str, list], message: str) -> None:

@@ -3,28 +3,74 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cropray.config.section import Section
+
+
+def _text(value: Any) -> Any:
+    """A number of YAML as text: codes are often written without quotes."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _text_keys(mapping: Any) -> Any:
+    return {_text(key): value for key, value in mapping.items()} if isinstance(mapping, dict) else mapping
 
 
 class SeasonConfig(Section):
     """One season of a crop: a sheet of the calendar, and the parcels that belong to it."""
 
     name: str = Field("", description="Name of the season in tables and samples.")
-    sheet: str = Field("", description="Sheet of the calendar. Empty: the only sheet of the file.")
+    sheet: str = Field("", description="Sheet of the calendar. Empty: the only one, or that of the crop.")
     where: dict[str, str] = Field({}, description="Keep parcels with these attribute values.")
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _values_are_text(cls, where: Any) -> Any:
+        return {key: _text(value) for key, value in where.items()} if isinstance(where, dict) else where
+
+
+class CropColumnConfig(Section):
+    """The crops of a file with many crops."""
+
+    column: str = Field(description="Column with a name or code of the crop.")
+    map: dict[str, str] = Field(min_length=1)
+    """Crop, one of `classes`, by value. 33010* is every value that begins with 33010; the longest wins."""
+
+    @field_validator("map", mode="before")
+    @classmethod
+    def _codes_are_text(cls, crops: Any) -> Any:
+        return _text_keys(crops)
+
+    @field_validator("map")
+    @classmethod
+    def _end_in_a_star(cls, crops: dict[str, str]) -> dict[str, str]:
+        wrong = [pattern for pattern in crops if "*" in pattern[:-1]]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} has a * that is not at its end; write 33010*")
+        return crops
 
 
 class CropConfig(Section):
-    """The parcels of one crop."""
+    """Parcels or points of one crop, or of many that a column tells apart."""
 
-    crop: str = Field(description="Name of the crop, one of `classes`.")
+    crop: str = Field("", description="Name of the crop, one of `classes`. Or set `crops`.")
+    crops: CropColumnConfig | None = Field(None, description="For a file with many crops.")
     path: str = Field(description="Vector file, or a glob of several, relative to `rois.data_root`.")
+    layer: str = Field("", description="Layer of the file. Empty: the only one with a geometry.")
+    encoding: str = ""
+    """Encoding of a shapefile's text. Empty: that of the .cpg, else UTF-8, else what the .dbf says."""
+    radius_m: float = Field(0.0, ge=0, description="Radius of a point's label. 0: the pixel of the point.")
     seasons: tuple[SeasonConfig, ...] = (SeasonConfig(),)
     """Seasons, each with a calendar sheet."""
+
+    @model_validator(mode="after")
+    def _one_of_crop_and_crops(self) -> CropConfig:
+        if bool(self.crop) == (self.crops is not None):
+            raise ValueError(f"the entry for {self.path} needs either `crop` or `crops`")
+        return self
 
 
 class CalendarConfig(Section):
@@ -43,6 +89,8 @@ class ProvincesConfig(Section):
 
     path: str = Field("", description="Polygons, relative to `rois.data_root`. Empty: none.")
     name_field: str = Field("province", description="Column with the name of the province.")
+    layer: str = Field("", description="Layer of the file. Empty: the only one with a geometry.")
+    encoding: str = Field("", description="Encoding of a shapefile's text, as `parcels.N.encoding`.")
 
 
 class SplitConfig(Section):
@@ -53,6 +101,7 @@ class SplitConfig(Section):
     buffer_m: float = Field(1000.0, ge=0, description="ROIs closer than this, in metres, stay together.")
     named: dict[str, Literal["train", "val", "test"]] = Field({})
     """For `rois.kind: table`: the split of each row, by its uuid or country. Empty: use the shares."""
+    allow_empty: bool = Field(False, description="Whether val or test may have no ROI.")
 
     @model_validator(mode="after")
     def _train_is_left(self) -> SplitConfig:
@@ -61,10 +110,20 @@ class SplitConfig(Section):
         return self
 
 
-class RoisConfig(Section):
-    """Where to look: parcels clustered into ROIs, or rectangles from a table."""
+class CellsConfig(Section):
+    """Square ROIs on a lattice, for parcels that cover the land."""
 
-    kind: Literal["parcels", "table"] = Field("parcels", description="What ROIs are made from.")
+    size_m: float = Field(1280.0, gt=0, description="Side of a cell, in metres of `rois.crs`.")
+    block: int | None = Field(None, ge=1)
+    """Side of the square blocks that are split, in cells. null: the largest of 16, 8, 4, 2 and 1 that gives
+    nine blocks."""
+
+
+class RoisConfig(Section):
+    """Where to look: clusters of parcels, cells full of parcels, or rectangles from a table."""
+
+    kind: Literal["parcels", "grid", "table"] = "parcels"
+    """parcels: ROIs are clusters of parcels of a crop. grid: cells with parcels of any crop. table: rows."""
     data_root: str = Field(".", description="Folder that the paths below are relative to.")
     parcels: tuple[CropConfig, ...] = Field((), description="Parcels of each crop.")
     table: str = Field("", description="A csv or xlsx of rectangles, for `kind: table`.")
@@ -75,9 +134,11 @@ class RoisConfig(Section):
     eps_m: float = Field(2000.0, gt=0)
     """Largest distance between neighbouring parcels of a cluster (DBSCAN), in metres of `crs`."""
     min_samples: int = Field(1, ge=1)
-    """Parcels within `eps_m` that start a cluster (DBSCAN). 1: every parcel is in a cluster."""
+    """Parcels within `eps_m` that start a cluster (DBSCAN), or in a cell of `kind: grid`."""
     min_size_m: float = Field(640.0, gt=0)
     """Smallest side of an ROI, in metres of `crs`; smaller boxes are padded."""
+    cells: CellsConfig = CellsConfig()
+    max_parcel_km2: float = Field(100.0, gt=0, description="Larger parcels are mistakes and are left out.")
     split: SplitConfig = SplitConfig()
 
 

@@ -95,12 +95,13 @@ def _of_rois(split: str, config: Config, folder: Folder) -> list[MapPlan]:
 
 
 def _of_vector_file(area: str, config: Config) -> MapPlan:
-    from cropray.rois.vectors import mend, read_polygons, reproject
+    from cropray.rois.shapes import mend, reproject
+    from cropray.rois.vectors import read_features
 
     path = Path(area).expanduser()
     if not path.exists():
         raise InputError(f"predict.area {area!r} does not exist. Give {_FORMS}.")
-    frame = read_polygons(path, ())
+    frame = read_features(path, ())
     frame["geometry"], _ = mend(frame.geometry.to_numpy())
     frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
     if frame.empty:

@@ -57,12 +57,13 @@ def read_units(file: str, name_field: str, crs: str) -> Units:
 
     Raises InputError for an unusable file or column, and for more than 254 units.
     """
-    from cropray.rois.vectors import mend, read_polygons, reproject
+    from cropray.rois.shapes import mend, reproject
+    from cropray.rois.vectors import read_features
 
     path = Path(file).expanduser()
     if not path.exists():
         raise InputError(f"--units {file!r} does not exist. Give a vector file of polygons.")
-    frame = reproject(read_polygons(path, [name_field]), crs, path)
+    frame = reproject(read_features(path, [name_field]), crs, path)
     names = frame[name_field].astype(str).str.strip()
     unique = tuple(dict.fromkeys(names))
     if len(unique) > _MOST_UNITS:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xxhash
 
 from cropray.config import Config
@@ -257,5 +258,7 @@ def _near(tile: Tile, parcels: GeoDataFrame) -> GeoDataFrame:
     """The parcels (longitude, latitude) that touch the tile."""
     import shapely
 
-    box = shapely.box(*transform_bounds(tile.grid.bounds, tile.grid.crs, "EPSG:4326"))
-    return parcels.iloc[parcels.sindex.query(box, predicate="intersects")]
+    west, south, east, north = transform_bounds(tile.grid.bounds, tile.grid.crs, "EPSG:4326")
+    turns = np.array([0, 360, -360])  # a tile and its parcels may run past 180° from two sides
+    boxes = shapely.box(west + turns, south, east + turns, north)
+    return parcels.iloc[np.unique(parcels.sindex.query(boxes, predicate="intersects")[1])]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from cropray.config.rois import CalendarConfig, WindowConfig
 from cropray.errors import InputError, nearest
-from cropray.rois.table import Rows, read_sheets
+from cropray.rois.sheets import Rows, column_key, folded, read_sheets
 from cropray.types import Period
 
 _COLUMNS = ("planting_start", "planting_end", "harvest_start", "harvest_end")
@@ -33,35 +33,40 @@ class Dates:
 
 
 Sheet = dict[str, Dates | None]
-"""Dates by province, None for a row that lacks one."""
+"""Dates by province, its name `folded`, None for a row that lacks one."""
 
 
-def read_calendar(root: str, config: CalendarConfig, sheets: Iterable[str]) -> dict[str, Sheet]:
-    """The named sheets of an xlsx file, or of a csv file with a column `sheet`.
+def read_calendar(
+    root: str, config: CalendarConfig, wanted: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Sheet]:
+    """The calendar of each wanted (sheet, crop): the sheet, or if it is "", that of the crop or the only one.
 
-    "" names the only sheet of a file. The columns are province, planting start, planting end, harvest
-    start and harvest end; letter case, blanks, underscores and a final "date" do not matter. Days are
-    MM-DD, or YYYY-MM-DD in one of the agricultural years; an unknown day is empty or "-". Raises
-    InputError for anything else.
+    Sheets are those of an xlsx file, or the values of a column `sheet` in a csv file. The columns are
+    province, planting start, planting end, harvest start and harvest end; a title may stand above them.
+    Letter case, accents, blanks, underscores and a final "date" do not matter in names. Days are MM-DD, or
+    YYYY-MM-DD (also as dates of Excel) in one of the agricultural years; an unknown day is empty or "-".
+    Raises InputError for anything else, and for a harvest before the planting.
     """
     path = Path(root).expanduser() / config.path
     if not path.is_file():
         raise InputError(f"there is no crop calendar {path}. Check rois.calendar.path and rois.data_root.")
-    found = read_sheets(path)
+    found = read_sheets(path, ("province", *_COLUMNS))
     if path.suffix.lower() == ".csv":
         found = _by_sheet_column(found)
-    if len(found) == 1:
-        found[""] = next(iter(found.values()))
-    parsed: dict[str, Sheet] = {}
-    for name in sorted(set(sheets)):
-        if name not in found:
-            hint = nearest(name, found)
-            if not name:
+    by_name = {folded(name): name for name in found}
+    parsed: dict[tuple[str, str], Sheet] = {}
+    for sheet, crop in sorted(set(wanted)):
+        name = by_name.get(folded(sheet or crop))
+        if name is None and not sheet and len(found) == 1:
+            (name,) = found
+        if name is None:
+            hint = nearest(sheet or crop, found)
+            if not sheet:
                 hint = f" Set `sheet` in rois.parcels to one of {', '.join(found)}."
-            elif list(found) == [path.stem, ""]:
+            elif list(found) == [path.stem]:
                 hint = " Give the csv file a column 'sheet', or leave `sheet` empty in rois.parcels."
-            raise InputError(f"{path} has no sheet {name!r}.{hint}")
-        parsed[name] = _parse_sheet(found[name], f"{path}, sheet {name!r}", config)
+            raise InputError(f"{path} has no sheet {sheet or crop!r}.{hint}")
+        parsed[sheet, crop] = _parse_sheet(found[name], f"{path}, sheet {name!r}", config)
     return parsed
 
 
@@ -118,7 +123,7 @@ def periods_for(window: WindowConfig, harvest_start: date | None) -> tuple[Perio
 def _by_sheet_column(sheets: dict[str, Rows]) -> dict[str, Rows]:
     """A csv file as sheets by the value of its column `sheet`, if it has one."""
     header, *rows = next(iter(sheets.values())) or [[]]
-    names = [_key(cell) for cell in header]
+    names = [column_key(cell) for cell in header]
     if "sheet" not in names:
         return sheets
     split: dict[str, Rows] = {}
@@ -128,7 +133,7 @@ def _by_sheet_column(sheets: dict[str, Rows]) -> dict[str, Rows]:
 
 
 def _parse_sheet(rows: Rows, where: str, config: CalendarConfig) -> Sheet:
-    header = [_key(cell) for cell in rows[0]] if rows else []
+    header = [column_key(cell) for cell in rows[0]] if rows else []
     for column in ("province", *_COLUMNS):
         if column not in header:
             raise InputError(f"{where} has no column {column!r}.{nearest(column, header)}")
@@ -138,11 +143,11 @@ def _parse_sheet(rows: Rows, where: str, config: CalendarConfig) -> Sheet:
         cells = [row[header.index(column)] for column in _COLUMNS]
         if not province and not any(cells):
             continue
-        if province in sheet:
+        if folded(province) in sheet:
             raise InputError(
                 f"{where} has two rows for {province!r}. Remove one, or give each season its own sheet."
             )
-        sheet[province] = _parse_row(cells, f"{where}, {province}", config)
+        sheet[folded(province)] = _parse_row(cells, f"{where}, {province}", config)
     return sheet
 
 
@@ -151,12 +156,12 @@ def _parse_row(cells: Sequence[str], where: str, config: CalendarConfig) -> Date
         return None
     days: list[tuple[int | None, int, int]] = []
     for column, cell in zip(_COLUMNS, cells, strict=True):
-        match = re.fullmatch(r"(?:(\d{4})-)?(\d{1,2})-(\d{1,2})", cell)
+        match = re.fullmatch(r"(?:(\d{4})([-/.]))?(\d{1,2})(?(2)\2|-)(\d{1,2})", cell)
         if match is None:
             raise InputError(
                 f"{where}: {column} is {cell!r}. Write MM-DD or YYYY-MM-DD as text, or - for an unknown day."
             )
-        days.append((int(match[1]) if match[1] else None, int(match[2]), int(match[3])))
+        days.append((int(match[1]) if match[1] else None, int(match[3]), int(match[4])))
         try:
             dates = to_dates(days, config.agricultural_years, config.system)
         except ValueError as error:
@@ -164,11 +169,14 @@ def _parse_row(cells: Sequence[str], where: str, config: CalendarConfig) -> Date
             raise InputError(
                 f"{where}: {column} {cell!r} is not a day of the {config.system} calendar in the "
                 f"agricultural years {first}-{second} ({error}). Correct it, or set rois.calendar.system "
-                "or rois.calendar.agricultural_years."
+                "or rois.calendar.agricultural_years. (Excel turns MM-DD into a date of the year in which it "
+                "is typed: format such cells as text.)"
             ) from error
+    planting_start, planting_end, harvest_start, harvest_end = dates
+    if planting_end < planting_start or harvest_end < harvest_start or harvest_start <= planting_start:
+        raise InputError(
+            f"{where}: planting from {cells[0]} to {cells[1]} and harvest from {cells[2]} to {cells[3]} are "
+            f"{', '.join(map(str, dates))}, which is not the order of a season. Correct them, or give years "
+            "(YYYY-MM-DD) or other rois.calendar.agricultural_years."
+        )
     return Dates(*dates)
-
-
-def _key(cell: str) -> str:
-    words = cell.lower().replace("_", " ").split()
-    return "_".join(words[:-1] if len(words) > 1 and words[-1] == "date" else words)

@@ -1,26 +1,36 @@
-"""The parcels of every crop, sorted into seasons."""
+"""The parcels and points of every crop, sorted into seasons. Each file is read once."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import shapely
 import xxhash
 
-from cropray.config.rois import CropConfig, RoisConfig
+from cropray.config.rois import CropConfig, RoisConfig, SeasonConfig
 from cropray.errors import InputError
 from cropray.progress import progress
+from cropray.rois.shapes import LONLAT, areas_m2, circles, mend, reproject
 from cropray.rois.store import Dropped, identity
-from cropray.rois.vectors import LONLAT, find_files, matching, mend, read_polygons, reproject
+from cropray.rois.vectors import find_files, matching, read_features
 from cropray.run import Inputs
-from cropray.types import BoolArray, IndexArray
+from cropray.types import BoolArray, DoubleArray, IndexArray
+
+_NO_AREA = "no area"
+_TINY, _SMALLEST_M2 = "less than 1 m², which is no parcel", 1.0
+_HUGE = "more than rois.max_parcel_km2"
+_UNSELECTED = "matches no season's `where`"
+_SHOWN = 12
 
 
 class Season(NamedTuple):
@@ -35,8 +45,9 @@ class Season(NamedTuple):
 class Parcels:
     """All parcels with an area that belong to a season, and the rows of `frame` by season.
 
-    `frame` has the columns parcel_id, crop, file and geometry (valid polygons, EPSG:4326). A parcel
-    that occurs in several files has a row for each, with the same parcel_id.
+    `frame` has the columns parcel_id, crop, file and geometry (valid polygons and points, EPSG:4326, each in
+    one piece across 180°). A parcel that occurs in several files has a row for each, with the same
+    parcel_id.
     """
 
     frame: gpd.GeoDataFrame
@@ -79,80 +90,202 @@ def _content(files: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
-def read_parcels(root: str, crops: Sequence[CropConfig]) -> Parcels:
-    """Read and repair the parcels of all crops. Raises InputError for unusable files and filters."""
-    frames: list[gpd.GeoDataFrame] = []
-    seasons: dict[Season, list[IndexArray]] = {}
-    dropped: list[Dropped] = []
-    start = 0
-    with progress("parcels", len(crops)) as bar:
-        for crop in crops:
-            frame, attributes = _read_crop(root, crop)
-            members = _members(crop, attributes, frame["has_area"].to_numpy())
-            used = np.logical_or.reduce(list(members.values()))
-            for season, mask in members.items():
-                seasons.setdefault(season, []).append(np.flatnonzero(mask[used]) + start)
-            for row in frame[~used].itertuples():
-                reason = "matches no season's `where`" if row.has_area else "no area"
-                dropped.append(Dropped(row.file, crop.crop, "", f"feature {row.feature}", reason))
-            frames.append(frame[used])
-            start += int(used.sum())
-            bar.advance(note=crop.crop)
-    frame = pd.concat(frames, ignore_index=True)
+class _Layer(NamedTuple):
+    """A file, and how it is read."""
+
+    file: Path
+    layer: str
+    encoding: str
+    radius_m: float
+
+
+class _Text(NamedTuple):
+    """A column as text: the number of each row's value, -1 for none, and the values."""
+
+    codes: IndexArray
+    values: list[str]
+
+    def among(self, wanted: Iterable[bool]) -> BoolArray:
+        """(N,) True for rows whose value is wanted, given for each value."""
+        chosen: BoolArray = np.array([*wanted, False])[self.codes]  # -1 is the last one
+        return chosen
+
+
+class _Selected(NamedTuple):
+    """What a layer adds to `Parcels`, the (entry, season) numbers that it has, and its columns."""
+
+    parcels: Parcels
+    found: set[tuple[int, int]]
+    texts: dict[str, _Text]
+
+
+def read_parcels(root: str, entries: Sequence[CropConfig], max_km2: float) -> Parcels:
+    """Read and repair the parcels of all entries of `rois.parcels`.
+
+    A parcel without an area, of more than `max_km2` or of less than 1 m² is dropped. Raises InputError for
+    unusable files and filters, and for a season without a parcel.
+    """
+    numbers: dict[_Layer, list[int]] = defaultdict(list)
+    for number, entry in enumerate(entries):
+        for file in find_files(root, entry.path):
+            numbers[_Layer(file, entry.layer, entry.encoding, entry.radius_m)].append(number)
+    selected: list[_Selected] = []
+    with progress("parcels", len(numbers)) as bar:
+        for layer, mine in numbers.items():
+            chosen = {number: entries[number] for number in mine}
+            selected.append(_select(layer, chosen, _below(layer.file, root), max_km2))
+            bar.advance(note=layer.file.name)
+    _check_found(entries, selected)
+    parts = [one.parcels for one in selected]
+    seasons: dict[Season, list[IndexArray]] = defaultdict(list)
+    for first, part in zip(accumulate((len(part.frame) for part in parts), initial=0), parts, strict=False):
+        for season, rows in part.seasons.items():
+            seasons[season].append(rows + first)
     return Parcels(
-        frame=frame[["parcel_id", "crop", "file", "geometry"]],
-        seasons={season: np.concatenate(parts) for season, parts in seasons.items()},
-        mended=int(frame["mended"].sum()),
-        dropped=tuple(dropped),
+        frame=pd.concat([part.frame for part in parts], ignore_index=True),
+        seasons={season: np.concatenate(rows) for season, rows in seasons.items()},
+        mended=sum(part.mended for part in parts),
+        dropped=tuple(row for part in parts for row in part.dropped),
     )
 
 
-def _read_crop(root: str, crop: CropConfig) -> tuple[gpd.GeoDataFrame, pd.DataFrame]:
-    """All features of the files of a crop, and as text their attributes that filters use.
+def _select(layer: _Layer, entries: Mapping[int, CropConfig], file: str, max_km2: float) -> _Selected:
+    """The parcels of a layer that its entries select. A feature of two crops is two parcels."""
+    columns = sorted({column for entry in entries.values() for column in _columns(entry)})
+    stored = read_features(layer.file, columns, layer=layer.layer, encoding=layer.encoding, points=True)
+    geometry, mended = mend(reproject(stored, LONLAT, layer.file).geometry.to_numpy())
+    area_m2 = areas_m2(geometry)
+    flaws = np.full(len(stored), "", object)
+    flaws[area_m2 > max_km2 * 1e6] = _HUGE
+    flaws[area_m2 < _SMALLEST_M2] = _TINY
+    flaws[area_m2 == 0] = _NO_AREA
+    usable = flaws == ""
+    if not usable.any():
+        raise InputError(
+            f"{layer.file}: none of its {len(stored)} features is a parcel. Feature 0 has "
+            f"{_size(area_m2[0])}: {flaws[0]}. Check its CRS, and give a file of polygons or points."
+        )
+    if layer.radius_m:
+        geometry = circles(geometry, layer.radius_m)
+    texts = {column: _text(stored[column]) for column in columns}
+    found: set[tuple[int, int]] = set()
+    masks: dict[Season, BoolArray] = {}
+    for number, entry in entries.items():
+        for crop, of_crop in _by_crop(entry, texts, usable):
+            for at, setting in enumerate(entry.seasons):
+                mask = of_crop & _where(setting, texts, usable)
+                if mask.any():
+                    season = Season(crop, setting.name, setting.sheet)
+                    masks[season] = masks.get(season, False) | mask
+                    found.add((number, at))
+    used: dict[str, BoolArray] = {}
+    for season, mask in masks.items():
+        used[season.crop] = used.get(season.crop, False) | mask
+    counts = [int(mask.sum()) for mask in used.values()]
+    first = dict(zip(used, accumulate(counts, initial=0), strict=False))
+    rows = np.concatenate([np.empty(0, np.intp), *(np.flatnonzero(mask) for mask in used.values())])
+    crops = np.repeat(np.array([*used], object), counts)
+    # Hash the geometry as stored: repaired and reprojected ones differ between versions of libraries.
+    wkbs = shapely.to_wkb(stored.geometry.to_numpy()[rows], byte_order=1)
+    ids = [identity(crop, [wkb]) for crop, wkb in zip(crops, wkbs, strict=True)]
+    flaws[usable & ~np.isin(np.arange(len(stored)), rows)] = _UNSELECTED
+    parcels = Parcels(
+        gpd.GeoDataFrame(
+            {"parcel_id": ids, "crop": crops, "file": file}, geometry=geometry[rows], crs=LONLAT
+        ),
+        {
+            season: first[season.crop] + np.cumsum(used[season.crop])[mask] - 1
+            for season, mask in masks.items()
+        },
+        int(mended[rows].sum()),
+        tuple(_dropped(flaws, area_m2, file, entries.values(), texts)),
+    )
+    return _Selected(parcels, found, texts)
 
-    The columns are those of `Parcels.frame`, feature (the number in its file), mended and has_area.
-    """
-    columns = sorted({column for season in crop.seasons for column in season.where})
-    frames, attributes = [], []
-    for file in find_files(root, crop.path):
-        stored = read_polygons(file, columns)
-        geometry, mended = mend(reproject(stored, LONLAT, file).geometry.to_numpy())
-        has_area = shapely.area(geometry) > 0
-        if not has_area.any():
+
+def _columns(entry: CropConfig) -> set[str]:
+    """The attributes by which an entry selects."""
+    wanted = {column for season in entry.seasons for column in season.where}
+    return wanted | ({entry.crops.column} if entry.crops else set())
+
+
+def _by_crop(
+    entry: CropConfig, texts: Mapping[str, _Text], usable: BoolArray
+) -> Iterator[tuple[str, BoolArray]]:
+    """The crops of an entry, each with (N,) True for its features."""
+    if entry.crops is None:
+        yield entry.crop, usable
+        return
+    text = texts[entry.crops.column]
+    of_values = [crop_of(value, entry.crops.map) for value in text.values]
+    for crop in sorted(set(of_values) - {""}):
+        yield crop, usable & text.among(crop == other for other in of_values)
+
+
+def crop_of(value: str, crops: Mapping[str, str]) -> str:
+    """The crop of a value of the crop column: its own, else that of the longest `PREFIX*`, else ""."""
+    prefixes = [key for key in crops if key.endswith("*") and value.startswith(key[:-1])]
+    return crops.get(value) or crops.get(max(prefixes, key=len, default=""), "")
+
+
+def _where(setting: SeasonConfig, texts: Mapping[str, _Text], usable: BoolArray) -> BoolArray:
+    mask = usable.copy()
+    for column, wanted in setting.where.items():
+        mask &= texts[column].among(value == _plain(wanted) for value in texts[column].values)
+    return mask
+
+
+def _dropped(
+    flaws: npt.NDArray[np.object_],
+    area_m2: DoubleArray,
+    file: str,
+    entries: Collection[CropConfig],
+    texts: Mapping[str, _Text],
+) -> Iterator[Dropped]:
+    """A row for each feature with a flaw. It names the crop if all entries of the file have the same."""
+    crops, columns = {entry.crop for entry in entries}, {e.crops.column for e in entries if e.crops}
+    for row in np.flatnonzero(flaws != ""):
+        item, reason = f"feature {row}", flaws[row]
+        if reason in (_TINY, _HUGE):
+            item += f" ({_size(area_m2[row])})"
+        elif reason == _UNSELECTED and columns:
+            reason = "is none of the crops in `crops.map`"
+            values = [(texts[name].values or [""])[texts[name].codes[row]] for name in sorted(columns)]
+            item += f" ({', '.join(values)})"
+        yield Dropped(file, crops.pop() if len(crops) == 1 else "", "", item, reason)
+
+
+def _size(area_m2: float) -> str:
+    return f"{area_m2 / 1e6:,.1f} km²" if area_m2 >= 1e5 else f"{area_m2:.3g} m²"
+
+
+def _check_found(entries: Sequence[CropConfig], selected: Sequence[_Selected]) -> None:
+    """Raises InputError for a season of an entry without any parcel."""
+    found = set[tuple[int, int]]().union(*(one.found for one in selected))
+    for number, entry in enumerate(entries):
+        for at, setting in enumerate(entry.seasons):
+            if (number, at) in found:
+                continue
+            present = {
+                column: sorted(
+                    {v for one in selected if column in one.texts for v in one.texts[column].values}
+                )
+                for column in sorted(set(setting.where) | ({entry.crops.column} if entry.crops else set()))
+            }
+            shown = {column: values[:_SHOWN] for column, values in present.items()}
+            wanted = f"`where` {setting.where}" if setting.where else ""
+            if entry.crops:
+                wanted = " and ".join(filter(None, [f"`crops.map` of {entry.crops.column}", wanted]))
             raise InputError(
-                f"{file}: none of its {len(stored)} features has an area. Give a file of polygons."
+                f"no parcel of {entry.crop or 'any crop'} in {entry.path} matches {wanted}. "
+                f"Use values that are present: {shown}. If these look wrong, set `encoding`."
             )
-        # Hash the geometry as stored: repaired and reprojected ones differ between versions of libraries.
-        wkbs = shapely.to_wkb(stored.geometry.to_numpy(), byte_order=1)
-        fields = {
-            "parcel_id": [identity(crop.crop, [wkb or b""]) for wkb in wkbs],
-            "crop": crop.crop,
-            "file": _below(file, root),
-            "feature": np.arange(len(stored)),
-            "mended": mended,
-            "has_area": has_area,
-        }
-        frames.append(gpd.GeoDataFrame(fields, geometry=geometry, crs=LONLAT))
-        attributes.append(pd.DataFrame({name: stored[name].map(_plain) for name in columns}))
-    return pd.concat(frames, ignore_index=True), pd.concat(attributes, ignore_index=True)
 
 
-def _members(crop: CropConfig, attributes: pd.DataFrame, has_area: BoolArray) -> dict[Season, BoolArray]:
-    """(N,) by season: True for its parcels. Raises InputError for a season without any."""
-    members: dict[Season, BoolArray] = {}
-    for setting in crop.seasons:
-        mask = has_area.copy()
-        for column, value in setting.where.items():
-            mask &= (attributes[column] == _plain(value)).to_numpy()
-        if not mask.any():
-            present = {column: sorted(set(attributes[column]))[:12] for column in setting.where}
-            raise InputError(
-                f"no parcel of {crop.crop} in {crop.path} matches `where` {setting.where}. "
-                f"Use values that are present: {present}"
-            )
-        season = Season(crop.crop, setting.name, setting.sheet)
-        members[season] = members.get(season, False) | mask
-    return members
+def _text(column: pd.Series) -> _Text:
+    codes, values = pd.factorize(column)
+    plain = [_plain(value) for value in values]
+    return _Text(codes, plain)
 
 
 def _below(file: Path, root: str) -> str:

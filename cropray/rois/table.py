@@ -1,76 +1,30 @@
-"""Tables from xlsx and csv files, and the rectangles in one as ROIs (pretraining on dense labels)."""
+"""ROIs from the rectangles in the rows of a table (pretraining on dense labels)."""
 
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-import openpyxl
 import shapely
 import shapely.geometry
-from openpyxl.utils.exceptions import InvalidFileException
 from shapely.errors import ShapelyError
 
 from cropray.config.rois import RoisConfig
 from cropray.errors import InputError, check_name, nearest
 from cropray.grid import Bounds
 from cropray.progress import progress
+from cropray.rois.shapes import LONLAT, metric_crs
+from cropray.rois.sheets import read_sheets
 from cropray.rois.store import identity
-from cropray.rois.vectors import LONLAT, metric_crs
 from cropray.types import Roi
 
 _CORNERS = ("min_lon", "min_lat", "max_lon", "max_lat")
-
-Rows = list[list[str]]
-"""A sheet: its header, then its rows, all of the same length. Cells are text without outer blanks."""
-
-
-def read_sheets(path: Path) -> dict[str, Rows]:
-    """The sheets of an xlsx file, or the one sheet of a csv file (comma-separated, UTF-8).
-
-    Raises InputError for a file that cannot be read.
-    """
-    try:
-        if path.suffix.lower() == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                sheets: dict[str, Any] = {path.stem: list(csv.reader(file))}
-            _check_separator(sheets[path.stem], path)
-        else:
-            with closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book:
-                sheets = {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}). Save it as csv in UTF-8.") from error
-    except (BadZipFile, KeyError, InvalidFileException, csv.Error) as error:
-        raise InputError(f"cannot read {path} ({error}). Save it as xlsx or csv.") from error
-    return {name: _as_text(rows, path) for name, rows in sheets.items()}
-
-
-def _check_separator(rows: Sequence[Sequence[str]], path: Path) -> None:
-    if rows and len(rows[0]) == 1:
-        for separator in (";", "\t"):
-            if separator in rows[0][0]:
-                raise InputError(f"{path}: columns are separated by {separator!r}. Save it with ','.")
-
-
-def _as_text(rows: Sequence[Sequence[Any]], path: Path) -> Rows:
-    text = [["" if cell is None else str(cell).strip() for cell in row] for row in rows]
-    width = len(text[0]) if text else 0
-    for number, row in enumerate(text, start=1):
-        if any(row[width:]):
-            raise InputError(
-                f"{path}, row {number} has {len(row)} columns, its header {width}. "
-                "Put quotes around text with commas."
-            )
-    return [row[:width] + [""] * (width - len(row)) for row in text]
 
 
 def read_table(config: RoisConfig, classes: Sequence[str]) -> list[Roi]:
@@ -78,10 +32,10 @@ def read_table(config: RoisConfig, classes: Sequence[str]) -> list[Roi]:
 
     A row gives its box in the columns min_lon, min_lat, max_lon and max_lat (degrees), or in one column
     `roi` as "minx,miny,maxx,maxy", WKT, or GeoJSON (a geometry, or its coordinates alone), whose bounds
-    count. Coordinates of `roi` within ±180 and ±90 are degrees (EPSG:4326). Others are in `rois.crs`,
-    which must then name a CRS. Optional columns: harvest_date (YYYY-MM-DD, Gregorian), country, uuid
-    (becomes the roi_id), main_type. A main_type that equals one of `classes`, in any case, becomes the
-    crop of the ROI. Any other main_type, and any other column, is ignored.
+    count. Coordinates of `roi` within ±180 and ±90 are degrees (EPSG:4326); a box across 180° has min_lon >
+    max_lon. Others are in `rois.crs`, which must then name a CRS. Optional columns: harvest_date
+    (YYYY-MM-DD, Gregorian), country, uuid (becomes the roi_id), main_type. A main_type that equals one of
+    `classes`, in any case, becomes the crop of the ROI. Other values of it and other columns are ignored.
 
     ROIs have no split unless `split.named` gives one. Raises InputError that names the row.
     """
@@ -90,7 +44,7 @@ def read_table(config: RoisConfig, classes: Sequence[str]) -> list[Roi]:
     path = Path(config.data_root).expanduser() / config.table
     if not path.is_file():
         raise InputError(f"there is no table of ROIs {path}. Check rois.table and rois.data_root.")
-    header, *rows = next(iter(read_sheets(path).values()), None) or [[]]
+    header, *rows = next(iter(read_sheets(path, ("roi", *_CORNERS)).values()), None) or [[]]
     columns = [column.lower() for column in header]
     for column in () if "roi" in columns else _CORNERS:
         if column not in columns:
@@ -153,17 +107,21 @@ def _box(record: dict[str, str], where: str, config: RoisConfig) -> tuple[Bounds
         bounds = _parse_box(record["roi"], where)
     else:
         try:
-            min_x, min_y, max_x, max_y = (float(record[corner]) for corner in _CORNERS)
+            west, south, east, north = (float(record[corner]) for corner in _CORNERS)
         except ValueError as error:
             raise InputError(f"{where}: {error}. Give degrees in {', '.join(_CORNERS)}.") from error
-        bounds = (min_x, min_y, max_x, max_y)
-    if not (all(map(math.isfinite, bounds)) and bounds[0] < bounds[2] and bounds[1] < bounds[3]):
+        bounds = (west, south, east, north)
+    min_x, min_y, max_x, max_y = bounds
+    in_degrees = max(abs(min_x), abs(max_x)) <= 180 and max(abs(min_y), abs(max_y)) <= 90
+    if in_degrees and max_x < min_x - 180:  # less than half the globe: it crosses 180°
+        max_x += 360
+    if not (all(map(math.isfinite, bounds)) and min_x < max_x and min_y < max_y):
         raise InputError(
-            f"{where}: {bounds} is not a box. Give min x < max x and min y < max y. "
-            "Split a box that crosses 180° into two rows."
+            f"{where}: {bounds} is not a box. Give min x < max x and min y < max y "
+            "(only a box across 180° has min_lon > max_lon: 179.5, …, -179.5, …)."
         )
-    if max(abs(bounds[0]), abs(bounds[2])) <= 180 and max(abs(bounds[1]), abs(bounds[3])) <= 90:
-        return bounds, LONLAT
+    if in_degrees:
+        return (min_x, min_y, max_x, max_y), LONLAT
     if "roi" not in record or config.crs == "utm":
         raise InputError(
             f"{where}: {bounds} are not degrees. Correct them, or give the boxes in a column 'roi' and set "
@@ -211,7 +169,7 @@ def _harvest(text: str, where: str) -> date | None:
     if not text:
         return None
     try:
-        return date.fromisoformat(text.removesuffix(" 00:00:00"))
+        return date.fromisoformat(text)
     except ValueError as error:
         raise InputError(f"{where}: harvest_date is {text!r} ({error}). Write YYYY-MM-DD.") from error
 

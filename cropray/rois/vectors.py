@@ -1,32 +1,34 @@
-"""Polygons of vector files: read by pyogrio, checked, repaired and reprojected; provinces of boxes."""
+"""Features of vector files: found, read and checked."""
 
 from __future__ import annotations
 
+import codecs
 import glob
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pyogrio
 import pyogrio.errors
 import shapely
-from pyproj import CRS
-from pyproj.exceptions import CRSError
 
-from cropray.config.rois import ProvincesConfig
 from cropray.errors import InputError, nearest
-from cropray.types import BoolArray, DoubleArray, IndexArray
+from cropray.rois.shapes import LONLAT, POINTS, POLYGONS
+from cropray.rois.sheets import read_sheets
 
-LONLAT = "EPSG:4326"
+_PARQUET = (".parquet", ".geoparquet")
 
-Geometries = npt.NDArray[np.object_]
-
-_POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
-_ACCEPTED = (*_POLYGONAL, shapely.GeometryType.GEOMETRYCOLLECTION, shapely.GeometryType.MISSING)
-_DEGREES_SLACK = 1e-6
+_ACCEPTED = (*POLYGONS, shapely.GeometryType.GEOMETRYCOLLECTION, shapely.GeometryType.MISSING)
+_LONLAT_COLUMNS = (("lon", "lat"), ("longitude", "latitude"))
+_UNREADABLE = (
+    *(pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pa.ArrowException),
+    *(OSError, UnicodeDecodeError, KeyError),
+)
 
 
 def matching(root: str, pattern: str) -> list[Path]:
@@ -46,26 +48,29 @@ def find_files(root: str, pattern: str) -> list[Path]:
     return files
 
 
-def read_polygons(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
-    """All features of a file with one layer, as stored, with these attribute columns.
+def read_features(
+    file: Path, columns: Sequence[str], *, layer: str = "", encoding: str = "", points: bool = False
+) -> gpd.GeoDataFrame:
+    """All features of a layer, as stored, with these attribute columns.
 
-    Raises InputError for a file that is not a vector file, has several layers, no features, no CRS, an
-    unknown column, or geometries other than polygons.
+    Reads GeoParquet, every format of GDAL (curves become polygons), and csv files of points with columns
+    lon and lat. `layer` may be empty if only one has a geometry. Raises InputError for a file that is not
+    a vector file, is truncated, has several layers, no features, no CRS, an unknown column, text in
+    another encoding, or geometries other than polygons (and points, with `points`).
     """
-    _check_shapefile(file, columns)
+    check_encoding(encoding)
     try:
-        layers = [str(name) for name, _ in pyogrio.list_layers(file)]
-        if len(layers) != 1:
-            raise InputError(
-                f"{file} has {len(layers)} layers ({', '.join(layers)}). Save one layer in a file of its own."
-            )
-        fields = [str(name) for name in pyogrio.read_info(file)["fields"]]
-        for column in columns:
-            if column not in fields:
-                raise InputError(f"{file} has no attribute {column!r}.{nearest(column, fields)}")
-        frame = pyogrio.read_dataframe(file, columns=list(columns), use_arrow=True)
-    except pyogrio.errors.DataSourceError as error:
-        raise InputError(f"cannot read {file} as a vector file: {error}") from error
+        _check_whole(file, columns)
+        if file.suffix.lower() in _PARQUET:
+            frame = _read_parquet(file, columns)
+        elif file.suffix.lower() == ".csv" and (places := _lonlat_columns(file)):
+            frame = _read_csv(file, columns, places)
+        else:
+            frame = _read_gdal(file, columns, layer, encoding)
+    except _UNREADABLE as error:
+        text = error.encoding if isinstance(error, UnicodeDecodeError) else encoding
+        hint = f" Its text may not be {text}: correct `encoding`." if text else ""
+        raise InputError(f"cannot read {file} as a vector file: {error}.{hint}") from error
     if "geometry" not in frame or (frame.geometry.isna() | frame.geometry.is_empty).all():
         raise InputError(f"{file} has no features with a geometry. Give a file of polygons.")
     if frame.crs is None:
@@ -74,109 +79,143 @@ def read_polygons(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
         )
         raise InputError(f"{file} has no CRS.{prj} Save the file with its CRS.")
     types = shapely.get_type_id(frame.geometry.to_numpy())
-    wrong = np.flatnonzero(~np.isin(types, _ACCEPTED))
+    wrong = np.flatnonzero(~np.isin(types, (*_ACCEPTED, *(POINTS if points else ()))))
     if len(wrong):
         kind = frame.geometry.iloc[wrong[0]].geom_type
         raise InputError(
-            f"{file} has {len(wrong)} features that are not polygons (feature {wrong[0]} is a {kind}). "
-            "Convert them to polygons, or remove them."
+            f"{file} has {len(wrong)} features that are not polygons{' or points' * points} "
+            f"(feature {wrong[0]} is a {kind}). Convert them to polygons, or remove them."
         )
     return frame
 
 
-def _check_shapefile(file: Path, columns: Sequence[str]) -> None:
-    """Raises InputError if a part of a shapefile is missing: GDAL's own errors do not say which."""
+def check_encoding(name: str) -> None:
+    """Raises InputError unless Python knows the encoding, or it is empty."""
+    try:
+        codecs.lookup(name or "utf-8")
+    except LookupError as error:
+        raise InputError(f"encoding {name!r} is unknown. Set utf-8, cp1252, cp1256 or the like.") from error
+
+
+def encoding_of(file: Path, given: str) -> str | None:
+    """The encoding of a shapefile's text: the given one, else UTF-8 if its .dbf is. None if GDAL knows it.
+
+    GDAL knows it from a .cpg, or from the language driver in the .dbf. Raises InputError if neither says.
+    """
+    if given or file.suffix.lower() != ".shp" or _beside(file, ".cpg"):
+        return given or None
+    (table,) = _beside(file, ".dbf")
+    data = table.read_bytes()
+    try:
+        data[int.from_bytes(data[8:10], "little") :].decode("utf-8")
+    except UnicodeDecodeError:
+        if pyogrio.read_info(file)["encoding"] != "UTF-8":  # what GDAL does not know, it passes on
+            raise InputError(
+                f"{table}: its text is not UTF-8, and nothing says what it is: there is no .cpg file. Set "
+                "`encoding` beside its path: cp1252 for Western Europe, cp1256 for Arabic and Persian, "
+                "cp1251 for Cyrillic, and so on."
+            ) from None
+        return None
+    return "UTF-8"
+
+
+def _read_gdal(file: Path, columns: Sequence[str], layer: str, encoding: str) -> gpd.GeoDataFrame:
+    kinds = {str(name): kind for name, kind in pyogrio.list_layers(file)}
+    layers = [name for name, kind in kinds.items() if kind is not None] or list(kinds)
+    if layer and layer not in kinds:
+        raise InputError(f"{file} has no layer {layer!r}.{nearest(layer, kinds)}")
+    if not layer and len(layers) != 1:
+        raise InputError(
+            f"{file} has {len(layers)} layers with a geometry ({', '.join(layers)}). Set `layer` beside its "
+            "path, or save one layer in a file of its own."
+        )
+    chosen = layer or layers[0]
+    _check_columns(file, columns, [str(name) for name in pyogrio.read_info(file, layer=chosen)["fields"]])
+    text = encoding_of(file, encoding) if columns else None
+    options: dict[str, Any] = {"layer": chosen, "columns": list(columns), "encoding": text}
+    try:
+        frame = pyogrio.read_dataframe(file, use_arrow=True, **options)
+    except NotImplementedError:  # curves, which GDAL makes straight when it hands out single features
+        return pyogrio.read_dataframe(file, use_arrow=False, **options)
+    for column in columns:
+        frame[column].tolist()  # Arrow decodes text late: raise for what is none here
+    return frame
+
+
+def _read_parquet(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
+    schema = pq.read_schema(file)
+    if b"geo" not in (schema.metadata or {}):
+        raise InputError(f"{file} is not GeoParquet: its metadata has no key 'geo'. Save it as GeoParquet.")
+    geometry = json.loads(schema.metadata[b"geo"])["primary_column"]
+    _check_columns(file, columns, [name for name in schema.names if name != geometry])
+    frame = gpd.read_parquet(file, columns=[*columns, geometry])
+    return frame if geometry == "geometry" else frame.rename_geometry("geometry")
+
+
+def _lonlat_columns(file: Path) -> tuple[str, str] | None:
+    known = {name.lower(): name for name in _rows(file)[0]}
+    for lon, lat in _LONLAT_COLUMNS:
+        if lon in known and lat in known:
+            return known[lon], known[lat]
+    return None
+
+
+def _rows(file: Path) -> list[list[str]]:
+    (rows,) = read_sheets(file, [name for pair in _LONLAT_COLUMNS for name in pair]).values()
+    return rows or [[]]
+
+
+def _read_csv(file: Path, columns: Sequence[str], places: tuple[str, str]) -> gpd.GeoDataFrame:
+    header, *rows = _rows(file)
+    _check_columns(file, columns, header)
+    table = {name: [row[at] for row in rows] for at, name in enumerate(header)}
+    try:
+        lon, lat = (np.array(table[name], float) for name in places)
+    except ValueError as error:
+        raise InputError(f"{file}: {' and '.join(places)} hold text ({error}). Give degrees.") from error
+    attributes = {name: table[name] for name in columns}
+    return gpd.GeoDataFrame(attributes, geometry=shapely.points(lon, lat), crs=LONLAT)
+
+
+def _check_columns(file: Path, columns: Sequence[str], known: Sequence[str]) -> None:
+    for column in columns:
+        if column not in known:
+            raise InputError(f"{file} has no attribute {column!r}.{nearest(column, known)}")
+
+
+def _beside(file: Path, suffix: str) -> list[Path]:
+    """The file of the same name with another suffix, in any case, if it is there."""
+    return [path for path in file.parent.glob(f"{glob.escape(file.stem)}.*") if path.suffix.lower() == suffix]
+
+
+def _check_whole(file: Path, columns: Sequence[str]) -> None:
+    """Raises InputError if a part of a shapefile is missing, and for files shorter than their headers say.
+
+    GDAL takes the missing end of a shapefile for features without a geometry.
+    """
+    if file.suffix.lower() == ".gpkg":
+        head = _head(file)
+        page = int.from_bytes(head[16:18], "big")  # https://www.sqlite.org/fileformat.html; 1 is 65536
+        _check_size(file, int.from_bytes(head[28:32], "big") * (65536 if page == 1 else page))
     if file.suffix.lower() != ".shp":
         return
-    present = {path.suffix.lower() for path in file.parent.iterdir() if path.stem == file.stem}
+    _check_size(file, 2 * int.from_bytes(_head(file)[24:28], "big"))
     for suffix in (".shx", ".dbf") if columns else (".shx",):
-        if suffix not in present:
+        found = _beside(file, suffix)
+        if not found:
             raise InputError(f"{file.with_suffix(suffix)} is missing beside {file.name}. Copy it too.")
+        head = _head(found[0])
+        records, start, width = (int.from_bytes(head[a:b], "little") for a, b in ((4, 8), (8, 10), (10, 12)))
+        words = int.from_bytes(head[24:28], "big")
+        _check_size(found[0], 2 * words if suffix == ".shx" else start + records * width)
 
 
-def mend(geometries: Geometries) -> tuple[Geometries, BoolArray]:
-    """Valid 2-D polygons, and True where a geometry was repaired.
-
-    Parts of a broken or mixed geometry that have no area are dropped, so a result may be empty. None
-    and empty geometries stay as they are.
-    """
-    mended = shapely.force_2d(geometries)
-    mixed = shapely.get_type_id(mended) == shapely.GeometryType.GEOMETRYCOLLECTION
-    for index in np.flatnonzero(mixed):
-        parts = shapely.get_parts(mended[index])
-        mended[index] = shapely.union_all(parts[np.isin(shapely.get_type_id(parts), _POLYGONAL)])
-    broken = ~(shapely.is_valid(mended) | shapely.is_missing(mended))
-    mended[broken] = shapely.make_valid(mended[broken], method="structure", keep_collapsed=False)
-    return mended, broken | mixed
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(100)
 
 
-def reproject(frame: gpd.GeoDataFrame, crs: str, file: Path | str) -> gpd.GeoDataFrame:
-    """The frame in another CRS. Raises InputError if its coordinates do not fit its own CRS."""
-    west, south, east, north = frame.total_bounds
-    limits = (180 + _DEGREES_SLACK, 90 + _DEGREES_SLACK)
-    if frame.crs.is_geographic and (max(-west, east) > limits[0] or max(-south, north) > limits[1]):
-        raise InputError(
-            f"{file}: its CRS {frame.crs.to_string()} is in degrees, but its coordinates reach from "
-            f"({west:g}, {south:g}) to ({east:g}, {north:g}). Correct its CRS."
-        )
-    projected = frame.to_crs(crs)
-    if not np.isfinite(projected.total_bounds).all():
-        raise InputError(
-            f"{file}: its coordinates cannot be converted from {frame.crs.to_string()} to {crs}. "
-            "Correct its CRS."
-        )
-    return projected
-
-
-def metric_crs(name: str) -> str:
-    """`name`, the value of rois.crs. Raises InputError unless it is a projected CRS in metres."""
-    try:
-        crs = CRS.from_user_input(name)
-    except CRSError:
-        crs = None
-    if crs is None or not crs.is_projected or crs.axis_info[0].unit_name != "metre":
-        raise InputError(
-            f"rois.crs {name!r} is not a projected CRS in metres. Set utm, or a code such as EPSG:3857."
-        )
-    return name
-
-
-@dataclass(frozen=True)
-class Provinces:
-    """Names and valid polygons, in the CRS of the boxes that are looked up."""
-
-    names: tuple[str, ...]
-    geometry: Geometries
-
-    def of(self, boxes: DoubleArray) -> list[str]:
-        """The province of each of (K, 4) bounds.
-
-        It is the province that contains the box, else the one with the largest overlap. The first in
-        the file wins a tie. A box that overlaps no province has "".
-        """
-        found = np.full(len(boxes), -1, dtype=np.intp)
-        areas = shapely.box(*boxes.T)
-        tree = shapely.STRtree(areas)
-        # GEOS prepares the geometries of the query: each long border of a province once.
-        province, box = tree.query(self.geometry, predicate="contains")
-        found[box[::-1]] = province[::-1]
-        border = np.flatnonzero(found < 0)
-        found[border] = self._largest_overlap(areas[border])
-        return [self.names[index] if index >= 0 else "" for index in found]
-
-    def _largest_overlap(self, areas: Geometries) -> IndexArray:
-        province, box = shapely.STRtree(areas).query(self.geometry, predicate="intersects")
-        overlap = np.zeros((len(areas), len(self.names)))
-        overlap[box, province] = shapely.area(shapely.intersection(self.geometry[province], areas[box]))
-        best: IndexArray = np.where(overlap.max(axis=1, initial=0) > 0, overlap.argmax(axis=1), -1)
-        return best
-
-
-def read_provinces(root: str, config: ProvincesConfig, crs: str) -> Provinces:
-    """The provinces in another CRS. Raises InputError for an unusable file or `name_field`."""
-    files = find_files(root, config.path)
-    if len(files) > 1:
-        raise InputError(f"rois.provinces.path {config.path!r} matches {len(files)} files. Name one file.")
-    frame = reproject(read_polygons(files[0], [config.name_field]), crs, files[0])
-    geometry, _ = mend(frame.geometry.to_numpy())
-    return Provinces(tuple(frame[config.name_field].astype(str).str.strip()), geometry)
+def _check_size(file: Path, wanted: int) -> None:
+    size = file.stat().st_size
+    if size < wanted:
+        raise InputError(f"{file} is truncated: {size} of {wanted} bytes are there. Copy it again.")

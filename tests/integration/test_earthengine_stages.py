@@ -67,6 +67,7 @@ def test_an_export_that_fails_and_fails_stops_and_says_why(
         "rois.kind": "table",
         "rois.data_root": str(tmp_path),
         "rois.table": "rois.csv",
+        "rois.split.allow_empty": True,
         "labels.parcels": False,
         "labels.class_map.path": "source:eucropmap",
         "labels.class_map.codes": [211, 216, 222],
