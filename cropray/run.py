@@ -201,11 +201,13 @@ class Run:
             flat(_of_source_kind({name: data[name] for name in record["settings"].keys() & now_read.keys()}))
             for data in (record["settings"], now_read)
         )
-        changed = sorted(key for key in (was.keys() | now.keys()) - _FREE if was.get(key) != now.get(key))
+        # A setting that the record lacks is newer, and matters if somebody wrote it. Another recipe or kind
+        # of source changes settings that nobody wrote.
+        written = flat(self.config.model_dump(mode="json", exclude_unset=True)).keys()
+        known = (was.keys() | (now.keys() & written)) - _FREE
+        changed = sorted(key for key in known if was.get(key) != now.get(key))
         if not changed:
             return
-        # Another recipe, or another kind of source, changes settings that nobody wrote.
-        written = flat(self.config.model_dump(mode="json", exclude_unset=True)).keys()
         chosen = [key for key in changed if key.endswith(".recipe") or key == "source.kind"]
         sections = tuple(f"{key.rpartition('.')[0]}." for key in chosen)
         changed = [k for k in changed if k in chosen or k in written or not k.startswith(sections)]

@@ -187,8 +187,11 @@ def test_a_record_of_an_earlier_version_counts_by_the_sections_that_both_know(tm
     run.finish("rois", {})
     record = json.loads(run.folder.read_text("stages/rois.json"))
     record["settings"] |= {"classes": ["old"], "source": {"kind": "stac", "stac": {}, "gone": 1}}
+    del record["settings"]["rois"]["min_size_m"]  # as if it did not exist then
     run.folder.write_text("stages/rois.json", json.dumps(record))
     run.begin("export")
+    with pytest.raises(InputError, match=r"rois\.min_size_m: None there, 700"):
+        open_run(tmp_path, "rois.min_size_m=700").begin("export")
 
 
 def test_another_recipe_is_named_and_not_all_that_it_sets(tmp_path: Path) -> None:
