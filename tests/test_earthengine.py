@@ -23,7 +23,7 @@ from cropray.grid import Grid
 from cropray.imagery import ImagerySource, MeteredSource, open_source
 from cropray.imagery.earthengine import graph
 from cropray.imagery.earthengine import source as source_module
-from cropray.imagery.earthengine.graph import MapAsset
+from cropray.imagery.earthengine.assets import MapAsset
 from cropray.imagery.earthengine.quota import LocalQuota
 from cropray.imagery.earthengine.session import RequestError, UnavailableError, retry_after_s
 from cropray.imagery.earthengine.source import EarthEngineSource
@@ -38,7 +38,7 @@ REQUEST = ImageRequest(GRID, GRID, MONTHS, maps=("eucropmap",), name="a tile")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Serving]:
-    with serve() as serving:
+    with serve(replay=True) as serving:
         yield serving
 
 

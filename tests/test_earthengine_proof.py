@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, datetime
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -71,9 +72,14 @@ def reduced(request: ImageRequest, gaps: tuple[Gap, ...] = ()) -> Composite:
             if not is_missing(S1, scene.when):
                 yield replace(scene, power_chw=scene.power_chw[:, rows, cols])
 
-    recipe = replace(request.recipe, cloud_score=None, s1_orbit_rule="monthly")
+    def survey(period: Period, grid: Grid) -> Iterator[S1Scene]:
+        for scene in PlaceScenes.on(grid, 0).s1_scenes(request.extent, period):
+            if not is_missing(S1, scene.when):
+                yield scene
+
+    recipe = replace(request.recipe, cloud_score=None)
     return composite_scenes(
-        replace(request, recipe=recipe), s2, s1, lambda request: choose_season(request, s1)
+        replace(request, recipe=recipe), s2, s1, lambda request: choose_season(request, survey)
     )
 
 
@@ -107,21 +113,27 @@ def assert_same(got: Composite, wanted: Composite) -> None:
     ("extent", "recipe"),
     [
         (INSIDE, CompositeRecipe()),
+        (INSIDE, CompositeRecipe(s1_orbit_rule="monthly")),
         (INSIDE, CompositeRecipe(s1_passes=("descending", "ascending"))),
         (INSIDE, CompositeRecipe(scl_invalid=(8, 9, 11))),
         (INSIDE, CompositeRecipe(scl_invalid=())),
         (INSIDE, CompositeRecipe(cloud_score=0.6)),
         (ACROSS, CompositeRecipe()),
+        (ACROSS, CompositeRecipe(s1_orbit_rule="monthly")),
         (ACROSS, CompositeRecipe(s1_passes=("ascending",))),
         (BEYOND, CompositeRecipe(s1_passes=("ascending",))),
         (MERCATOR, CompositeRecipe()),
     ],
-    ids=["inside", "descending first", "scl", "no scl", "cloud score", "edge", "one pass", "beyond", "3857"],
+    ids=[
+        *("inside", "inside monthly", "descending first", "scl", "no scl", "cloud score"),
+        *("edge", "edge monthly", "one pass", "beyond", "3857"),
+    ],
 )
 def test_composites_are_those_of_the_reducers(server: Serving, extent: Grid, recipe: CompositeRecipe) -> None:
     request = ImageRequest(extent, extent, (MARCH, APRIL, JUNE), recipe)
     got, wanted = source_of(server).composite(request), reduced(request)
     assert_same(got, wanted)
+    assert got.orbits_s1 == wanted.orbits_s1
     if recipe.s1_passes == ("ascending",):  # partial coverage, and none
         assert wanted.s1_valid_thw.any() == (extent is ACROSS)
         assert not wanted.s1_valid_thw.all()
@@ -140,8 +152,13 @@ def test_orbits_are_laid_over_one_another_in_the_same_order(monkeypatch: pytest.
     months = (MARCH, JUNE)
     with serve() as server:
         for passes in (("ascending", "descending"), ("descending", "ascending")):
-            request = ImageRequest(ACROSS, ACROSS, months, CompositeRecipe(s1_passes=passes))
-            assert_same(source_of(server).composite(request), reduced(request))
+            for rule in ("season", "monthly"):
+                recipe = CompositeRecipe(s1_passes=passes, s1_orbit_rule=rule)
+                request = ImageRequest(ACROSS, ACROSS, months, recipe)
+                got, wanted = source_of(server).composite(request), reduced(request)
+                assert_same(got, wanted)
+                assert got.orbits_s1 == wanted.orbits_s1
+                assert len(got.orbits_s1) == (3 if rule == "season" else 0)  # one pass sees nearly all
     scenes = list(PlaceScenes.on(ACROSS, 0).s1_scenes(ACROSS, months[0]))
     assert not any(scene.contains_extent for scene in scenes)
     assert {scene.relative_orbit for scene in scenes} == {orbit.number for orbit in orbits}
@@ -185,6 +202,81 @@ def test_dates_before_the_collections_give_nothing(server: Serving) -> None:
     got = source_of(server).composite(request)
     assert not got.s2_valid_thw.any()
     assert not got.s1_valid_thw.any()
+
+
+def test_an_acquisition_counts_once_and_its_newest_processing_shows() -> None:
+    """Older processings with other values, and tiles that overlap: what is there once gives the same."""
+    across_tiles = Grid("EPSG:32631", 592_000.0, 5_590_000.0, 10.0, 16, 16)
+    with serve(Catalogue(copies=True)) as server:
+        for settings in ({}, {"s1_orbit_rule": "monthly"}, {"cloud_score": 0.6}):
+            request = ImageRequest(across_tiles, across_tiles, (MARCH,), CompositeRecipe(**settings))
+            assert_same(source_of(server).composite(request), reduced(request))
+
+
+def alternating(monkeypatch: pytest.MonkeyPatch) -> ImageRequest:
+    """Two orbits of one satellite, with a repeat of 12 days, that see everything."""
+    ascending, _ = radar.ORBITS
+    whole = {"swath_m": ascending.spacing_m, "edge_m": 0.0}
+    orbits = (replace(ascending, number=15, **whole), replace(ascending, number=88, **whole))
+    monkeypatch.setattr(radar, "ORBITS", orbits)
+
+    def days(orbit: radar.Orbit, _seed: int, period: Period) -> list[date]:
+        ordinals = range(period.start.toordinal(), period.end.toordinal())
+        return [date.fromordinal(day) for day in ordinals if day % 12 == (0 if orbit.number == 15 else 5)]
+
+    monkeypatch.setattr(radar.Orbit, "days", days)
+    months = tuple(Period(date(2022, m, 1), date(2022, m + 1, 1)) for m in range(2, 8))
+    small = replace(INSIDE, height=8, width=8)
+    return ImageRequest(small, small, months)
+
+
+def test_a_season_keeps_its_orbit_where_the_number_of_scenes_alternates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = alternating(monkeypatch)
+    by_month = [
+        Counter(s.relative_orbit for s in PlaceScenes.on(INSIDE, 0).s1_scenes(INSIDE, period))
+        for period in request.periods
+    ]
+    assert len({max(count, key=lambda n: (count[n], -n)) for count in by_month}) == 2  # they alternate
+    with serve() as server:
+        got = source_of(server).composite(request)
+        server.forget()
+        assert_same(got, reduced(request))
+        monthly = replace(request, recipe=CompositeRecipe(s1_orbit_rule="monthly"))
+        assert_same(source_of(server).composite(monthly), reduced(monthly))
+    assert [name.split()[0] for name in got.orbits_s1] == ["ascending"] * 2
+    assert got.s1_valid_thw.all()
+
+
+def test_the_orbits_of_a_season_cost_no_request(server: Serving) -> None:
+    request = ImageRequest(ACROSS, ACROSS, (MARCH, APRIL, JUNE))
+    server.forget()
+    got = source_of(server).composite(request)
+    assert got.orbits_s1 == ("descending 37",)
+    assert server.counters()["requests"] == {"image:computePixels": 1}
+
+
+@pytest.mark.parametrize("sensor", ["s1", "s2"])
+def test_one_sensor_alone_is_composed(server: Serving, sensor: str) -> None:
+    request = ImageRequest(INSIDE, INSIDE, (MARCH, APRIL), CompositeRecipe(sensors=(sensor,)))
+    got = source_of(server).composite(request)
+    assert_same(got, reduced(request))
+    assert got.s1_valid_thw.any() == (sensor == "s1")
+    assert got.s2_valid_thw.any() == (sensor == "s2")
+
+
+@pytest.mark.parametrize(
+    ("collection", "change", "words"),
+    [
+        (S2, lambda dn: dn - 1000, r"Sentinel-2 composite of 2022-06 is impossible: \d+% of B0"),
+        (S1, lambda db: 400 * 10 ** (db / 20), "Sentinel-1 composite of 2022-06 is impossible: 100% of VV"),
+    ],
+    ids=["an offset twice", "digital numbers"],
+)
+def test_impossible_values_that_are_received_are_refused(collection: str, change: Any, words: str) -> None:
+    with serve(Catalogue(changed={collection: change})) as server, pytest.raises(InputError, match=words):
+        source_of(server).composite(ImageRequest(INSIDE, INSIDE, (JUNE,), name="a tile"))
 
 
 def test_maps_come_with_the_pixels(server: Serving) -> None:

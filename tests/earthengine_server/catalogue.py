@@ -8,7 +8,7 @@ the world at the pixel's centre. Scenes that were made for a grid are kept.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from functools import partial
 from threading import RLock
@@ -50,15 +50,32 @@ WORLD = shapely.box(-500_000, -1_500_000, 9_500_000, 8_500_000)
 EUROPE = shapely.box(2_600_000, 1_400_000, 6_500_000, 5_400_000)
 _KEPT_PLACES = 48
 
+EAST = shapely.box(3_900_000, -1_500_000, 9_500_000, 8_500_000)  # beyond some 4.3° E at 50° N
+
 Gap = tuple[str, date, date]
 """A collection without scenes from a day to another (exclusive)."""
+Change = Callable[[Any], Any]
+"""Of the values of a band."""
 
 
 class Catalogue:
-    """`gaps` are left out of the collections; `keep_bytes` bounds the scenes that are kept."""
+    """`gaps` are left out of the collections; `keep_bytes` bounds the scenes that are kept.
 
-    def __init__(self, seed: int = 0, gaps: Sequence[Gap] = (), keep_bytes: int = 1 << 30) -> None:
-        self.seed, self._gaps = seed, tuple(gaps)
+    With `copies`, each scene is there twice: as an older processing too, with other values, and Sentinel-2
+    as a tile of the east that overlaps. `changed` is applied to the values of all scenes of a collection.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        gaps: Sequence[Gap] = (),
+        keep_bytes: int = 1 << 30,
+        *,
+        copies: bool = False,
+        changed: Mapping[str, Change] | None = None,
+    ) -> None:
+        self.seed, self._gaps, self._copies = seed, tuple(gaps), copies
+        self._changed = dict(changed or {})
         self._lock = RLock()
         self._collections: dict[str, Collection] = {}
         self._places: OrderedDict[Hashable, PlaceScenes] = OrderedDict()
@@ -101,14 +118,21 @@ class Catalogue:
     def _s2(self) -> Iterator[Image]:
         for day in s2_days(self.seed, S2_PERIOD):
             types = [*((band.ee, UINT16) for band in S2_BANDS), ("SCL", BYTE)]
-            yield self._image(S2, _s2_index(day), day, time(10, 50), types, partial(_s2_pixels, day), WORLD)
+            image = partial(self._image, S2, day=day, at=time(10, 50), types=types)
+            read, baseline = partial(_s2_pixels, day), "PROCESSING_BASELINE"
+            index = _s2_index(day)
+            yield image(index, make=read, covered=WORLD, properties={baseline: "05.09"})
+            if self._copies:
+                older = partial(_changed, read, lambda number: number + 500)
+                yield image(f"{index}_OLD", make=older, covered=WORLD, properties={baseline: "02.14"})
+                yield image(f"{index}_EAST", make=read, covered=EAST, properties={baseline: "05.09"})
 
     def _cloud_scores(self) -> Iterator[Image]:
         for day in s2_days(self.seed, S2_PERIOD):
             read = partial(_score_pixels, day)
-            yield self._image(
-                CLOUD_SCORE, _s2_index(day), day, time(10, 50), [("cs_cdf", DOUBLE)], read, WORLD
-            )
+            for copy in ("", "_OLD", "_EAST") if self._copies else ("",):
+                index = _s2_index(day) + copy
+                yield self._image(CLOUD_SCORE, index, day, time(10, 50), [("cs_cdf", DOUBLE)], read, WORLD)
 
     def _s1(self) -> Iterator[Image]:
         for orbit in radar.ORBITS:
@@ -124,8 +148,14 @@ class Catalogue:
             for day in orbit.days(self.seed, S1_PERIOD):
                 index = f"S1A_IW_GRDH_1SDV_{day:%Y%m%d}T{orbit.hour:02d}3000_{orbit.number:03d}"
                 types = [(band.ee, DOUBLE) for band in S1_BANDS]
-                read = partial(_s1_pixels, orbit, day)
-                yield self._image(S1, index, day, time(orbit.hour, 30), types, read, swath, properties)
+                image = partial(self._image, S1, day=day, at=time(orbit.hour, 30), types=types, covered=swath)
+                read, number = partial(_s1_pixels, orbit, day), 15 * day.toordinal() + orbit.number % 15
+                own = {**properties, "platform_number": "A", "orbitNumber_start": number}
+                processed = "GRD_Post_Processing_start"
+                yield image(index, make=read, properties=own | {processed: 2.0})
+                if self._copies:
+                    older = partial(_changed, read, lambda db: db + 3)
+                    yield image(f"{index}_OLD", make=older, properties=own | {processed: 1.0})
 
     def _maps(
         self, name: str, of_world: str, band: tuple[str, PixelType], covered: shapely.Geometry
@@ -146,6 +176,8 @@ class Catalogue:
         properties: dict[str, Any] | None = None,
     ) -> Image:
         asset = f"{collection}/{index}"
+        if collection in self._changed:
+            make = partial(_changed, make, self._changed[collection])
 
         def read(number: int, view: View) -> Pixels:
             return self._scene(asset, view, make, covered)[number]
@@ -233,6 +265,15 @@ def _s1_pixels(orbit: Orbit, day: date, view: View, place: PlaceScenes) -> list[
 def _map_pixels(name: str, year: int, view: View, place: PlaceScenes) -> list[Pixels]:
     codes = codes_at(name, place.place, year).reshape(view.shape)
     return [Pixels(codes.astype(np.uint16), codes > 0)]
+
+
+def _changed(
+    make: Callable[[View, PlaceScenes], list[Pixels]], change: Change, view: View, place: PlaceScenes
+) -> list[Pixels]:
+    """The bands of a scene with other values. SCL, which comes last of eleven, stays."""
+    bands = make(view, place)
+    changed = [Pixels(change(values.astype(np.float64)), valid) for values, valid in bands]
+    return [*changed[:10], *bands[10:]]
 
 
 def _s2_index(day: date) -> str:

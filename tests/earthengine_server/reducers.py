@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import shapely
+from pyproj import Transformer
 
 from tests.earthengine_server.functions import function
 from tests.earthengine_server.values import (
@@ -141,6 +144,45 @@ def _register() -> None:
 
 
 _register()
+
+
+@function("Reducer.unweighted")
+def unweighted(reducer: Reducer) -> Reducer:
+    """Weights of pixels at an edge are not evaluated here: `reduce_region` has none."""
+    return reducer
+
+
+@function("Image.reduceRegion")
+def reduce_region(
+    image: Image,
+    reducer: Reducer,
+    geometry: shapely.Geometry,
+    scale: float | None,
+    crs: str,
+    transform: list[float],
+) -> dict[str, float | None]:
+    """Of the pixels of the grid whose centres lie inside. Only a grid by CRS and transform is evaluated."""
+    if scale is not None or geometry is None:
+        raise ServiceError("Image.reduceRegion: wanted a geometry, a CRS and a transform, and no scale.")
+    a, b, c, d, e, f = transform
+    if b or d:
+        raise ServiceError("Image.reduceRegion: a rotated grid is not evaluated by this server.")
+    to_crs = Transformer.from_crs("EPSG:3035", crs, always_xy=True)
+    corners = shapely.transform(geometry, to_crs.transform, interleaved=False).bounds
+    cols = sorted((x - c) / a for x in corners[::2])
+    rows = sorted((y - f) / e for y in corners[1::2])
+    # The smallest such grid around the geometry, with one pixel to spare for its edges that bend.
+    left, top = math.floor(cols[0]) - 1, math.floor(rows[0]) - 1
+    height, width = math.ceil(rows[1]) + 1 - top, math.ceil(cols[1]) + 1 - left
+    view = View(crs, (a, b, c + left * a, d, e, f + top * e), height, width)
+    inside = view.inside(geometry)
+    results: dict[str, float | None] = {}
+    for band in image.bands:
+        values, valid = view.read(band)
+        counted = (valid & inside).reshape(-1, 1, 1)
+        found = reducer.reduce(values.reshape(-1, 1, 1), counted)[0, 0]
+        results[band.name] = float(found) if counted.any() or reducer.empty is not None else None
+    return results
 
 
 @function("ImageCollection.reduce")

@@ -29,6 +29,7 @@ for _name, _operate in {
     "divide": lambda a, b: a / b if b else 0,
     "min": lambda a, b: a if a < b else b,
     "max": lambda a, b: a if a > b else b,
+    "mod": lambda a, b: math.fmod(a, b) if b else 0,
     "eq": lambda a, b: int(a == b),
     "neq": lambda a, b: int(a != b),
     "gt": lambda a, b: int(a > b),
@@ -51,6 +52,19 @@ def rounded(value: float) -> int:
     return math.floor(value + 0.5)
 
 
+@function("Number.floor")
+def floored(value: float) -> int:
+    return math.floor(value)
+
+
+@function("Number.format")
+def formatted(value: float, pattern: str | None) -> str:
+    """Of printf's patterns those of whole numbers."""
+    if pattern != "%d":
+        raise ServiceError(f"Number.format: the pattern {pattern!r} is not evaluated by this server.")
+    return str(int(value))
+
+
 @function("Number.toInt", "Number.int")
 def whole(value: float) -> int:
     return int(value)
@@ -64,6 +78,11 @@ def string(value: Any) -> str:
 @function("String.cat")
 def joined(one: str, two: str) -> str:
     return one + two
+
+
+@function("String.slice")
+def sliced(text: str, start: float, end: float | None) -> str:
+    return text[int(start) : None if end is None else int(end)]
 
 
 @function("If")
@@ -96,8 +115,16 @@ def list_distinct(values: list[Any]) -> list[Any]:
 
 
 @function("List.sort")
-def list_sort(values: list[Any]) -> list[Any]:
-    return sorted(values)
+def list_sort(values: list[Any], keys: list[Any] | None) -> list[Any]:
+    """By the keys, where there are some. The sort is stable."""
+    if keys is None:
+        return sorted(values)
+    return [value for _, value in sorted(zip(keys, values, strict=True), key=lambda pair: pair[0])]
+
+
+@function("List.join")
+def list_join(values: list[Any], separator: str | None) -> str:
+    return (separator or "").join(map(str, values))
 
 
 @function("List.cat")
@@ -190,7 +217,8 @@ def polygon(coordinates: list[Any], crs: Any, geodesic: bool | None) -> shapely.
 
 
 @function("GeometryConstructors.Rectangle")
-def rectangle(coordinates: list[Any], crs: Any) -> shapely.Geometry:
+def rectangle(coordinates: list[Any], crs: Any, geodesic: bool | None) -> shapely.Geometry:
+    """Geodesic edges as in `polygon`."""
     corners = _ring(coordinates)
     (x0, y0), (x1, y1) = corners[0], corners[-1]
     return geometry_in_world(shapely.box(x0, y0, x1, y1), crs or "EPSG:4326")

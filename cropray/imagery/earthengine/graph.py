@@ -12,115 +12,95 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import ee
-import numpy as np
-import numpy.typing as npt
 from google.auth.exceptions import GoogleAuthError, TransportError
 from googleapiclient.errors import Error as GoogleApiError
 from googleapiclient.errors import HttpError
 
 from cropray.bands import NODATA, S1_BANDS
 from cropray.config.imagery import EarthEngineConfig
-from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.imagery.earthengine import session
-from cropray.imagery.earthengine.tiling import S1_NAMES, S2_NAMES, Chunk, band_names
-from cropray.types import ByteArray, CompositeRecipe, ImageRequest
+from cropray.imagery.earthengine.assets import MapAsset
+from cropray.imagery.earthengine.tiling import ORBITS_FOLLOW, S1_NAMES, S2_NAMES, Chunk, band_names
+from cropray.imagery.orbits import NEARLY_ALL, survey_grid
+from cropray.types import CompositeRecipe, ImageRequest
 
 S2_COLLECTION = "COPERNICUS/S2_SR_HARMONIZED"
 S1_COLLECTION = "COPERNICUS/S1_GRD"
 CLOUD_SCORE_COLLECTION = "GOOGLE/CLOUD_SCORE_PLUS/V1/S2_HARMONIZED"
 
-_EUCROPMAP = (100, *range(211, 220), 221, 222, 223, *range(230, 234), 240, 250, 290, 300, 500, 600, 700, 800)
-_WORLDCOVER = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)
-_OTHER = -1  # code of a pixel whose code is not in the legend
-_PASS, _ORBIT = "orbitProperties_pass", "relativeOrbitNumber_start"
-_HOSTS = {"standard": "earthengine", "high_volume": "earthengine-highvolume"}
+_PASS, _NUMBER = "orbitProperties_pass", "relativeOrbitNumber_start"
+_ACQUISITION = "orbitNumber_start"  # of one satellite; those of two with one relative orbit are years apart
+_PROCESSED, _BASELINE = "GRD_Post_Processing_start", "PROCESSING_BASELINE"
+_ORBIT, _DATATAKE = "cropray_orbit", "cropray_datatake"  # properties that the graph sets
 _AFFINE = ("scaleX", "shearX", "translateX", "shearY", "scaleY", "translateY")
 
 
-@dataclass(frozen=True)
-class MapAsset:
-    """An image collection that is one map, or one for each `year`. `codes` is its legend.
-
-    Codes are sent as one byte, their position in the legend, so that a label map and six months of an ROI
-    of 480 px square fit into one response.
-    """
-
-    collection: str
-    band: str
-    codes: tuple[int, ...]
-    year: int | None = None
-
-    def image(self, name: str) -> Any:
-        """Bytes: 1..n for the codes of the legend, 255 for others, 0 where the map is masked."""
-        images = ee.ImageCollection(self.collection)
-        if self.year is not None:
-            images = images.filterDate(f"{self.year}-01-01", f"{self.year + 1}-01-01")
-        indices = list(range(1, len(self.codes) + 1))
-        codes = images.select(self.band).mosaic().remap(list(self.codes), indices, 255)
-        return codes.unmask(0, False).toByte().rename(name)
-
-    def decode(self, stored_hw: ByteArray) -> npt.NDArray[np.int32]:
-        """Codes from the bytes of `image`, 0 where the map is masked."""
-        codes = np.full(256, _OTHER, np.int32)
-        codes[: len(self.codes) + 1] = (0, *self.codes)
-        decoded: npt.NDArray[np.int32] = codes[stored_hw]
-        return decoded
-
-
-def map_asset(name: str, eucropmap_year: int) -> MapAsset:
-    """The asset of a map by its name in the settings. Raises InputError for an unknown name.
-
-    Legends as in the catalogue of Earth Engine: d'Andrimont et al. 2021 (doi:10.1016/j.rse.2021.112708) and
-    ESA WorldCover 2021 (doi:10.5281/zenodo.7254221).
-    """
-    maps = {
-        "eucropmap": MapAsset("JRC/D5/EUCROPMAP/V1", "classification", _EUCROPMAP, eucropmap_year),
-        "land_cover": MapAsset("ESA/WorldCover/v200", "Map", _WORLDCOVER),
-    }
-    if name not in maps:
-        raise InputError(
-            f"source.kind: earthengine has no map {name!r}; source: takes one of {', '.join(maps)}, "
-            "another map can be given as a raster file"
-        )
-    return maps[name]
+def map_image(asset: MapAsset, name: str) -> Any:
+    """Bytes: 1..n for the codes of the legend, 255 for others, 0 where the map is masked."""
+    images = ee.ImageCollection(asset.collection)
+    if asset.year is not None:
+        images = images.filterDate(f"{asset.year}-01-01", f"{asset.year + 1}-01-01")
+    indices = list(range(1, len(asset.codes) + 1))
+    codes = images.select(asset.band).mosaic().remap(list(asset.codes), indices, 255)
+    return codes.unmask(0, False).toByte().rename(name)
 
 
 def month_function(recipe: CompositeRecipe) -> Any:
-    """The server's function of (start, end, area, extent) to an image of a month.
+    """The server's function of (start, end, area, extent, orbits) to an image of a month.
 
     Its bands are those of Sentinel-2 and Sentinel-1 in units of the stored integers, not yet rounded. `area`
-    is the outline of the request's grid, `extent` that of the whole ROI.
+    is the outline of the request's grid, `extent` that of the whole ROI. `orbits` is what `season_function`
+    gives; the monthly rule chooses its own.
     """
 
     def month(row: Any) -> Any:
         row = ee.List(row)
-        dates = ee.Filter.date(ee.Date(row.get(0)), ee.Date(row.get(1)))
+        dates = _within(row)
         area, extent = ee.Geometry(row.get(2)), ee.Geometry(row.get(3))
-        return _reflectance(dates, area, recipe).addBands(_backscatter(dates, extent, recipe))
+        optical, radar = _nothing(S2_NAMES).toFloat(), _nothing(S1_NAMES).toDouble()
+        if "s2" in recipe.sensors:
+            optical = _reflectance(dates, area, recipe)
+        if "s1" in recipe.sensors:
+            scenes = _radar_scenes(dates, extent, recipe)
+            orbits = row.get(4)
+            if recipe.s1_orbit_rule == "monthly":
+                scenes, orbits = _monthly_orbits(scenes, extent, recipe.s1_passes)
+            radar = _backscatter(scenes, ee.List(orbits))
+        return optical.addBands(radar)
 
     return ee.CustomFunction.create(month, "Image", ["Object"])
 
 
 def _reflectance(dates: Any, area: Any, recipe: CompositeRecipe) -> Any:
-    """`composite.median_reflectance`: the median of the clear views of each band."""
+    """`composite.median_reflectance`: the median of the clear views of each band.
+
+    An acquisition is a datatake, by whose start an index begins. No two satellites start one in the same
+    second.
+    """
     scenes = ee.ImageCollection(S2_COLLECTION).filter(dates).filterBounds(area)
     if recipe.cloud_score is not None:
         scenes = scenes.linkCollection(ee.ImageCollection(CLOUD_SCORE_COLLECTION), ["cs_cdf"])
+    scenes = scenes.map(lambda one: one.set(_DATATAKE, ee.String(one.get("system:index")).slice(0, 15)))
+    scenes = scenes.sort(_BASELINE)
 
-    def clear_view(scene: Any) -> Any:
+    def with_data(scene: Any) -> Any:
         bands = scene.select(S2_NAMES)
         whole = bands.mask().reduce(ee.Reducer.min()).gt(0)
-        return bands.updateMask(whole.And(_is_clear(scene, recipe))).toFloat()
+        return bands.addBands(_is_clear(scene, recipe).rename("clear")).toFloat().updateMask(whole)
+
+    def clear_view(datatake: Any) -> Any:
+        # `mosaic` puts the last image on top: the newest baseline.
+        view = scenes.filter(ee.Filter.eq(_DATATAKE, datatake)).map(with_data).mosaic()
+        return view.select(S2_NAMES).updateMask(view.select("clear"))
 
     # A month without a scene would have no bands. One more view, all masked, changes nothing.
-    nothing = ee.ImageCollection([_nothing(S2_NAMES).toFloat()])
-    return scenes.map(clear_view).merge(nothing).median()
+    views = ee.List([_nothing(S2_NAMES).toFloat()]).cat(_distinct(scenes, _DATATAKE).map(clear_view))
+    return ee.ImageCollection.fromImages(views).median()
 
 
 def _is_clear(scene: Any, recipe: CompositeRecipe) -> Any:
@@ -132,9 +112,9 @@ def _is_clear(scene: Any, recipe: CompositeRecipe) -> Any:
     return classes.remap(invalid, [0] * len(invalid), 1) if invalid else classes.gte(0)
 
 
-def _backscatter(dates: Any, extent: Any, recipe: CompositeRecipe) -> Any:
-    """`composite.mosaic_backscatter`: means of relative orbits, laid over one another, in dB."""
-    passes = [name.upper() for name in recipe.s1_passes]
+def _radar_scenes(dates: Any, extent: Any, recipe: CompositeRecipe) -> Any:
+    """The scenes that touch an ROI, with a number for their orbit: 1000 x place of its pass + its own."""
+    passes = ee.List([name.upper() for name in recipe.s1_passes])
     scenes = (
         ee.ImageCollection(S1_COLLECTION)
         .filter(dates)
@@ -145,44 +125,109 @@ def _backscatter(dates: Any, extent: Any, recipe: CompositeRecipe) -> Any:
     )
     for name in S1_NAMES:
         scenes = scenes.filter(ee.Filter.listContains("transmitterReceiverPolarisation", name))
-    layers = ee.List([_nothing(S1_NAMES).toDouble().set("order", 1e12)])
-    chosen = _choose_scenes(scenes, extent, passes)
-    for rank, name in enumerate(passes):
-        of_pass = ee.ImageCollection(chosen).filter(ee.Filter.eq(_PASS, name))
-        layers = layers.cat(_orbit_means(of_pass, rank))
-    # `mosaic` puts the last image on top.
-    mosaic = ee.ImageCollection.fromImages(layers).sort("order", False).mosaic()
+
+    def numbered(scene: Any) -> Any:
+        place = ee.Number(passes.indexOf(scene.get(_PASS)))
+        return scene.set(_ORBIT, place.multiply(1000).add(ee.Number(scene.get(_NUMBER))))
+
+    return scenes.map(numbered).sort(_PROCESSED)
+
+
+def _backscatter(scenes: Any, orbits: Any) -> Any:
+    """`composite.mosaic_backscatter`: means of orbits, laid over one another, the first on top, in dB."""
+    nothing = ee.List([_nothing(S1_NAMES).toDouble()])
+
+    def orbit_mean(orbit: Any) -> Any:
+        same = scenes.filter(ee.Filter.eq(_ORBIT, orbit))
+
+        def view(acquisition: Any) -> Any:
+            return same.filter(ee.Filter.eq(_ACQUISITION, acquisition)).map(_power).mosaic()
+
+        return ee.ImageCollection.fromImages(nothing.cat(_distinct(same, _ACQUISITION).map(view))).mean()
+
+    mosaic = ee.ImageCollection.fromImages(nothing.cat(orbits.reverse().map(orbit_mean))).mosaic()
     return mosaic.log10().multiply(10 / S1_BANDS[0].scale)
-
-
-def _choose_scenes(scenes: Any, extent: Any, passes: Sequence[str]) -> Any:
-    """`composite.choose_orbits`: of the first pass that contains the extent, else all scenes."""
-    containing = scenes.filter(ee.Filter.contains(".geo", extent))
-    chosen = scenes
-    for name in reversed(passes):
-        of_pass = containing.filter(ee.Filter.eq(_PASS, name))
-        chosen = ee.Algorithms.If(of_pass.size().gt(0), of_pass, chosen)
-    return chosen
-
-
-def _orbit_means(scenes: Any, rank: int) -> Any:
-    """A list of images: the mean of each relative orbit, in linear power.
-
-    The lowest `order` lies on top: by pass, then most scenes, then the lower number.
-    """
-
-    def orbit_mean(number: Any) -> Any:
-        same = scenes.filter(ee.Filter.eq(_ORBIT, number))
-        order = ee.Number(number).subtract(same.size().multiply(1000)).add(rank * 10**9)
-        return same.map(_power).mean().set("order", order)
-
-    return scenes.aggregate_array(_ORBIT).distinct().map(orbit_mean)
 
 
 def _power(scene: Any) -> Any:
     power = scene.select(S1_NAMES).toDouble().multiply(math.log(10) / 10).exp()
     both = power.unmask(0, False).gt(0).reduce(ee.Reducer.allNonZero())
     return power.updateMask(both)
+
+
+def _monthly_orbits(scenes: Any, extent: Any, passes: Sequence[str]) -> tuple[Any, Any]:
+    """`orbits.monthly_order`: the scenes of the orbits that are used, and their order."""
+    containing, chosen = scenes.filter(ee.Filter.contains(".geo", extent)), scenes
+    for name in reversed(passes):
+        of_pass = containing.filter(ee.Filter.eq(_PASS, name.upper()))
+        chosen = ee.Algorithms.If(of_pass.size().gt(0), of_pass, chosen)
+    chosen = ee.ImageCollection(chosen)
+
+    def place(orbit: Any) -> Any:
+        acquired = _distinct(chosen.filter(ee.Filter.eq(_ORBIT, orbit)), _ACQUISITION).size()
+        pass_ = ee.Number(orbit).divide(1000).floor()
+        return pass_.multiply(1e6).add(orbit).subtract(acquired.multiply(1e3))
+
+    orbits = _distinct(chosen, _ORBIT)
+    return chosen, orbits.sort(orbits.map(place))
+
+
+def season_function(recipe: CompositeRecipe) -> Any:
+    """The server's function of (months, extent, survey, CRS, transform) to the orbits of `choose_season`.
+
+    `months` are pairs of dates, `survey` is the outline of the `orbits.survey_grid` with this CRS and
+    transform. An orbit is a number as in `_radar_scenes`.
+    """
+
+    def season(row: Any) -> Any:
+        row = ee.List(row)
+        months, extent, survey = ee.List(row.get(0)), ee.Geometry(row.get(1)), ee.Geometry(row.get(2))
+        all_dates = _within([ee.List(months.get(0)).get(0), ee.List(months.get(-1)).get(1)])
+        scenes = _radar_scenes(all_dates, extent, recipe)
+
+        def sees(scene: Any) -> Any:
+            return scene.select(S1_NAMES).mask().reduce(ee.Reducer.min()).gt(0).rename("seen")
+
+        def pixels(of: Any) -> Any:
+            """The pixels that scenes see, summed over the months."""
+
+            def seen(month: Any) -> Any:
+                nowhere = ee.ImageCollection([ee.Image.constant(0).rename("seen").toByte()])
+                return of.filter(_within(month)).map(sees).merge(nowhere).max()
+
+            sums = ee.ImageCollection.fromImages(months.map(seen)).sum()
+            grid = {"crs": ee.String(row.get(3)), "crsTransform": ee.List(row.get(4))}
+            return ee.Number(sums.reduceRegion(ee.Reducer.sum().unweighted(), survey, **grid).get("seen"))
+
+        passes = [name.upper() for name in recipe.s1_passes]
+        by_pass = [pixels(scenes.filter(ee.Filter.eq(_PASS, name))) for name in passes]
+        nearly_all = pixels(scenes).multiply(NEARLY_ALL)
+        used = ee.List(passes)
+        for name, seen in reversed(list(zip(passes, by_pass, strict=True))):
+            used = ee.List(ee.Algorithms.If(seen.gte(nearly_all).And(seen.gt(0)), [name], used))
+        below = by_pass[-1].gt(by_pass[0])  # the first pass lies below the other, if that sees more
+        places = ee.List([below, below.Not()])
+
+        def place(orbit: Any) -> Any:
+            same, orbit = scenes.filter(ee.Filter.eq(_ORBIT, orbit)), ee.Number(orbit)
+            acquired = _distinct(same, _ACQUISITION).size()
+            pass_ = ee.Number(places.get(orbit.divide(1000).floor()))
+            number = orbit.mod(1000).subtract(acquired.multiply(1e3)).subtract(pixels(same).multiply(1e6))
+            return pass_.multiply(1e12).add(number)
+
+        orbits = _distinct(scenes.filter(ee.Filter.inList(_PASS, used)), _ORBIT)
+        return orbits.sort(orbits.map(place))
+
+    return ee.CustomFunction.create(season, "List", ["Object"])
+
+
+def _within(dates: Any) -> Any:
+    """The filter of a list that begins with two dates."""
+    return ee.Filter.date(ee.Date(ee.List(dates).get(0)), ee.Date(ee.List(dates).get(1)))
+
+
+def _distinct(scenes: Any, name: str) -> Any:
+    return scenes.aggregate_array(name).distinct()
 
 
 def _nothing(names: Sequence[str]) -> Any:
@@ -193,8 +238,7 @@ def _nothing(names: Sequence[str]) -> Any:
 class Client:
     """Requests on one account to one address. Threads may share it. It connects with the first request.
 
-    The `ee` module knows one account and address in a process, those of the last client that connected:
-    clients of several accounts must not send requests at the same time.
+    The `ee` module knows one account in a process. Clients of several must not send at the same time.
     """
 
     _connecting = threading.Lock()
@@ -203,11 +247,10 @@ class Client:
     def __init__(self, config: EarthEngineConfig) -> None:
         self._config = config
         self._project = session.project_of(config)
-        self._transport = session.Transport(
-            config.deadline_s, config.in_flight, through_proxies=not config.is_loopback
-        )
+        proxies = not config.is_loopback
+        self._transport = session.Transport(config.deadline_s, config.in_flight, through_proxies=proxies)
         self.last_answer = self._transport.last_answer
-        self._months: dict[CompositeRecipe, Any] = {}
+        self._functions: dict[CompositeRecipe, tuple[Any, Any]] = {}
 
     def _connect(self) -> None:
         """Set the `ee` module of this process to this account and address."""
@@ -219,7 +262,7 @@ class Client:
             ee.data.setMaxRetries(0)  # ours are bounded, counted and logged
             ee.Initialize(
                 session.credentials_of(config),
-                url=config.url or f"https://{_HOSTS[config.endpoint]}.googleapis.com",
+                url=session.address_of(config),
                 project=self._project or None,  # None: that of the credentials
                 http_transport=self._transport,
             )
@@ -239,7 +282,7 @@ class Client:
                     self._connect()
             image = self._composites(chunk, request)
             for name in chunk.maps:
-                image = image.addBands(assets[name].image(name))
+                image = image.addBands(map_image(assets[name], name))
             grid = request.grid.window(chunk.window)
             body = {
                 "expression": image,
@@ -255,15 +298,26 @@ class Client:
         return content
 
     def _composites(self, chunk: Chunk, request: ImageRequest) -> Any:
-        if request.recipe not in self._months:
-            self._months[request.recipe] = month_function(request.recipe)
+        recipe = request.recipe
+        if recipe not in self._functions:
+            self._functions[recipe] = month_function(recipe), season_function(recipe)
+        month, season = self._functions[recipe]
         area, extent = (
             ee.Geometry.Polygon([_outline(grid)], None, False) for grid in (request.grid, request.extent)
         )
-        periods = request.periods[chunk.first : chunk.stop]
-        rows = [[period.start.isoformat(), period.end.isoformat(), area, extent] for period in periods]
-        months = ee.ImageCollection.fromImages(ee.List(rows).map(self._months[request.recipe]))
-        stored = months.toBands().rename(band_names(len(periods))).round().clamp(NODATA + 1, 32767)
+        dates = [[period.start.isoformat(), period.end.isoformat()] for period in request.periods]
+        names: Any = band_names(chunk.stop - chunk.first)
+        orbits: Any = []
+        if "s1" in recipe.sensors and recipe.s1_orbit_rule == "season":
+            survey = survey_grid(request.extent)
+            around = ee.Geometry.Rectangle(list(survey.bounds), survey.crs, False)
+            orbits = ee.List(season.call([dates, extent, around, survey.crs, survey.transform]))
+            # The name of a band tells which orbits were chosen: it is all of an answer that is not pixels.
+            chosen = orbits.map(lambda orbit: ee.Number(orbit).format("%d")).join("_")
+            names = ee.List(names[:-1]).add(ee.String(names[-1] + ORBITS_FOLLOW).cat(chosen))
+        rows = [[*days, area, extent, orbits] for days in dates[chunk.first : chunk.stop]]
+        months = ee.ImageCollection.fromImages(ee.List(rows).map(month))
+        stored = months.toBands().rename(names).round().clamp(NODATA + 1, 32767)
         return stored.unmask(NODATA, False).toInt16()
 
     @contextmanager

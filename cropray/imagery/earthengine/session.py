@@ -47,6 +47,7 @@ NO_PROJECT = (
 )
 
 _SCOPES = ("https://www.googleapis.com/auth/earthengine", "https://www.googleapis.com/auth/cloud-platform")
+_HOSTS = {"standard": "earthengine", "high_volume": "earthengine-highvolume"}
 _CLOCK_OFF_S = 60.0  # the service tolerates less than a few minutes
 _STORED = "persistent"  # by which the client means the credentials that it finds itself
 _QUOTA_HEADER = "x-earth-engine-quota-status"
@@ -150,6 +151,11 @@ def client_failure(message: str) -> InputError:
     if "no project found" in message:
         return InputError(NO_PROJECT)
     return InputError(f"Earth Engine: {message}")
+
+
+def address_of(config: EarthEngineConfig) -> str:
+    """The service's address by the settings."""
+    return config.url or f"https://{_HOSTS[config.endpoint]}.googleapis.com"
 
 
 def project_of(config: EarthEngineConfig) -> str:

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +23,11 @@ from cropray.bands import NODATA, S1_BANDS, S2_BANDS
 from cropray.config.imagery import EarthEngineConfig
 from cropray.errors import InputError
 from cropray.imagery.earthengine import session, tiling
-from cropray.imagery.earthengine.graph import S1_COLLECTION, S2_COLLECTION, Client, MapAsset, map_asset
+from cropray.imagery.earthengine.assets import MapAsset, map_asset
+from cropray.imagery.earthengine.graph import S1_COLLECTION, S2_COLLECTION, Client
 from cropray.imagery.earthengine.quota import Attempt, LocalQuota, RequestQuota, released
 from cropray.imagery.earthengine.tiling import Chunk
+from cropray.imagery.scenes import check_plausible
 from cropray.types import Composite, ImageRequest, IntArray
 
 _PREFLIGHT_ATTEMPTS = 5  # some ten seconds, while the person who started the export is still there
@@ -35,6 +37,8 @@ _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.form
 Assets = Mapping[str, MapAsset]
 Pixels = npt.NDArray[Any]
 """A structured array (H, W) with one field for each band."""
+Answer = tuple[Pixels, tuple[str, ...]]
+"""Pixels and the radar orbits of the season, such as "ascending 88"."""
 
 
 class EarthEngineSource:
@@ -64,7 +68,7 @@ class EarthEngineSource:
     def identity(self) -> dict[str, Any]:
         return {
             "kind": "earthengine",
-            "version": 1,  # of the graph: raised with any change that touches a pixel
+            "version": 2,  # of the graph: raised with any change that touches a pixel
             "s2": S2_COLLECTION,
             "s1": S1_COLLECTION,
             "s1_quantity": "sigma0",
@@ -101,13 +105,14 @@ class EarthEngineSource:
     def _composite(self, request: ImageRequest, attempts: int) -> Composite:
         assets = {name: map_asset(name, self._config.eucropmap_year) for name in request.maps}
         stored_tchw = np.empty((len(request.periods), tiling.BANDS, *request.grid.shape), tiling.STORED)
+        orbits = set[tuple[str, ...]]()
         coded = {name: np.zeros(request.grid.shape, tiling.CODED) for name in assets}
         chunks = deque(tiling.plan_chunks(request, self._size.max_bytes))
         while chunks:
             chunk = chunks.popleft()
             try:
                 with released(self._slots):
-                    pixels = self._fetch(chunk, request, assets, attempts)
+                    pixels, chosen = self._fetch(chunk, request, assets, attempts)
             except session.TooLargeError:
                 self._size.record_refusal(chunk)
                 halves = chunk.halves()
@@ -116,13 +121,16 @@ class EarthEngineSource:
                 chunks.extendleft(reversed(halves))
                 continue
             self._size.record_answer(chunk)
+            orbits.add(chosen)
             rows, cols = chunk.window.slices
             _unpack(pixels, stored_tchw[chunk.first : chunk.stop, :, rows, cols])
             for name in chunk.maps:
                 coded[name][rows, cols] = pixels[name]
             del pixels
+        if len(orbits) > 1:
+            raise session.UnavailableError(f"the catalogue changed during the requests for {request.name}")
         s2_tchw, s1_tchw = stored_tchw[:, : len(S2_BANDS)], stored_tchw[:, len(S2_BANDS) :]
-        return Composite(
+        composite = Composite(
             grid=request.grid,
             periods=request.periods,
             s2_tchw=s2_tchw * np.float32(S2_BANDS[0].scale),
@@ -130,26 +138,28 @@ class EarthEngineSource:
             s2_valid_thw=s2_tchw[:, 0] != NODATA,  # a view counts in all bands or in none
             s1_valid_thw=s1_tchw[:, 0] != NODATA,
             maps={name: asset.decode(coded[name]) for name, asset in assets.items()},
+            orbits_s1=orbits.pop(),
         )
+        return replace(composite, impossible=check_plausible(composite, request))
 
-    def _fetch(self, chunk: Chunk, request: ImageRequest, assets: Assets, attempts: int) -> Pixels:
+    def _fetch(self, chunk: Chunk, request: ImageRequest, assets: Assets, attempts: int) -> Answer:
         retrying = Retrying(
             retry=retry_if_exception_type((session.RateLimitedError, session.UnavailableError)),
             stop=stop_after_attempt(attempts),
             wait=wait_random_exponential(multiplier=1, max=self._max_wait_s),
             reraise=True,
         )
-        pixels: Pixels = retrying(self._attempt, chunk, request, assets)
-        return pixels
+        answer: Answer = retrying(self._attempt, chunk, request, assets)
+        return answer
 
-    def _attempt(self, chunk: Chunk, request: ImageRequest, assets: Assets) -> Pixels:
+    def _attempt(self, chunk: Chunk, request: ImageRequest, assets: Assets) -> Answer:
         permit = self._quota.acquire()
         started = time.monotonic()
         attempt = Attempt(f"{request.name} {chunk}", "refused", 0.0, error="interrupted")
         try:
             content = self._client.pixels(chunk, request, assets)
             attempt = replace(attempt, nbytes=len(content))
-            pixels = _decode(content, chunk)
+            answer = _decode(content, chunk, request.recipe.s1_passes)
             attempt = replace(
                 attempt, outcome="done", error="", restricted=self._client.last_answer.restricted
             )
@@ -162,17 +172,18 @@ class EarthEngineSource:
             raise
         finally:
             self._quota.release(permit, replace(attempt, seconds=round(time.monotonic() - started, 3)))
-        return pixels
+        return answer
 
 
-def _decode(content: bytes, chunk: Chunk) -> Pixels:
-    """The pixels of a response. Raises UnavailableError for any other content."""
+def _decode(content: bytes, chunk: Chunk, passes: Sequence[str]) -> Answer:
+    """The pixels of a response, and the radar orbits of the season. Raises UnavailableError for others."""
     bands = [(name, tiling.STORED) for name in tiling.band_names(chunk.stop - chunk.first)]
     wanted = np.dtype(bands + [(name, tiling.CODED) for name in chunk.maps])
     size = (chunk.window.height, chunk.window.width)
     file = io.BytesIO(content)
     try:
         shape, by_columns, dtype = _READ_HEADER[np.lib.format.read_magic(file)](file)
+        dtype, orbits = _without_orbits(dtype, passes)
         if shape != size or dtype != wanted or by_columns:
             raise session.UnavailableError(f"the answer is {shape} of {dtype}, wanted {size} of {wanted}")
         # Not np.load, which copies: many answers may be waiting.
@@ -180,7 +191,18 @@ def _decode(content: bytes, chunk: Chunk) -> Pixels:
     except (ValueError, KeyError) as error:
         message = f"the answer of {len(content)} bytes is not an array: {error}"
         raise session.UnavailableError(message) from error
-    return pixels.reshape(size)
+    return pixels.reshape(size), orbits
+
+
+def _without_orbits(dtype: np.dtype[Any], passes: Sequence[str]) -> tuple[np.dtype[Any], tuple[str, ...]]:
+    """A type by the names of its bands alone, and the orbits that follow the name of one (see `graph`)."""
+    fields, numbers = [], ""
+    for name in dtype.names or ():
+        band, _, follow = name.partition(tiling.ORBITS_FOLLOW)
+        fields.append((band, dtype[name]))
+        numbers += follow
+    orbits = (divmod(int(number), 1000) for number in numbers.split("_") if number)
+    return np.dtype(fields), tuple(f"{passes[place]} {number}" for place, number in orbits)
 
 
 def _unpack(pixels: Pixels, out_tchw: IntArray) -> None:

@@ -22,6 +22,7 @@ _REFUSALS = 3
 S2_NAMES = [band.ee for band in S2_BANDS]
 S1_NAMES = [band.ee for band in S1_BANDS]
 BANDS = len(S2_NAMES) + len(S1_NAMES)
+ORBITS_FOLLOW = "__"  # in the name of the last band of the composites: the radar orbits of the season
 STORED = np.dtype(np.int16)
 CODED = np.dtype(np.uint8)
 
