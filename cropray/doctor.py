@@ -227,7 +227,8 @@ def earth_engine_account(config: EarthEngineConfig) -> str:
     """Credentials and project of this machine; nothing is sent. Raises InputError if one is missing."""
     from cropray.imagery.earthengine.session import NO_CREDENTIALS, NO_PROJECT, credentials_of, project_of
 
-    credentials, project = credentials_of(config), project_of(config)
+    credentials = credentials_of(config)
+    project = project_of(config, credentials)
     if isinstance(credentials, str):  # what `earthengine authenticate` or gcloud stored, else the machine's
         gcloud = os.environ.get("CLOUDSDK_CONFIG", "~/.config/gcloud")
         places = ("~/.config/earthengine/credentials", f"{gcloud}/application_default_credentials.json")
@@ -239,7 +240,6 @@ def earth_engine_account(config: EarthEngineConfig) -> str:
             who = "the service account of this machine"
     else:
         who = getattr(credentials, "service_account_email", type(credentials).__name__)
-        project = project or getattr(credentials, "project_id", None) or ""
     if not who:
         raise InputError(NO_CREDENTIALS)
     if not project:

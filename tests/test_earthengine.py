@@ -88,6 +88,8 @@ def test_the_identity_is_that_of_the_pixels_and_not_of_the_account() -> None:
     [
         ("429", "rate_limited"),
         ("403_rate", "rate_limited"),
+        ("capacity", "unavailable"),
+        ("unknown", "refused"),
         ("500", "unavailable"),
         ("503", "unavailable"),
         ("html", "unavailable"),
@@ -153,6 +155,22 @@ def test_attempts_are_bounded_and_the_last_error_is_raised(server: Serving) -> N
     with pytest.raises(UnavailableError, match="503: The service is currently unavailable"):
         source.composite(REQUEST)
     assert [attempt.outcome for attempt in quota.take_unanswered()] == ["unavailable"] * 3
+
+
+def test_a_refusal_in_unknown_words_is_final_after_the_second_time(server: Serving) -> None:
+    source, quota = source_of(server)
+    server.plan(Fault("unknown"))
+    with pytest.raises(InputError, match=r"refused the request \(400\): The flux"):
+        source.composite(REQUEST)
+    assert quota.status().requests == 2
+
+
+def test_a_start_with_too_many_requests_blames_the_quota_and_not_the_address(server: Serving) -> None:
+    source, _ = source_of(server)
+    server.plan(Fault("429"))
+    with pytest.raises(InputError, match=r"too many requests .*429.*in_flight") as raised:
+        source.preflight(REQUEST)
+    assert "url" not in str(raised.value)
 
 
 def test_a_chunk_that_cannot_be_halved_any_more_fails(server: Serving) -> None:

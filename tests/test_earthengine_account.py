@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from unittest import mock
 
+import google_auth_httplib2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -31,6 +32,7 @@ from cropray.imagery.earthengine.session import (
     TooLargeError,
     Transport,
     UnavailableError,
+    UnknownError,
     client_failure,
     credentials_of,
     failure,
@@ -90,6 +92,19 @@ def test_the_project_is_that_of_the_settings_then_of_the_environment(monkeypatch
     monkeypatch.setenv("EE_PROJECT", "mine")
     assert project_of(EarthEngineConfig()) == "mine"
     assert project_of(EarthEngineConfig(project="given")) == "given"
+
+
+def test_the_project_of_a_key_is_used_where_nothing_else_names_one(
+    key_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "key.json"
+    path.write_text(json.dumps(json.loads(key_text) | {"project_id": "of-the-key"}))
+    config = EarthEngineConfig(service_account_key=str(path))
+    assert project_of(config, credentials_of(config)) == "of-the-key"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    assert project_of(EarthEngineConfig(), credentials_of(EarthEngineConfig())) == "of-the-key"
+    monkeypatch.setenv("EE_PROJECT", "mine")
+    assert project_of(config, credentials_of(config)) == "mine"
 
 
 def test_a_key_is_read_from_its_file_or_from_the_environment(
@@ -160,6 +175,14 @@ def test_a_key_in_place_of_its_path_is_refused_without_repeating_it(tmp_path: Pa
         (502, "", UnavailableError),
         (503, "The service is currently unavailable.", UnavailableError),
         (200, "<html>", UnavailableError),
+        (400, "Too many concurrent aggregations.", RateLimitedError),
+        (400, "Execution timed out.", TooLargeError),
+        (400, "Memory capacity exceeded.", UnavailableError),
+        (408, "Request timed out.", UnavailableError),
+        (409, "The operation was aborted.", UnavailableError),
+        (499, "The operation was cancelled.", UnavailableError),
+        (400, "Words that nobody has heard before.", UnknownError),
+        (412, "", UnknownError),
         (400, "Image.select: Band pattern 'B99' did not match any bands.", InputError),
         (404, "Project 'projects/nowhere' not found", InputError),
     ],
@@ -238,6 +261,23 @@ def refusal(config: EarthEngineConfig) -> str:
 def test_a_key_gives_access_through_its_token(server: Serving, key_text: str, tmp_path: Path) -> None:
     key = key_of(server, key_text, tmp_path)
     EarthEngineSource(EarthEngineConfig(url=server.url, service_account_key=key)).preflight(REQUEST)
+
+
+def test_requests_go_to_the_project_of_the_key(server: Serving, key_text: str, tmp_path: Path) -> None:
+    key = key_of(server, key_text, tmp_path, project_id="forbidden")
+    got = refusal(EarthEngineConfig(url=server.url, service_account_key=key))
+    assert "project forbidden" in got
+
+
+def test_a_token_with_a_time_out_is_refreshed_without_a_word(
+    server: Serving, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the credentials of a machine are, from its metadata server."""
+    transport = Transport(10, 2, through_proxies=False)
+    answer = google_auth_httplib2.Request(transport)(f"{server.url}/-/counters", timeout=3)
+    assert answer.status == 200
+    assert caplog.records == []
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

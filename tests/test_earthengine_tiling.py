@@ -98,13 +98,18 @@ def test_after_three_refusals_in_a_row_requests_are_half_as_large() -> None:
 
 
 def test_an_estimate_is_that_of_its_assumptions() -> None:
-    config = EarthEngineConfig(in_flight=4, per_second=10, assumed_eecu_s=36, assumed_request_s=20)
+    config = EarthEngineConfig(
+        in_flight=4, per_second=10, assumed_eecu_s=36, assumed_latency_s=3, assumed_request_s=20
+    )
     chunks = [chunk for _ in range(100) for chunk in plan_chunks(request(400, 500))]
     got = estimate_cost(chunks, config)
     assert got["requests"] == 100
     assert got["response_bytes"] == 100 * 400 * 500 * 72 * 3
     assert got["eecu_hours"] == pytest.approx(100 * 0.2 * 6 * 36 / 3600)
-    assert got["wall_time_s"] == pytest.approx(100 * 400 * 500 * 72 * 3 / LIMIT * 20 / 4, rel=1e-3)
+    transfer_s = 100 * 400 * 500 * 72 * 3 / LIMIT * 20
+    assert got["wall_time_s"] == pytest.approx((100 * 3 + transfer_s) / 4, rel=1e-3)
     small: list[Chunk] = [chunk for _ in range(100) for chunk in plan_chunks(request(8, 8))]
-    assert estimate_cost(small, config)["wall_time_s"] == pytest.approx(10.0)
-    assert "36 EECU-seconds a megapixel and month" in got["assumed"]
+    assert estimate_cost(small, config)["wall_time_s"] == pytest.approx(75.1, abs=0.5)
+    fast = config.model_copy(update={"assumed_latency_s": 0.1})
+    assert estimate_cost(small, fast)["wall_time_s"] == pytest.approx(10.0)  # by the rate
+    assert "36 EECU-seconds a megapixel and month, 3 s a request and 20 s more for 48 MiB" in got["assumed"]

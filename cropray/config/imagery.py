@@ -36,7 +36,8 @@ class EarthEngineConfig(Section):
     """Label in the Cloud console."""
     eucropmap_year: Literal[2018, 2022] = Field(2018, description="Year of the class map source:eucropmap.")
     assumed_eecu_s: float = Field(20.0, gt=0, description="EECU-seconds per megapixel and month, for plans.")
-    assumed_request_s: float = Field(20.0, gt=0, description="Seconds per request, for plans.")
+    assumed_latency_s: float = Field(2.0, ge=0, description="Seconds of the smallest request, for plans.")
+    assumed_request_s: float = Field(20.0, gt=0, description="Seconds more for 48 MiB, for plans.")
 
     @property
     def lease_s(self) -> float:

@@ -18,7 +18,7 @@ from cropray.imagery.scenes import LostScene, S1Scene, SceneLog, acquisitions
 from cropray.types import BoolArray, ImageRequest, Period
 
 NEARLY_ALL = 0.99  # of the pixels that any pass sees: then a pass is used alone
-_SURVEY_SIDE = 64  # pixels of a survey a side
+_SURVEY_SIDE = 32  # pixels of a survey a side
 
 
 class Orbit(NamedTuple):
@@ -47,7 +47,7 @@ Survey = Callable[[Period, Grid], Iterable[S1Scene | LostScene]]
 
 
 def survey_grid(extent: Grid) -> Grid:
-    """The pixels of an ROI at which a season's orbits are compared: at most 64 a side, evenly spaced."""
+    """The pixels of an ROI at which a season's orbits are compared: at most 32 a side, evenly spaced."""
     step = -(-max(extent.shape) // _SURVEY_SIDE)
     height, width = (-(-length // step) for length in extent.shape)
     return Grid(extent.crs, extent.x0, extent.y0, extent.resolution * step, height, width)

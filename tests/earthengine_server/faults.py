@@ -16,7 +16,7 @@ from tests.earthengine_server.values import ServiceError
 
 Kind = Literal[
     "429", "403_rate", "500", "503", "html", "drop", "truncate", "delay",
-    "memory", "timeout", "size", "shape", "garbage", "restricted",
+    "memory", "timeout", "size", "shape", "garbage", "restricted", "unknown", "capacity",
 ]  # fmt: skip
 
 HTML = b"<!DOCTYPE html><html><title>Error 502 (Server Error)!!1</title><p>That's an error.</html>"
@@ -28,6 +28,8 @@ ERRORS = {
     "503": ServiceError("The service is currently unavailable.", 503, "UNAVAILABLE"),
     "memory": ServiceError("User memory limit exceeded."),
     "timeout": ServiceError("Computation timed out."),
+    "unknown": ServiceError("The flux is out of phase."),
+    "capacity": ServiceError("Memory capacity exceeded."),
     "size": ServiceError("Total request size (60000000 bytes) must be less than or equal to 50331648 bytes."),
 }
 

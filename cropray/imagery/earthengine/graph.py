@@ -246,7 +246,7 @@ class Client:
 
     def __init__(self, config: EarthEngineConfig) -> None:
         self._config = config
-        self._project = session.project_of(config)
+        self._project = ""
         proxies = not config.is_loopback
         self._transport = session.Transport(config.deadline_s, config.in_flight, through_proxies=proxies)
         self.last_answer = self._transport.last_answer
@@ -260,8 +260,10 @@ class Client:
         socket.setdefaulttimeout(10)  # the module fetches a list of deprecated assets without a time-out
         try:
             ee.data.setMaxRetries(0)  # ours are bounded, counted and logged
+            credentials = session.credentials_of(config)
+            self._project = session.project_of(config, credentials)
             ee.Initialize(
-                session.credentials_of(config),
+                credentials,
                 url=session.address_of(config),
                 project=self._project or None,  # None: that of the credentials
                 http_transport=self._transport,

@@ -2,10 +2,11 @@
 
 | answer | exception | consequence |
 |---|---|---|
-| 429; 403 for a rate | RateLimitedError | wait, fewer in flight, try again |
-| 5xx; no answer in time; a dropped, truncated or damaged one | UnavailableError | wait, try again |
+| 429; 403 or 400 for a rate | RateLimitedError | wait, fewer in flight, try again |
+| 5xx, 408, 409, 499; no answer in time; a dropped, truncated or damaged one | UnavailableError | as before |
 | 400 for size, memory or computing time | TooLargeError | request less at once |
-| any other | InputError | none: it needs a person |
+| known to need a person | InputError | none |
+| any other | UnknownError | try again once |
 
 Keys are read here and stay here.
 """
@@ -13,6 +14,7 @@ Keys are read here and stay here.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import threading
@@ -57,11 +59,19 @@ _FIRST_BYTES = (b"{", b"\x93")  # of JSON and of NPY; a proxy's page may come wi
 
 # In the words of the service.
 _TOO_LARGE = re.compile(
-    r"memory limit exceeded|computation timed out|must be less than or equal to|is too large"
+    r"memory limit exceeded|(computation|execution) timed out|must be less than or equal to|is too large"
     r"|too many (bands|pixels)",
     re.IGNORECASE,
 )
-_RATE = re.compile(r"rate ?limit|quota exceeded|resource.?exhausted", re.IGNORECASE)
+_RATE = re.compile(
+    r"rate ?limit|quota exceeded|resource.?exhausted|too many (concurrent )?(aggregations|requests)",
+    re.IGNORECASE,
+)
+_TRANSIENT = re.compile(
+    r"memory capacity exceeded|try again|temporar|deadline exceeded|cancell?ed|aborted|unavailable",
+    re.IGNORECASE,
+)
+_TRANSIENT_STATUS = (408, 409, 499)
 
 # What a person can do, by the status (None: any) and words of a refusal; the first that matches.
 _ADVICE: tuple[tuple[int | None, str, str], ...] = (
@@ -84,6 +94,7 @@ _ADVICE: tuple[tuple[int | None, str, str], ...] = (
         "asset .* not found",
         "check that the catalogue of Earth Engine has it and that you may read it",
     ),
+    (None, "did not match any bands", "the catalogue of Earth Engine has changed: use a newer cropray"),
     (404, "", "check that the project {project!r} exists (source.earthengine.project or EE_PROJECT)"),
 )
 
@@ -110,21 +121,28 @@ class TooLargeError(RequestError):
     outcome: RequestOutcome = "too_large"
 
 
+class UnknownError(RequestError):
+    """A refusal in words that are not known: it may pass, or need a person."""
+
+    outcome: RequestOutcome = "refused"
+
+
 def failure(status: int, message: str, project: str, retry_after_s: float = 0.0) -> RequestError | InputError:
     """What an answer without a result means; `message` is the service's own."""
     text = " ".join(message.split())[:500].rstrip(".") or f"HTTP {status} without a message"
-    if status == 429 or (status == 403 and _RATE.search(text)):
+    if status == 429 or (status in (400, 403) and _RATE.search(text)):
         return RateLimitedError(f"{status}: {text}", retry_after_s)
-    if status >= 500 or status < 300:  # below 300: a page instead of a result
-        return UnavailableError(f"{status}: {text}", retry_after_s)
     if status in (400, 413) and _TOO_LARGE.search(text):
         return TooLargeError(f"{status}: {text}")
-    matching = (
-        f"; {advice.format(project=project)}"
-        for of_status, words, advice in _ADVICE
-        if of_status in (None, status) and re.search(words, text)
-    )
-    return InputError(f"Earth Engine refused the request ({status}): {text}{next(matching, '')}")
+    # Below 300: a page instead of a result.
+    transient = status in _TRANSIENT_STATUS or (status == 400 and _TRANSIENT.search(text))
+    if status >= 500 or status < 300 or transient:
+        return UnavailableError(f"{status}: {text}", retry_after_s)
+    refused = f"Earth Engine refused the request ({status}): {text}"
+    for of_status, words, advice in _ADVICE:
+        if of_status in (None, status) and re.search(words, text):
+            return InputError(f"{refused}; {advice.format(project=project)}")
+    return InputError(refused) if status in (401, 403) else UnknownError(refused)
 
 
 def sign_in_failure(error: GoogleAuthError, clock_ahead_s: float | None) -> InputError:
@@ -158,10 +176,11 @@ def address_of(config: EarthEngineConfig) -> str:
     return config.url or f"https://{_HOSTS[config.endpoint]}.googleapis.com"
 
 
-def project_of(config: EarthEngineConfig) -> str:
-    """The project of the settings or the environment; empty where the credentials must name it."""
+def project_of(config: EarthEngineConfig, credentials: Any = None) -> str:
+    """The project of the settings, the environment or a service account's key; empty if none names one."""
     environment = os.environ.get("EE_PROJECT") or os.environ.get("GOOGLE_CLOUD_PROJECT") or ""
-    return config.project or environment or ("loopback" if config.is_loopback else "")
+    of_key = getattr(credentials, "project_id", None) or ""
+    return config.project or environment or of_key or ("loopback" if config.is_loopback else "")
 
 
 def credentials_of(config: EarthEngineConfig) -> Any:
@@ -217,6 +236,8 @@ class Transport:
 
     def __init__(self, deadline_s: float, connections: int, *, through_proxies: bool) -> None:
         self._deadline_s = deadline_s
+        # It warns, at each refresh of a token, that a time-out is ignored. Here every request has a deadline.
+        logging.getLogger("google_auth_httplib2").setLevel(logging.ERROR)
         self.last_answer = LastAnswer()
         self._session = requests.Session()
         self._session.trust_env = through_proxies

@@ -7,6 +7,7 @@ that one response can hold. They are sent within a quota, tried again where that
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS
 from cropray.config.imagery import EarthEngineConfig
@@ -91,6 +92,11 @@ class EarthEngineSource:
             self._composite(replace(request, grid=one, name=f"{request.name} (one pixel, to try)"), attempts)
         except session.TooLargeError:
             return  # the service lacks memory or time, but it has let this account in
+        except session.RateLimitedError as error:
+            raise InputError(
+                f"Earth Engine has too many requests of this project ({error}, after {attempts} attempts). "
+                "Wait, end other runs of the project, or lower source.earthengine.in_flight"
+            ) from error
         except session.RequestError as error:
             raise InputError(
                 f"Earth Engine does not answer ({error}, after {attempts} attempts); check "
@@ -143,13 +149,23 @@ class EarthEngineSource:
         return replace(composite, impossible=check_plausible(composite, request))
 
     def _fetch(self, chunk: Chunk, request: ImageRequest, assets: Assets, attempts: int) -> Answer:
+        unknown = itertools.count()
+
+        def may_pass(error: BaseException) -> bool:
+            if isinstance(error, session.UnknownError):
+                return next(unknown) == 0
+            return isinstance(error, (session.RateLimitedError, session.UnavailableError))
+
         retrying = Retrying(
-            retry=retry_if_exception_type((session.RateLimitedError, session.UnavailableError)),
+            retry=retry_if_exception(may_pass),
             stop=stop_after_attempt(attempts),
             wait=wait_random_exponential(multiplier=1, max=self._max_wait_s),
             reraise=True,
         )
-        answer: Answer = retrying(self._attempt, chunk, request, assets)
+        try:
+            answer: Answer = retrying(self._attempt, chunk, request, assets)
+        except session.UnknownError as error:
+            raise InputError(str(error)) from error
         return answer
 
     def _attempt(self, chunk: Chunk, request: ImageRequest, assets: Assets) -> Answer:

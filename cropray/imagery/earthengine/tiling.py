@@ -117,15 +117,16 @@ def estimate_cost(chunks: Sequence[Chunk], config: EarthEngineConfig) -> dict[st
     """JSON: requests, bytes, EECU-hours and wall time within the quota, and the assumptions made."""
     nbytes = sum(chunk.nbytes for chunk in chunks)
     pixel_months = sum(c.window.height * c.window.width * (c.stop - c.first) for c in chunks)
-    # The time of a small request is taken to be proportional to its bytes.
-    transfer_s = nbytes / MAX_BYTES * config.assumed_request_s / config.in_flight
+    # A request takes its latency, and a time in proportion to its bytes.
+    requests_s = len(chunks) * config.assumed_latency_s + nbytes / MAX_BYTES * config.assumed_request_s
     return {
         "requests": len(chunks),
         "response_bytes": nbytes,
         "eecu_hours": round(pixel_months / 1e6 * config.assumed_eecu_s / 3600, 3),
-        "wall_time_s": round(max(transfer_s, len(chunks) / config.per_second), 1),
+        "wall_time_s": round(max(requests_s / config.in_flight, len(chunks) / config.per_second), 1),
         "assumed": (
-            f"{config.assumed_eecu_s:g} EECU-seconds a megapixel and month, {config.assumed_request_s:g} s a "
-            f"request of 48 MiB, {config.in_flight} in flight, at most {config.per_second:g} a second"
+            f"{config.assumed_eecu_s:g} EECU-seconds a megapixel and month, {config.assumed_latency_s:g} s a "
+            f"request and {config.assumed_request_s:g} s more for 48 MiB, {config.in_flight} in flight, at "
+            f"most {config.per_second:g} a second"
         ),
     }
