@@ -41,6 +41,10 @@ class Window:
         """The same window, its position relative to the upper-left pixel of `outer`."""
         return Window(self.row - outer.row, self.col - outer.col, self.height, self.width)
 
+    def beyond(self, outer: Window) -> Window:
+        """The inverse of `within`."""
+        return Window(self.row + outer.row, self.col + outer.col, self.height, self.width)
+
     def overlaps(self, other: Window) -> bool:
         """Whether the windows have a pixel in common."""
         rows = self.row < other.bottom and other.row < self.bottom

@@ -4,25 +4,29 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
+from cropray.bands import NODATA
 from cropray.config.load import updated
 from cropray.errors import InputError
+from cropray.evaluation.classifiers import Network
 from cropray.evaluation.evaluate import evaluate
 from cropray.evaluation.mosaics import block_numbers, plan_tiles, read_tile
 from cropray.figures.charts import EVALUATION
-from cropray.grid import Grid
+from cropray.grid import Grid, Window
+from cropray.maps.tiles import PredictionSettings, predict_tile
+from cropray.models.blending import blended, patches_over
 from cropray.models.checkpoint import load_checkpoint, save_checkpoint
-from cropray.models.inference import Predictor, decide
+from cropray.models.inference import Predictor
 from cropray.run import Run
 from cropray.shards.reader import ShardReader
-from cropray.types import BACKGROUND, UNLABELLED, Batch
-from tests.lands import LANDS, SIZE, Land, beside_others, ready_run, small_checkpoint
-from tests.samples import plan_windows
+from cropray.types import BACKGROUND, UNLABELLED, Batch, Composite, CompositeRecipe, ImageRequest
+from tests.lands import LANDS, PERIODS, SIZE, Land, beside_others, ready_run, small_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -36,23 +40,42 @@ def result_of(run: Run) -> dict:
     return json.loads(run.folder.read_text(EVALUATION))
 
 
+class LandSource:
+    """The imagery of a land, as that of any source. Nothing lies beyond it."""
+
+    def __init__(self, land: Land) -> None:
+        self.land = land
+
+    def identity(self) -> dict[str, str]:
+        return {"kind": "test", "s1_quantity": "gamma0"}
+
+    def composite(self, request: ImageRequest) -> Composite:
+        row = round((request.extent.y0 - request.grid.y0) / 10)
+        col = round((request.grid.x0 - request.extent.x0) / 10)
+        assert min(row, col) >= 0
+        part = (slice(None), slice(None), *Window(row, col, *request.grid.shape).slices)
+        s1, s2 = self.land.s1_cthw[part].swapaxes(0, 1), self.land.s2_cthw[part].swapaxes(0, 1)
+        seen = s2[:, 0] != NODATA, s1[:, 0] != NODATA
+        return Composite(request.grid, PERIODS, (s2 / 1e4).astype("f4"), (s1 / 1e2).astype("f4"), *seen)
+
+
 def expected_map(land: Land, thresholds: tuple[float, ...]) -> np.ndarray:
-    """The network's map, averaged pixel by pixel in plain loops."""
+    """What a prediction shows, in tiles of another size than those of the evaluation."""
+    grid = Grid("EPSG:32632", 500_000, 5_000_000, 10, *land.truth_hw.shape)
     predictor = Predictor(small_checkpoint(thresholds))
-    total, count = np.zeros((2, *land.truth_hw.shape)), np.zeros(land.truth_hw.shape)
-    for window in plan_windows(*land.truth_hw.shape, SIZE, 16):
-        rows, cols = window.slices
-        total[:, rows, cols] += predictor.probabilities(
-            land.s1_cthw[None, :, :, rows, cols], land.s2_cthw[None, :, :, rows, cols]
-        )[0]
-        count[rows, cols] += 1
-    return decide(total / count, np.array(thresholds))
+    settings = PredictionSettings(PERIODS, date(2022, 6, 1), CompositeRecipe(), size=SIZE, overlap=16)
+    shown = np.zeros(grid.shape, np.uint8)
+    for tile in grid.blocks(40):
+        wanted = np.ones((tile.height, tile.width), bool)
+        made = predict_tile(tile, wanted, grid, LandSource(land), predictor, settings)
+        shown[tile.slices] = made.class_hw
+    return shown
 
 
 def test_a_tile_is_the_land_that_its_patches_were_cut_from(evaluated: Run) -> None:
     reader = ShardReader([evaluated.folder.child("shards/test/00000.parquet").uri], batch_size=4)
     lands = {land.roi.roi_id: land for land in LANDS["test"]}
-    for plan in plan_tiles(reader):
+    for plan in plan_tiles(reader, 16):
         land, tile = lands[plan.roi_id], read_tile(reader, plan)
         np.testing.assert_array_equal(tile.label_hw, land.label_hw)
         np.testing.assert_array_equal(tile.truth_hw, land.truth_hw)
@@ -61,24 +84,39 @@ def test_a_tile_is_the_land_that_its_patches_were_cut_from(evaluated: Run) -> No
 
 
 @pytest.mark.parametrize("size", [20, 33, 64])
-def test_smaller_tiles_show_the_same_pixels_and_means(evaluated: Run, size: int) -> None:
+def test_smaller_tiles_show_the_same_probabilities(evaluated: Run, size: int) -> None:
     reader = ShardReader([evaluated.folder.child("shards/test/00000.parquet").uri], batch_size=4)
-    (whole_plan,) = [plan for plan in plan_tiles(reader) if plan.roi_id == "test-0"]
-    values = np.random.default_rng(0).random((len(reader.table), 3, SIZE, SIZE), np.float32)
-    whole = read_tile(reader, whole_plan).mosaic(values[list(whole_plan.rows)])
-    parts = [plan for plan in plan_tiles(reader, size) if plan.roi_id == "test-0"]
+    network = Network(small_checkpoint(None))
+    (whole_plan,) = [plan for plan in plan_tiles(reader, 16) if plan.roi_id == "test-0"]
+    whole = network.probabilities(read_tile(reader, whole_plan))
+    parts = [plan for plan in plan_tiles(reader, 16, size) if plan.roi_id == "test-0"]
     assert len(parts) > 1
     seen = np.zeros(whole.shape[1:], int)
     corner = iter((r, c) for r in range(0, 71, size) for c in range(0, 45, size))
     for plan, (row, col) in zip(parts, corner, strict=True):
-        tile = read_tile(reader, plan).mosaic(values[list(plan.rows)])
+        tile = network.probabilities(read_tile(reader, plan))
         here = slice(row, row + tile.shape[1]), slice(col, col + tile.shape[2])
         np.testing.assert_allclose(tile, whole[:, *here], rtol=1e-5)
         seen[here] += 1
     assert (seen == 1).all()
 
 
-def test_the_network_is_scored_on_every_pixel_once(evaluated: Run) -> None:
+def test_edges_that_are_not_stored_are_no_input_of_the_network(evaluated: Run) -> None:
+    uris = [evaluated.folder.child("shards/test/00000.parquet").uri]
+    last = max(ShardReader(uris, batch_size=4).table["col"].to_pylist())
+    assert last > 0
+    reader = ShardReader(uris, batch_size=4, keep=lambda table: table["col"].to_numpy() < last)
+    (plan,) = [plan for plan in plan_tiles(reader, 16) if plan.roi_id == "test-0"]
+    stored = Window.around(plan.stored)
+    for patch in plan.patches:
+        assert patch.shared(stored) == patch
+    tile = read_tile(reader, plan)
+    inside = np.isfinite(Network(small_checkpoint(None)).probabilities(tile)).all(axis=0)
+    assert inside[:, : stored.right].all()
+    assert (tile.label_hw[:, stored.right :] == UNLABELLED).all()
+
+
+def test_the_network_is_scored_on_every_pixel_of_the_map_once(evaluated: Run) -> None:
     result = result_of(evaluated)
     lands = LANDS["test"]
     truth = np.concatenate([land.truth_hw[land.seen_hw] for land in lands])
@@ -200,15 +238,11 @@ def test_thresholds_are_chosen_on_val_where_the_model_has_none(tmp_path: Path) -
     result = result_of(run)
     scores, labels = [], []
     for land in LANDS["val"]:
-        predictor = Predictor(small_checkpoint(None))
-        total, count = np.zeros((2, *land.truth_hw.shape)), np.zeros(land.truth_hw.shape)
-        for window in plan_windows(*land.truth_hw.shape, SIZE, 16):
-            rows, cols = window.slices
-            part = land.s1_cthw[None, :, :, rows, cols], land.s2_cthw[None, :, :, rows, cols]
-            total[:, rows, cols] += predictor.probabilities(*part)[0]
-            count[rows, cols] += 1
+        predictor, shape = Predictor(small_checkpoint(None)), land.truth_hw.shape
+        patches = patches_over(Window(0, 0, *shape), shape, SIZE, 16)
+        blended_khw = blended(predictor, land.s1_cthw, land.s2_cthw, patches, 16)
         known = (land.label_hw != UNLABELLED) & land.seen_hw
-        scores.append((total / count)[:, known].T)
+        scores.append(blended_khw[:, known].T)
         labels.append(land.label_hw[known])
     score_nk, label_n = np.concatenate(scores), np.concatenate(labels)
     for k, threshold in enumerate(result["thresholds"]["network"]):

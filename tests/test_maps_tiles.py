@@ -1,5 +1,7 @@
 """Tiles of a map: patches, blending, nodata. Maps do not depend on the size of the tiles."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import shapely
@@ -10,35 +12,34 @@ from cropray.grid import Window
 from cropray.maps.request import MapPlan
 from cropray.maps.tiles import (
     NODATA,
-    axis_starts,
-    patch_weights,
-    patches_over,
     predict_tile,
     stored,
 )
+from cropray.models.blending import axis_starts, patch_weights, patches_over
 from cropray.types import ImageRequest
 from tests.map_inputs import AS_OF, GRID, PERIODS, FakeNetwork, FakeSource, settings, whole_map
 
 
-@given(st.integers(1, 900), st.sampled_from([(64, 0), (64, 16), (64, 32), (32, 5)]))
-def test_patches_cover_an_axis_at_one_stride_and_extend_evenly_beyond_it(
-    length: int, shape: tuple[int, int]
-) -> None:
+@given(st.integers(64, 900), st.sampled_from([(64, 0), (64, 16), (64, 32), (32, 5)]))
+def test_the_fewest_patches_cover_an_axis_and_stay_inside_it(length: int, shape: tuple[int, int]) -> None:
     size, overlap = shape
     starts = axis_starts(length, size, overlap)
-    assert starts.step == size - overlap
-    before, after = -starts[0], starts[-1] + size - length
-    assert 0 <= after - before <= 1
-    assert len(starts) == 1 or starts[-1] + overlap < length + before  # none could be left out
+    assert (starts[0], starts[-1] + size) == (0, length)
+    shared = [size - (after - before) for before, after in pairwise(starts)]
+    assert all(overlap <= pixels <= max(shared[0] + 1, overlap) for pixels in shared)
+    assert len(starts) == 1 or length > size + (len(starts) - 2) * (size - overlap)  # one less would not do
 
 
-@given(st.integers(0, 32))
-def test_weights_of_neighbours_add_up_to_one(overlap: int) -> None:
-    starts = axis_starts(200, 64, overlap)
-    total = np.zeros(300)
-    for start in starts:
-        total[50 + start : 50 + start + 64] += np.sqrt(np.diag(patch_weights(64, overlap)))
-    assert np.allclose(total[50 + starts[0] + overlap : 50 + starts[-1] + 64 - overlap], 1)
+@given(st.integers(64, 400), st.integers(0, 32))
+def test_no_patch_begins_or_ends_with_a_jump(length: int, overlap: int) -> None:
+    """The share of a patch in a blend changes by no more than twice its ramp, but near the ends."""
+    starts, weights = axis_starts(length, 64, overlap), np.sqrt(np.diag(patch_weights(64, overlap)))
+    shares = np.zeros((len(starts), length))
+    for share, start in zip(shares, starts, strict=True):
+        share[start : start + 64] = weights
+    shares /= shares.sum(axis=0)
+    inside = shares[:, overlap : length - overlap]
+    assert np.abs(np.diff(inside)).max(initial=0) <= 2 / max(overlap, 2)
 
 
 def test_a_tile_gets_every_patch_that_touches_it_and_no_other() -> None:

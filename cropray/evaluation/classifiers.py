@@ -19,6 +19,7 @@ from cropray.bands import NODATA
 from cropray.config.training import EvaluateConfig
 from cropray.errors import InputError
 from cropray.evaluation.mosaics import MosaicTile, plan_tiles, read_tile
+from cropray.models.blending import blended
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.inference import Predictor, choose_thresholds
 from cropray.progress import progress
@@ -34,23 +35,22 @@ class Classifier(Protocol):
     """Gives every pixel of a tile its class probabilities."""
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
-        """Probabilities (K, H, W); values outside the patches are ignored."""
+        """Probabilities (K, H, W); values of pixels without imagery are ignored."""
         ...
 
 
 class Network:
-    """The trained network, on a GPU if there is one. Averages its predictions where patches overlap."""
+    """The trained network, on a GPU if there is one. It predicts a tile as a map does."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.predictor = Predictor(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
-        n = _PATCHES_AT_ONCE
-        parts = [
-            self.predictor.probabilities(tile.s1_ncthw[i : i + n], tile.s2_ncthw[i : i + n])
-            for i in range(0, len(tile.s1_ncthw), n)
-        ]
-        return tile.mosaic(np.concatenate(parts))
+        plan = tile.plan
+        values_khw = blended(
+            self.predictor, tile.s1_hull_cthw, tile.s2_hull_cthw, plan.patches, plan.overlap, _PATCHES_AT_ONCE
+        )
+        return values_khw[:, *plan.inner.slices]
 
 
 def pixel_features(s1_cthw: IntArray, s2_cthw: IntArray, where_hw: BoolArray) -> IntArray:
@@ -188,13 +188,13 @@ def fit_baselines(
 
 
 def fit_thresholds(
-    reader: ShardReader, classifiers: Mapping[str, Classifier], seed: int
+    reader: ShardReader, classifiers: Mapping[str, Classifier], overlap: int, seed: int
 ) -> dict[str, FloatArray]:
     """Thresholds (K,) of each classifier, chosen on all labelled pixels of a split, or a sample of them.
 
     Pixels without a valid observation are left out, as in the scores.
     """
-    plans = plan_tiles(reader)
+    plans = plan_tiles(reader, overlap)
     known = sum(reader.table["labelled_fraction"].to_pylist()) * reader.metadata.size**2
     share = min(1.0, _THRESHOLD_PIXELS / max(1.0, known))
     rng = np.random.default_rng(seed)

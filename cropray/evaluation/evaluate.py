@@ -53,7 +53,8 @@ def evaluate(run: Run) -> Summary:
     folder = resolve_model(run.config.evaluate.model, run)
     check_shards(run.folder, (run.summary("compact") or {}).get("shards", {}))
     uris = [uri for split in SPLITS for uri in shard_uris(run.folder, split)]
-    inputs = {"model": checkpoint_id(folder), "shards": fingerprint(uris)}
+    overlap = str(run.config.predict.overlap)  # of patches, as in a map
+    inputs = {"model": checkpoint_id(folder), "shards": fingerprint(uris), "overlap": overlap}
     summary = run.finished("evaluate", inputs, [EVALUATION])
     if summary is None:
         summary = _evaluate(run, folder)
@@ -117,7 +118,8 @@ def block_confusions(
 
     A pixel without a valid observation has no truth, since a map holds nodata there.
     """
-    metadata, n_classes, plans = reader.metadata, len(reader.metadata.classes), plan_tiles(reader)
+    metadata, plans = reader.metadata, plan_tiles(reader, config.predict.overlap)
+    n_classes = len(metadata.classes)
     scope: Scope = "truth" if metadata.has_truth else "class_map" if config.labels.class_map else "annotated"
     block_of = block_numbers(roi_grids(reader), config.rois.split.buffer_m)
     empty = np.zeros((n_classes + 1, n_classes + 1), np.int64)
@@ -154,7 +156,7 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         fitted, baselines = fit_baselines(train, config.evaluate, unlabelled=unlabelled, seed=config.seed)
         classifiers |= fitted
     thresholds, chosen_on = _thresholds(run, checkpoint, classifiers)
-    pictured, pictures = _pictured(plan_tiles(test)), dict[str, bytes]()
+    pictured, pictures = _pictured(plan_tiles(test, config.predict.overlap)), dict[str, bytes]()
 
     def draw(tile: MosaicTile, truth_hw: ByteArray, maps: Mapping[str, ByteArray]) -> None:
         plan = tile.plan
@@ -192,7 +194,8 @@ def _thresholds(
     known = {"network": np.array(own, np.float32)} if (own := checkpoint.thresholds) else {}
     if shard_uris(run.folder, "val"):
         missing = {name: classifier for name, classifier in classifiers.items() if name not in known}
-        chosen = fit_thresholds(open_split(run, "val", ""), missing, run.config.seed) if missing else {}
+        overlap, seed = run.config.predict.overlap, run.config.seed
+        chosen = fit_thresholds(open_split(run, "val", ""), missing, overlap, seed) if missing else {}
         return chosen | known, "val"
     default = np.full(len(checkpoint.classes), DEFAULT_THRESHOLD, np.float32)
     note = " (the network uses those of its checkpoint)" if known else ""

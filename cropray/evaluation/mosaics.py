@@ -1,7 +1,7 @@
 """Mosaics of whole ROIs, assembled tile by tile from the patches of their shards, each pixel once.
 
 Tiles bound memory for large ROIs. Neighbouring ROIs form one block, since a bootstrap needs independent
-units. Shape suffixes: N patches of a tile, C bands, T months, H rows, W columns, K layers.
+units. Shape suffixes: N stored patches of a tile, C bands, T months, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cropray.bands import NODATA
-from cropray.grid import Grid, Window, mosaic
+from cropray.grid import Grid, Window
+from cropray.models.blending import patches_over
 from cropray.rois.splits import components
 from cropray.shards.reader import ShardReader
-from cropray.types import UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray, Roi
+from cropray.types import UNLABELLED, BoolArray, ByteArray, IntArray, Roi
 
 _TILE = 1024  # pixels a side: about 200 MB of patches and 100 MB of probabilities of 21 classes
 _ROWS_AT_ONCE = 16  # rows are scattered over the shards, and each loads its whole row group
@@ -26,10 +27,11 @@ _ROWS_AT_ONCE = 16  # rows are scattered over the shards, and each loads its who
 
 @dataclass(frozen=True)
 class TilePlan:
-    """A part of an ROI's grid and the patches that overlap it.
+    """A part of an ROI's grid, and the patches that a network predicts for it.
 
-    `rows` are positions in the reader's table. The hull is the rectangle around the tile and all its
-    patches: `patches` and `inner`, the tile itself, are windows of it.
+    `rows` are positions in the reader's table, of the stored patches that hold the pixels of those patches.
+    The hull is the rectangle around all of these. `inner` (the tile itself), `stored` and `patches` are
+    windows of it. Patches share `overlap` pixels or more.
     """
 
     roi_id: str
@@ -37,26 +39,28 @@ class TilePlan:
     rows: tuple[int, ...]
     hull: tuple[int, int]
     inner: Window
+    stored: tuple[Window, ...]
     patches: tuple[Window, ...]
+    overlap: int
 
 
 @dataclass(frozen=True)
 class MosaicTile:
-    """The pixels of a planned tile: patches for a network, and rasters of the whole tile."""
+    """The pixels of a planned tile: imagery of its hull, for a network, and rasters of the tile itself."""
 
     plan: TilePlan
-    s1_ncthw: IntArray
-    s2_ncthw: IntArray
-    label_hw: ByteArray  # UNLABELLED outside the patches
+    s1_hull_cthw: IntArray
+    s2_hull_cthw: IntArray
+    label_hw: ByteArray  # UNLABELLED outside the stored patches
     truth_hw: ByteArray | None
 
     @property
     def s1_cthw(self) -> IntArray:
-        return _assembled(self.s1_ncthw, self.plan, NODATA)
+        return self.s1_hull_cthw[:, :, *self.plan.inner.slices]
 
     @property
     def s2_cthw(self) -> IntArray:
-        return _assembled(self.s2_ncthw, self.plan, NODATA)
+        return self.s2_hull_cthw[:, :, *self.plan.inner.slices]
 
     @property
     def seen_hw(self) -> BoolArray:
@@ -64,10 +68,6 @@ class MosaicTile:
         seen_s1, seen_s2 = ((cube[0] != NODATA).any(axis=0) for cube in (self.s1_cthw, self.s2_cthw))
         seen: BoolArray = seen_s1 | seen_s2
         return seen
-
-    def mosaic(self, values_nkhw: FloatArray) -> FloatArray:
-        """Patch values as one raster (K, H, W): the mean where patches overlap, NaN outside them."""
-        return mosaic(values_nkhw, self.plan.patches, self.plan.hull)[:, *self.plan.inner.slices]
 
 
 def roi_grids(reader: ShardReader) -> dict[str, Grid]:
@@ -87,20 +87,29 @@ def block_numbers(grids: Mapping[str, Grid], buffer_m: float) -> dict[str, int]:
     return dict(zip(grids, components(rois, buffer_m).tolist(), strict=True))
 
 
-def plan_tiles(reader: ShardReader, size: int = _TILE) -> list[TilePlan]:
-    """Tiles of at most `size` pixels a side over all ROIs of a reader, ordered by ROI."""
+def plan_tiles(reader: ShardReader, overlap: int, size: int = _TILE) -> list[TilePlan]:
+    """Tiles of at most `size` pixels a side over all ROIs of a reader, ordered by ROI.
+
+    The network's patches are those of a map of the ROI, which share `overlap` pixels or more. Where edges of
+    the ROI are not in the shards, they are those of a map of the rest.
+    """
     table = reader.table.select(("roi_id", "crop", "row", "col")).to_pydict()
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, roi_id in enumerate(table["roi_id"]):
         rows_of[roi_id].append(row)
     patch, grids, plans = reader.metadata.size, roi_grids(reader), []
+    overlap = min(overlap, patch // 2)
     for roi_id, rows in sorted(rows_of.items()):
         windows = {i: Window(table["row"][i], table["col"][i], patch, patch) for i in rows}
+        stored = Window.around(windows.values())  # the ROI, but for edges of which nothing was kept
         for tile in grids[roi_id].blocks(size):
-            inside = {i: window for i, window in windows.items() if window.overlaps(tile)}
-            if not inside:
+            if not any(window.overlaps(tile) for window in windows.values()):
                 continue
-            hull = Window.around([tile, *inside.values()])
+            part, shape = tile.shared(stored).within(stored), (stored.height, stored.width)
+            patches = [each.beyond(stored) for each in patches_over(part, shape, patch, overlap)]
+            reach = Window.around(patches)
+            inside = {i: window for i, window in windows.items() if window.overlaps(reach)}
+            hull = Window.around([reach, *inside.values()])
             plans.append(
                 TilePlan(
                     roi_id,
@@ -108,7 +117,9 @@ def plan_tiles(reader: ShardReader, size: int = _TILE) -> list[TilePlan]:
                     rows=tuple(inside),
                     hull=(hull.height, hull.width),
                     inner=tile.within(hull),
-                    patches=tuple(window.within(hull) for window in inside.values()),
+                    stored=tuple(window.within(hull) for window in inside.values()),
+                    patches=tuple(window.within(hull) for window in patches),
+                    overlap=overlap,
                 )
             )
     return plans
@@ -125,16 +136,16 @@ def read_tile(reader: ShardReader, plan: TilePlan) -> MosaicTile:
     has_truth = batches[0].truth_bhw is not None
     return MosaicTile(
         plan,
-        s1_ncthw=joined("s1_bcthw"),
-        s2_ncthw=joined("s2_bcthw"),
-        label_hw=_assembled(joined("label_bhw"), plan, UNLABELLED),
-        truth_hw=_assembled(joined("truth_bhw"), plan, UNLABELLED) if has_truth else None,
+        s1_hull_cthw=_assembled(joined("s1_bcthw"), plan, NODATA),
+        s2_hull_cthw=_assembled(joined("s2_bcthw"), plan, NODATA),
+        label_hw=_assembled(joined("label_bhw"), plan, UNLABELLED)[plan.inner.slices],
+        truth_hw=_assembled(joined("truth_bhw"), plan, UNLABELLED)[plan.inner.slices] if has_truth else None,
     )
 
 
 def _assembled(values_nxhw: npt.NDArray[Any], plan: TilePlan, fill: int) -> npt.NDArray[Any]:
-    """Patches (N, ..., h, w) as one raster (..., H, W) of the tile; patches agree where they overlap."""
+    """Stored patches (N, ..., h, w) as one raster (..., H, W) of the hull; they agree where they overlap."""
     raster = np.full((*values_nxhw.shape[1:-2], *plan.hull), fill, values_nxhw.dtype)
-    for values, patch in zip(values_nxhw, plan.patches, strict=True):
+    for values, patch in zip(values_nxhw, plan.stored, strict=True):
         raster[..., *patch.slices] = values
-    return raster[..., *plan.inner.slices]
+    return raster

@@ -82,10 +82,16 @@ def curves_chart(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes
 
 
 def confusion_chart(result: dict[str, Any]) -> bytes:
-    """The confusion matrix of the network as shares of the true pixels of each class, with their numbers."""
+    """The confusion matrix of the network as shares of the true pixels of each class, with their numbers.
+
+    A class that occurs neither in the truth nor in the map is left out.
+    """
     counts = np.array(result["methods"]["network"]["confusion"])
-    columns = [*result["classes"], "none"]
-    rows = columns[: len(counts)]
+    names, has_row = np.array([*result["classes"], "none"]), np.arange(counts.shape[1]) < len(counts)
+    occurs = counts.sum(axis=0) > 0
+    occurs[: len(counts)] |= counts.sum(axis=1) > 0
+    counts = counts[occurs[: len(counts)]][:, occurs]
+    rows, columns = names[has_row & occurs], names[occurs]
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     figure = Figure(figsize=(2.2 + 0.55 * len(columns), 1.6 + 0.45 * len(rows)), layout="constrained")
@@ -105,13 +111,13 @@ def confusion_chart(result: dict[str, Any]) -> bytes:
 
 
 def scores_chart(result: dict[str, Any]) -> bytes:
-    """F1 of each class by method, or recall if only parcels are annotated."""
+    """F1 of each class that has truth, by method; recall if only parcels are annotated."""
     measure = "recall" if result["scope"] == "annotated" else "f1"
-    methods, classes = result["methods"], result["classes"]
+    methods, classes = result["methods"], result["over"]
     figure, axes = _bars(1.6 + 0.75 * len(classes), 3.2)
     width = 0.8 / len(methods)
     for index, (name, row) in enumerate(methods.items()):
-        values = [math.nan if entry[measure] is None else entry[measure] for entry in row["per_class"]]
+        values = [entry[measure] for entry in row["per_class"] if entry["class"] in classes]
         places = np.arange(len(classes)) + (index - (len(methods) - 1) / 2) * width
         axes.bar(places, values, width, label=name, color=_COLOURS[name])
     axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")

@@ -83,7 +83,7 @@ def comparison_picture(
         "truth": colourised(truth_hw, len(classes)),
         "prediction": colourised(prediction_hw, len(classes)),
     }
-    figure = Figure(figsize=(3.2 * len(panels) + 1.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(panels) + 2, 7), layout="constrained")
     for axes, (name, image) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         _image(axes, image, name)
     figure.suptitle(title)

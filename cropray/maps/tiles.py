@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cropray.bands import S1_BANDS, S2_BANDS
-from cropray.grid import Grid, Window, mosaic
+from cropray.grid import Grid, Window
 from cropray.imagery import ImagerySource
+from cropray.models.blending import blended, patches_over
 from cropray.models.inference import Predictor, decide
 from cropray.shards.schema import quantise
 from cropray.types import (
@@ -25,7 +26,6 @@ from cropray.types import (
     ByteArray,
     Composite,
     CompositeRecipe,
-    FloatArray,
     ImageRequest,
     IntArray,
     Period,
@@ -87,7 +87,7 @@ def predict_tile(
     """Classes and probabilities of the pixels of `core`, a window of the map's `grid`.
 
     `wanted_hw` (H, W of `core`) is True in the area. One request fetches the imagery of all patches
-    that touch a wanted pixel. Patches may extend beyond the map, where imagery is context.
+    that touch a wanted pixel.
     """
     n_classes = len(predictor.checkpoint.classes)
     class_hw = np.full(wanted_hw.shape, NODATA, np.uint8)
@@ -102,16 +102,10 @@ def predict_tile(
     hull = Window.around(patches)
     composite = source.composite(settings.request(grid, hull, f"{core.row:07d}-{core.col:07d}"))
     seen_hw = np.any(composite.s2_valid_thw | composite.s1_valid_thw, axis=0)
-    cubes = stored(composite)
+    s1_cthw, s2_cthw = stored(composite)
     del composite
     windows = [patch.within(hull) for patch in patches]
-    values = []
-    for start in range(0, len(windows), settings.batch_size):
-        slices = [window.slices for window in windows[start : start + settings.batch_size]]
-        s1_bcthw, s2_bcthw = (np.stack([cube[:, :, *each] for each in slices]) for cube in cubes)
-        values.append(predictor.probabilities(s1_bcthw, s2_bcthw))
-    weights_hw = patch_weights(settings.size, settings.overlap)
-    blended_khw = mosaic(np.concatenate(values), windows, (hull.height, hull.width), weights_hw)
+    blended_khw = blended(predictor, s1_cthw, s2_cthw, windows, settings.overlap, settings.batch_size)
 
     shared = hull.shared(core)
     in_core, in_hull = shared.within(core).slices, shared.within(hull).slices
@@ -128,34 +122,3 @@ def stored(composite: Composite) -> tuple[IntArray, IntArray]:
     s1 = quantise(composite.s1_tchw, composite.s1_valid_thw[:, None], S1_BANDS[0].scale)
     s2 = quantise(composite.s2_tchw, composite.s2_valid_thw[:, None], S2_BANDS[0].scale)
     return s1.swapaxes(0, 1), s2.swapaxes(0, 1)
-
-
-def axis_starts(length: int, size: int, overlap: int) -> range:
-    """First pixels of the patches along one axis, at a stride of `size - overlap`.
-
-    The patches cover every pixel. They extend evenly beyond both ends, so starts may be negative.
-    """
-    stride = size - overlap
-    count = max(0, -(-(length - size) // stride)) + 1
-    excess = (count - 1) * stride + size - length
-    first = -(excess // 2)
-    return range(first, first + count * stride, stride)
-
-
-def patches_over(core: Window, shape: tuple[int, int], size: int, overlap: int) -> list[Window]:
-    """The patches of a map of `shape` (H, W) that touch `core`, row by row."""
-    rows, cols = (axis_starts(length, size, overlap) for length in shape)
-    rows_over = [row for row in rows if core.row - size < row < core.bottom]
-    cols_over = [col for col in cols if core.col - size < col < core.right]
-    return [Window(row, col, size, size) for row in rows_over for col in cols_over]
-
-
-def patch_weights(size: int, overlap: int) -> FloatArray:
-    """(size, size): 1 inside, falling linearly across the overlap towards each edge.
-
-    The weights of neighbours add up to 1. Pixels near the edge of a patch, where the network sees the
-    least context, count least.
-    """
-    distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
-    ramp = np.minimum(1.0, distance / max(overlap, 0.5)).astype(np.float32)
-    return ramp[:, None] * ramp

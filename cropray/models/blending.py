@@ -1,0 +1,64 @@
+"""A raster larger than a patch: patches on a lattice over it are predicted and blended.
+
+Maps and evaluations use the same lattice, so an evaluation scores what a map would show. Shape suffixes: N
+patches, K classes, H rows, W columns, and those of `types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cropray.grid import Window, mosaic
+from cropray.models.inference import Predictor
+from cropray.types import FloatArray, IntArray
+
+
+def axis_starts(length: int, size: int, overlap: int) -> list[int]:
+    """First pixels, ascending, of the fewest patches along an axis that share `overlap` pixels or more.
+
+    They are spread evenly from the first pixel to the last. A patch that is longer than the axis extends
+    evenly beyond both ends.
+    """
+    count = max(0, -(-(length - size) // (size - overlap))) + 1
+    if count == 1:
+        return [(length - size) // 2]
+    return [round(index * (length - size) / (count - 1)) for index in range(count)]
+
+
+def patches_over(core: Window, shape: tuple[int, int], size: int, overlap: int) -> list[Window]:
+    """The patches of a raster of `shape` (H, W) that touch `core`, row by row."""
+    rows, cols = (axis_starts(length, size, overlap) for length in shape)
+    rows_over = [row for row in rows if core.row - size < row < core.bottom]
+    cols_over = [col for col in cols if core.col - size < col < core.right]
+    return [Window(row, col, size, size) for row in rows_over for col in cols_over]
+
+
+def patch_weights(size: int, overlap: int) -> FloatArray:
+    """(size, size): 1 inside, falling linearly across the overlap towards each edge.
+
+    Pixels near the edge of a patch, where the network sees the least context, count least.
+    """
+    distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
+    ramp = np.minimum(1.0, distance / max(overlap, 0.5)).astype(np.float32)
+    return ramp[:, None] * ramp
+
+
+def blended(
+    predictor: Predictor,
+    s1_cthw: IntArray,
+    s2_cthw: IntArray,
+    patches: Sequence[Window],
+    overlap: int,
+    batch_size: int = 16,
+) -> FloatArray:
+    """Probabilities (K, H, W) of stored integers: the weighted mean of the patches, NaN outside them."""
+    values = []
+    for start in range(0, len(patches), batch_size):
+        slices = [patch.slices for patch in patches[start : start + batch_size]]
+        s1_bcthw, s2_bcthw = (np.stack([cube[:, :, *each] for each in slices]) for cube in (s1_cthw, s2_cthw))
+        values.append(predictor.probabilities(s1_bcthw, s2_bcthw))
+    height, width = s1_cthw.shape[2:]
+    weights_hw = patch_weights(patches[0].height, overlap)
+    return mosaic(np.concatenate(values), patches, (height, width), weights_hw)
