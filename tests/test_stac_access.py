@@ -86,6 +86,11 @@ def test_objects_and_public_servers_are_read(href: str, path: str, tmp_path: Pat
         "https://10.1.2.3\\@93.184.216.34/B02.tif",
         "https://93.184.216.34/B02.tif\nGDAL_HTTP_HEADERS=x",
         "https:///B02.tif",
+        "https://%31%32%37.0.0.1/B02.tif",
+        "https://127。0。0。1/B02.tif",
+        "https://a..b/B02.tif",
+        "https://[::1/B02.tif",
+        "https://93.184.216.34:99999/B02.tif",
         "s3://93.184.216.34#/B02.tif",
         "s3://bucket",
         "s3:///B02.tif",
@@ -99,6 +104,8 @@ def test_objects_and_public_servers_are_read(href: str, path: str, tmp_path: Pat
         "GTIFF_RAW:/etc/hostname",
         "<VRTDataset rasterXSize='1' rasterYSize='1'></VRTDataset>",
         '{"type": "FeatureCollection"}',
+        "a" * 5000,
+        "\x00",
     ],
 )
 def test_an_item_of_an_api_cannot_point_elsewhere(href: str, tmp_path: Path) -> None:

@@ -233,3 +233,30 @@ def test_other_keys_are_a_setting(tmp_path: Path) -> None:
         source({}).composite(request)
     with pytest.raises(InputError, match=r"no asset 'layer99' for SCL.*layer0"):
         source({**keys, "SCL": "layer99"}).composite(request)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"assets": None}, "not a STAC"),
+        ({"geometry": {"type": "Polygon", "coordinates": [[[float("nan"), 0], [1, 1], [2, 2]]]}}, "geometry"),
+        ({"geometry": "POINT (0 0)"}, "geometry"),
+        ({"properties": None}, "not a STAC"),
+        ({"properties": {"datetime": "yesterday"}}, "not a STAC"),
+        ({"B02_10m": {"href": 5}}, "not a STAC"),
+        ({"B02_10m": {"raster:scale": "x"}}, "raster:scale 'x'"),
+        ({"B02_10m": {"raster:scale": 0}}, "raster:scale 0"),
+        ({"B02_10m": {"raster:offset": float("inf")}}, "raster:offset inf"),
+    ],
+)
+def test_items_of_another_form_are_refused(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    scene = catalogue_items.copernicus_s2(tmp_path, lambda name: str(tmp_path / name))
+    for key, value in change.items():
+        if key in scene["assets"]:
+            scene["assets"][key] |= value
+        else:
+            scene[key] = value
+    (tmp_path / "s2.json").write_text(json.dumps({"type": "FeatureCollection", "features": [scene]}))
+    source = StacSource(StacConfig(s2=StacSentinel2Config(items=str(tmp_path / "s2.json"))))
+    with pytest.raises(InputError, match=words):
+        source.composite(ImageRequest(GRID, GRID, (MAY,)))

@@ -36,6 +36,8 @@ from cropray.storage import Folder
 from cropray.types import Composite, ImageRequest, Period
 
 _READERS = 8  # scenes read at a time: remote files are latency, not bandwidth
+# What pystac raises for JSON of another form.
+_NOT_STAC = (ValueError, LookupError, TypeError, AttributeError, pystac.STACError, pystac.STACTypeError)
 _SEARCH_S = (10, 120)  # to connect, and to wait for an answer
 
 
@@ -70,11 +72,11 @@ class FileCatalogue:
             if not isinstance(content, dict):
                 raise InputError(f"{self.uri} is not a STAC ItemCollection: it holds no JSON object")
             items = list(pystac.ItemCollection.from_dict(content, preserve_dict=False))
-        except (ValueError, KeyError, pystac.STACError, pystac.STACTypeError) as error:
+            for item in items:
+                item.set_self_href(self.uri)
+                item.make_asset_hrefs_absolute()
+        except _NOT_STAC as error:
             raise InputError(f"{self.uri} is not a STAC ItemCollection (JSON): {error}") from error
-        for item in items:
-            item.set_self_href(self.uri)
-            item.make_asset_hrefs_absolute()
         found = [item for item in items if self.collection in ("", item.collection_id)]
         if not found:
             collections = sorted({item.collection_id or "(no collection)" for item in items})
@@ -115,7 +117,7 @@ class ApiCatalogue:
             items = list(client.search(collections=[self.collection], **query).items())
             # No items are no error, unless the collection does not exist.
             exists = bool(items) or client.get_collection(self.collection) is not None
-        except (APIError, DoesNotConformTo, pystac.STACError, pystac.STACTypeError) as error:
+        except (APIError, DoesNotConformTo, *_NOT_STAC) as error:
             raise InputError(f"the STAC API {self.url} cannot be searched: {error}") from error
         if not exists:
             raise InputError(f"the STAC API {self.url} has no collection {self.collection!r}")

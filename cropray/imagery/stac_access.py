@@ -28,6 +28,7 @@ from cropray.types import FloatArray
 
 _STORES = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_HOST = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*")
 _AZURE = ".blob.core.windows.net"
 # Hosts that serve objects and never send clients elsewhere, so that no request is spent on asking them.
 _OBJECT_STORES = re.compile(
@@ -70,7 +71,12 @@ class Access:
 
         It is a DeadAssetError for a file that is gone or damaged.
         """
-        href = asset.get_absolute_href() or asset.href
+        try:
+            href = asset.get_absolute_href() or asset.href
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"the STAC item {item.id}: cannot use the href {asset.href!r}: {error}"
+            ) from error
         try:
             path = gdal_path(href, self.home, self.config.allow_outside)
             if not self.config.allow_outside:
@@ -140,7 +146,11 @@ def gdal_path(href: str, home: str, allow_outside: bool) -> str:
     and below the folder of a catalogue that is a file. With `allow_outside` also other files, http, and
     hosts of private networks. Raises OutsideError for what that would allow, InputError for everything else.
     """
-    parts = urlsplit(href)
+    try:
+        parts = urlsplit(href)
+        _ = parts.port
+    except ValueError as error:
+        raise InputError(f"it is no URL: {error}.") from error
     scheme = parts.scheme.lower() if "://" in href else ""
     if scheme in ("", "file"):
         return _file(href if not scheme else url2pathname(parts.path), home, allow_outside)
@@ -152,12 +162,14 @@ def gdal_path(href: str, home: str, allow_outside: bool) -> str:
         return f"{_STORES[scheme]}{parts.netloc}{href.partition(parts.netloc)[2]}"
     if scheme not in ("https", "http"):
         raise InputError(f"{scheme}:// is not read. Wanted is a file, https, s3, gs or az.")
-    if parts.username is not None or not parts.hostname:
-        raise InputError("its host is missing or has a user name.")
+    # Nothing that one parser of URLs reads in another way than the next, such as %31 for 1.
+    host = parts.hostname or ""
+    if "@" in parts.netloc or not _HOST.fullmatch(host):
+        raise InputError("it has no plain host name.")
     if not allow_outside and _origin(parts) != _origin(urlsplit(home)):
         if scheme == "http":
             raise OutsideError("http is not encrypted, and it is not the server of the catalogue.")
-        _check_public(parts.hostname)
+        _check_public(host)
     return f"/vsicurl/{href}"
 
 
@@ -220,14 +232,18 @@ def s3_options(config: StacS3Config) -> dict[str, str]:
 
 
 def _file(path: str, home: str, allow_outside: bool) -> str:
-    resolved = Path(path).resolve()
+    try:
+        resolved = Path(path).resolve()
+        exists = resolved.is_file()  # not so what GDAL takes for more: /vsi…, XML, prefixes, devices
+    except (OSError, ValueError) as error:  # too long, or with a null character
+        raise DeadAssetError("there is no such file.") from error
     if not allow_outside:
         if "://" in home and not home.startswith("file://"):
             raise OutsideError("it is a file of this machine, but the catalogue is not.")
         folder = Path(home.removeprefix("file://")).resolve().parent
         if not resolved.is_relative_to(folder):
             raise OutsideError(f"it is not below {folder}, the folder of the catalogue.")
-    if not resolved.is_file():  # also what GDAL takes for more than a file: /vsi…, XML, prefixes, devices
+    if not exists:
         raise DeadAssetError("there is no such file.")
     return str(resolved)
 

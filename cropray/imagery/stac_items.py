@@ -6,12 +6,14 @@ nothing is guessed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import pystac
+from shapely.errors import ShapelyError
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
@@ -68,7 +70,10 @@ def footprint(item: pystac.Item) -> BaseGeometry:
     """The geometry of the item (lon, lat), see `within_180`. Raises InputError where it has none."""
     if item.geometry is None:
         raise InputError(f"{_name(item)} has no geometry")
-    return within_180(shape(item.geometry))
+    try:
+        return within_180(shape(item.geometry))
+    except (ShapelyError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise InputError(f"{_name(item)} has a geometry that is no GeoJSON: {error}") from error
 
 
 def find_asset(item: pystac.Item, aliases: Sequence[str], key: str = "") -> pystac.Asset:
@@ -93,7 +98,7 @@ def find_asset(item: pystac.Item, aliases: Sequence[str], key: str = "") -> pyst
     for alias in aliases:
         named = [asset for asset in item.assets.values() if alias in _band_names(asset)]
         if named:
-            return min(named, key=lambda asset: float(_stated(item, asset, "gsd") or "inf"))
+            return min(named, key=lambda asset: _number(item, asset, "gsd") or math.inf)
     sensor = "s1" if aliases[0].upper() in S1_NAMES else "s2"
     raise InputError(
         f"{_name(item)} has no asset for {aliases[0]}: wanted a key, band name or eo:common_name of "
@@ -104,35 +109,37 @@ def find_asset(item: pystac.Item, aliases: Sequence[str], key: str = "") -> pyst
 def reflectance_scaling(item: pystac.Item, asset: pystac.Asset, config: StacSentinel2Config) -> Scaling:
     """Scale and offset of a Sentinel-2 L2A band.
 
-    The offset is, in this order: `config.offset`; 0 for `earthsearch:boa_offset_applied: true` (or, of
-    Earth Search v0, `sentinel:boa_offset_applied`; set where
-    the pixels were shifted, while the band metadata keep the product's offset); the band's `raster:offset`
-    or the processing baseline's (-0.1 from 04.00), where both are given only if they agree. A `raster:offset`
-    of 0 under a later baseline means that the offset was applied, unless the flag is false.
+    The offset is, in this order: `config.offset`; 0 for `earthsearch:boa_offset_applied: true` (of version 0,
+    `sentinel:boa_offset_applied`; set where the pixels were shifted, while the band metadata keep the
+    product's offset); the band's `raster:offset` or the processing baseline's (-0.1 from 04.00), where both
+    are given only if they agree. A `raster:offset` of 0 under a later baseline means that the offset was
+    applied, unless the flag is false.
 
     Raises InputError where nothing is stated, or statements contradict each other.
     """
-    scale = float(_stated(item, asset, "raster:scale", _DEFAULT_SCALE))
+    scale = _number(item, asset, "raster:scale", _DEFAULT_SCALE)
+    if not scale > 0:
+        raise InputError(f"{_name(item)} has the raster:scale {scale:g}; wanted is a positive number")
     if config.offset is not None:
         return Scaling(scale, config.offset)
     applied = _first(item, _APPLIED)
     if applied is True:
         return Scaling(scale, 0.0)
-    stated, baseline = _stated(item, asset, "raster:offset"), _baseline(item)
+    stated, baseline = _number(item, asset, "raster:offset"), _baseline(item)
     expected = None if baseline is None else _BOA_OFFSET if baseline >= _OFFSET_BASELINE else 0.0
     hint = "set source.stac.s2.offset (-0.1: apply it; 0: there is none, or it is applied already)"
-    if expected is None and stated is None:
-        raise InputError(
-            f"{_name(item)} does not say whether its numbers carry the offset of -1000 of baseline 04.00: it "
-            "has no s2:processing_baseline (or processing:version), no raster:bands offset and no "
-            f"earthsearch:boa_offset_applied; {hint}"
-        )
-    if stated is None and expected is not None:
+    if stated is None:
+        if expected is None:
+            raise InputError(
+                f"{_name(item)} does not say whether its numbers carry the offset of -1000 of baseline "
+                "04.00: it has no s2:processing_baseline (or processing:version), no raster:bands offset "
+                f"and no earthsearch:boa_offset_applied; {hint}"
+            )
         return Scaling(scale, expected)
     if expected is None:
-        return Scaling(scale, float(stated))
-    if abs(float(stated) - expected) < 1e-9 or (float(stated) == 0 and applied is None):
-        return Scaling(scale, float(stated))
+        return Scaling(scale, stated)
+    if abs(stated - expected) < 1e-9 or (stated == 0 and applied is None):
+        return Scaling(scale, stated)
     flag = "" if applied is None else f", earthsearch:boa_offset_applied is {applied}"
     raise InputError(
         f"{_name(item)} contradicts itself: processing baseline {baseline:05.2f} means an offset of "
@@ -174,8 +181,7 @@ def backscatter(item: pystac.Item, asset: pystac.Asset, config: StacSentinel1Con
 
 def backscatter_scaling(item: pystac.Item, asset: pystac.Asset) -> Scaling:
     """Scale and offset of a Sentinel-1 band, 1 and 0 where none are stated."""
-    scale, offset = _stated(item, asset, "raster:scale", 1.0), _stated(item, asset, "raster:offset", 0.0)
-    return Scaling(float(scale), float(offset))
+    return Scaling(_number(item, asset, "raster:scale", 1.0), _number(item, asset, "raster:offset", 0.0))
 
 
 def orbit(item: pystac.Item) -> tuple[Literal["ascending", "descending"], int]:
@@ -191,8 +197,9 @@ def orbit(item: pystac.Item) -> tuple[Literal["ascending", "descending"], int]:
 
 def nodata(item: pystac.Item, asset: pystac.Asset) -> float | None:
     """The number that marks missing pixels, None where it is not stated."""
-    stated = _stated(item, asset, "raster:nodata")
-    return None if stated is None else float(stated)  # also the string "nan" of the raster extension
+    if str(_stated(item, asset, "raster:nodata")).lower() == "nan":  # a string in the raster extension
+        return math.nan
+    return _number(item, asset, "raster:nodata")
 
 
 def is_in_crs(item: pystac.Item, asset: pystac.Asset, crs: str) -> bool:
@@ -227,7 +234,9 @@ def _stated_baseline(item: pystac.Item) -> str:
     """The processing baseline as a field, else as in the name of the product (`_N0400_`), else empty."""
     stated = _first(item, _BASELINES)
     names = [str(item.properties.get(key, "")) for key in _PRODUCTS]
-    found = [re.match(r"S2\w_MSIL2A_\d{8}T\d{6}_N(\d\d)(\d\d)_R\d{3}_", name) for name in (*names, item.id)]
+    found = [
+        re.match(r"S2\w_MSIL2A_\d{8}T\d{6}_N(\d\d)(\d\d)_R\d{3}_", name) for name in (*names, str(item.id))
+    ]
     return str(stated or next((f"{match[1]}.{match[2]}" for match in found if match), ""))
 
 
@@ -261,6 +270,22 @@ def _stated(item: pystac.Item, asset: pystac.Asset, key: str, default: Any = Non
     if value is None:
         value = item.properties.get(key)
     return default if value is None else value
+
+
+@overload
+def _number(item: pystac.Item, asset: pystac.Asset, key: str, default: float) -> float: ...
+@overload
+def _number(item: pystac.Item, asset: pystac.Asset, key: str, default: None = None) -> float | None: ...
+def _number(item: pystac.Item, asset: pystac.Asset, key: str, default: float | None = None) -> float | None:
+    """A field as `_stated`. Raises InputError for what is no finite number."""
+    stated = _stated(item, asset, key, default)
+    try:
+        number = None if stated is None else float(stated)
+    except (TypeError, ValueError):
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise InputError(f"{_name(item)} has the {key} {stated!r}; wanted is a number")
+    return number
 
 
 def _name(item: pystac.Item) -> str:

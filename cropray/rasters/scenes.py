@@ -22,10 +22,9 @@ from cropray.types import FloatArray
 
 # The formats of scenes. Other drivers may open whatever a file names: a VRT any path or URL.
 _SCENE_DRIVERS = ("GTiff", "JP2OpenJPEG", "JP2KAK")
-# No folder is listed and no file beside a scene is opened. A request is tried again after connection errors
-# and HTTP 429 and 5xx. These are defaults: a variable of the same name in the environment comes first.
+# A request is tried again after connection errors and HTTP 429 and 5xx. These are defaults: a variable of
+# the same name in the environment comes first.
 _SCENE_OPTIONS = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",  # bytes per second, for this long:
     "GDAL_HTTP_LOW_SPEED_TIME": "30",
@@ -47,6 +46,7 @@ def read_scene(
     whether GDAL could not "open" the file or "read the pixels of" it.
     """
     configuration = {name: value for name, value in _SCENE_OPTIONS.items() if name not in os.environ}
+    configuration["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # and open no file that lies beside it
     doing = "open"
     with rasterio.Env(_Options({**configuration, **options}), GDAL_CACHEMAX=CACHE_MB):
         try:
