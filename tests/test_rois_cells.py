@@ -9,7 +9,7 @@ import pytest
 from cropray.config import Config
 from cropray.errors import InputError
 from cropray.rois.build import build_rois
-from cropray.rois.splits import near_pairs
+from cropray.rois.near import near_pairs
 from cropray.rois.store import DROPPED, read_parcels, read_rois
 from cropray.run import Run
 from cropray.storage import Folder

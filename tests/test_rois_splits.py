@@ -8,8 +8,9 @@ from pyproj import Geod, Transformer
 
 from cropray.config.rois import SplitConfig
 from cropray.errors import InputError
-from cropray.grid import Grid
-from cropray.rois.splits import audit_grids, audit_splits, components, missing_crops, near_pairs, split_rois
+from cropray.grid import Grid, transform_bounds
+from cropray.rois.near import components, near_across, near_pairs
+from cropray.rois.splits import audit_grids, audit_splits, missing_crops, split_rois
 from cropray.types import Roi
 
 CRS = "EPSG:32631"
@@ -64,6 +65,54 @@ def test_the_buffer_holds_on_the_ellipsoid_far_north() -> None:
     boxes = [(19.99, 69.99, 20.0, 70.0), (east, 69.99, east + 0.01, 70.0)]
     rois = [Roi(str(n), "", "", "", "", "", box, "EPSG:4326") for n, box in enumerate(boxes)]
     assert near_pairs(rois, 1000.0).shape == (2, 1)
+
+
+def chained(rois: list[Roi], buffer_m: float) -> set[frozenset[int]]:
+    """Components by repeated merging of the groups of each near pair."""
+    groups = [{number} for number in range(len(rois))]
+    for one, other in near_pairs(rois, buffer_m).T.tolist():
+        first, second = (next(group for group in groups if n in group) for n in (one, other))
+        if first is not second:
+            first |= second
+            groups.remove(second)
+    return {frozenset(group) for group in groups}
+
+
+SIZES = st.sampled_from([50.0, 640.0, 3000.0])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 15_000), st.integers(0, 15_000), SIZES, SIZES), min_size=1, max_size=40
+    ),
+    st.sampled_from([0.0, 1.0, 300.0, 1000.0]),
+)
+@settings(deadline=None)
+def test_components_are_chains_of_near_regions(
+    boxes: list[tuple[int, int, float, float]], buffer_m: float
+) -> None:
+    rois = [
+        replace(roi(f"r{n}", 0, 0), bounds=(x + 5e5, y + 5.4e6, x + wide + 5e5, y + high + 5.4e6))
+        for n, (x, y, wide, high) in enumerate(boxes)
+    ]
+    numbers = components(rois, buffer_m)
+    found = {frozenset(np.flatnonzero(numbers == number).tolist()) for number in numbers}
+    assert found == chained(rois, buffer_m)
+    dealt = [replace(each, split=("train", "val", "test")[n % 3]) for n, each in enumerate(rois)]
+    across = near_across(dealt, buffer_m).T.tolist()
+    assert across == [[i, j] for i, j in near_pairs(dealt, buffer_m).T.tolist() if i % 3 != j % 3]
+
+
+def test_regions_on_both_sides_of_180_degrees_are_near() -> None:
+    boxes = {"west": (179.98, -17, 179.99, -16.99), "across": (179.995, -17, 180.002, -16.99)}
+    boxes |= {"east": (-179.99, -17, -179.98, -16.99), "far": (-179.9, -17, -179.8, -16.99)}
+    rois = [Roi(name, "", "", "", "", "", box, "EPSG:4326") for name, box in boxes.items()]
+    assert components(rois, 1500.0).tolist() == [0, 0, 0, 1]
+    assert near_pairs(rois, 1500.0).T.tolist() == [[0, 1], [1, 2]]
+    utm = replace(
+        rois[1], bounds=transform_bounds(rois[1].bounds, "EPSG:4326", "EPSG:32760"), crs="EPSG:32760"
+    )
+    assert near_pairs([rois[0], utm, *rois[2:]], 1500.0).T.tolist() == [[0, 1], [1, 2]]
 
 
 def test_a_chain_of_neighbours_is_one_component_and_one_split() -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cropray.bands import NODATA
 from cropray.grid import Grid, Window
 from cropray.models.blending import patches_over
-from cropray.rois.splits import components
+from cropray.rois.near import components
 from cropray.shards.reader import ShardReader
 from cropray.types import UNLABELLED, BoolArray, ByteArray, IntArray, Roi
 

@@ -15,8 +15,9 @@ from cropray.errors import InputError, nearest
 from cropray.progress import say
 from cropray.rois.cells import rois_of_cells
 from cropray.rois.clusters import rois_of_clusters
+from cropray.rois.near import components
 from cropray.rois.parcels import Parcels, fingerprints, read_parcels
-from cropray.rois.splits import SPLITS, audit_splits, check_components, components, missing_crops, split_rois
+from cropray.rois.splits import SPLITS, audit_splits, check_components, missing_crops, split_rois
 from cropray.rois.store import PARCELS, ROIS, Dropped, write_dropped, write_parcels, write_rois
 from cropray.rois.table import read_table
 from cropray.run import Run, Summary

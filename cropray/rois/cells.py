@@ -14,10 +14,11 @@ import shapely
 
 from cropray.config.rois import RoisConfig
 from cropray.errors import InputError
+from cropray.rois.near import near_across
 from cropray.rois.parcels import Parcels
 from cropray.rois.provinces import provinces_of
 from cropray.rois.shapes import parcels_crs, reproject
-from cropray.rois.splits import SPLITS, check_not_empty, deal, near_across
+from cropray.rois.splits import SPLITS, check_not_empty, deal
 from cropray.rois.store import Dropped, identity
 from cropray.types import IndexArray, Roi
 
@@ -115,7 +116,7 @@ def _apart(rois: list[Roi], buffer_m: float) -> set[str]:
     sizes = {split: sum(roi.split == split for roi in rois) for split in SPLITS}
     order = ["train", *sorted(("val", "test"), key=lambda split: -sizes[split])]
     lost: set[int] = set()
-    pairs = [sorted(pair, key=lambda n: order.index(rois[n].split)) for pair in near_across(rois, buffer_m)]
+    pairs = [sorted(pair, key=lambda n: order.index(rois[n].split)) for pair in near_across(rois, buffer_m).T]
     # Pairs with train first: a held-out cell must not be lost to one that is.
     for first, other in sorted(pairs, key=lambda pair: order.index(rois[pair[0]].split), reverse=True):
         if other not in lost:

@@ -9,55 +9,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import shapely
 import xxhash
-from pyproj import Transformer
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from cropray.config.rois import SplitConfig
 from cropray.errors import InputError, listed
 from cropray.grid import Grid
 from cropray.progress import say
+from cropray.rois.near import Pairs, components, near_across
 from cropray.types import DoubleArray, IndexArray, Roi
 
 SPLITS = ("train", "val", "test")
 
-# A degree of latitude at the equator on WGS 84. It is the shortest one, so no distance is overestimated.
-_METRES_PER_DEGREE = 110_574.0
 _SLIVER = 1e-3  # share of a pixel by which a reprojected edge may be off
-
-
-def near_pairs(rois: Sequence[Roi], buffer_m: float) -> npt.NDArray[np.intp]:
-    """(2, P) positions i < j of pairs of ROIs that are less than `buffer_m` apart on the ground.
-
-    The buffer is a box in longitude and latitude around each ROI. It errs on the large side: at its
-    corners, a pair up to √2 · `buffer_m` apart counts as near.
-    """
-    bounds = _lonlat_bounds(rois)
-    lat_margin = buffer_m / _METRES_PER_DEGREE
-    highest = np.minimum(np.abs(bounds[:, [1, 3]]).max(axis=1) + lat_margin, 89.0)
-    lon_margin = lat_margin / np.cos(np.radians(highest))
-    reach = bounds + np.stack([-lon_margin, np.full(len(rois), -lat_margin)] * 2, axis=1) * [1, 1, -1, -1]
-    tree = shapely.STRtree(shapely.box(*bounds.T))
-    # Longitudes are a circle: a box that ends at 180° is near one that begins at -180°.
-    turns = (0, 360, -360) if np.abs(reach[:, [0, 2]]).max() > 180 else (0,)
-    west, south, east, north = reach.T
-    found = [
-        tree.query(shapely.box(west + turn, south, east + turn, north), predicate="intersects")
-        for turn in turns
-    ]
-    pairs = np.sort(np.hstack(found), axis=0)
-    return np.unique(pairs[:, pairs[0] < pairs[1]], axis=1)
-
-
-def components(rois: Sequence[Roi], buffer_m: float) -> IndexArray:
-    """(N,) number, from 0, of the connected component of near ROIs that contains each ROI."""
-    pairs = near_pairs(rois, buffer_m)
-    links = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(len(rois), len(rois)))
-    numbers: IndexArray = connected_components(links, directed=False)[1]
-    return numbers
 
 
 def split_rois(
@@ -144,9 +108,9 @@ def _demand(counts: DoubleArray, shares: tuple[float, float, float]) -> DoubleAr
 def audit_splits(rois: Sequence[Roi], buffer_m: float) -> None:
     """Raises InputError that names ROIs of different splits less than `buffer_m` apart."""
     pairs = near_across(rois, buffer_m)
-    if pairs:
+    if pairs.size:
         raise InputError(
-            f"{len(pairs)} pairs of ROIs of different splits are less than {buffer_m:g} m apart, so one "
+            f"{pairs.shape[1]} pairs of ROIs of different splits are less than {buffer_m:g} m apart, so one "
             f"would leak into the other:\n{_names(rois, pairs)}\nPut both of a pair into the same split in "
             "rois.split.named, or lower rois.split.buffer_m."
         )
@@ -160,24 +124,18 @@ def audit_grids(rois: Sequence[Roi], grids: Sequence[Grid]) -> None:
     """
     snapped = [replace(roi, bounds=grid.bounds, crs=grid.crs) for roi, grid in zip(rois, grids, strict=True)]
     near = near_across(snapped, 0.0)
-    pairs = [(one, other) for one, other in near if _share_ground(grids[one], grids[other])]
-    if pairs:
+    pairs = near[:, [_share_ground(grids[one], grids[other]) for one, other in near.T]]
+    if pairs.size:
         raise InputError(
-            f"the pixels of {len(pairs)} pairs of ROIs of different splits overlap on the grid, so one would "
-            f"leak into the other:\n{_names(rois, pairs)}\nRaise rois.split.buffer_m (of a table with "
+            f"the pixels of {pairs.shape[1]} pairs of ROIs of different splits overlap on the grid, so one "
+            f"would leak into the other:\n{_names(rois, pairs)}\nRaise rois.split.buffer_m (of a table with "
             "rois.split.named: put both of a pair into the same split), and start again from rois in a new "
             "--run folder."
         )
 
 
-def near_across(rois: Sequence[Roi], buffer_m: float) -> list[tuple[int, int]]:
-    """The near pairs of ROIs that are in different splits."""
-    pairs = near_pairs(rois, buffer_m).T.tolist()
-    return [(one, other) for one, other in pairs if rois[one].split != rois[other].split]
-
-
-def _names(rois: Sequence[Roi], pairs: Sequence[tuple[int, int]]) -> str:
-    return listed([" and ".join(f"{rois[i].roi_id} ({rois[i].split})" for i in pair) for pair in pairs])
+def _names(rois: Sequence[Roi], pairs: Pairs) -> str:
+    return listed([" and ".join(f"{rois[i].roi_id} ({rois[i].split})" for i in pair) for pair in pairs.T])
 
 
 def _share_ground(one: Grid, other: Grid) -> bool:
@@ -203,21 +161,3 @@ def _component_names(rois: Sequence[Roi], component: IndexArray) -> list[str]:
     for position in sorted(range(len(rois)), key=lambda i: rois[i].roi_id, reverse=True):
         names[component[position]] = rois[position].roi_id
     return names
-
-
-def _lonlat_bounds(rois: Sequence[Roi]) -> DoubleArray:
-    """(N, 4) west, south, east, north of the ROIs, from the corners and midpoints of their sides.
-
-    Those of an ROI across 180° run past it.
-    """
-    lonlat = np.empty((len(rois), 4))
-    for crs in {roi.crs for roi in rois}:
-        mine = np.array([position for position, roi in enumerate(rois) if roi.crs == crs])
-        min_x, min_y, max_x, max_y = np.array([rois[position].bounds for position in mine]).T
-        mid_x, mid_y = (min_x + max_x) / 2, (min_y + max_y) / 2
-        x = np.stack([min_x, mid_x, max_x, max_x, max_x, mid_x, min_x, min_x])
-        y = np.stack([min_y, min_y, min_y, mid_y, max_y, max_y, max_y, mid_y])
-        lon, lat = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(x, y)
-        lon = lon[0] + (lon - lon[0] + 180) % 360 - 180  # in one piece across 180°
-        lonlat[mine] = np.stack([lon.min(axis=0), lat.min(axis=0), lon.max(axis=0), lat.max(axis=0)], axis=1)
-    return lonlat
