@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from cropray.errors import InputError
+
+if TYPE_CHECKING:
+    from pyproj import Transformer
 
 Bounds = tuple[float, float, float, float]
 
@@ -116,13 +121,11 @@ class Grid:
 
     def outline_in(self, crs: str, per_side: int = 16) -> npt.NDArray[np.floating]:
         """The closed outline (N, 2) in another CRS, each side divided into `per_side` straight steps."""
-        from pyproj import Transformer
-
         min_x, min_y, max_x, max_y = self.bounds
         along = np.linspace(0, 1, per_side, endpoint=False)
         x = np.concatenate([along, np.ones(per_side), 1 - along, np.zeros(per_side), [0]])
         y = np.concatenate([np.zeros(per_side), along, np.ones(per_side), 1 - along, [0]])
-        to_crs = Transformer.from_crs(self.crs, crs, always_xy=True)
+        to_crs = _transformer(self.crs, crs)
         return np.column_stack(to_crs.transform(min_x + x * (max_x - min_x), min_y + y * (max_y - min_y)))
 
     @classmethod
@@ -166,13 +169,18 @@ def transform_bounds(bounds: Bounds, src_crs: str, dst_crs: str) -> Bounds:
 
     Longitudes of bounds that cross 180° run past it: west < east always.
     """
-    from pyproj import Transformer
-
     if src_crs == dst_crs:
         return bounds
-    transformer = Transformer.from_crs(src_crs, dst_crs, always_xy=True)
-    min_x, min_y, max_x, max_y = transformer.transform_bounds(*bounds, densify_pts=21)
+    min_x, min_y, max_x, max_y = _transformer(src_crs, dst_crs).transform_bounds(*bounds, densify_pts=21)
     return min_x, min_y, max_x + 360 * (max_x < min_x), max_y
+
+
+@lru_cache(maxsize=64)
+def _transformer(src_crs: str, dst_crs: str) -> Transformer:
+    """Takes longer to make than to use for a tile. Threads may share it."""
+    from pyproj import Transformer
+
+    return Transformer.from_crs(src_crs, dst_crs, always_xy=True)
 
 
 def utm_crs(bounds: Bounds, crs: str) -> str:

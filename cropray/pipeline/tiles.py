@@ -23,7 +23,17 @@ from cropray.shards.ledger import TILE_KEY, LedgerRow, part_name
 from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, to_table
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
-from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, Composite, ImageRequest, Patch, Roi
+from cropray.types import (
+    BACKGROUND,
+    UNLABELLED,
+    BoolArray,
+    ByteArray,
+    Composite,
+    ImageRequest,
+    IndexArray,
+    Patch,
+    Roi,
+)
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -111,8 +121,11 @@ def part_metadata(config: Config, identity: dict[str, Any], sections: set[str], 
 
 def inputs_of(tile: Tile, parcels: GeoDataFrame) -> str:
     """Hash of what a part depends on besides its recipe: the ROI, its grid and the parcels near it."""
+    import shapely
+
     near = _near(tile, parcels)
-    columns = (near["parcel_id"], near["crop"], near.geometry.to_wkb())
+    ids, crops, shapes = (parcels[name].array[near] for name in ("parcel_id", "crop", "geometry"))
+    columns = (ids, crops, shapely.to_wkb(np.asarray(shapes)))
     return xxhash.xxh3_64_hexdigest(repr((tile, sorted(zip(*columns, strict=True)))).encode())
 
 
@@ -149,7 +162,9 @@ def export_tile(
     patches: list[Patch] = []
     reason = "no valid pixel in any month of either sensor"
     if composite.s2_valid_thw.any() or composite.s1_valid_thw.any():
-        label_hw, truth_hw = make_labels(tile.grid, _near(tile, parcels), config, composite.maps)
+        label_hw, truth_hw = make_labels(
+            tile.grid, parcels.iloc[_near(tile, parcels)], config, composite.maps
+        )
         known_hw = known_pixels(label_hw, truth_hw, config.labels)
         patches = cut_patches(tile, composite, label_hw, known_hw, truth_hw)
         reason = "nothing is known of the remainder at the edge of the ROI"
@@ -254,11 +269,12 @@ def _wanted(tile: Tile, window: Window, known_hw: BoolArray) -> bool:
     return (skip_row, skip_col) == (0, 0) or bool(known_hw[skip_row:, skip_col:].any())
 
 
-def _near(tile: Tile, parcels: GeoDataFrame) -> GeoDataFrame:
-    """The parcels (longitude, latitude) that touch the tile."""
+def _near(tile: Tile, parcels: GeoDataFrame) -> IndexArray:
+    """The rows of the parcels (longitude, latitude) that touch the tile."""
     import shapely
 
     west, south, east, north = transform_bounds(tile.grid.bounds, tile.grid.crs, "EPSG:4326")
     turns = np.array([0, 360, -360])  # a tile and its parcels may run past 180° from two sides
     boxes = shapely.box(west + turns, south, east + turns, north)
-    return parcels.iloc[np.unique(parcels.sindex.query(boxes, predicate="intersects")[1])]
+    rows: IndexArray = np.unique(parcels.sindex.query(boxes, predicate="intersects")[1])
+    return rows
