@@ -6,9 +6,9 @@ B samples. True in a mask always means valid. Importing this module needs numpy 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -175,5 +175,15 @@ class Batch:
     crop_b: npt.NDArray[np.int64]  # class index of the ROI's own crop, -1 for none
     rows: Mapping[str, list[Any]]  # scalar columns by name, one value per sample
 
+    @property
+    def month_bt(self) -> npt.NDArray[np.int64]:
+        """The calendar month (B, T), 1 to 12, of the middle of each period."""
+        return np.array([calendar_months(starts) for starts in self.rows["period_start"]], np.int64)
+
     def __len__(self) -> int:
         return len(self.label_bhw)
+
+
+def calendar_months(starts: Iterable[date]) -> list[int]:
+    """The calendar months, 1 to 12, of the middle of months that begin on these days."""
+    return [(start + timedelta(days=14)).month for start in starts]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.config.rois import WindowConfig
 from cropray.grid import Grid
 from cropray.maps.request import MapPlan
@@ -49,7 +50,7 @@ class FakeNetwork:
     """Probabilities from a 3 x 3 mean, which is wrong at the edges of a patch, as those of a network are."""
 
     thresholds = np.full(3, 0.3, np.float32)
-    checkpoint = SimpleNamespace(classes=CLASSES)
+    checkpoint = SimpleNamespace(classes=CLASSES, s1_bands=S1_NAMES, s2_bands=S2_NAMES)
 
     def probabilities(self, s1_bcthw: np.ndarray, s2_bcthw: np.ndarray) -> np.ndarray:
         signal = s2_bcthw[:, 0].mean(axis=1) / 4000 + s1_bcthw[:, 1].mean(axis=1) / 20000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
@@ -46,8 +47,10 @@ _HEAD = "^[A-Za-z0-9_-]+$"
 
 
 class ModelConfig(Section):
-    """The network: a dual 3-D U-Net."""
+    """The network."""
 
+    kind: Literal["dual_unet3d", "temporal"] = "dual_unet3d"
+    """dual_unet3d: the published one, with spatial context. temporal: attention over months, per pixel."""
     width: int = Field(64, ge=2, multiple_of=2, description="Channels of the first level. 64: as published.")
     stem: int | None = Field(None, ge=1, description="Channels of the temporal stem. null: width / 2.")
     normalisation: Literal["fixed", "seed"] = "fixed"
@@ -80,6 +83,11 @@ class TrainConfig(Section):
     """Unlabelled pixels: negatives of all classes, ignored, or weak negatives of their ROI's crop."""
     own_crop_weight: float = Field(0.3, ge=0, description="Weight of the weak negatives of own_crop.")
     cross_negatives: bool = Field(True, description="Annotated pixels are negatives of other classes.")
+    any_date: bool = False
+    """Train on windows that end at random months, so that the network serves any date in its window."""
+    min_months: int = Field(3, ge=1, description="Months that such a window has at least.")
+    drop_months: float = Field(0.1, ge=0, lt=1, description="Share of a sensor's months dropped from it.")
+    drop_sensors: float = Field(0.05, ge=0, le=0.5, description="Chance that it lacks a whole sensor.")
     augment: bool = Field(True, description="Whether samples are flipped and turned at random.")
     min_labelled_fraction: float = Field(0.0, ge=0, le=1, description="Skip samples labelled up to this.")
     balance: float | None = Field(None, ge=0, le=1)
@@ -158,6 +166,7 @@ class EvaluateConfig(Section):
     baselines: bool = Field(True, description="Whether a forest and the majority crop are scored too.")
     forest_trees: int = Field(100, ge=1, description="Trees of the random forest.")
     forest_pixels: int = Field(50_000, ge=100, description="Pixels to train the forest on, at most.")
+    as_of: tuple[date, ...] = Field((), description="Dates as of which an any-date network is scored too.")
     bootstrap: int = Field(1000, ge=0, description="Bootstrap draws for intervals. 0: no intervals.")
 
 

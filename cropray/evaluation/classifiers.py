@@ -28,6 +28,7 @@ from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArr
 
 _PATCHES_AT_ONCE = 16
 _PIXELS_AT_ONCE = 100_000
+_WORTH_THREADS = 4096  # pixels; starting threads takes a tenth of a second
 _THRESHOLD_PIXELS = 1_000_000  # bounds memory: 4 bytes per class each
 
 
@@ -40,16 +41,19 @@ class Classifier(Protocol):
 
 
 class Network:
-    """The trained network, on a GPU if there is one. It predicts a tile as a map does."""
+    """The trained network, on a GPU if there is one. It predicts a tile as a map does.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    With `months`, an any-date network sees the first of its window alone.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, months: int | None = None) -> None:
         self.predictor = Predictor(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+        self._months = months
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
-        plan = tile.plan
-        values_khw = blended(
-            self.predictor, tile.s1_hull_cthw, tile.s2_hull_cthw, plan.patches, plan.overlap, _PATCHES_AT_ONCE
-        )
+        plan, months = tile.plan, slice(self._months)
+        s1_cthw, s2_cthw = tile.s1_hull_cthw[:, months], tile.s2_hull_cthw[:, months]
+        values_khw = blended(self.predictor, s1_cthw, s2_cthw, plan.patches, plan.overlap, _PATCHES_AT_ONCE)
         return values_khw[:, *plan.inner.slices]
 
 
@@ -128,6 +132,7 @@ class Forest:
         for row in range(0, height, rows_at_once):
             where_hw = np.zeros((height, width), np.bool_)
             where_hw[row : row + rows_at_once] = True
+            self.model.n_jobs = 1 if height * width < _WORTH_THREADS else -1
             scores = self.model.predict_proba(pixel_features(s1_cthw, s2_cthw, where_hw))[:, is_crop]
             values_khw[crops, row : row + rows_at_once] = scores.T.reshape(len(crops), -1, width)
         return values_khw

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cropray.config import Config
+from cropray.config.rois import WindowConfig
 from cropray.errors import InputError
 from cropray.evaluation.classifiers import Classifier, Network, fit_baselines, fit_thresholds
 from cropray.evaluation.metrics import Counts, Scope, confusion, known_truth, score_table
@@ -25,6 +26,7 @@ from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs, l
 from cropray.models.heads import with_head
 from cropray.models.inference import DEFAULT_THRESHOLD, decide
 from cropray.progress import progress, say
+from cropray.rois.calendar import season_so_far
 from cropray.rois.splits import SPLITS
 from cropray.run import Run, Summary
 from cropray.shards.file import check_shards, fingerprint, shard_uris
@@ -174,6 +176,7 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         "thresholds": {name: [round(float(t), 4) for t in chosen] for name, chosen in thresholds.items()},
         "thresholds_chosen_on": chosen_on,
         "baselines": baselines,
+        "by_as_of": _by_as_of(config, test, checkpoint, thresholds["network"]),
         "pictures": list(pictures),
     }
     pictures |= {"confusion.png": confusion_chart(result), "scores.png": scores_chart(result)}
@@ -185,6 +188,37 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         **{f"{result['score']}/{name}": row["score"] for name, row in result["methods"].items()},
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def _by_as_of(
+    config: Config, test: ShardReader, checkpoint: Checkpoint, thresholds: FloatArray
+) -> list[dict[str, Any]]:
+    """The scores of an any-date network as of each date of `evaluate.as_of`, in the season of each sample.
+
+    Raises InputError for a network of one date, and for dates that it does not serve.
+    """
+    dates = config.evaluate.as_of
+    if dates and not checkpoint.any_date:
+        raise InputError(
+            "evaluate.as_of needs a model that serves any date of its window: any_date in training"
+        )
+    window, fewest = WindowConfig.model_validate(checkpoint.window), checkpoint.recipe.get("min_months", 1)
+    periods = {day.isoformat(): season_so_far(window, day, fewest) for day in dates}
+    networks = {day: Network(checkpoint, len(seen)) for day, seen in periods.items()}
+    if not networks:
+        return []
+    found = score_split(config, test, networks, dict.fromkeys(networks, thresholds))
+    return [
+        {
+            "date": day,
+            "months": len(periods[day]),
+            found["score"]: row["score"],
+            "interval": row["interval"],
+            "pixels": found["pixels"],
+            "per_class": row["per_class"],
+        }
+        for day, row in found["methods"].items()
+    ]
 
 
 def _thresholds(

@@ -18,7 +18,7 @@ from cropray.grid import Bounds, Grid, Window
 from cropray.maps.tiles import PredictionSettings
 from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs
 from cropray.rasters import burn
-from cropray.rois.calendar import periods_for
+from cropray.rois.calendar import periods_for, season_so_far
 from cropray.run import flat
 from cropray.storage import Folder
 from cropray.types import BoolArray, Period
@@ -159,12 +159,15 @@ def prediction_periods(
 ) -> tuple[Period, ...]:
     """The months that the network sees.
 
-    A network trained on windows that end on an as-of date sees the months up to this one. A network
-    trained on windows before the harvest needs a harvest, which is unknown as long as the crop is.
+    A network trained on windows that end on an as-of date sees the months up to this one; an any-date network
+    sees those of its window, in the season of this date, that are over. A network trained on windows before
+    the harvest needs a harvest, which is unknown as long as the crop is.
     Raises InputError unless the user assumes one, and if it needs scenes after `as_of`.
     """
     window = checkpoint.window
     months, lead_months = checkpoint.months, int(window["lead_months"])
+    if checkpoint.any_date:
+        return season_so_far(WindowConfig.model_validate(window), as_of, checkpoint.recipe["min_months"])
     if window["anchor"] == "as_of":
         return periods_for(WindowConfig(anchor="as_of", months=months, as_of=as_of), None)
     if assume_harvest is None:
@@ -187,7 +190,7 @@ def prediction_periods(
 def season_warning(checkpoint: Checkpoint, as_of: date) -> str | None:
     """A warning if the as-of date lies in another season than that of the training."""
     trained = checkpoint.window.get("as_of")
-    if checkpoint.window["anchor"] != "as_of" or trained is None:
+    if checkpoint.any_date or checkpoint.window["anchor"] != "as_of" or trained is None:
         return None
     apart = abs(as_of.timetuple().tm_yday - date.fromisoformat(trained).timetuple().tm_yday)
     days = min(apart, 365 - apart)
@@ -214,11 +217,14 @@ def _check_imagery(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def check_source(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
-    """Raises InputError if an imagery source has other bands or backscatter than the training."""
+    """Raises InputError if an imagery source has other bands or backscatter than the training had.
+
+    A network of some of the bands gets those alone.
+    """
     check_inputs(
         checkpoint,
-        s2_bands=S2_NAMES,
-        s1_bands=S1_NAMES,
+        s2_bands=[name for name in S2_NAMES if name in checkpoint.s2_bands],
+        s1_bands=[name for name in S1_NAMES if name in checkpoint.s1_bands],
         s1_quantity=identity["s1_quantity"],
         where=f"the source {identity['kind']}",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from typing import Any
 
 import safetensors.torch
@@ -14,9 +15,10 @@ from torch import Tensor
 import cropray
 from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.errors import InputError
-from cropray.models.dual_unet3d import MAIN, DualUNet3D, NetworkSpec
+from cropray.models.dual_unet3d import MAIN, CropNetwork, NetworkSpec
 from cropray.models.normalisation import Normalisation
 from cropray.storage import Folder
+from cropray.types import calendar_months
 
 FORMAT = "cropray-checkpoint"
 VERSION = 1
@@ -60,11 +62,23 @@ class Checkpoint:
         return self.network.months
 
     @property
+    def any_date(self) -> bool:
+        """Whether it was trained on windows that end early, and so serves dates before its window's end."""
+        return bool(self.recipe.get("any_date"))
+
+    @property
+    def calendar(self) -> list[int]:
+        """The calendar months of its window; zeros if they are unknown."""
+        if not self.periods:
+            return [0] * self.months
+        return calendar_months(date.fromisoformat(start) for start, _ in self.periods)
+
+    @property
     def label_sets(self) -> dict[str, LabelSet]:
         """Of every head by name, the main one first."""
         return {MAIN: LabelSet(self.classes, self.thresholds)} | self.heads
 
-    def build(self) -> DualUNet3D:
+    def build(self) -> CropNetwork:
         """The network with these weights, in evaluation mode."""
         network = self.network.build()
         network.load_state_dict(self.weights)

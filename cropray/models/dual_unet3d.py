@@ -23,8 +23,10 @@ Head = Literal["linear", "conv"]
 MAIN = "main"
 """The head that every network has. Its tensors have the published names, `final_conv.*`."""
 
-SIDE_MULTIPLE = 16
-"""Height and width must be multiples of this: the U-Net halves them four times."""
+Kind = Literal["dual_unet3d", "temporal"]
+
+SIDE_MULTIPLES: dict[Kind, int] = {"dual_unet3d": 16, "temporal": 1}
+"""Height and width must be multiples of these: the U-Net halves them four times."""
 
 HEAD_CHANNELS = 32
 """Inside the fine-tuning head, at any width as published: width / 2 channels of a narrow network would
@@ -42,7 +44,7 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build a `DualUNet3D`."""
+    """All that is needed to build a `CropNetwork`."""
 
     n_classes: int  # of the main head
     width: int = 64  # scales every layer
@@ -51,16 +53,27 @@ class NetworkSpec:
     stem: int | None = None  # channels of the temporal stem; None: width / 2
     validity: bool = False  # whether each sensor has a channel more that marks valid pixels
     heads: tuple[HeadSpec, ...] = ()
+    kind: Kind = "dual_unet3d"
+    s2_bands: int = len(S2_NAMES)
+    s1_bands: int = len(S1_NAMES)
+
+    @property
+    def side_multiple(self) -> int:
+        return SIDE_MULTIPLES[self.kind]
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NetworkSpec:
         """From a dict of `asdict`. Raises TypeError for unknown fields."""
         return cls(**{**data, "heads": tuple(HeadSpec(**head) for head in data.get("heads", ()))})
 
-    def build(self) -> DualUNet3D:
+    def build(self) -> CropNetwork:
+        if self.kind == "temporal":
+            from cropray.models.temporal import TemporalNetwork
+
+            return TemporalNetwork(self)
         return DualUNet3D(self)
 
-    def build_empty(self) -> DualUNet3D:
+    def build_empty(self) -> CropNetwork:
         """The network on the device "meta": shapes without memory."""
         with torch.device("meta"):
             return self.build()
@@ -190,54 +203,86 @@ def head_prefix(name: str) -> str:
     return "final_conv." if name == MAIN else f"heads.{name}."
 
 
-class DualUNet3D(nn.Module):
+class CropNetwork(nn.Module):
     """Logits (B, K, H, W) from the months of both sensors. Classes are not exclusive: sigmoid, not softmax.
 
-    Without a channel of validity, as in the published network, a gap looks like a measurement.
+    Subclasses make the features that all heads share. Whether they `needs_months` is their own.
     """
+
+    needs_months = False
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
-        self.months, self.validity = spec.months, spec.validity
-        stem, features = spec.stem or spec.width // 2, 2 * spec.width
-        self.unet3d_s1 = Branch(len(S1_NAMES) + spec.validity, stem, spec.width, spec.months)
-        self.unet3d_s2 = Branch(len(S2_NAMES) + spec.validity, stem, spec.width, spec.months)
+        self._spec = spec
+
+    def _add_heads(self, features: int) -> None:
+        """The last layers of a network, after its body."""
+        spec = self._spec
         self.final_conv = _head(spec.head, features, spec.n_classes)
         self.heads = nn.ModuleDict({x.name: _head(x.kind, features, x.n_classes) for x in spec.heads})
-        # As the stem lays out activations: on a CPU, a step of the 2-D part takes 0.8 of the time at width 8
-        # and 16, and as long at 64. With activations alone in this layout it would take 1.3 of the time.
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, valid_b2thw: Tensor, head: str = MAIN) -> Tensor:
+    def features(self, s1: Tensor, s2: Tensor, valid: Tensor, month_bt: Tensor | None) -> Tensor:
+        """(B, F, H, W) from checked inputs."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        s1_bcthw: Tensor,
+        s2_bcthw: Tensor,
+        valid_b2thw: Tensor,
+        head: str = MAIN,
+        month_bt: Tensor | None = None,
+    ) -> Tensor:
         """The logits of one head.
 
-        `valid_b2thw` is 1 or 0 of any type, channel 0 for s2 and 1 for s1 (`Normalisation.apply`). Raises
-        ValueError if months, bands or sides do not fit the network.
+        `valid_b2thw` is 1 or 0 of any type, channel 0 for s2 and 1 for s1 (`Normalisation.apply`);
+        `month_bt` are calendar months, 1 to 12, for networks that need them. Raises ValueError if months,
+        bands or sides do not fit the network.
         """
-        self._check("s1", s1_bcthw, len(S1_NAMES))
-        self._check("s2", s2_bcthw, len(S2_NAMES))
-        if self.validity:
-            self._check("valid", valid_b2thw, 2)
-            valid_b2thw = valid_b2thw.to(s1_bcthw.dtype)
-            s1_bcthw = torch.cat((s1_bcthw, valid_b2thw[:, 1:]), dim=1)
-            s2_bcthw = torch.cat((s2_bcthw, valid_b2thw[:, :1]), dim=1)
-        features_bchw = torch.cat((self.unet3d_s1(s1_bcthw), self.unet3d_s2(s2_bcthw)), dim=1)
+        self._check("s1", s1_bcthw, self._spec.s1_bands)
+        self._check("s2", s2_bcthw, self._spec.s2_bands)
+        self._check("valid", valid_b2thw, 2)
+        features_bchw = self.features(s1_bcthw, s2_bcthw, valid_b2thw, month_bt)
         logits_bkhw: Tensor = (self.final_conv if head == MAIN else self.heads[head])(features_bchw)
         return logits_bkhw
 
     def head_parameters(self, head: str = MAIN) -> list[nn.Parameter]:
         return list((self.final_conv if head == MAIN else self.heads[head]).parameters())
 
+    @property
+    def body(self) -> list[nn.Module]:
+        """The parts that all heads share."""
+        return [part for name, part in self.named_children() if name not in ("final_conv", "heads")]
+
     def body_parameters(self) -> list[nn.Parameter]:
-        """The parameters that all heads share."""
-        return [*self.unet3d_s1.parameters(), *self.unet3d_s2.parameters()]
+        return [parameter for part in self.body for parameter in part.parameters()]
 
     def _check(self, name: str, x_bcthw: Tensor, bands: int) -> None:
-        shape = tuple(x_bcthw.shape)
-        if len(shape) != 5 or shape[1:3] != (bands, self.months) or any(n % SIDE_MULTIPLE for n in shape[3:]):
+        shape, months, multiple = tuple(x_bcthw.shape), self._spec.months, self._spec.side_multiple
+        if len(shape) != 5 or shape[1:3] != (bands, months) or any(n % multiple for n in shape[3:]):
             raise ValueError(
-                f"{name} is {shape}, expected (B, {bands}, {self.months}, H, W) with H and W multiples of "
-                f"{SIDE_MULTIPLE}"
+                f"{name} is {shape}, expected (B, {bands}, {months}, H, W) with H and W multiples of "
+                f"{multiple}"
             )
+
+
+class DualUNet3D(CropNetwork):
+    """The published network. Without a channel of validity, as there, a gap looks like a measurement."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec)
+        self.validity, stem = spec.validity, spec.stem or spec.width // 2
+        self.unet3d_s1 = Branch(spec.s1_bands + spec.validity, stem, spec.width, spec.months)
+        self.unet3d_s2 = Branch(spec.s2_bands + spec.validity, stem, spec.width, spec.months)
+        self._add_heads(2 * spec.width)
+        # As the stem lays out activations: on a CPU, a step of the 2-D part takes 0.8 of the time at width 8
+        # and 16, and as long at 64. With activations alone in this layout it would take 1.3 of the time.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def features(self, s1: Tensor, s2: Tensor, valid: Tensor, _month_bt: Tensor | None) -> Tensor:
+        if self.validity:
+            valid = valid.to(s1.dtype)
+            s1, s2 = torch.cat((s1, valid[:, 1:]), dim=1), torch.cat((s2, valid[:, :1]), dim=1)
+        return torch.cat((self.unet3d_s1(s1), self.unet3d_s2(s2)), dim=1)

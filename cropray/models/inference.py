@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import pad
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, check_inputs
-from cropray.models.dual_unet3d import SIDE_MULTIPLE
+from cropray.models.dual_unet3d import MAIN, NetworkSpec
 from cropray.shards import residuals
 from cropray.types import BACKGROUND, ByteArray, FloatArray, IntArray
 
@@ -43,6 +44,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self._network = checkpoint.build().to(self.device)
+        self._month_bt = torch.tensor([checkpoint.calendar], device=self.device)
 
     @property
     def thresholds(self) -> FloatArray:
@@ -51,15 +53,19 @@ class Predictor:
         return np.array(chosen, np.float32)
 
     def probabilities(self, s1_bcthw: IntArray, s2_bcthw: IntArray) -> FloatArray:
-        """Probabilities (B, K, H, W) of int16 patches as stored; H and W multiples of 16.
+        """Probabilities (B, K, H, W) of int16 patches as stored.
 
-        Raises ValueError if bands, months or sides do not fit the network.
+        An any-date network takes the first months of its window alone. Raises ValueError if bands, months or
+        sides do not fit the network.
         """
+        stored = [torch.as_tensor(x).to(self.device) for x in (s1_bcthw, s2_bcthw)]
+        missing = self.checkpoint.months - stored[0].shape[2]
+        if missing > 0 and self.checkpoint.any_date:
+            stored = [pad(x, (0, 0, 0, 0, 0, missing), value=NODATA) for x in stored]
         with torch.inference_mode():
-            inputs = self.checkpoint.normalisation.apply(
-                torch.as_tensor(s1_bcthw).to(self.device), torch.as_tensor(s2_bcthw).to(self.device)
-            )
-            probabilities: FloatArray = self._network(*inputs).sigmoid().cpu().numpy()
+            inputs = self.checkpoint.normalisation.apply(*stored)
+            logits = self._network(*inputs, MAIN, self._month_bt.expand(len(stored[0]), -1))
+            probabilities: FloatArray = logits.sigmoid().cpu().numpy()
         return probabilities
 
 
@@ -130,8 +136,8 @@ def stored_inputs(
     """
     encodings = _encodings(checkpoint, description)
     arrays = {
-        name: _array(name, inputs, len(bands), checkpoint.months, encodings[name])
-        for name, bands in _BANDS.items()
+        name: _array(name, inputs, bands, checkpoint.network, encodings[name])
+        for name, bands in (("s1", len(checkpoint.s1_bands)), ("s2", len(checkpoint.s2_bands)))
     }
     s1, s2 = arrays["s1"], arrays["s2"]
     if (len(s1), *s1.shape[3:]) != (len(s2), *s2.shape[3:]):
@@ -173,8 +179,9 @@ def _encodings(checkpoint: Checkpoint, description: str) -> dict[str, str]:
 
 
 def _array(
-    name: str, inputs: Mapping[str, npt.NDArray[Any]], bands: int, months: int, encoding: str
+    name: str, inputs: Mapping[str, npt.NDArray[Any]], bands: int, network: NetworkSpec, encoding: str
 ) -> IntArray:
+    months, multiple = network.months, network.side_multiple
     if name not in inputs:
         raise InputError(f"{name} is missing; expected s1 and s2, given was {', '.join(inputs) or 'nothing'}")
     values = np.asarray(inputs[name])
@@ -183,10 +190,10 @@ def _array(
     if values.dtype != _INT16:
         raise InputError(f"{name} is {values.dtype}, the model expects {_stored(_BANDS[name][0])}")
     shape = values.shape
-    if len(shape) != 5 or shape[1:3] != (bands, months) or any(n % SIDE_MULTIPLE or not n for n in shape[3:]):
+    if len(shape) != 5 or shape[1:3] != (bands, months) or any(n % multiple or not n for n in shape[3:]):
         raise InputError(
             f"{name} is {shape}, the model expects (samples, {bands} bands, {months} months, H, W), H and W "
-            f"multiples of {SIDE_MULTIPLE}"
+            f"multiples of {multiple}"
         )
     # torch takes no negative strides, and warns of read-only memory.
     return np.require(values, requirements=("C", "W"))

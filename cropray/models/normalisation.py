@@ -7,6 +7,7 @@ stored integers (0.0001 of reflectance, 0.01 dB).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cropray.bands import NODATA, S1_BANDS, S2_BANDS
+from cropray.bands import NODATA, S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
 from cropray.errors import InputError
 
 # Mean and standard deviation over all pixels and months of crops, grass, orchards and vines in Flanders
@@ -25,7 +26,6 @@ _S2_MEAN = (0.05, 0.08, 0.08, 0.13, 0.25, 0.30, 0.31, 0.33, 0.22, 0.14)
 _S2_STD = (0.03, 0.04, 0.05, 0.05, 0.08, 0.10, 0.10, 0.11, 0.08, 0.07)
 _S1_MEAN = (-9.5, -16.8)
 _S1_STD = (2.7, 2.6)
-_BANDS = (*S2_BANDS, *S1_BANDS)
 _MAX = torch.iinfo(torch.int16).max
 
 
@@ -90,7 +90,8 @@ class FixedNormalisation(Normalisation):
     clip: float = 6.0
 
     def __post_init__(self) -> None:
-        reach = max(self.clip * s / b.scale for s, b in zip(self.s2_std + self.s1_std, _BANDS, strict=True))
+        scales = [S2_BANDS[0].scale] * len(self.s2_std) + [S1_BANDS[0].scale] * len(self.s1_std)
+        reach = max(self.clip * s / scale for s, scale in zip(self.s2_std + self.s1_std, scales, strict=True))
         if reach > _MAX:
             raise InputError(f"clip {self.clip} standard deviations exceeds the range of stored values")
 
@@ -133,10 +134,20 @@ NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "
 _KIND_OF = {cls: kind for kind, cls in NORMALISATIONS.items()}
 
 
+def make_normalisation(kind: str, s2_bands: Sequence[str], s1_bands: Sequence[str]) -> Normalisation:
+    """That of a name, for data sets that have some of the bands only."""
+    if kind == "seed":
+        return SeedNormalisation()
+    s2, s1 = map(S2_NAMES.index, s2_bands), map(S1_NAMES.index, s1_bands)
+    s2_mean, s2_std = zip(*((_S2_MEAN[i], _S2_STD[i]) for i in s2), strict=True)
+    s1_mean, s1_std = zip(*((_S1_MEAN[i], _S1_STD[i]) for i in s1), strict=True)
+    return FixedNormalisation(s2_mean, s2_std, s1_mean, s1_std)
+
+
 @lru_cache
 def _limits(scheme: FixedNormalisation, sensor: str, device: torch.device) -> tuple[Tensor, ...]:
     """By band: the lowest, highest and mean stored integer, and the factor to standard deviations."""
-    unit = np.array([band.scale for band in (S1_BANDS if sensor == "s1" else S2_BANDS)])
+    unit = (S1_BANDS if sensor == "s1" else S2_BANDS)[0].scale
     mean, std = (np.array(getattr(scheme, f"{sensor}_{name}")) for name in ("mean", "std"))
     middle, reach = mean / unit, scheme.clip * std / unit
     integers = [np.rint(x).clip(-_MAX, _MAX) for x in (middle - reach, middle + reach, middle)]

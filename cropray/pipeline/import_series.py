@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -231,12 +232,14 @@ def _write(
     """Write the shards; their number by split."""
     config = run.config
     identity = {"kind": "point series", "s1_quantity": config.series.s1_quantity}
-    bands = {"s2_bands": series.s2_bands, "s1_bands": series.s1_bands}
+    # The label of a point is its truth, so figures need not spare the land around it.
+    bands: dict[str, Any] = {"s2_bands": series.s2_bands, "s1_bands": series.s1_bands, "has_truth": True}
     metadata = replace(part_metadata(config, identity, {"classes", "window", "series"}, **bands), size=1)
     rows = []
     for i, label, (roi, extent) in zip(chosen.tolist(), labels.tolist(), places, strict=True):
         s2, s1 = series.s2_nct[i, :, :, None, None], series.s1_nct[i, :, :, None, None]
-        patch = Patch(roi.roi_id, 0, 0, s2, s1, np.full((1, 1), label, np.uint8))
+        label_hw = np.full((1, 1), label, np.uint8)
+        patch = Patch(roi.roi_id, 0, 0, s2, s1, label_hw, label_hw)
         rows.append(encode_patch(patch, roi, extent, _periods(config.window, int(roi.season))))
     rows.sort(key=lambda row: plan_order(config.seed, row["sample_id"]))
     written, size = {}, config.shards.row_group_samples

@@ -120,6 +120,26 @@ def periods_for(window: WindowConfig, harvest_start: date | None) -> tuple[Perio
     return tuple(Period(start, stop) for start, stop in pairwise(bounds))
 
 
+def season_so_far(window: WindowConfig, as_of: date, fewest: int) -> tuple[Period, ...]:
+    """The months of a window, whose end recurs each year, that are over by `as_of` in its season.
+
+    Raises InputError, with the dates that are served, if they are fewer than `fewest`.
+    """
+    assert window.as_of is not None
+    later = as_of.year - window.as_of.year
+    ends = [(window.as_of + pd.DateOffset(years=years)).date() for years in (later, later + 1)]
+    end = ends[0] if ends[0] >= as_of else ends[1]
+    periods = periods_for(window.model_copy(update={"as_of": end}), None)
+    over = tuple(period for period in periods if period.end - timedelta(days=1) <= as_of)
+    if len(over) < fewest:
+        first = periods[fewest - 1].end - timedelta(days=1)
+        raise InputError(
+            f"as of {as_of} fewer than {fewest} months of the model's season are over. It serves dates from "
+            f"{first} to {end}, and those days of other years. Give such a date"
+        )
+    return over
+
+
 def _by_sheet_column(sheets: dict[str, Rows]) -> dict[str, Rows]:
     """A csv file as sheets by the value of its column `sheet`, if it has one."""
     header, *rows = next(iter(sheets.values())) or [[]]

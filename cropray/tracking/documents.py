@@ -124,7 +124,8 @@ def _years(checkpoint: Checkpoint) -> str:
 
 def _input(name: str, sensor: str, checkpoint: Checkpoint, bands: Sequence[Band]) -> dict[str, Any]:
     """What differs between the two inputs. Scaling is by band, for stored integers."""
-    normalisation = checkpoint.normalisation
+    normalisation, names = checkpoint.normalisation, getattr(checkpoint, f"{name}_bands")
+    bands = [band for band in bands if band.name in names]
     if isinstance(normalisation, FixedNormalisation):
         means, stds = getattr(normalisation, f"{name}_mean"), getattr(normalisation, f"{name}_std")
         scaling: list[dict[str, Any]] = [
@@ -138,6 +139,6 @@ def _input(name: str, sensor: str, checkpoint: Checkpoint, bands: Sequence[Band]
         "name": name,
         "sensor": sensor,
         "scale": f"{bands[0].scale:g}",
-        "bands": list(getattr(checkpoint, f"{name}_bands")),
+        "bands": list(names),
         "scaling": scaling,
     }

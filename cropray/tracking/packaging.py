@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed_version
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -17,7 +17,6 @@ import xxhash
 import cropray
 from cropray.bands import NODATA, S1_NAMES, S2_NAMES
 from cropray.models.checkpoint import Checkpoint
-from cropray.models.dual_unet3d import SIDE_MULTIPLE
 from cropray.storage import Folder
 
 if TYPE_CHECKING:
@@ -103,15 +102,17 @@ def travelling_modules() -> list[str]:
 
 def example(checkpoint: Checkpoint) -> dict[str, npt.NDArray[np.int16]]:
     """One small sample as shards store it: young crops, and a first month without a view in Sentinel-2."""
-    reflectance = [0.05, 0.08, 0.08, 0.12, 0.21, 0.26, 0.28, 0.30, 0.24, 0.17]
-    backscatter_db = [-10.5, -17.5]
+    reflectance = (0.05, 0.08, 0.08, 0.12, 0.21, 0.26, 0.28, 0.30, 0.24, 0.17)
+    values_of = dict(zip((*S2_NAMES, *S1_NAMES), (*reflectance, -10.5, -17.5), strict=True))
 
-    def stored(values: list[float], scale: float) -> npt.NDArray[np.int16]:
+    def stored(bands: Sequence[str], scale: float) -> npt.NDArray[np.int16]:
+        values = [values_of[band] for band in bands]
         integers = np.rint(np.array(values) / scale).astype(np.int16)
-        shape = (1, len(values), checkpoint.months, SIDE_MULTIPLE, SIDE_MULTIPLE)
+        side = checkpoint.network.side_multiple
+        shape = (1, len(values), checkpoint.months, side, side)
         return np.broadcast_to(integers[None, :, None, None, None], shape).copy()
 
-    arrays = {"s1": stored(backscatter_db, 0.01), "s2": stored(reflectance, 0.0001)}
+    arrays = {"s1": stored(checkpoint.s1_bands, 0.01), "s2": stored(checkpoint.s2_bands, 0.0001)}
     arrays["s2"][:, :, 0] = NODATA
     return arrays
 
@@ -124,8 +125,8 @@ def _signature(checkpoint: Checkpoint) -> ModelSignature:
     return ModelSignature(
         inputs=Schema(
             [
-                TensorSpec(stored, (-1, len(S1_NAMES), months, -1, -1), "s1"),
-                TensorSpec(stored, (-1, len(S2_NAMES), months, -1, -1), "s2"),
+                TensorSpec(stored, (-1, len(checkpoint.s1_bands), months, -1, -1), "s1"),
+                TensorSpec(stored, (-1, len(checkpoint.s2_bands), months, -1, -1), "s2"),
             ]
         ),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(checkpoint.classes), -1, -1))]),

@@ -16,6 +16,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from cropray.bands import NODATA
+
 T = TypeVar("T")
 Tensors = tuple[Tensor, ...]
 
@@ -45,6 +47,36 @@ def apply_symmetries(tensors: Tensors, symmetry_b: npt.NDArray[np.int64]) -> Ten
             part = x[index].flip(-1) if symmetry >= 4 else x[index]
             y[index] = part.rot90(symmetry % 4, (-2, -1))
     return moved
+
+
+def draw_seen(
+    sample_ids: Sequence[str],
+    seed: int,
+    epoch: int,
+    months: int,
+    min_months: int,
+    drop_months: float,
+    drop_sensors: float,
+) -> npt.NDArray[np.bool_]:
+    """What each sample shows in an epoch: (B, 2, T), sensors s2 and s1, as of a random date.
+
+    The last month is uniform from `min_months` on; each month of each sensor is dropped with the probability
+    `drop_months`, and a whole sensor, but not both, with `drop_sensors`. As for symmetries, a hash decides.
+    """
+    seen = np.ones((len(sample_ids), 2, months), np.bool_)
+    for i, sample_id in enumerate(sample_ids):
+        rng = np.random.default_rng(xxhash.xxh3_64_intdigest(f"{seed} {epoch} seen {sample_id}".encode()))
+        seen[i, :, rng.integers(min(min_months, months), months + 1) :] = False
+        seen[i] &= rng.random((2, months)) >= drop_months
+        sensor, dropped = rng.integers(2), rng.random() < 2 * drop_sensors
+        seen[i, sensor] &= not dropped
+    return seen
+
+
+def without(s1_bcthw: Tensor, s2_bcthw: Tensor, seen_b2t: npt.NDArray[np.bool_]) -> Tensors:
+    """Copies in which months that are not seen have no data."""
+    seen = torch.from_numpy(seen_b2t).to(s1_bcthw.device)[:, :, None, :, None, None]
+    return tuple(x.where(seen[:, k], x.new_tensor(NODATA)) for x, k in ((s1_bcthw, 1), (s2_bcthw, 0)))
 
 
 def to_device(arrays: Sequence[Any], device: torch.device) -> Tensors:

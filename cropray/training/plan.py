@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from cropray.config import Config
 from cropray.config.training import OPERATIONAL, AuxiliaryConfig, TrainConfig
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, check_inputs, load_checkpoint, weights_checksum
-from cropray.models.dual_unet3d import NetworkSpec
+from cropray.models.dual_unet3d import Head, NetworkSpec
 from cropray.models.heads import add_head, keep_heads
 from cropray.models.losses import LossRecipe
-from cropray.models.normalisation import NORMALISATIONS
+from cropray.models.normalisation import make_normalisation
 from cropray.run import Inputs, Run
 from cropray.shards.file import check_shards, fingerprint, shard_uris
 from cropray.shards.order import balanced_weights
@@ -201,11 +202,31 @@ def _check_shares(settings: TrainConfig, stage: str) -> None:
         )
 
 
+def _check_dates(config: Config, stage: str, data: ShardMetadata, *, validity: bool) -> None:
+    """Raise InputError for a network of dates on windows that differ by crop, or that cannot see gaps."""
+    settings: TrainConfig = getattr(config, stage)
+    if config.model.kind == "temporal" and data.window["anchor"] != "as_of":
+        raise InputError(
+            "model.kind temporal is told the calendar months, and with window.anchor=harvest these tell the "
+            "crop. Export with window.anchor=as_of, or set model.kind to dual_unet3d"
+        )
+    if settings.any_date and (data.window["anchor"] != "as_of" or not validity):
+        raise InputError(
+            f"{stage}.any_date needs shards with window.anchor=as_of, and model.normalisation=fixed, which "
+            "tells the network what is missing"
+        )
+    if settings.any_date and settings.min_months > data.months:
+        raise InputError(
+            f"{stage}.min_months is {settings.min_months}, but windows have {data.months} months"
+        )
+
+
 def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folder | None, bool]:
     """The checkpoint to publish, the one to start from, and whether its head is kept."""
     config, n_classes = run.config, len(data.classes)
     settings: TrainConfig = getattr(config, stage)
-    normalisation = NORMALISATIONS[config.model.normalisation]()
+    normalisation = make_normalisation(config.model.normalisation, data.s2_bands, data.s1_bands)
+    _check_dates(config, stage, data, validity=normalisation.validity)
     checkpoint = Checkpoint(
         classes=data.classes,
         network=NetworkSpec(
@@ -214,6 +235,9 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
             data.months,
             stem=config.model.stem,
             validity=normalisation.validity,
+            kind=config.model.kind,
+            s2_bands=len(data.s2_bands),
+            s1_bands=len(data.s1_bands),
         ),
         normalisation=normalisation,
         window=data.window,
@@ -238,7 +262,8 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
     same = first.classes == checkpoint.classes
     network = replace(first.network, heads=())
     if not same:
-        network = replace(network, n_classes=n_classes, head="conv")
+        head: Head = "conv" if network.kind == "dual_unet3d" else "linear"
+        network = replace(network, n_classes=n_classes, head=head)
     checkpoint = replace(checkpoint, network=network, normalisation=first.normalisation)
     if settings.keep_heads is not None:
         checkpoint = keep_heads(checkpoint, first, settings.keep_heads)
@@ -274,6 +299,7 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
     )
     for *path, setting in (
         ("network", "months", "window.months"),
+        ("network", "kind", "model.kind"),
         ("network", "width", "model.width"),
         ("network", "stem", "model.stem"),
         ("normalisation", "model.normalisation"),

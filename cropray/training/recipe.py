@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from cropray.errors import InputError
-from cropray.models.dual_unet3d import MAIN, DualUNet3D, NetworkSpec
+from cropray.models.dual_unet3d import MAIN, CropNetwork, NetworkSpec
 from cropray.models.losses import LossRecipe
 
 BatchNorm = Literal["local", "sync", "frozen"]
@@ -38,6 +38,10 @@ class Recipe:
     ema: float | None = None
     batch_norm: BatchNorm = "local"
     max_nonfinite: int = 10
+    any_date: bool = False
+    min_months: int = 3
+    drop_months: float = 0.1
+    drop_sensors: float = 0.05
     seed: int = 0
 
 
@@ -55,7 +59,7 @@ def rate_factor(step: int, steps: int, schedule: str, warmup_fraction: float) ->
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def make_optimizer(network: DualUNet3D, recipe: Recipe, also: Sequence[str]) -> Any:
+def make_optimizer(network: CropNetwork, recipe: Recipe, also: Sequence[str]) -> Any:
     """Two groups, each with its `highest_lr`: the body, and the main head with those named in `also`."""
     heads = [p for head in (MAIN, *also) for p in network.head_parameters(head)]
     parts = ((network.body_parameters(), recipe.lr), (heads, recipe.head_lr))
@@ -80,7 +84,7 @@ def choose_precision(wanted: Precision | Literal["auto"], device: torch.device) 
 
 def initial_network(
     spec: NetworkSpec, seed: int, weights: dict[str, Tensor] | None = None, *, keep_head: bool = False
-) -> DualUNet3D:
+) -> CropNetwork:
     """A new network from a seed, the same on every rank.
 
     `weights` of another network replace the body's, and with `keep_head` the head's too.
@@ -95,8 +99,8 @@ def initial_network(
 
 
 def with_batch_norm(
-    network: DualUNet3D, mode: BatchNorm, world_size: int, device: torch.device
-) -> DualUNet3D:
+    network: CropNetwork, mode: BatchNorm, world_size: int, device: torch.device
+) -> CropNetwork:
     """The network with batch norm over all ranks' samples if `sync`; names of tensors stay.
 
     Raises InputError for `sync` on several CPUs, which PyTorch lacks.
@@ -109,14 +113,14 @@ def with_batch_norm(
             "workers to 1"
         )
     kind: Any = nn.SyncBatchNorm
-    return cast(DualUNet3D, kind.convert_sync_batchnorm(network))
+    return cast(CropNetwork, kind.convert_sync_batchnorm(network))
 
 
-def set_train_mode(network: DualUNet3D, mode: BatchNorm, *, new_head: bool) -> None:
+def set_train_mode(network: CropNetwork, mode: BatchNorm, *, new_head: bool) -> None:
     """Training mode; under `frozen`, batch norm keeps its statistics, but in a new head, which has none."""
     network.train()
     if mode == "frozen":
-        for part in (network.unet3d_s1, network.unet3d_s2, *([] if new_head else [network.final_conv])):
+        for part in (*network.body, *([] if new_head else [network.final_conv])):
             for module in part.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
@@ -146,7 +150,7 @@ class Statistics:
         torch.where(good, self.all, self._before, out=self.all)
 
 
-def moving_average(network: DualUNet3D, decay: float) -> AveragedModel:
+def moving_average(network: CropNetwork, decay: float) -> AveragedModel:
     """A second network, whose weights and running statistics follow those of the first.
 
     At update n (from 1) the decay is min(`decay`, n / (9 + n)): the first steps are soon forgotten.

@@ -21,10 +21,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from cropray.errors import DivergedError, InputError
-from cropray.models.dual_unet3d import MAIN, DualUNet3D
+from cropray.models.dual_unet3d import MAIN, CropNetwork
 from cropray.models.losses import LossTerms, loss_counts, loss_terms, total
 from cropray.models.normalisation import Normalisation
-from cropray.training.batches import AsyncMetrics, apply_symmetries, draw_symmetries, prefetched, to_device
+from cropray.training.batches import (
+    AsyncMetrics,
+    apply_symmetries,
+    draw_seen,
+    draw_symmetries,
+    prefetched,
+    to_device,
+    without,
+)
 from cropray.training.recipe import (
     Precision,
     Recipe,
@@ -42,7 +50,7 @@ T = TypeVar("T")
 
 _ARRAYS = ("s1_bcthw", "s2_bcthw", "label_bhw", "crop_b")
 Inputs = tuple[Tensor, ...]
-"""Those arrays on the device: int16, int16, uint8 and int64."""
+"""Those arrays on the device (int16, int16, uint8 and int64), and calendar months (B, T) if needed."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Trainer:
 
     def __init__(
         self,
-        network: DualUNet3D,
+        network: CropNetwork,
         normalisation: Normalisation,
         recipe: Recipe,
         steps_per_epoch: int,
@@ -93,7 +101,7 @@ class Trainer:
         self._statistics = [Statistics(network)]
         if recipe.ema is not None:
             self._average = moving_average(network, recipe.ema)
-            self.published = cast(DualUNet3D, self._average.module)
+            self.published = cast(CropNetwork, self._average.module)
             self._statistics.append(Statistics(self.published))
         # No step depends on running statistics: none is sent before the epoch's end (`agree`).
         names = signature(DistributedDataParallel).parameters
@@ -131,7 +139,7 @@ class Trainer:
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Inputs]]:
         """Batches for `step`; on a GPU the next one is copied there during a step."""
-        return prefetched(batches, _arrays, self.device)
+        return prefetched(batches, self._arrays, self.device)
 
     def step(
         self,
@@ -147,12 +155,15 @@ class Trainer:
         All ranks learn what rank 0 `ask`s for. Returns the results that are known by now: on a CPU this
         step's, on a GPU an earlier one's. Raises InputError after too many steps without finite numbers.
         """
-        s1, s2, label, crop = sent or to_device(_arrays(batch), self.device)
-        if self.recipe.augment:
-            symmetries = draw_symmetries(batch.rows["sample_id"], self.recipe.seed, epoch)
-            s1, s2, label = apply_symmetries((s1, s2, label), symmetries)
+        s1, s2, label, *others = sent or to_device(self._arrays(batch), self.device)
+        names, recipe = batch.rows["sample_id"], self.recipe
+        if recipe.augment:
+            s1, s2, label = apply_symmetries((s1, s2, label), draw_symmetries(names, recipe.seed, epoch))
+        if recipe.any_date:
+            rates = (recipe.min_months, recipe.drop_months, recipe.drop_sensors)
+            s1, s2 = without(s1, s2, draw_seen(names, recipe.seed, epoch, s1.shape[2], *rates))
         place = epoch * self.steps_per_epoch + min(index, self.steps_per_epoch - 1)
-        self._pending.put(self._step((s1, s2, label, crop), place, ask, head), (batch, head))
+        self._pending.put(self._step((s1, s2, label, *others), place, ask, head), (batch, head))
         return self.settle(all_of_them=False)
 
     def settle(self, *, all_of_them: bool = True) -> list[StepResult]:
@@ -169,7 +180,7 @@ class Trainer:
 
     def _step(self, inputs: Inputs, place: int, ask: int, head: str) -> Tensor:
         """The metrics of the step at `place` (0-based) of the training, as `settle` reads them."""
-        _, _, label, crop = inputs
+        _, _, label, crop, *_ = inputs
         before = torch.empty(5, device=self.device)  # the denominators of all ranks' pixels, first
         before[:3] = loss_counts(label, crop, self.n_classes(head), self.recipe.loss)
         before[3], before[4] = len(label), ask if self.rank == 0 else 0
@@ -201,8 +212,8 @@ class Trainer:
     def logits(self, batch: Batch, head: str = MAIN) -> tuple[Tensor, LossTerms]:
         """Logits (B, K, H, W) of a batch by the published network in evaluation mode, and their terms."""
         self.published.eval()
-        s1, s2, label, crop = to_device(_arrays(batch), self.device)
-        logits = self._forward(self.published, s1, s2, head)
+        s1, s2, label, crop, *months = to_device(self._arrays(batch), self.device)
+        logits = self._forward(self.published, s1, s2, head, months)
         return logits, loss_terms(logits, label, crop, self.recipe.loss)
 
     def state(self) -> dict[str, Any]:
@@ -248,10 +259,11 @@ class Trainer:
         parts = list(zip(*(x.tensor_split(n_parts) for x in inputs), strict=True))
         so_far = torch.zeros(4 + self.n_classes(head), device=self.device)
         waiting = None
-        for number, (s1, s2, label, crop) in enumerate(parts, 1):
+        for number, (s1, s2, label, crop, *months) in enumerate(parts, 1):
             last = number == n_parts
             with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
-                terms = loss_terms(self._forward(self._module, s1, s2, head), label, crop, self.recipe.loss)
+                logits = self._forward(self._module, s1, s2, head, months)
+                terms = loss_terms(logits, label, crop, self.recipe.loss)
                 so_far += torch.cat((terms.sums.detach(), terms.known[None], terms.class_sums))
                 if last and self.world_size > 1:  # on its way during the last gradients
                     waiting = dist.all_reduce(so_far, async_op=True)
@@ -261,12 +273,18 @@ class Trainer:
             waiting.wait()
         return so_far
 
-    def _forward(self, module: nn.Module, s1_int16: Tensor, s2_int16: Tensor, head: str) -> Tensor:
+    def _forward(
+        self, module: nn.Module, s1_int16: Tensor, s2_int16: Tensor, head: str, months: Sequence[Tensor]
+    ) -> Tensor:
         inputs = self.normalisation.apply(s1_int16, s2_int16)
         # bfloat16 has the range of float32, so nothing is scaled.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits: Tensor = module(*inputs, head)
+            logits: Tensor = module(*inputs, head, *months)
         return logits
+
+    def _arrays(self, batch: Batch) -> tuple[Any, ...]:
+        months = (batch.month_bt,) if self.network.needs_months else ()
+        return (*(getattr(batch, name) for name in _ARRAYS), *months)
 
     def _note_skipped(self, batch: Batch, head: str) -> None:
         """Count a step that changed nothing, and find the samples to blame. All ranks call it alike."""

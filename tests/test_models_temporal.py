@@ -1,0 +1,126 @@
+"""The network that sees each pixel by itself: any size, any gaps, any date of its window."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cropray.bands import NODATA
+from cropray.errors import InputError
+from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cropray.models.dual_unet3d import CropNetwork, NetworkSpec
+from cropray.models.inference import Predictor, stored_inputs
+from cropray.models.normalisation import make_normalisation
+from cropray.storage import Folder
+
+SPEC = NetworkSpec(3, width=16, months=5, validity=True, kind="temporal", s2_bands=9)
+BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12")
+MONTHS = torch.tensor([[3, 4, 5, 6, 7]])
+
+
+def network() -> CropNetwork:
+    torch.manual_seed(0)
+    return SPEC.build().eval()
+
+
+def inputs(n: int = 2, height: int = 3, width: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    s1, s2, valid = (torch.randn(n, c, 5, height, width, generator=generator) for c in (2, 9, 2))
+    valid = (valid > -0.5).float()
+    return s1 * valid[:, 1:], s2 * valid[:, :1], valid
+
+
+def test_every_pixel_is_classified_by_itself() -> None:
+    net, (s1, s2, valid) = network(), inputs()
+    whole = net(s1, s2, valid, month_bt=MONTHS.expand(2, -1))
+    assert whole.shape == (2, 3, 3, 5)
+    pixel = (slice(None), slice(None), slice(None), slice(1, 2), slice(4, 5))
+    alone = net(s1[pixel], s2[pixel], valid[pixel], month_bt=MONTHS.expand(2, -1))
+    torch.testing.assert_close(alone, whole[:, :, 1:2, 4:5])
+
+
+def test_a_month_without_a_view_has_no_part() -> None:
+    net, (s1, s2, valid) = network(), inputs()
+    valid[:, :, 1] = s1[:, :, 1] = s2[:, :, 1] = 0
+    expected = net(s1, s2, valid, month_bt=MONTHS.expand(2, -1))
+    other = MONTHS.clone()
+    other[0, 1] = 12
+    torch.testing.assert_close(net(s1, s2, valid, month_bt=other.expand(2, -1)), expected)
+    nothing = net(0 * s1, 0 * s2, 0 * valid, month_bt=MONTHS.expand(2, -1))
+    assert nothing.isfinite().all()
+
+
+def test_the_calendar_month_and_each_sensor_matter() -> None:
+    net, (s1, s2, valid) = network(), inputs()
+    expected = net(s1, s2, valid, month_bt=MONTHS.expand(2, -1))
+    assert not torch.allclose(net(s1, s2, valid, month_bt=MONTHS.expand(2, -1) + 2), expected)
+    for k, pair in enumerate(((s1, 0 * s2), (0 * s1, s2))):
+        one = valid.clone()
+        one[:, k] = 0
+        alone = net(*pair, one, month_bt=MONTHS.expand(2, -1))
+        assert alone.isfinite().all()
+        assert not torch.allclose(alone, expected)
+
+
+def test_inputs_of_other_bands_or_months_are_refused() -> None:
+    s1, s2, valid = inputs()
+    with pytest.raises(ValueError, match="s2 is"):
+        network()(s1, torch.cat((s2, s2[:, :1]), 1), valid)
+    with pytest.raises(ValueError, match="s1 is"):
+        network()(s1[:, :, :4], s2, valid)
+
+
+def checkpoint(*, any_date: bool) -> Checkpoint:
+    return Checkpoint(
+        classes=("a", "b", "c"),
+        network=SPEC,
+        normalisation=make_normalisation("fixed", BANDS, ("VV", "VH")),
+        window={"anchor": "as_of", "months": 5, "lead_months": 1, "as_of": "2022-07-31"},
+        s1_quantity="sigma0",
+        weights=network().state_dict(),
+        s2_bands=BANDS,
+        recipe={"any_date": any_date},
+        periods=tuple((f"2022-0{m}-01", f"2022-0{m + 1}-01") for m in range(3, 8)),
+    )
+
+
+def stored(months: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    s1 = rng.integers(-2000, -800, (2, 2, months, 3, 5)).astype(np.int16)
+    return s1, rng.integers(200, 4000, (2, 9, months, 3, 5)).astype(np.int16)
+
+
+def test_a_checkpoint_keeps_the_kind_the_bands_and_the_calendar(tmp_path: Path) -> None:
+    save_checkpoint(checkpoint(any_date=True), Folder(str(tmp_path)))
+    loaded = load_checkpoint(Folder(str(tmp_path)))
+    assert (loaded.network, loaded.normalisation) == (SPEC, checkpoint(any_date=True).normalisation)
+    assert (loaded.any_date, loaded.calendar) == (True, [3, 4, 5, 6, 7])
+    s1, s2 = stored()
+    expected = Predictor(checkpoint(any_date=True)).probabilities(s1, s2)
+    given = stored_inputs(loaded, {"s1": s1, "s2": s2})
+    np.testing.assert_array_equal(Predictor(loaded).probabilities(*given), expected)
+
+
+def test_an_earlier_date_is_the_window_without_its_last_months() -> None:
+    predictor, (s1, s2) = Predictor(checkpoint(any_date=True)), stored()
+    early = predictor.probabilities(s1[:, :, :3], s2[:, :, :3])
+    assert not np.allclose(early, predictor.probabilities(s1, s2))
+    s1[:, :, 3:], s2[:, :, 3:] = NODATA, NODATA
+    np.testing.assert_array_equal(early, predictor.probabilities(s1, s2))
+    with pytest.raises(ValueError, match="s1 is"):
+        Predictor(checkpoint(any_date=False)).probabilities(s1[:, :, :3], s2[:, :, :3])
+
+
+def test_bands_that_the_network_was_not_built_for_are_refused() -> None:
+    s1, s2 = stored()
+    with pytest.raises(InputError, match="9 bands"):
+        stored_inputs(checkpoint(any_date=True), {"s1": s1, "s2": np.repeat(s2[:, :1], 10, axis=1)})
+
+
+def test_the_weights_of_another_kind_do_not_fit(tmp_path: Path) -> None:
+    other = replace(checkpoint(any_date=True), network=replace(SPEC, kind="dual_unet3d"))
+    save_checkpoint(other, Folder(str(tmp_path)))
+    with pytest.raises(InputError, match="do not fit"):
+        load_checkpoint(Folder(str(tmp_path)))
