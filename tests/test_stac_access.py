@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import planetary_computer
 import pystac
 import pytest
 import rasterio
+import rasterio.shutil
 
 from cropray.config import Config
 from cropray.config.imagery import (
@@ -191,6 +193,12 @@ def test_a_file_cannot_name_another_file(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "overview.tif", "r+") as dataset:
         dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(tmp_path / "vrt.tif"))
     assert "names another file" in refused(str(tmp_path / "overview.tif"), home)
+    # What lies beside a file is not opened either, though GDAL would read a coarse grid from it.
+    for name in ("B02.tif.ovr", "B02.tif.msk"):
+        (tmp_path / name).write_bytes((tmp_path / "vrt.tif").read_bytes().replace(b"B02", b"secret"))
+    write(tmp_path / "secret.tif", 999, 10, "uint16", 0)
+    coarse = Grid(GRID.crs, GRID.x0, GRID.y0, 80, 2, 3)
+    assert (read(str(tmp_path / "B02.tif"), home, grid=coarse) == 500).all()
     (tmp_path / "B02.tif.aux.xml").write_text(
         '<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">vrt.tif</MDI>'
         "</Metadata></PAMDataset>"
@@ -204,6 +212,21 @@ def test_raw_grd_in_radar_geometry_is_refused(tmp_path: Path) -> None:
     points = [rasterio.control.GroundControlPoint(r, c, 10 + c / 100, 50 - r / 100) for r, c in corners]
     write(path, 300, 10, "uint16", 0, crs="EPSG:4326", transform=None, gcps=points)
     assert "raw GRD" in refused(str(path), str(tmp_path / "items.json"))
+
+
+def test_a_coarse_grid_is_read_from_overviews(tmp_path: Path) -> None:
+    big = Grid(GRID.crs, GRID.x0, GRID.y0, 10, 1024, 1024)
+    write(tmp_path / "big.tif", 500, 10, "uint16", None, grid=big)
+    rasterio.shutil.copy(
+        tmp_path / "big.tif", tmp_path / "cog.tif", driver="COG", blocksize=256, compress="none"
+    )
+    ranges: list[str] = []
+    coarse = Grid(GRID.crs, GRID.x0, GRID.y0, 40, 256, 256)
+    with serve([], folder=tmp_path, answer=lambda r: ranges.append(r.headers.get("Range", ""))) as (url, _):
+        assert (read(f"{url}/cog.tif", url, grid=coarse) == 500).all()
+    spans = [re.fullmatch(r"bytes=(\d+)-(\d+)", text) for text in ranges]
+    read_bytes = sum(int(span[2]) - int(span[1]) + 1 for span in spans if span)
+    assert 256 * 256 * 2 < read_bytes < 1024 * 1024 * 2 / 4
 
 
 # --- keys and signatures --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform
 
 from cropray.errors import InputError
 from cropray.grid import Grid
@@ -43,7 +45,7 @@ def read_scene(
     those of the value `nodata`, or if that is None, of the value that the file states. `options` are GDAL's
     for this file (credentials, endpoints); `path` may begin with /vsicurl/ and the like. Raises InputError
     for a file that cannot be read, is of another format, has no georeference or names further files; it says
-    whether GDAL could not "open" the file or "read the pixels of" it.
+    whether GDAL could not "open" the file or "read the pixels of" it. A coarse grid is read from overviews.
     """
     configuration = {name: value for name, value in _SCENE_OPTIONS.items() if name not in os.environ}
     configuration["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # and open no file that lies beside it
@@ -53,27 +55,50 @@ def read_scene(
             with DatasetReader(path, driver=list(_SCENE_DRIVERS), sharing=False) as source:
                 doing = "read the pixels of"
                 _check_scene(source, path)
-                if nodata is None or not in_dtype_range(nodata, source.dtypes[0]):
-                    nodata = source.nodata
-                with WarpedVRT(
-                    source,
-                    crs=grid.crs,
-                    transform=rasterio.Affine(*grid.transform),
-                    height=grid.height,
-                    width=grid.width,
-                    src_nodata=nodata,
-                    nodata=np.nan,
-                    dtype="float32",
-                    resampling=Resampling.bilinear if bilinear else Resampling.nearest,
-                    tolerance=TOLERANCE,
-                ) as warped:
-                    values: FloatArray = warped.read(1)
-                    return values
+                level = _overview(source, grid)
+                if level is None:
+                    return _read(source, grid, bilinear, nodata)
+            with DatasetReader(
+                path, driver=list(_SCENE_DRIVERS), sharing=False, overview_level=level
+            ) as overview:
+                return _read(overview, grid, bilinear, nodata)
         except RasterioError as error:
             first: BaseException = error
             while first.__cause__ is not None:
                 first = first.__cause__
             raise InputError(f"cannot {doing} {path}: {str(first).strip()}") from error
+
+
+def _read(source: Any, grid: Grid, bilinear: bool, nodata: float | None) -> FloatArray:
+    if nodata is None or not in_dtype_range(nodata, source.dtypes[0]):
+        nodata = source.nodata
+    with WarpedVRT(
+        source,
+        crs=grid.crs,
+        transform=rasterio.Affine(*grid.transform),
+        height=grid.height,
+        width=grid.width,
+        src_nodata=nodata,
+        nodata=np.nan,
+        dtype="float32",
+        resampling=Resampling.bilinear if bilinear else Resampling.nearest,
+        tolerance=TOLERANCE,
+    ) as warped:
+        values: FloatArray = warped.read(1)
+    return values
+
+
+def _overview(source: Any, grid: Grid) -> int | None:
+    """The coarsest overview whose pixels are no larger than those of the grid: no more needs to be read."""
+    factors = source.overviews(1)
+    if not factors:
+        return None
+    west, south, east, north = source.bounds
+    x, y = (west + east) / 2, (south + north) / 2
+    (x0, x1), (y0, y1) = transform(source.crs, grid.crs, [x, x + source.res[0]], [y, y])
+    pixel = math.hypot(x1 - x0, y1 - y0)  # in the middle of the source
+    fitting = [level for level, factor in enumerate(factors) if factor * pixel <= grid.resolution * 1.01]
+    return fitting[-1] if fitting else None
 
 
 def _check_scene(source: Any, path: str) -> None:
