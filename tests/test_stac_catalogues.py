@@ -200,6 +200,17 @@ def test_the_offset_of_earth_search_v0(properties: dict[str, Any], offset: float
     assert reflectance_scaling(scene, scene.assets["B04"], StacSentinel2Config()).offset == offset
 
 
+@pytest.mark.parametrize("flag", [{}, {"earthsearch:boa_offset_applied": False}])
+def test_collection_1_of_earth_search_keeps_the_offset_of_the_product(
+    flag: dict[str, Any], tmp_path: Path
+) -> None:
+    scene = item(catalogue_items.earth_search_v1, tmp_path)
+    del scene.properties["earthsearch:boa_offset_applied"]
+    scene.properties |= {"s2:processing_baseline": "05.00", **flag}
+    found = find_asset(scene, ("B04", "red"))
+    assert reflectance_scaling(scene, found, StacSentinel2Config()) == (1e-4, -0.1)
+
+
 def test_the_finest_resolution_is_taken_and_no_colour_image(tmp_path: Path) -> None:
     scene = item(catalogue_items.copernicus_s2, tmp_path)
     names = {name: find_asset(scene, (name,)) for name in (*S2_NAMES, "SCL")}

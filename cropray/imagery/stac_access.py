@@ -24,6 +24,7 @@ from cropray.config.imagery import StacCollectionConfig, StacS3Config
 from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.rasters.scenes import read_scene
+from cropray.storage import within
 from cropray.types import FloatArray
 
 _STORES = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/"}
@@ -35,6 +36,7 @@ _OBJECT_STORES = re.compile(
     r"(\.blob\.core\.windows\.net|(^|\.)s3(\.[a-z0-9-]+)?\.amazonaws\.com|(^|\.)storage\.googleapis\.com)$"
 )
 _REDIRECTS = 5
+_SIGN_S = 60.0
 _HEAD_S = (10, 30)  # to connect, and to wait for an answer
 
 
@@ -112,7 +114,8 @@ class Access:
             planetary_computer.sas.TOKEN_CACHE.clear()
         url = path.removeprefix("/vsicurl/")
         try:
-            return f"/vsicurl/{planetary_computer.sign_url(url)}"
+            # The library asks without a time limit.
+            return f"/vsicurl/{within(_SIGN_S, lambda: planetary_computer.sign_url(url))}"
         except OSError as error:
             raise InputError(f"cannot get a signature for {url} from Planetary Computer: {error}") from error
 
