@@ -125,7 +125,7 @@ class Grid:
         along = np.linspace(0, 1, per_side, endpoint=False)
         x = np.concatenate([along, np.ones(per_side), 1 - along, np.zeros(per_side), [0]])
         y = np.concatenate([np.zeros(per_side), along, np.ones(per_side), 1 - along, [0]])
-        to_crs = _transformer(self.crs, crs)
+        to_crs = transformer(self.crs, crs)
         return np.column_stack(to_crs.transform(min_x + x * (max_x - min_x), min_y + y * (max_y - min_y)))
 
     @classmethod
@@ -171,13 +171,13 @@ def transform_bounds(bounds: Bounds, src_crs: str, dst_crs: str) -> Bounds:
     """
     if src_crs == dst_crs:
         return bounds
-    min_x, min_y, max_x, max_y = _transformer(src_crs, dst_crs).transform_bounds(*bounds, densify_pts=21)
+    min_x, min_y, max_x, max_y = transformer(src_crs, dst_crs).transform_bounds(*bounds, densify_pts=21)
     return min_x, min_y, max_x + 360 * (max_x < min_x), max_y
 
 
 @lru_cache(maxsize=64)
-def _transformer(src_crs: str, dst_crs: str) -> Transformer:
-    """Takes longer to make than to use for a tile. Threads may share it."""
+def transformer(src_crs: str, dst_crs: str) -> Transformer:
+    """Takes x, y and longitude, latitude. Making one takes as long as a million pixels; threads share it."""
     from pyproj import Transformer
 
     return Transformer.from_crs(src_crs, dst_crs, always_xy=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pyproj import Geod, Transformer
+from pyproj import Geod
 
 from cropray.figures.pictures import class_names, colour_table
-from cropray.grid import Grid, Window
+from cropray.grid import Grid, Window, transformer
 from cropray.maps.tiles import NODATA, TileResult
 from cropray.rasters import create_tiled, read_grid, read_window, write_cog
 
@@ -96,7 +96,7 @@ def pixel_hectares(grid: Grid) -> npt.NDArray[np.float64]:
     """
     rows, cols = (np.append(np.arange(0, length, _CELL), length) for length in grid.shape)
     x, y = np.meshgrid(grid.x0 + cols * grid.resolution, grid.y0 - rows * grid.resolution)
-    lon, lat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y)
+    lon, lat = transformer(grid.crs, "EPSG:4326").transform(x, y)
     geod = Geod(ellps="WGS84")
     hectares_hw = np.empty(grid.shape)
     for i in range(len(rows) - 1):

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pyproj import Transformer
 from scipy.spatial import cKDTree
 
 from cropray.bands import NODATA
 from cropray.config import Config
 from cropray.config.rois import WindowConfig
 from cropray.errors import InputError
-from cropray.grid import Grid, utm_crs
+from cropray.grid import Grid, transformer, utm_crs
 from cropray.pipeline.compact import plan_order
 from cropray.pipeline.series import Series, format_codes, match_codes, read_series
 from cropray.pipeline.tiles import part_metadata
@@ -156,9 +155,7 @@ def _places(
     x, y = np.empty(len(lon)), np.empty(len(lat))
     for zone in np.unique(crs).tolist():
         mine = crs == zone
-        x[mine], y[mine] = Transformer.from_crs("EPSG:4326", zone, always_xy=True).transform(
-            lon[mine], lat[mine]
-        )
+        x[mine], y[mine] = transformer("EPSG:4326", zone).transform(lon[mine], lat[mine])
     size = config.grid.resolution
     x0, y0 = np.floor(x / size) * size, np.floor(y / size) * size + size
     extents = [Grid(str(c), float(a), float(b), size, 1, 1) for c, a, b in zip(crs, x0, y0, strict=True)]
@@ -181,17 +178,14 @@ def _lonlat(rois: Sequence[Roi]) -> npt.NDArray[np.float64]:
         mine = [i for i, roi in enumerate(rois) if roi.crs == crs]
         boxes = np.array([rois[i].bounds for i in mine])
         centre = (boxes[:, :2] + boxes[:, 2:]).T / 2
-        out[mine] = np.stack(
-            Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*centre), axis=1
-        )
+        out[mine] = np.stack(transformer(crs, "EPSG:4326").transform(*centre), axis=1)
     return out
 
 
 def _split(rois: Sequence[Roi], config: Config) -> list[Roi]:
     """The ROIs with the splits of their blocks: squares of an equal-area projection."""
     side = config.series.block_m
-    to_metres = Transformer.from_crs("EPSG:4326", _EQUAL_AREA, always_xy=True)
-    x, y = to_metres.transform(*_lonlat(rois).T)
+    x, y = transformer("EPSG:4326", _EQUAL_AREA).transform(*_lonlat(rois).T)
     cells = np.stack([np.floor(x / side), np.floor(y / side)], axis=1)
     _, blocks = np.unique(cells, axis=0, return_inverse=True)
     return split_rois(rois, config.rois.split, config.seed, blocks.ravel())

@@ -8,15 +8,14 @@ and directions vary. `data/lands.yaml` describes the maps and their errors. Shap
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pyproj import Transformer
 
 from cropray.errors import InputError
-from cropray.grid import Grid
+from cropray.grid import Grid, transformer
 from cropray.simulation.noise import Indices, hashed, normal, smooth, uniform
 from cropray.simulation.tables import ARABLE_SHARE, CROPS, LANDS, land_values
 from cropray.types import ByteArray, DoubleArray, FloatArray
@@ -123,15 +122,11 @@ class Place:
         return _nearest_fields(self)
 
 
-# Making a transformer takes as long as a million pixels. Threads may share it.
-_transformer = lru_cache(64)(Transformer.from_crs)
-
-
 def project(
     x: DoubleArray, y: DoubleArray, src_crs: str, dst_crs: str = PLANE_CRS
 ) -> tuple[DoubleArray, DoubleArray]:
     """Coordinates in another CRS."""
-    dst_x, dst_y = _transformer(src_crs, dst_crs, always_xy=True).transform(x, y)
+    dst_x, dst_y = transformer(src_crs, dst_crs).transform(x, y)
     return dst_x, dst_y
 
 
