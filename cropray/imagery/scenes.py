@@ -9,17 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cropray.bands import S1_BANDS, S2_BANDS, Band
 from cropray.errors import InputError
 from cropray.types import BoolArray, ByteArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
 
 SENSORS = {"s2": "Sentinel-2", "s1": "Sentinel-1"}
-_BANDS = {"s2": S2_BANDS, "s1": S1_BANDS}
 _ONE_PASS = timedelta(minutes=10)  # an orbit takes 98 minutes, and a platform passes a place in seconds
 _WATER = 6  # of SCL: its reflectance in the infrared is 0 within the noise
 
@@ -169,27 +167,31 @@ def _check_time(when: datetime, request: ImageRequest, period: Period) -> None:
 def _impossible(scene: S1Scene | S2Scene, recipe: CompositeRecipe) -> str:
     """Why a scene is left out: a band with too many values outside its range. Empty if there is none.
 
-    Of Sentinel-2 the clear views of land count. Power below 0 is what dB taken for power look like.
+    Of Sentinel-2 the clear views of land count. Power below 0 is what dB taken for power looks like.
     """
     if isinstance(scene, S2Scene):
-        counted = scene.data_hw & ~np.isin(scene.scl_hw, (*recipe.scl_invalid, _WATER))
-        return _worst(S2_BANDS, scene.reflectance_chw[:, counted], recipe.max_impossible)
-    measured = np.isfinite(scene.power_chw) & (scene.power_chw != 0)
-    power = scene.power_chw[:, np.logical_and.reduce(measured)]
-    db = np.where(power > 0, 10 * np.log10(np.abs(power)), -np.inf)
-    return _worst(S1_BANDS, db, recipe.max_impossible)
+        counted_hw = scene.data_hw & ~np.isin(scene.scl_hw, (*recipe.scl_invalid, _WATER))
+        shares = _shares(S2_BANDS, scene.reflectance_chw, counted_hw)
+        return _too_many(S2_BANDS, shares, recipe.max_impossible)
+    power_chw = scene.power_chw
+    counted_hw = np.logical_and.reduce(np.isfinite(power_chw) & (power_chw != 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        db_chw = np.where(power_chw > 0, 10 * np.log10(power_chw), np.float32(-np.inf))
+    return _too_many(S1_BANDS, _shares(S1_BANDS, db_chw, counted_hw), recipe.max_impossible)
 
 
-def _shares(bands: Sequence[Band], values_cp: npt.NDArray[Any]) -> list[float]:
-    """By band, the share of its values (C, P) outside its range."""
-    if not values_cp.size:
-        return [0.0] * len(bands)
-    limits = zip(bands, values_cp, strict=True)
-    return [float(np.mean((row < band.range[0]) | (row > band.range[1]))) for band, row in limits]
+def _shares(bands: Sequence[Band], values_chw: FloatArray, counted_hw: BoolArray) -> list[float]:
+    """By band, the share of the values that count that lie outside its range."""
+    total = max(1, int(np.count_nonzero(counted_hw)))
+    shares = []
+    for band, values_hw in zip(bands, values_chw, strict=True):
+        outside_hw = (values_hw < band.range[0]) | (values_hw > band.range[1])
+        shares.append(int(np.count_nonzero(outside_hw & counted_hw)) / total)
+    return shares
 
 
-def _worst(bands: Sequence[Band], values_cp: npt.NDArray[Any], limit: float) -> str:
-    share, band = max(zip(_shares(bands, values_cp), bands, strict=True), key=lambda found: found[0])
+def _too_many(bands: Sequence[Band], shares: Sequence[float], limit: float) -> str:
+    share, band = max(zip(shares, bands, strict=True), key=lambda found: found[0])
     if share <= limit:
         return ""
     low, high = band.range
@@ -201,19 +203,17 @@ def _worst(bands: Sequence[Band], values_cp: npt.NDArray[Any], limit: float) -> 
 
 def check_plausible(composite: Composite, request: ImageRequest) -> dict[str, tuple[float, ...]]:
     """`Composite.impossible`. Raises InputError if a month's share exceeds `recipe.max_impossible`."""
-    shares: dict[str, tuple[float, ...]] = {}
-    for sensor, values_tchw, valid_thw in (
-        ("s2", composite.s2_tchw, composite.s2_valid_thw),
-        ("s1", composite.s1_tchw, composite.s1_valid_thw),
+    found: dict[str, tuple[float, ...]] = {}
+    for sensor, bands, values_tchw, valid_thw in (
+        ("s2", S2_BANDS, composite.s2_tchw, composite.s2_valid_thw),
+        ("s1", S1_BANDS, composite.s1_tchw, composite.s1_valid_thw),
     ):
-        found = []
-        for period, values_chw, valid_hw in zip(composite.periods, values_tchw, valid_thw, strict=True):
-            values_cp = values_chw[:, valid_hw]
-            found.append(max(_shares(_BANDS[sensor], values_cp)))
-            if reason := _worst(_BANDS[sensor], values_cp, request.recipe.max_impossible):
+        months = [_shares(bands, *month) for month in zip(values_tchw, valid_thw, strict=True)]
+        for period, shares in zip(composite.periods, months, strict=True):
+            if reason := _too_many(bands, shares, request.recipe.max_impossible):
                 raise InputError(
                     f"{request.name}: the {SENSORS[sensor]} composite of {period.start:%Y-%m} is impossible: "
                     f"{reason}. Are the scale, offset and unit of the source right?"
                 )
-        shares[sensor] = tuple(found)
-    return shares
+        found[sensor] = tuple(map(max, months))
+    return found
