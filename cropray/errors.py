@@ -84,8 +84,7 @@ def check_name(name: str) -> str:
     """The name itself. Raises InputError if it cannot name a file or a folder of a run."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(
-            f"{name!r} cannot name a file. Use letters, digits, '-', '_' and '.', and begin with one of the "
-            "first two."
+            f"{name!r} cannot name a file. Begin with a letter or a digit, and use these, '-', '_' and '.'."
         )
     return name
 
