@@ -29,6 +29,7 @@ from cropray.doctor import (
     storage_probe,
 )
 from cropray.errors import InputError
+from cropray.run import Run
 from cropray.storage import Folder
 
 WORKERS_4 = ["pretrain.workers=4"]
@@ -244,3 +245,18 @@ def test_the_command_ends_with_1_where_something_is_bad(
     assert findings["resources"]["verdict"] == "bad"
     assert findings["storage"]["verdict"] == "ok"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_opened_is_a_finding_and_the_settings_of_a_run_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["doctor", "--run", "nosuch://bucket/run", "--json"])
+    findings = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert findings["storage"]["verdict"] == "bad"
+    assert "nosuch" in findings["storage"]["found"]
+    Run(Folder(str(tmp_path)), configured("finetune.workers=9999")).claim("finetune")
+    with pytest.raises(SystemExit):
+        main(["doctor", "--run", str(tmp_path), "--json"])
+    findings = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert "9999" in findings["resources"]["found"]

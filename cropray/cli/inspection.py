@@ -59,9 +59,17 @@ def doctor(
 
     Exits with 1 if something must be fixed before stages can run.
     """
+    from cropray.cluster import check_run_folder
     from cropray.doctor import examine, format_findings
+    from cropray.errors import InputError
+    from cropray.storage import Folder
 
-    findings = list(examine(opened(run, config, set).config, run, online=online))
+    place = check_run_folder(run) if run else ""
+    try:
+        known = place if place and Folder(place).exists() else ""
+    except InputError:  # a finding says why
+        known = ""
+    findings = list(examine(opened(known, config, set).config, place, online=online))
     show([asdict(finding) for finding in findings], format_findings(findings), as_json=as_json)
     raise typer.Exit(int(any(finding.verdict == "bad" for finding in findings)))
 
