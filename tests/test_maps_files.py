@@ -10,12 +10,13 @@ import numpy as np
 import pystac
 import pytest
 import rasterio
+import shapely
 
 from cropray.errors import InputError
 from cropray.figures.pictures import colour_table
-from cropray.grid import Window
+from cropray.grid import Grid, Window
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble
-from cropray.maps.products import MapIdentity, publish_map
+from cropray.maps.products import MapIdentity, publish_map, stac_item
 from cropray.maps.request import MapPlan
 from cropray.maps.tiles import (
     NODATA,
@@ -115,3 +116,16 @@ def test_probabilities_are_left_out_on_demand(tmp_path: Path) -> None:
     made = assemble(grid, [tile], lambda _: part, tmp_path, classes=CLASSES, tags={}, probabilities=False)
     assert [path.name for path in made] == [MAP]
     assert [path.name for path in tmp_path.iterdir()] == [MAP]
+
+
+def test_the_item_of_a_map_across_180_degrees_is_cut_there() -> None:
+    plan = MapPlan("", Grid("EPSG:32760", 815_000, 8_140_000, 10, 500, 1000))
+    identity = MapIdentity("crops of the test", "models/x", CLASSES, (0.3, 0.3, 0.3), settings(), "abc")
+    item = stac_item(plan, identity, {})
+    west, _, east, _ = item["bbox"]
+    assert 179 < west < 180
+    assert -180 < east < -179
+    footprint = shapely.geometry.shape(item["geometry"])
+    assert len(footprint.geoms) == 2
+    lon_min, _, lon_max, _ = footprint.bounds
+    assert (lon_min, lon_max) == (-180, 180)

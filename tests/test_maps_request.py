@@ -44,12 +44,31 @@ def test_a_vector_file_is_mapped_inside_its_polygons(tmp_path: Path) -> None:
         ("10,50,9,51", "not a bounding box in degrees.*vector file"),
         ("1,2,3,100", "not a bounding box in degrees"),
         ("nowhere.shp", "does not exist.*rois:SPLIT"),
-        ("178.5,-18,-179,-17", r"crosses 180°.*178\.5,-18,180,-17.*-180,-18,-179,-17"),
     ],
 )
 def test_an_unusable_area_is_refused_with_advice(tmp_path: Path, area: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan_maps(area, Config(), Folder(str(tmp_path)))
+
+
+def test_an_area_across_180_degrees_is_one_map(tmp_path: Path) -> None:
+    """On Taveuni, Fiji: a box, a polygon that is cut at 180°, and two polygons on both sides of it."""
+    folder = Folder(str(tmp_path))
+    (box,) = plan_maps("179.9,-16.9,-179.9,-16.8", Config(), folder)
+    assert box.grid.crs in ("EPSG:32760", "EPSG:32701")
+    assert box.grid.width * 10 == pytest.approx(21_300, abs=300)
+    west, east = shapely.box(179.9, -16.9, 180, -16.8), shapely.box(-180, -16.9, -179.9, -16.8)
+    for name, shapes in (("one", [shapely.MultiPolygon([west, east])]), ("two", [west, east])):
+        path = tmp_path / f"{name}.gpkg"
+        gpd.GeoDataFrame(geometry=shapes, crs="EPSG:4326").to_file(path)
+        (plan,) = plan_maps(str(path), Config(), folder)
+        assert plan.grid == box.grid
+        assert plan.wanted(Window(0, 0, *plan.grid.shape)).mean() > 0.95
+    mercator = Config.model_validate({"grid": {"crs": "EPSG:3857"}})
+    with pytest.raises(
+        InputError, match=r"crosses 180°.*179\.9,-16\.9,180,-16\.8.*-180,-16\.9,-179\.9,-16\.8"
+    ):
+        plan_maps("179.9,-16.9,-179.9,-16.8", mercator, folder)
 
 
 def checkpoint(anchor: str = "as_of", **changes: Any) -> Any:

@@ -12,7 +12,7 @@ from pyproj import Transformer
 
 from cropray.config.imagery import StacConfig, StacSentinel1Config, StacSentinel2Config
 from cropray.grid import Grid, Window
-from cropray.imagery.longitudes import search_boxes, within_180
+from cropray.imagery.longitudes import geojson_bbox, search_boxes, within_180
 from cropray.imagery.stac import StacSource
 from tests.stac_server import serve
 from tests.test_stac import GAMMA0, composite, s1_item, s2_item, source
@@ -45,6 +45,12 @@ def test_a_region_across_180_degrees_is_the_same_however_it_is_written(footprint
     assert got.intersects(shapely.box(-179.5, -16.6, -179.4, -16.5))
     assert got.covers(shapely.MultiPolygon([ring(179.9, 180), ring(-180, -179.9)]))
     assert not got.intersects(shapely.box(0, -17, 1, -16))
+
+
+def test_a_bbox_across_180_degrees_begins_in_the_east() -> None:
+    assert geojson_bbox(ACROSS) == (178, -17, -179, -16)
+    assert geojson_bbox(WEST) == (178, -17, 180, -16)
+    assert geojson_bbox(ring(-10, 20)) == (-10, -17, 20, -16)
 
 
 def test_other_regions_stay_as_they_are() -> None:

@@ -32,7 +32,7 @@ class PredictConfig(Section):
     model: str = Field("", description="Checkpoint folder or models:/ URI. Empty: the run's own model.")
     head: str | None = Field(None, description="Head to predict with. null: the main head.")
     area: str = "rois:test"
-    """min_lon,min_lat,max_lon,max_lat in degrees, a vector file, or rois:SPLIT."""
+    """min_lon,min_lat,max_lon,max_lat (across 180°: min_lon > max_lon), a vector file, or rois:SPLIT."""
     as_of: date | None = Field(None, description="Last day whose scenes may be used. Required.")
     assume_harvest: date | None = Field(None, description="Harvest start, for models anchored on it.")
     tile_size: int = Field(512, ge=64, multiple_of=64, description="Side of a tile, in pixels.")

@@ -48,6 +48,16 @@ def search_boxes(area: BaseGeometry) -> Iterator[Bounds]:
             yield -180.0, south, -180 + _STRIP, north
 
 
+def geojson_bbox(region: BaseGeometry) -> Bounds:
+    """Bounds of a region of `within_180`: from west to east, so west > east across 180° (RFC 7946, 5.2)."""
+    west, south, east, north = region.bounds
+    if west > -180 or east < 180:
+        return west, south, east, north
+    edges = shapely.bounds(shapely.get_parts(region))
+    # Parts at 180° are its west, parts at -180° its east.
+    return edges[edges[:, 2] > 0, 0].min(), south, edges[edges[:, 0] < 0, 2].max(), north
+
+
 def _unwrapped(polygon: shapely.Polygon) -> shapely.Polygon:
     """The polygon without jumps, beyond ±180° where it must be."""
     outer = np.asarray(polygon.exterior.coords)[:, :2]

@@ -19,6 +19,7 @@ from cropray import __version__
 from cropray.errors import InputError
 from cropray.figures.pictures import class_names, colour_table, map_picture
 from cropray.grid import Grid, Window
+from cropray.imagery.longitudes import geojson_bbox, within_180
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, class_areas
 from cropray.maps.request import MapPlan
 from cropray.maps.tables import AREAS_TABLE, ITEM, WHOLE, areas_csv
@@ -111,12 +112,12 @@ def stac_item(plan: MapPlan, identity: MapIdentity, sizes: dict[str, int]) -> di
     """
     grid, settings = plan.grid, identity.settings
     as_of = settings.as_of.isoformat()
-    footprint = shapely.Polygon(grid.outline_in("EPSG:4326", per_side=8))
+    footprint = within_180(shapely.Polygon(grid.outline_in("EPSG:4326", per_side=8)))
     end = datetime.combine(settings.as_of, time(23, 59, 59), UTC)
     item = pystac.Item(
         id=f"{plan.name or 'map'}-{as_of}-{identity.key}",
         geometry=shapely.geometry.mapping(footprint),
-        bbox=list(footprint.bounds),
+        bbox=list(geojson_bbox(footprint)),
         datetime=end,
         start_datetime=datetime.combine(settings.periods[0].start, time(), UTC),
         end_datetime=end,

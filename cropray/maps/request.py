@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 
 from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.config import Config
@@ -58,13 +59,14 @@ def plan_maps(area: str, config: Config, folder: Folder) -> list[MapPlan]:
     """
     if area.startswith(_ROIS):
         return _of_rois(area.removeprefix(_ROIS), config, folder)
-    bounds = _as_bounds(area)
+    bounds = _as_bounds(area, config.grid.crs)
     if bounds is not None:
         return [MapPlan("", _grid(bounds, "EPSG:4326", config))]
     return [_of_vector_file(area, config)]
 
 
-def _as_bounds(area: str) -> Bounds | None:
+def _as_bounds(area: str, grid_crs: str) -> Bounds | None:
+    """The bounding box of a text, None if it is another form of an area. Across 180°, east is above 180."""
     try:
         west, south, east, north = (float(part) for part in area.split(","))
     except ValueError:
@@ -72,12 +74,14 @@ def _as_bounds(area: str) -> Bounds | None:
     latitudes_fit = -90 <= south < north <= 90
     if latitudes_fit and -180 <= west < east <= 180:
         return west, south, east, north
-    if latitudes_fit and -180 <= east < west - 180 <= 0:
-        raise InputError(
-            f"predict.area {area!r} crosses 180°. Map it in two parts: "
-            f'"{west:g},{south:g},180,{north:g}" and "-180,{south:g},{east:g},{north:g}".'
-        )
-    raise InputError(f"predict.area {area!r} is not a bounding box in degrees. Give {_FORMS}.")
+    if not latitudes_fit or not -180 <= east < west - 180 <= 0:
+        raise InputError(f"predict.area {area!r} is not a bounding box in degrees. Give {_FORMS}.")
+    if grid_crs == "utm":
+        return west, south, east + 360, north
+    raise InputError(
+        f"predict.area {area!r} crosses 180°, where {grid_crs} (grid.crs) ends. Map it in two parts: "
+        f'"{west:g},{south:g},180,{north:g}" and "-180,{south:g},{east:g},{north:g}".'
+    )
 
 
 def _of_rois(split: str, config: Config, folder: Folder) -> list[MapPlan]:
@@ -95,7 +99,7 @@ def _of_rois(split: str, config: Config, folder: Folder) -> list[MapPlan]:
 
 
 def _of_vector_file(area: str, config: Config) -> MapPlan:
-    from cropray.rois.shapes import mend, reproject
+    from cropray.rois.shapes import mend, reproject, unwrapped
     from cropray.rois.vectors import read_features
 
     path = Path(area).expanduser()
@@ -106,7 +110,12 @@ def _of_vector_file(area: str, config: Config) -> MapPlan:
     frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
     if frame.empty:
         raise InputError(f"{path} has no polygon with an area. Give a file of polygons.")
-    min_x, min_y, max_x, max_y = (float(bound) for bound in frame.total_bounds)
+    bounds = frame.bounds.to_numpy()
+    if frame.crs.is_geographic:
+        bounds = shapely.bounds(unwrapped(frame.geometry.to_numpy()))
+        if np.ptp(bounds[:, [0, 2]]) > 180:  # on both sides of 180°
+            bounds[bounds[:, 0] < 0] += [360, 0, 360, 0]
+    (min_x, min_y), (max_x, max_y) = bounds[:, :2].min(axis=0).tolist(), bounds[:, 2:].max(axis=0).tolist()
     grid = _grid((min_x, min_y, max_x, max_y), frame.crs.to_string(), config)
     return MapPlan("", grid, tuple(reproject(frame, grid.crs, path).geometry))
 
