@@ -104,3 +104,13 @@ def test_reprojected_bounds_hold_the_edges_between_the_corners() -> None:
 def test_an_empty_grid_is_refused() -> None:
     with pytest.raises(InputError, match="positive size"):
         Grid(UTM31, 0, 0, 10, 0, 5)
+
+
+def test_a_region_across_180_degrees_is_one_grid_in_its_zone() -> None:
+    bounds = (179.99, -17.01, 180.02, -17.0)
+    grid = Grid.covering(bounds, "EPSG:4326")
+    assert grid.crs == "EPSG:32701"
+    assert grid.width == pytest.approx(0.03 * 106_500 / 10, rel=0.02)
+    assert transform_bounds(grid.bounds, grid.crs, "EPSG:4326") == pytest.approx(bounds, abs=3e-3)
+    again = Grid.covering(grid.bounds, grid.crs)
+    assert (again.crs, again.bounds) == (grid.crs, grid.bounds)

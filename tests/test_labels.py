@@ -189,3 +189,15 @@ def test_on_the_real_map_codes_100_and_600_are_background(shared_data: Path) -> 
     assert sure.mean() > 0.99
     assert np.isin(there, (100, 600)).any()
     assert (label[np.isin(there, (100, 600)) & sure] == BACKGROUND).all()
+
+
+def test_a_point_labels_the_pixel_that_contains_it() -> None:
+    """A pixel with points of two crops is unlabelled, as with polygons."""
+    points = [("wheat", 2.2, 5.9), ("maize", 7.5, 0.5), ("wheat", 9.1, 9.1), ("pea", 9.9, 9.9)]
+    shapes = [(crop, shapely.Point(500_000 + 10 * col, 5_650_000 - 10 * row)) for crop, row, col in points]
+    shapes.append(("pea", shapely.box(500_200, 5_649_800, 500_220, 5_649_820)))
+    label, _ = burn_parcels(GRID, parcels(*shapes).to_crs("EPSG:4326"), CLASSES)
+    expected = np.full(GRID.shape, UNLABELLED)
+    expected[2, 5], expected[7, 0] = 0, 1
+    expected[18:20, 20:22] = 2
+    assert (label == expected).all()

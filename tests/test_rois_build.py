@@ -8,11 +8,14 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 
 from cropray.config import Config
 from cropray.config.load import load_config, updated
 from cropray.config.rois import RoisConfig
 from cropray.errors import InputError
+from cropray.labels import burn_parcels
+from cropray.pipeline.tiles import parcels_near, plan_tiles
 from cropray.rois.build import build_rois
 from cropray.rois.parcels import fingerprints
 from cropray.rois.store import DROPPED, PARCELS, ROIS, read_parcels, read_rois
@@ -271,3 +274,23 @@ def test_the_simulated_world_needs_no_inputs(tmp_path: Path, kind: str) -> None:
     build_rois(again)
     assert first.folder.read_bytes(ROIS) == again.folder.read_bytes(ROIS)
     assert all(roi.harvest_start for roi in read_rois(first.folder))
+
+
+def test_parcels_on_both_sides_of_180_degrees_are_regions_with_labels(tmp_path: Path) -> None:
+    """Two fields 213 m apart, one on each side: one cluster, and each labels its half of the tile."""
+    shapes = [shapely.box(179.997, -17, 179.999, -16.998), shapely.box(-179.999, -17, -179.997, -16.998)]
+    gpd.GeoDataFrame(geometry=shapes, crs="EPSG:4326").to_file(tmp_path / "cane.gpkg")
+    entry = {"crop": "cane", "path": "cane.gpkg"}
+    rois = {"data_root": str(tmp_path), "parcels": [entry], "split": {"allow_empty": True}}
+    run = run_in(tmp_path / "run", Config(classes=("cane",), rois=rois))
+    assert build_rois(run)["rois"] == 1
+    (roi,) = read_rois(run.folder)
+    assert max(roi.bounds[2] - roi.bounds[0], roi.bounds[3] - roi.bounds[1]) < 700
+    (tile,) = plan_tiles(roi, run.config.grid, run.config.patch)
+    parcels = read_parcels(run.folder)
+    label_hw, _ = burn_parcels(tile.grid, parcels.iloc[parcels_near(tile, parcels)], ("cane",))
+    pixels = (label_hw == 0).sum(axis=0)
+    assert (label_hw == 0).sum() * 100 == pytest.approx(2 * 213 * 221, rel=0.03)
+    middle = len(pixels) // 2
+    assert pixels[middle] == 0
+    assert pixels[:middle].sum() == pytest.approx(pixels[middle:].sum(), rel=0.05)

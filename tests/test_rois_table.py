@@ -138,3 +138,12 @@ def test_a_missing_or_unreadable_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "rois.xlsx").write_text("no workbook")
     with pytest.raises(InputError, match=r"cannot read .*rois\.xlsx"):
         read_table(config(tmp_path, "rois.xlsx"), CLASSES)
+
+
+def test_a_box_across_180_degrees_runs_past_it(tmp_path: Path) -> None:
+    columns = dict(zip(("min_lon", "min_lat", "max_lon", "max_lat"), (179.5, -17, -179.5, -16), strict=True))
+    pd.DataFrame([columns]).to_csv(tmp_path / "rois.csv", index=False)
+    (roi,) = read_table(config(tmp_path), CLASSES)
+    assert roi.bounds == (179.5, -17, 180.5, -16)
+    write_rois(tmp_path, "179.5,-17,-179.5,-16")
+    assert [roi.bounds for roi in read_table(config(tmp_path), CLASSES)] == [(179.5, -17, 180.5, -16)]

@@ -123,7 +123,7 @@ def inputs_of(tile: Tile, parcels: GeoDataFrame) -> str:
     """Hash of what a part depends on besides its recipe: the ROI, its grid and the parcels near it."""
     import shapely
 
-    near = _near(tile, parcels)
+    near = parcels_near(tile, parcels)
     ids, crops, shapes = (parcels[name].array[near] for name in ("parcel_id", "crop", "geometry"))
     columns = (ids, crops, shapely.to_wkb(np.asarray(shapes)))
     return xxhash.xxh3_64_hexdigest(repr((tile, sorted(zip(*columns, strict=True)))).encode())
@@ -163,7 +163,7 @@ def export_tile(
     reason = "no valid pixel in any month of either sensor"
     if composite.s2_valid_thw.any() or composite.s1_valid_thw.any():
         label_hw, truth_hw = make_labels(
-            tile.grid, parcels.iloc[_near(tile, parcels)], config, composite.maps
+            tile.grid, parcels.iloc[parcels_near(tile, parcels)], config, composite.maps
         )
         known_hw = known_pixels(label_hw, truth_hw, config.labels)
         patches = cut_patches(tile, composite, label_hw, known_hw, truth_hw)
@@ -269,7 +269,7 @@ def _wanted(tile: Tile, window: Window, known_hw: BoolArray) -> bool:
     return (skip_row, skip_col) == (0, 0) or bool(known_hw[skip_row:, skip_col:].any())
 
 
-def _near(tile: Tile, parcels: GeoDataFrame) -> IndexArray:
+def parcels_near(tile: Tile, parcels: GeoDataFrame) -> IndexArray:
     """The rows of the parcels (longitude, latitude) that touch the tile."""
     import shapely
 

@@ -116,7 +116,7 @@ def parcels_crs(frame: gpd.GeoDataFrame, name: str) -> str:
     """
     if name != "utm":
         return metric_crs(name)
-    bounds = frame.geometry.bounds.to_numpy()
+    bounds = frame.geometry.bounds.to_numpy(copy=True)
     if np.ptp(bounds[:, [0, 2]]) > 180:  # on both sides of 180°
         bounds[bounds[:, 0] < 0] += [360, 0, 360, 0]
     (west, south), (east, north) = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
