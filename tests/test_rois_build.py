@@ -16,8 +16,7 @@ from cropray.config.rois import RoisConfig
 from cropray.errors import InputError
 from cropray.labels import burn_parcels
 from cropray.pipeline.tiles import parcels_near, plan_tiles
-from cropray.rois.build import build_rois
-from cropray.rois.parcels import fingerprints
+from cropray.rois.build import build_rois, fingerprints
 from cropray.rois.store import DROPPED, PARCELS, ROIS, read_parcels, read_rois
 from cropray.run import Run
 from cropray.simulation.tables import CROPS

@@ -193,11 +193,14 @@ def test_filters_without_a_match_list_the_values_in_the_file(tmp_path: Path) -> 
         read_parcels(str(tmp_path), [crop("beet.shp", SeasonConfig(where={"Produkt": "spring beet"}))])
 
 
-def test_a_column_says_the_crop_and_a_star_a_whole_branch(tmp_path: Path) -> None:
-    codes = [3301010101, 3301010102, 3301020000, 3302000000, 3301010101]
-    fields = [field(500 * n, 0) for n in range(5)]
+def test_a_column_says_the_crop_and_a_star_a_whole_branch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = [3301010101, 3301010102, 3301020000, 3302000000, 3301010101, None]
+    fields = [field(500 * n, 0) for n in range(6)]
     write_fields(tmp_path / "lpis.gpkg", fields, EC_hcat_c=codes)
     crops = {"column": "EC_hcat_c", "map": {3301010101: "wheat", "330101*": "barley", "3301*": "cereal"}}
+    crops["map"]["34*"] = "rye"
     parcels = read_parcels(str(tmp_path), [CropConfig(path="lpis.gpkg", crops=crops)])
     of = {season.crop: rows.tolist() for season, rows in parcels.seasons.items()}
     crop = parcels.frame["crop"].tolist()
@@ -212,7 +215,8 @@ def test_a_column_says_the_crop_and_a_star_a_whole_branch(tmp_path: Path) -> Non
         "barley": [500],
         "cereal": [1000],
     }
-    assert [(row.item, row.crop) for row in parcels.dropped] == [("feature 3 (3302000000)", "")]
+    assert [row.item for row in parcels.dropped] == ["feature 3 (3302000000)", "feature 5 (no value)"]
+    assert "no parcel of rye" in capsys.readouterr().err
 
 
 def test_a_map_without_a_match_lists_the_values_in_the_file(tmp_path: Path) -> None:
@@ -273,7 +277,7 @@ def test_points_stay_points_or_become_circles(tmp_path: Path) -> None:
     assert set(round_ones["parcel_id"]) == set(parcels.frame["parcel_id"])
 
 
-def test_parcels_of_an_implausible_size_are_named(tmp_path: Path) -> None:
+def test_parcels_of_an_implausible_size_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_fields(tmp_path / "beet.gpkg", [field(0, 0), field(0, 0, 20_000), field(0, 0, 0.5)])
     parcels = read_parcels(str(tmp_path), [crop("beet.gpkg")])
     assert len(parcels.frame) == 1
@@ -281,6 +285,10 @@ def test_parcels_of_an_implausible_size_are_named(tmp_path: Path) -> None:
         ("feature 1 (399.1 km²)", "more"),  # 400.3 on the ellipsoid
         ("feature 2 (0.249 m²)", "less"),
     ]
+    assert [row.crop for row in parcels.dropped] == ["beet", "beet"]
+    shown = capsys.readouterr().err
+    assert "feature 1 (399.1 km²)" in shown
+    assert "rois.max_parcel_km2" in shown
     gpd.GeoDataFrame(geometry=[shapely.box(0.5, 0.1, 0.5001, 0.1001)], crs=UTM).to_file(tmp_path / "km.gpkg")
     with pytest.raises(InputError, match=r"km\.gpkg: none of its 1 features is a parcel.*Check its CRS"):
         read_parcels(str(tmp_path), [crop("km.gpkg")])

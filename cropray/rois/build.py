@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+import xxhash
 
 from cropray.config import Config
 from cropray.config.rois import RoisConfig
@@ -16,11 +18,12 @@ from cropray.progress import say
 from cropray.rois.cells import rois_of_cells
 from cropray.rois.clusters import rois_of_clusters
 from cropray.rois.near import components
-from cropray.rois.parcels import Parcels, fingerprints, read_parcels
+from cropray.rois.parcels import Parcels, read_parcels
 from cropray.rois.splits import SPLITS, audit_splits, check_components, missing_crops, split_rois
 from cropray.rois.store import PARCELS, ROIS, Dropped, write_dropped, write_parcels, write_rois
 from cropray.rois.table import read_table
-from cropray.run import Run, Summary
+from cropray.rois.vectors import matching
+from cropray.run import Inputs, Run, Summary
 from cropray.types import Roi
 
 
@@ -54,6 +57,35 @@ def build_rois(run: Run) -> Summary:
     run.finish("rois", summary, inputs)
     say(_text(summary))
     return summary
+
+
+def fingerprints(config: RoisConfig) -> Inputs:
+    """One hash of the content for each path or glob in the settings.
+
+    A path without a file has none: a finished stage stays valid after its inputs are gone.
+    """
+    if config.kind == "table":
+        paths = [config.table]
+    else:
+        paths = [*(crop.path for crop in config.parcels), config.provinces.path, config.calendar.path]
+    files = {path: matching(config.data_root, path) for path in paths if path}
+    return {path: _content(found) for path, found in files.items() if found}
+
+
+def _content(files: Iterable[Path]) -> str:
+    """One hash of files and of their namesakes, such as the .dbf and .prj of a shapefile."""
+    names = {(file.parent, file.stem) for file in files}
+    folders = {folder for folder, _ in names}
+    found = [path for folder in folders for path in folder.iterdir() if (folder, path.stem) in names]
+    whole = xxhash.xxh3_64()
+    for path in sorted(found):
+        for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if part.is_file():
+                whole.update(part.name.encode())
+                with part.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        whole.update(block)
+    return whole.hexdigest()
 
 
 class Rois(NamedTuple):

@@ -8,22 +8,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
-import xxhash
 
-from cropray.config.rois import CropConfig, RoisConfig, SeasonConfig
+from cropray.config.rois import CropConfig
 from cropray.errors import InputError
-from cropray.progress import progress
+from cropray.progress import progress, say
 from cropray.rois.shapes import LONLAT, areas_m2, circles, mend, reproject
 from cropray.rois.store import Dropped, identity
-from cropray.rois.vectors import find_files, matching, read_features
-from cropray.run import Inputs
+from cropray.rois.vectors import find_files, read_features
 from cropray.types import BoolArray, DoubleArray, IndexArray
 
 _NO_AREA = "no area"
@@ -61,35 +59,6 @@ class Parcels:
         return cls(frame, {}, mended=0, dropped=())
 
 
-def fingerprints(config: RoisConfig) -> Inputs:
-    """One hash of the content for each path or glob in the settings.
-
-    A path without a file has none: a finished stage stays valid after its inputs are gone.
-    """
-    if config.kind == "table":
-        paths = [config.table]
-    else:
-        paths = [*(crop.path for crop in config.parcels), config.provinces.path, config.calendar.path]
-    files = {path: matching(config.data_root, path) for path in paths if path}
-    return {path: _content(found) for path, found in files.items() if found}
-
-
-def _content(files: Iterable[Path]) -> str:
-    """One hash of files and of their namesakes, such as the .dbf and .prj of a shapefile."""
-    names = {(file.parent, file.stem) for file in files}
-    folders = {folder for folder, _ in names}
-    found = [path for folder in folders for path in folder.iterdir() if (folder, path.stem) in names]
-    whole = xxhash.xxh3_64()
-    for path in sorted(found):
-        for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if part.is_file():
-                whole.update(part.name.encode())
-                with part.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        whole.update(block)
-    return whole.hexdigest()
-
-
 class _Layer(NamedTuple):
     """A file, and how it is read."""
 
@@ -110,9 +79,12 @@ class _Text(NamedTuple):
         chosen: BoolArray = np.array([*wanted, False])[self.codes]  # -1 is the last one
         return chosen
 
+    def of(self, row: int) -> str:
+        return self.values[self.codes[row]] if self.codes[row] >= 0 else "no value"
 
-class _Selected(NamedTuple):
-    """What a layer adds to `Parcels`, the (entry, season) numbers that it has, and its columns."""
+
+class _LayerParcels(NamedTuple):
+    """What a layer adds to `Parcels`, the (entry, season) numbers that found some, and its columns."""
 
     parcels: Parcels
     found: set[tuple[int, int]]
@@ -129,38 +101,36 @@ def read_parcels(root: str, entries: Sequence[CropConfig], max_km2: float) -> Pa
     for number, entry in enumerate(entries):
         for file in find_files(root, entry.path):
             numbers[_Layer(file, entry.layer, entry.encoding, entry.radius_m)].append(number)
-    selected: list[_Selected] = []
+    read: list[_LayerParcels] = []
     with progress("parcels", len(numbers)) as bar:
         for layer, mine in numbers.items():
             chosen = {number: entries[number] for number in mine}
-            selected.append(_select(layer, chosen, _below(layer.file, root), max_km2))
+            read.append(_read(layer, chosen, _below(layer.file, root), max_km2))
             bar.advance(note=layer.file.name)
-    _check_found(entries, selected)
-    parts = [one.parcels for one in selected]
+    _check_found(entries, read)
+    parts = [one.parcels for one in read]
     seasons: dict[Season, list[IndexArray]] = defaultdict(list)
     for first, part in zip(accumulate((len(part.frame) for part in parts), initial=0), parts, strict=False):
         for season, rows in part.seasons.items():
             seasons[season].append(rows + first)
-    return Parcels(
+    parcels = Parcels(
         frame=pd.concat([part.frame for part in parts], ignore_index=True),
         seasons={season: np.concatenate(rows) for season, rows in seasons.items()},
         mended=sum(part.mended for part in parts),
         dropped=tuple(row for part in parts for row in part.dropped),
     )
+    _warn(entries, parcels)
+    return parcels
 
 
-def _select(layer: _Layer, entries: Mapping[int, CropConfig], file: str, max_km2: float) -> _Selected:
+def _read(layer: _Layer, entries: Mapping[int, CropConfig], file: str, max_km2: float) -> _LayerParcels:
     """The parcels of a layer that its entries select. A feature of two crops is two parcels."""
     columns = sorted({column for entry in entries.values() for column in _columns(entry)})
     stored = read_features(layer.file, columns, layer=layer.layer, encoding=layer.encoding, points=True)
     geometry, mended = mend(reproject(stored, LONLAT, layer.file).geometry.to_numpy())
     area_m2 = areas_m2(geometry)
-    flaws = np.full(len(stored), "", object)
-    flaws[area_m2 > max_km2 * 1e6] = _HUGE
-    flaws[area_m2 < _SMALLEST_M2] = _TINY
-    flaws[area_m2 == 0] = _NO_AREA
-    usable = flaws == ""
-    if not usable.any():
+    flaws = _flaws(area_m2, max_km2)
+    if (flaws != "").all():
         raise InputError(
             f"{layer.file}: none of its {len(stored)} features is a parcel. Feature 0 has "
             f"{_size(area_m2[0])}: {flaws[0]}. Check its CRS, and give a file of polygons or points."
@@ -168,39 +138,54 @@ def _select(layer: _Layer, entries: Mapping[int, CropConfig], file: str, max_km2
     if layer.radius_m:
         geometry = circles(geometry, layer.radius_m)
     texts = {column: _text(stored[column]) for column in columns}
-    found: set[tuple[int, int]] = set()
-    masks: dict[Season, BoolArray] = {}
-    for number, entry in entries.items():
-        for crop, of_crop in _by_crop(entry, texts, usable):
-            for at, setting in enumerate(entry.seasons):
-                mask = of_crop & _where(setting, texts, usable)
-                if mask.any():
-                    season = Season(crop, setting.name, setting.sheet)
-                    masks[season] = masks.get(season, False) | mask
-                    found.add((number, at))
-    used: dict[str, BoolArray] = {}
+    masks, found = _masks(entries, texts, flaws == "")
+    by_crop: dict[str, BoolArray] = {}
     for season, mask in masks.items():
-        used[season.crop] = used.get(season.crop, False) | mask
-    counts = [int(mask.sum()) for mask in used.values()]
-    first = dict(zip(used, accumulate(counts, initial=0), strict=False))
-    rows = np.concatenate([np.empty(0, np.intp), *(np.flatnonzero(mask) for mask in used.values())])
-    crops = np.repeat(np.array([*used], object), counts)
+        by_crop[season.crop] = by_crop.get(season.crop, False) | mask
+    counts = [int(mask.sum()) for mask in by_crop.values()]
+    first = dict(zip(by_crop, accumulate(counts, initial=0), strict=False))
+    rows = np.concatenate([np.empty(0, np.intp), *(np.flatnonzero(mask) for mask in by_crop.values())])
+    crops = np.repeat(np.array([*by_crop], object), counts)
     # Hash the geometry as stored: repaired and reprojected ones differ between versions of libraries.
     wkbs = shapely.to_wkb(stored.geometry.to_numpy()[rows], byte_order=1)
     ids = [identity(crop, [wkb]) for crop, wkb in zip(crops, wkbs, strict=True)]
-    flaws[usable & ~np.isin(np.arange(len(stored)), rows)] = _UNSELECTED
+    fields = {"parcel_id": ids, "crop": crops, "file": file}
+    flaws[(flaws == "") & ~np.isin(np.arange(len(stored)), rows)] = _UNSELECTED
     parcels = Parcels(
-        gpd.GeoDataFrame(
-            {"parcel_id": ids, "crop": crops, "file": file}, geometry=geometry[rows], crs=LONLAT
-        ),
-        {
-            season: first[season.crop] + np.cumsum(used[season.crop])[mask] - 1
-            for season, mask in masks.items()
-        },
-        int(mended[rows].sum()),
-        tuple(_dropped(flaws, area_m2, file, entries.values(), texts)),
+        frame=gpd.GeoDataFrame(fields, geometry=geometry[rows], crs=LONLAT),
+        seasons={s: first[s.crop] + np.cumsum(by_crop[s.crop])[mask] - 1 for s, mask in masks.items()},
+        mended=int(mended[rows].sum()),
+        dropped=tuple(_dropped(flaws, area_m2, file, entries.values(), texts)),
     )
-    return _Selected(parcels, found, texts)
+    return _LayerParcels(parcels, found, texts)
+
+
+def _flaws(area_m2: DoubleArray, max_km2: float) -> npt.NDArray[np.object_]:
+    """(N,) why a feature of this area is no parcel, empty for parcels and points."""
+    flaws = np.full(len(area_m2), "", object)
+    flaws[area_m2 > max_km2 * 1e6] = _HUGE
+    flaws[area_m2 < _SMALLEST_M2] = _TINY
+    flaws[area_m2 == 0] = _NO_AREA
+    return flaws
+
+
+def _masks(
+    entries: Mapping[int, CropConfig], texts: Mapping[str, _Text], usable: BoolArray
+) -> tuple[dict[Season, BoolArray], set[tuple[int, int]]]:
+    """(N,) by season: True for its features; and the numbers of entries and their seasons that have some."""
+    masks: dict[Season, BoolArray] = {}
+    found: set[tuple[int, int]] = set()
+    for number, entry in entries.items():
+        for at, setting in enumerate(entry.seasons):
+            chosen = usable.copy()
+            for column, wanted in setting.where.items():
+                chosen &= texts[column].among(value == _plain(wanted) for value in texts[column].values)
+            for crop, of_crop in _by_crop(entry, texts):
+                if (mask := chosen & of_crop).any():
+                    season = Season(crop, setting.name, setting.sheet)
+                    masks[season] = masks.get(season, False) | mask
+                    found.add((number, at))
+    return masks, found
 
 
 def _columns(entry: CropConfig) -> set[str]:
@@ -210,29 +195,22 @@ def _columns(entry: CropConfig) -> set[str]:
 
 
 def _by_crop(
-    entry: CropConfig, texts: Mapping[str, _Text], usable: BoolArray
-) -> Iterator[tuple[str, BoolArray]]:
+    entry: CropConfig, texts: Mapping[str, _Text]
+) -> Iterator[tuple[str, BoolArray | Literal[True]]]:
     """The crops of an entry, each with (N,) True for its features."""
     if entry.crops is None:
-        yield entry.crop, usable
+        yield entry.crop, True
         return
     text = texts[entry.crops.column]
     of_values = [crop_of(value, entry.crops.map) for value in text.values]
     for crop in sorted(set(of_values) - {""}):
-        yield crop, usable & text.among(crop == other for other in of_values)
+        yield crop, text.among(crop == other for other in of_values)
 
 
 def crop_of(value: str, crops: Mapping[str, str]) -> str:
     """The crop of a value of the crop column: its own, else that of the longest `PREFIX*`, else ""."""
     prefixes = [key for key in crops if key.endswith("*") and value.startswith(key[:-1])]
     return crops.get(value) or crops.get(max(prefixes, key=len, default=""), "")
-
-
-def _where(setting: SeasonConfig, texts: Mapping[str, _Text], usable: BoolArray) -> BoolArray:
-    mask = usable.copy()
-    for column, wanted in setting.where.items():
-        mask &= texts[column].among(value == _plain(wanted) for value in texts[column].values)
-    return mask
 
 
 def _dropped(
@@ -244,42 +222,50 @@ def _dropped(
 ) -> Iterator[Dropped]:
     """A row for each feature with a flaw. It names the crop if all entries of the file have the same."""
     crops, columns = {entry.crop for entry in entries}, {e.crops.column for e in entries if e.crops}
-    for row in np.flatnonzero(flaws != ""):
+    crop = crops.pop() if len(crops) == 1 else ""
+    for row in np.flatnonzero(flaws != "").tolist():
         item, reason = f"feature {row}", flaws[row]
         if reason in (_TINY, _HUGE):
             item += f" ({_size(area_m2[row])})"
         elif reason == _UNSELECTED and columns:
             reason = "is none of the crops in `crops.map`"
-            values = [(texts[name].values or [""])[texts[name].codes[row]] for name in sorted(columns)]
-            item += f" ({', '.join(values)})"
-        yield Dropped(file, crops.pop() if len(crops) == 1 else "", "", item, reason)
+            item += f" ({', '.join(texts[column].of(row) for column in sorted(columns))})"
+        yield Dropped(file, crop, "", item, reason)
 
 
 def _size(area_m2: float) -> str:
     return f"{area_m2 / 1e6:,.1f} km²" if area_m2 >= 1e5 else f"{area_m2:.3g} m²"
 
 
-def _check_found(entries: Sequence[CropConfig], selected: Sequence[_Selected]) -> None:
+def _check_found(entries: Sequence[CropConfig], read: Sequence[_LayerParcels]) -> None:
     """Raises InputError for a season of an entry without any parcel."""
-    found = set[tuple[int, int]]().union(*(one.found for one in selected))
+    found = set[tuple[int, int]]().union(*(one.found for one in read))
     for number, entry in enumerate(entries):
         for at, setting in enumerate(entry.seasons):
-            if (number, at) in found:
-                continue
-            present = {
-                column: sorted(
-                    {v for one in selected if column in one.texts for v in one.texts[column].values}
+            if (number, at) not in found:
+                columns = set(setting.where) | ({entry.crops.column} if entry.crops else set())
+                present = {name: _present(name, read) for name in sorted(columns)}
+                wanted = [f"`crops.map` of {entry.crops.column}"] if entry.crops else []
+                wanted += [f"`where` {setting.where}"] if setting.where else []
+                raise InputError(
+                    f"no parcel of {entry.crop or 'any crop'} in {entry.path} matches "
+                    f"{' and '.join(wanted)}. Use values that are present: {present}. If these look wrong, set `encoding`."
                 )
-                for column in sorted(set(setting.where) | ({entry.crops.column} if entry.crops else set()))
-            }
-            shown = {column: values[:_SHOWN] for column, values in present.items()}
-            wanted = f"`where` {setting.where}" if setting.where else ""
-            if entry.crops:
-                wanted = " and ".join(filter(None, [f"`crops.map` of {entry.crops.column}", wanted]))
-            raise InputError(
-                f"no parcel of {entry.crop or 'any crop'} in {entry.path} matches {wanted}. "
-                f"Use values that are present: {shown}. If these look wrong, set `encoding`."
-            )
+
+
+def _present(column: str, read: Sequence[_LayerParcels]) -> list[str]:
+    values = {value for one in read if column in one.texts for value in one.texts[column].values}
+    return sorted(values)[:_SHOWN]
+
+
+def _warn(entries: Sequence[CropConfig], parcels: Parcels) -> None:
+    """Name a parcel of an implausible size, and the crops of a map that no parcel has."""
+    for reason in (_TINY, _HUGE):
+        if odd := [row for row in parcels.dropped if row.reason == reason]:
+            say(f"rois: warning: {len(odd)} parcels are left out: {odd[0].file}, {odd[0].item} has {reason}")
+    mapped = {crop for entry in entries if entry.crops for crop in entry.crops.map.values()}
+    if absent := sorted(mapped - {season.crop for season in parcels.seasons}):
+        say(f"rois: warning: no parcel of {', '.join(absent)}")
 
 
 def _text(column: pd.Series) -> _Text:
