@@ -249,7 +249,8 @@ def _check_found(entries: Sequence[CropConfig], read: Sequence[_LayerParcels]) -
                 wanted += [f"`where` {setting.where}"] if setting.where else []
                 raise InputError(
                     f"no parcel of {entry.crop or 'any crop'} in {entry.path} matches "
-                    f"{' and '.join(wanted)}. Use values that are present: {present}. If these look wrong, set `encoding`."
+                    f"{' and '.join(wanted)}. Use values that are present: {present}. If these look "
+                    "wrong, set `encoding`."
                 )
 
 

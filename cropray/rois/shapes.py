@@ -33,7 +33,7 @@ def mend(geometries: Geometries) -> tuple[Geometries, BoolArray]:
     Parts of a broken or mixed geometry that have no area are dropped, so a result may be empty. None
     and empty geometries stay as they are.
     """
-    mended = shapely.force_2d(geometries)
+    mended = shapely.force_2d(geometries) if shapely.has_z(geometries).any() else np.array(geometries)
     mixed = shapely.get_type_id(mended) == shapely.GeometryType.GEOMETRYCOLLECTION
     for index in np.flatnonzero(mixed):
         parts = shapely.get_parts(mended[index])
