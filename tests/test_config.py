@@ -349,3 +349,15 @@ def test_a_variable_in_place_of_a_password_is_kept_as_its_name() -> None:
 def test_a_number_that_is_not_finite_is_refused(key: str, value: str) -> None:
     with pytest.raises(InputError, match=key.replace(".", r"\.")):
         load_config(None, [f"{key}={value}"])
+
+
+def test_a_stac_source_of_one_sensor_reads_that_one() -> None:
+    def sensors(*overrides: str) -> tuple[str, ...]:
+        return load_config(None, ["source.kind=stac", *overrides]).composite.sensors
+
+    assert sensors("source.stac.s2.items=a.json") == ("s2",)
+    assert sensors("source.stac.s1.api=https://a.org", "source.stac.s1.collection=b") == ("s1",)
+    assert sensors("source.stac.s2.items=a.json", "source.stac.s1.items=b.json") == ("s2", "s1")
+    assert sensors("source.stac.s2.items=a.json", "source.kind=simulated") == ("s2", "s1")
+    with pytest.raises(InputError, match=r"composite\.sensors is s1, but source\.stac has s2 alone"):
+        sensors("source.stac.s2.items=a.json", "composite.sensors=[s1]")

@@ -130,6 +130,19 @@ class Config(Section):
             raise ValueError("\n  ".join(problems))
         return self
 
+    @model_validator(mode="after")
+    def _read_sensors_of_the_source(self) -> Config:
+        """With a STAC catalogue for one sensor alone, `composite.sensors` is that one."""
+        stac = self.source.stac
+        named = [name for name, each in (("s2", stac.s2), ("s1", stac.s1)) if each.items or each.api]
+        if self.source.kind == "stac" and len(named) == 1:
+            kept = [name for name in self.composite.sensors if name in named]
+            if not kept:
+                wanted = ", ".join(self.composite.sensors)
+                raise ValueError(f"composite.sensors is {wanted}, but source.stac has {named[0]} alone")
+            object.__setattr__(self, "composite", self.composite.model_copy(update={"sensors": tuple(kept)}))
+        return self
+
     @property
     def simulates_inputs(self) -> bool:
         """Whether the built-in world supplies parcels, calendar and table."""
