@@ -11,6 +11,7 @@ from pyproj import Geod
 from cropray.bands import NODATA
 from cropray.errors import InputError
 from cropray.pipeline.import_series import import_series
+from cropray.report.pages import report
 from cropray.shards.file import shard_uris
 from cropray.shards.inspection import verify
 from cropray.shards.reader import ShardReader
@@ -104,6 +105,8 @@ def test_blocks_are_split_with_a_buffer_between_them(tmp_path: Path) -> None:
         assert np.min(distance) > 4900
     assert verify(str(tmp_path / "run"))["shards"] == 3
     assert import_series(files, run) == summary  # the record
+    page = (tmp_path / "run" / "report.html").read_text() if report(run) else ""
+    assert f"{summary['samples']['test']}" in page
 
 
 def test_a_wide_table_and_columns_of_other_names_hold_the_same_samples(tmp_path: Path) -> None:

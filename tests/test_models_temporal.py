@@ -13,6 +13,7 @@ from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from cropray.models.dual_unet3d import CropNetwork, NetworkSpec
 from cropray.models.inference import Predictor, stored_inputs
 from cropray.models.normalisation import make_normalisation
+from cropray.models.temporal import TemporalNetwork
 from cropray.storage import Folder
 
 SPEC = NetworkSpec(3, width=16, months=5, validity=True, kind="temporal", s2_bands=9)
@@ -62,6 +63,39 @@ def test_the_calendar_month_and_each_sensor_matter() -> None:
         alone = net(*pair, one, month_bt=MONTHS.expand(2, -1))
         assert alone.isfinite().all()
         assert not torch.allclose(alone, expected)
+
+
+def test_members_are_averaged_in_evaluation_and_each_learns_from_its_part_of_a_batch() -> None:
+    torch.manual_seed(0)
+    net, (s1, s2, valid) = replace(SPEC, members=3).build(), inputs(n=4)
+    assert isinstance(net, TemporalNetwork)
+    months = MONTHS.expand(4, -1)
+    net.eval()
+    average = net(s1, s2, valid, month_bt=months).sigmoid()
+    single = []
+    for encoder in net.encoders:
+        alone = SPEC.build().eval()
+        alone.load_state_dict(
+            {f"encoders.0.{name}": x for name, x in encoder.state_dict().items()}
+            | {f"final_conv.{name}": x for name, x in net.final_conv.state_dict().items()}
+        )
+        single.append(alone(s1, s2, valid, month_bt=months).sigmoid())
+    torch.testing.assert_close(average, torch.stack(single).mean(0))
+    assert not torch.allclose(single[0], single[1])
+    net.train()
+    for part in net.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    logits = net(s1, s2, valid, month_bt=months)
+    for i, member in enumerate((0, 1, 2, 0)):
+        torch.testing.assert_close(logits[i].sigmoid(), single[member][i])
+
+
+def test_every_parameter_belongs_to_the_body_or_to_a_head() -> None:
+    for spec in (SPEC, replace(SPEC, kind="dual_unet3d", width=4), replace(SPEC, members=2)):
+        net = spec.build_empty()
+        found = [*net.body_parameters(), *net.head_parameters()]
+        assert {id(x) for x in found} == {id(x) for x in net.parameters()}
 
 
 def test_inputs_of_other_bands_or_months_are_refused() -> None:

@@ -129,9 +129,13 @@ def test_one_network_knows_more_at_each_later_date(series: Run) -> None:
     assert np.isfinite(alone).all()
 
 
-def test_one_checkpoint_is_scored_as_of_several_dates(series: Run) -> None:
+def test_one_checkpoint_is_scored_as_of_several_dates_and_elsewhere(series: Run, tmp_path: Path) -> None:
     _, checkpoint = trained(series)
     save_checkpoint(checkpoint, series.folder.child("models/finetune"))
+    other = run_in(tmp_path / "other", **SETTINGS, **{"evaluate.model": f"{series.folder}/models/finetune"})
+    import_series([write(tmp_path / "b.parquet", long_table(30, seed=1))], other, "test")
+    elsewhere = evaluate(other)  # it has no train and no val
+    assert (elsewhere["pixels"], "macro_f1/forest" in elsewhere) == (30, False)
     with pytest.raises(InputError, match="2021-04-30 to 2021-06-30"):
         evaluate(run_in(Path(series.folder.uri), **SETTINGS, **{"evaluate.as_of": ["2021-03-31"]}))
     settings = {"evaluate.as_of": ["2021-04-30", "2021-06-30"], "evaluate.bootstrap": 10}

@@ -152,9 +152,11 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
     check_fit(checkpoint, test.metadata, str(folder), "the test split")
     classifiers: dict[str, Classifier] = {"network": Network(checkpoint)}
     baselines: dict[str, Any] | None = None
-    if config.evaluate.baselines:
+    train = shard_uris(run.folder, "train")
+    if config.evaluate.baselines and not train:
+        say(f"evaluate: {run.folder} has no split train to fit baselines on: the network is scored alone")
+    elif config.evaluate.baselines:
         unlabelled = str(checkpoint.recipe.get("unlabelled", "ignore"))
-        train = shard_uris(run.folder, "train")
         fitted, baselines = fit_baselines(train, config.evaluate, unlabelled=unlabelled, seed=config.seed)
         classifiers |= fitted
     thresholds, chosen_on = _thresholds(run, checkpoint, classifiers)

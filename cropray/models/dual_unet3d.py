@@ -56,6 +56,7 @@ class NetworkSpec:
     kind: Kind = "dual_unet3d"
     s2_bands: int = len(S2_NAMES)
     s1_bands: int = len(S1_NAMES)
+    members: int = 1  # networks of kind "temporal" that are averaged
 
     @property
     def side_multiple(self) -> int:

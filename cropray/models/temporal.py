@@ -8,6 +8,8 @@ P pixels, T months, C bands, D width, A attention heads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,15 +20,11 @@ _KEY_CHANNELS = 8
 _DROPOUT = 0.2
 
 
-class TemporalNetwork(CropNetwork):
-    """Any height and width, any gaps. `width` is that of the embedding of a month."""
+class Encoder(nn.Module):
+    """The months of pixels (P, T, C), the last two of them validities, to features (P, D)."""
 
-    needs_months = True
-
-    def __init__(self, spec: NetworkSpec) -> None:
-        super().__init__(spec)
-        width = -(-spec.width // _ATTENTION_HEADS) * _ATTENTION_HEADS
-        channels = spec.s2_bands + spec.s1_bands + 2
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
         self.embed = nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width), nn.ReLU())
         self.mix = nn.Sequential(nn.Conv1d(width, width, 3, padding=1), nn.ReLU())
         self.calendar = nn.Embedding(13, width)  # 0: unknown
@@ -41,23 +39,56 @@ class TemporalNetwork(CropNetwork):
             nn.Linear(2 * width, width),
             nn.ReLU(),
         )
-        self._add_heads(width)
 
-    def features(self, s1: Tensor, s2: Tensor, valid: Tensor, month_bt: Tensor | None) -> Tensor:
-        B, _, T, H, W = s1.shape
-        x_bcthw = torch.cat((s2, s1, valid.to(s1.dtype)), dim=1)
-        x_ptc = x_bcthw.permute(0, 3, 4, 2, 1).reshape(B * H * W, T, -1)
+    def forward(self, x_ptc: Tensor, month_pt: Tensor) -> Tensor:
         seen_pt = x_ptc[..., -2:].amax(-1) > 0
-        if month_bt is None:
-            month_bt = torch.zeros(B, T, dtype=torch.long, device=s1.device)
-        calendar_ptd = self.calendar(month_bt).repeat_interleave(H * W, dim=0)
-        x_ptd = (self.embed(x_ptc) + calendar_ptd) * seen_pt[..., None]
+        x_ptd = (self.embed(x_ptc) + self.calendar(month_pt)) * seen_pt[..., None]
         x_ptd = self.norm(x_ptd + self.mix(x_ptd.transpose(1, 2)).transpose(1, 2))
         keys_pta = self.keys(x_ptd).unflatten(-1, (_ATTENTION_HEADS, -1)).mul(self.queries).sum(-1)
         # Without any view all months count alike: their embeddings say that nothing is known.
         hidden_pt1 = ~(seen_pt | ~seen_pt.any(1, keepdim=True))[..., None]
         weights_pta = keys_pta.masked_fill(hidden_pt1, float("-inf")).softmax(dim=1)
         values_ptac = x_ptd.unflatten(-1, (_ATTENTION_HEADS, -1))
-        pooled_pd = torch.einsum("pta,ptac->pac", weights_pta, values_ptac).flatten(1)
-        features_pd: Tensor = self.last(pooled_pd)
-        return features_pd.reshape(B, H, W, -1).permute(0, 3, 1, 2)
+        features_pd: Tensor = self.last(torch.einsum("pta,ptac->pac", weights_pta, values_ptac).flatten(1))
+        return features_pd
+
+
+class TemporalNetwork(CropNetwork):
+    """Any height and width, any gaps. `width` is that of the embedding of a month.
+
+    Several `members` share the heads. In training each sees its own part of a batch, so that they stay
+    different, and an epoch costs as much as that of one; in evaluation their probabilities are averaged.
+    """
+
+    needs_months = True
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(spec)
+        width = -(-spec.width // _ATTENTION_HEADS) * _ATTENTION_HEADS
+        channels = spec.s2_bands + spec.s1_bands + 2
+        self.encoders = nn.ModuleList(Encoder(channels, width) for _ in range(spec.members))
+        self._width = width
+        self._add_heads(width)
+
+    def features(self, s1: Tensor, s2: Tensor, valid: Tensor, month_bt: Tensor | None) -> Tensor:
+        B, _, T, H, W = s1.shape
+        if month_bt is None:
+            month_bt = torch.zeros(B, T, dtype=torch.long, device=s1.device)
+        x_bcthw = torch.cat((s2, s1, valid.to(s1.dtype)), dim=1)
+        x_bnc = x_bcthw.permute(0, 3, 4, 2, 1).reshape(B, H * W, T, -1)
+        n = len(self.encoders)
+        features = []
+        for k, encoder in enumerate(self.encoders):
+            part = slice(k, None, n) if self.training else slice(None)
+            x_ptc, month_pt = x_bnc[part].flatten(0, 1), month_bt[part].repeat_interleave(H * W, dim=0)
+            features.append(encoder(x_ptc, month_pt).reshape(-1, H, W, self._width))
+        together = torch.cat(features)
+        if self.training:  # in the order of the samples
+            order = torch.cat([torch.arange(k, B, n, device=s1.device) for k in range(n)])
+            together = together[order.argsort()]
+        return together.permute(0, 3, 1, 2)
+
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        logits = super().forward(*inputs, **named)
+        n = 1 if self.training else len(self.encoders)
+        return logits if n == 1 else torch.stack(logits.sigmoid().chunk(n)).mean(0).logit(1e-7)

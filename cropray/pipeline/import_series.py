@@ -47,9 +47,8 @@ def import_series(files: Sequence[str], run: Run, split: str = "") -> Summary:
     """
     config = run.config
     _check_settings(config, split)
-    for stage, mine in (("rois", _STAGE), ("export", _STAGE)):
-        if run.summary(stage) not in (None, mine):
-            raise InputError(f"{run.folder} has regions of its own; import into a new --run folder")
+    if (run.summary("rois") or _STAGE).get("imported") != _STAGE["imported"]:
+        raise InputError(f"{run.folder} has regions of its own; import into a new --run folder")
     settings = config.series.model_dump(mode="json")
     described = json.dumps([settings, split, config.rois.split.model_dump(mode="json"), config.seed])
     inputs = {
@@ -73,8 +72,26 @@ def import_series(files: Sequence[str], run: Run, split: str = "") -> Summary:
     }
     counts = Counter(rois[i].split for i in kept)
     _check_counts(counts, split, config)
-    for stage in ("rois", "export"):
-        run.finish(stage, _STAGE)
+    dropped = {
+        "no label": summary["unlabelled"],
+        "a code of no class": 0
+        if config.series.others == "background"
+        else sum(summary["other_codes"].values()),
+        "no view in any month": summary["without_a_view"],
+        "too near to another split": len(near),
+    }
+    places: Summary = {  # as of regions, for the report
+        **_STAGE,
+        "rois": len(kept),
+        "parcels": len(series.samples),
+        "mended": 0,
+        "dropped": {reason: number for reason, number in dropped.items() if number},
+        "by_split": {name: counts[name] for name in SPLITS},
+        "by_crop": dict(sorted(Counter(rois[i].crop for i in kept).items())),
+        "missing": summary["missing_classes"],
+    }
+    run.finish("rois", places)
+    run.finish("export", _STAGE)
     run.claim("compact", inputs)
     run.folder.delete_folder("shards")
     written = _write(series, chosen[kept], labels[kept], [(rois[i], extents[i]) for i in kept], run)

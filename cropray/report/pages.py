@@ -77,7 +77,7 @@ def _stages(run: Run) -> list[Section]:
 def _data(run: Run) -> Section | None:
     """ROIs by crop and split, and the main figures of the export."""
     rois = run.summary("rois")
-    if rois is None:
+    if rois is None or "rois" not in rois:  # of an import of patches
         return None
     return {"rois": rois, "samples": (run.summary("compact") or {}).get("samples"), "ledger": _ledger(run)}
 

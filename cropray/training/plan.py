@@ -210,6 +210,10 @@ def _check_dates(config: Config, stage: str, data: ShardMetadata, *, validity: b
             "model.kind temporal is told the calendar months, and with window.anchor=harvest these tell the "
             "crop. Export with window.anchor=as_of, or set model.kind to dual_unet3d"
         )
+    if config.model.members > 1 and config.model.kind != "temporal":
+        raise InputError(
+            "model.members above 1 needs model.kind=temporal; one dual_unet3d is trained at a time"
+        )
     if settings.any_date and (data.window["anchor"] != "as_of" or not validity):
         raise InputError(
             f"{stage}.any_date needs shards with window.anchor=as_of, and model.normalisation=fixed, which "
@@ -236,6 +240,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
             stem=config.model.stem,
             validity=normalisation.validity,
             kind=config.model.kind,
+            members=config.model.members,
             s2_bands=len(data.s2_bands),
             s1_bands=len(data.s1_bands),
         ),
@@ -300,6 +305,7 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
     for *path, setting in (
         ("network", "months", "window.months"),
         ("network", "kind", "model.kind"),
+        ("network", "members", "model.members"),
         ("network", "width", "model.width"),
         ("network", "stem", "model.stem"),
         ("normalisation", "model.normalisation"),
