@@ -15,7 +15,7 @@ import shapely
 
 from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig, SimulatedConfig, SourceConfig
-from cropray.config.rois import WindowConfig
+from cropray.config.rois import RoisConfig, SplitConfig, WindowConfig
 from cropray.errors import InputError
 from cropray.grid import transform_bounds
 from cropray.pipeline.compact import compact
@@ -31,6 +31,7 @@ from cropray.storage import Folder
 
 CONFIG = Config(
     classes=CROPS,
+    rois=RoisConfig(split=SplitConfig(allow_empty=True)),  # one ROI a crop: all are in train
     window=WindowConfig(months=1),
     source=SourceConfig(kind="simulated", simulated=SimulatedConfig(sites_per_crop=1)),
     labels=LabelsConfig(),
