@@ -28,7 +28,8 @@ _NO_INPUTS: Final[Inputs] = {}
 # Settings in the sections below that may change: they affect no result, or their content is among the inputs.
 _FREE = (
     REMOVED.keys()
-    | {"predict.batch_size", "predict.model", "evaluate.model", "source.ingestion_days", "source.max_lost"}
+    | {f"predict.{name}" for name in ("batch_size", "model", "fields", "field_id", "declared")}
+    | {"evaluate.model", "source.ingestion_days", "source.max_lost"}
     | {f"tune.{name}" for name in ("trials", "concurrent", "cpus", "budget_s", "evaluate")}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
     | {f"source.stac.{sensor}.{name}" for sensor in ("s2", "s1") for name in ("sign", "allow_outside")}

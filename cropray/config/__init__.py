@@ -40,6 +40,10 @@ class PredictConfig(Section):
     probabilities: bool = Field(True, description="Whether a raster of probabilities is written too.")
     batch_size: int = Field(16, ge=1, description="Patches per forward pass.")
     name: Name = Field("map", description="Name of the map's folder, maps/<name>.")
+    fields: str = ""
+    """Vector file of fields to classify from the map, such as a cadastre. Empty: none."""
+    field_id: str = Field("", description="Column of `fields` with unique names. Empty: they get numbers.")
+    declared: str = Field("", description="Column of `fields` with the declared crop. Empty: none.")
 
 
 class TrackingConfig(Section):

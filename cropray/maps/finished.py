@@ -64,6 +64,13 @@ def open_map(run: Run) -> Iterator[FinishedMap]:
             f"{folder} holds {len(summary['maps'])} maps, one for each ROI. ROIs are places with parcels, so "
             "their hectares say nothing about a region. Map an area: cropray predict --area …"
         )
+    with open_folder(folder) as source:
+        yield source
+
+
+@contextmanager
+def open_folder(folder: Folder) -> Iterator[FinishedMap]:
+    """The map in a folder."""
     item = read_item(folder)
     if folder.is_local:
         yield FinishedMap(folder, folder.local(), item)

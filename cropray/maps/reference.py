@@ -21,6 +21,7 @@ import pyogrio.errors
 from cropray.errors import InputError, listed, nearest
 from cropray.grid import Grid
 from cropray.maps.strata import Stratum
+from cropray.maps.tables import plain
 from cropray.types import IndexArray
 
 SAMPLE = "sample.json"
@@ -201,20 +202,16 @@ def _check_places(path: Path, geometry: gpd.GeoSeries, names: pd.Series[str], sa
 
 def _classes(path: Path, crops: Mapping[str, str], classes: Sequence[str]) -> dict[str, int | None]:
     """The number of the class of each point, None for a blank one; case, spaces and _ do not matter."""
-    known = {_plain(name): number for number, name in enumerate(classes)}
-    known |= {_plain(NONE): len(classes), _plain("none of the classes"): len(classes)}
-    wrong = sorted({crop for crop in crops.values() if crop and _plain(crop) not in known})
+    known = {plain(name): number for number, name in enumerate(classes)}
+    known |= {plain(NONE): len(classes), plain("none of the classes"): len(classes)}
+    wrong = sorted({crop for crop in crops.values() if crop and plain(crop) not in known})
     if wrong:
         lines = [f"{crop!r}.{nearest(crop, [*classes, NONE])}" for crop in wrong]
         raise InputError(
             f"{path}: the column 'crop' has names that are no class of the map:\n{listed(lines)}\n"
             f"Write {NONE!r} for any other land."
         )
-    return {name: known[_plain(crop)] if crop else None for name, crop in crops.items()}
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold().replace("_", " ")
+    return {name: known[plain(crop)] if crop else None for name, crop in crops.items()}
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:

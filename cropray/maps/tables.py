@@ -29,6 +29,11 @@ _AREAS_HEAD = (
     *("unit", "class", "mapped_ha", "estimate_ha", "se_ha", "ci95_low", "ci95_high"),
     *("method", "n_reference"),
 )
+_MEDIA_AND_ROLE = {
+    "csv": ("text/csv", "metadata"),
+    "parquet": ("application/vnd.apache.parquet", "data"),
+    "gpkg": ("application/geopackage+sqlite3", "data"),
+}
 _ACCURACY_HEAD = ("measure", "class", "estimate", "se", "ci95_low", "ci95_high", "n_reference")
 
 
@@ -80,17 +85,22 @@ def confusion_csv(names: Sequence[str], hectares_kk: DoubleArray, points_kk: Ind
     return _csv(("mapped", "reference", "n_reference", "estimate_ha", "share"), rows)
 
 
-def publish_tables(folder: Folder, tables: dict[str, str]) -> None:
-    """Write tables beside a map and note them in its STAC item, which is written last."""
+def publish_beside(folder: Folder, files: dict[str, bytes]) -> None:
+    """Write files beside a map and note them in its STAC item, which is written last."""
     import pystac
 
     item = read_item(folder)
-    assets = item["assets"]
-    for name, text in tables.items():
-        asset = pystac.Asset(f"./{name}", media_type="text/csv", roles=["metadata"])
-        assets[name] = {**asset.to_dict(), "file:size": len(text.encode())}
-        folder.write_text(name, text)
+    for name, data in files.items():
+        media_type, role = _MEDIA_AND_ROLE[name.rpartition(".")[2]]
+        asset = pystac.Asset(f"./{name}", media_type=media_type, roles=[role])
+        item["assets"][name] = {**asset.to_dict(), "file:size": len(data)}
+        folder.write_bytes(name, data)
     folder.write_text(ITEM, json.dumps(item, indent=1, ensure_ascii=False))
+
+
+def plain(name: str) -> str:
+    """A name of a crop without differences of case, spaces and _."""
+    return name.strip().casefold().replace("_", " ")
 
 
 def read_item(folder: Folder) -> dict[str, dict[str, object]]:

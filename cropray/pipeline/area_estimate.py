@@ -32,7 +32,7 @@ from cropray.maps.tables import (
     areas_csv,
     confusion_csv,
     counts,
-    publish_tables,
+    publish_beside,
 )
 from cropray.progress import say
 from cropray.rasters import read_grid, read_window
@@ -100,7 +100,7 @@ def estimate_areas(
             ACCURACY_TABLE: accuracy_csv(source.names, accuracy(checked, strata, k), support),
             CONFUSION_TABLE: confusion_csv(source.names, confusion_hectares(checked, strata, k), pairs),
         }
-        publish_tables(source.folder, tables)
+        publish_beside(source.folder, {name: text.encode() for name, text in tables.items()})
     points_u = inside_un[1:].sum(axis=1)
     few = [name for name, number in zip(regions.names, points_u, strict=True) if number < LEAST_IN_UNIT]
     if few:
@@ -154,7 +154,7 @@ def model_assisted_areas(run: Run) -> Summary:
         table = Estimate(*(part[None] for part in parts))
         method = f"model-assisted, {len(blocks)} val blocks"
         text = areas_csv([WHOLE], source.names, mapped_uk, method=method, estimate=table)
-        publish_tables(source.folder, {AREAS_TABLE: text})
+        publish_beside(source.folder, {AREAS_TABLE: text.encode()})
     say("areas: model-assisted: no sample of this land was checked, so the intervals may be far too short")
     return _summary(source, mapped_uk[0], table, method)
 

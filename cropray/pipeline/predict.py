@@ -41,6 +41,7 @@ from cropray.models.heads import with_head
 from cropray.models.inference import Predictor
 from cropray.pipeline.cluster_quota import ClusterQuota, cluster_quota
 from cropray.pipeline.fan_out import fan_out
+from cropray.pipeline.fields import given_fields, publish_fields
 from cropray.pipeline.monitor import follow
 from cropray.progress import progress, say
 from cropray.run import Run, Summary
@@ -122,6 +123,7 @@ def predict(run: Run) -> Summary:
     source = open_source(config)
     check_source(checkpoint, source.identity())
     plans = plan_maps(config.predict.area, config, run.folder)
+    fields = given_fields(config.predict)
     output = run.folder.child(f"maps/{config.predict.name}")
     areas = [[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans]
     chosen = asdict(settings)
@@ -135,7 +137,7 @@ def predict(run: Run) -> Summary:
     finished = run.finished("predict", inputs, maps)
     if finished is not None:
         say(f"predict: reused {output}")
-        return finished
+        return finished | publish_fields(fields, config.predict, settings.as_of, output, plans)
     warnings = [season_warning(checkpoint, settings.as_of), _early_warning(config, settings.as_of)]
     warning = "; ".join(filter(None, warnings)) or None
     if warning:
@@ -173,7 +175,7 @@ def predict(run: Run) -> Summary:
     }
     run.finish("predict", summary, inputs)
     output.delete_folder("parts")
-    return summary
+    return summary | publish_fields(fields, config.predict, settings.as_of, output, plans)
 
 
 def _predict_tiles(prediction: Prediction, source: ImagerySource, run: Run) -> None:

@@ -38,16 +38,25 @@ def burn(shapes: Iterable[tuple[Any, int]], grid: Grid, fill: int) -> ByteArray:
     `shapes` are pairs of a shapely geometry in the CRS of the grid and a value. The last of several
     overlapping shapes wins.
     """
+    return np.asarray(_burnt(shapes, grid, fill, "uint8"))
+
+
+def burn_numbers(shapes: Iterable[tuple[Any, int]], grid: Grid) -> npt.NDArray[np.int32]:
+    """(H, W): as `burn`, for values up to 2**31 - 1, and 0 outside all shapes."""
+    return np.asarray(_burnt(shapes, grid, 0, "int32"))
+
+
+def _burnt(shapes: Iterable[tuple[Any, int]], grid: Grid, fill: int, dtype: str) -> npt.NDArray[Any]:
     pairs = [(geometry, value) for geometry, value in shapes if not geometry.is_empty]
     if not pairs:  # rasterio raises an error for none
-        return np.full(grid.shape, fill, np.uint8)
-    burnt: ByteArray = rasterio.features.rasterize(
+        return np.full(grid.shape, fill, dtype)
+    burnt: npt.NDArray[Any] = rasterio.features.rasterize(
         pairs,
         out_shape=grid.shape,
         fill=fill,
         transform=rasterio.Affine(*grid.transform),
         all_touched=False,
-        dtype="uint8",
+        dtype=dtype,
     )
     return burnt
 

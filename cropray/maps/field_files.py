@@ -1,0 +1,87 @@
+"""The files of classified fields: GeoParquet as fiboa wants it, and a GeoPackage in the colours of a map."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import geopandas as gpd
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyogrio
+
+from cropray.figures.pictures import class_names, colour_table
+
+PARQUET = "fields.parquet"
+PACKAGE = "fields.gpkg"
+MADE_FROM = b"cropray"
+"""Key of the Parquet metadata with the hash of what the fields were made from."""
+
+_FIBOA = {"fiboa_version": "0.2.0", "fiboa_extensions": []}
+
+
+def write_fields(
+    table: gpd.GeoDataFrame, classes: Sequence[str], as_of: date, made_from: str, directory: Path
+) -> list[Path]:
+    """Write fields.parquet and fields.gpkg into a local directory.
+
+    fields.parquet has the core columns of fiboa 0.2 (https://fiboa.org) too: id, area in hectares,
+    determination_datetime (the as-of date) and determination_method. fields.gpkg has a table layer_styles,
+    from which QGIS takes the colours.
+    """
+    paths = [directory / PARQUET, directory / PACKAGE]
+    core = {
+        "id": table["field"].astype(str),
+        "area": table["hectares"].astype("float32"),
+        "determination_method": "unknown",
+    }
+    table.drop(columns="hectares").assign(**core).to_parquet(paths[0], index=False, write_covering_bbox=True)
+    rows = pq.read_table(paths[0])
+    observed = pa.array(
+        [datetime.combine(as_of, time(23, 59, 59), UTC)] * len(rows), pa.timestamp("ms", "UTC")
+    )
+    rows = rows.append_column("determination_datetime", observed)
+    metadata = {**(rows.schema.metadata or {}), b"fiboa": json.dumps(_FIBOA).encode()}
+    pq.write_table(rows.replace_schema_metadata({**metadata, MADE_FROM: made_from.encode()}), paths[0])
+    pyogrio.write_dataframe(table, paths[1], layer="fields", driver="GPKG")
+    style = pd.DataFrame(
+        {
+            "f_table_catalog": "",
+            "f_table_schema": "",
+            "f_table_name": "fields",
+            "f_geometry_column": "geom",
+            "styleName": "crops",
+            "styleQML": _qml(classes, table["class"].dropna().unique()),
+            "styleSLD": "",
+            "useAsDefault": [True],
+            "description": "colours of the map",
+            "owner": "",
+            "ui": "",
+            "update_time": f"{as_of}T00:00:00Z",
+        }
+    )
+    pyogrio.write_dataframe(style, paths[1], layer="layer_styles", driver="GPKG", append=True)
+    return paths
+
+
+def _qml(classes: Sequence[str], present: Sequence[str]) -> str:
+    """A style of QGIS: fields filled by class, those without one empty."""
+    table = colour_table(len(classes))
+    shown = {name: table[value] for value, name in class_names(classes).items() if name in present}
+    root = ET.Element("qgis", version="3.22", styleCategories="Symbology")
+    renderer = ET.SubElement(root, "renderer-v2", type="categorizedSymbol", attr="class", enableorderby="0")
+    categories, symbols = (ET.SubElement(renderer, name) for name in ("categories", "symbols"))
+    for number, (name, rgb) in enumerate([*shown.items(), ("", None)]):
+        label = name or "no pixel"
+        ET.SubElement(categories, "category", value=name, symbol=str(number), label=label, render="true")
+        symbol = ET.SubElement(symbols, "symbol", name=str(number), type="fill", alpha="1")
+        layer = ET.SubElement(symbol, "layer", {"class": "SimpleFill", "enabled": "1"})
+        options = ET.SubElement(layer, "Option", type="Map")
+        fill = "0,0,0,0" if rgb is None else ",".join(map(str, (*rgb, 255)))
+        for key, value in (("color", fill), ("outline_color", "60,60,60,255"), ("outline_width", "0.2")):
+            ET.SubElement(options, "Option", type="QString", name=key, value=value)
+    return "<!DOCTYPE qgis>\n" + ET.tostring(root, encoding="unicode")
