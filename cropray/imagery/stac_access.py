@@ -96,7 +96,7 @@ class Access:
             try:
                 return read_scene(signed, grid, bilinear=bilinear, nodata=nodata, options=options)
             except InputError as error:
-                reason = str(error).replace(signed, _shown(href))  # which may carry a signature
+                reason = str(error).replace(_shown(path), _shown(href))
                 problem = error
             if _is_dead(path, reason.replace(_shown(href), "")):
                 raise DeadAssetError(f"the STAC item {item.id}: {reason}") from problem

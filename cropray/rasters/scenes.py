@@ -50,11 +50,12 @@ def read_scene(
     configuration = {name: value for name, value in _SCENE_OPTIONS.items() if name not in os.environ}
     configuration["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"  # and open no file that lies beside it
     doing = "open"
+    name, mark, query = path.partition("?")  # the query may be a signature, so no message shows it
     with rasterio.Env(_Options({**configuration, **options}), GDAL_CACHEMAX=CACHE_MB):
         try:
             with DatasetReader(path, driver=list(_SCENE_DRIVERS), sharing=False) as source:
                 doing = "read the pixels of"
-                _check_scene(source, path)
+                _check_scene(source, name)
                 level = _overview(source, grid)
                 if level is None:
                     return _read(source, grid, bilinear, nodata)
@@ -66,7 +67,8 @@ def read_scene(
             first: BaseException = error
             while first.__cause__ is not None:
                 first = first.__cause__
-            raise InputError(f"cannot {doing} {path}: {str(first).strip()}") from error
+            reason = str(first).replace(mark + query, "").strip()
+            raise InputError(f"cannot {doing} {name}: {reason}") from error
 
 
 def _read(source: Any, grid: Grid, bilinear: bool, nodata: float | None) -> FloatArray:
@@ -101,15 +103,15 @@ def _overview(source: Any, grid: Grid) -> int | None:
     return fitting[-1] if fitting else None
 
 
-def _check_scene(source: Any, path: str) -> None:
+def _check_scene(source: Any, name: str) -> None:
     if source.gcps[0]:
         raise InputError(
-            f"{path} is in the geometry of the sensor (ground control points), like raw GRD. Use "
+            f"{name} is in the geometry of the sensor (ground control points), like raw GRD. Use "
             "terrain-corrected backscatter."
         )
-    check_georeference(source, path)
+    check_georeference(source, name)
     if source.tags(ns="OVERVIEWS"):  # GDAL would read the file that it names, of any format
-        raise InputError(f"{path} names another file as its overview. Write the raster without it.")
+        raise InputError(f"{name} names another file as its overview. Write the raster without it.")
 
 
 class _Options(DummySession):  # type: ignore[misc]  # rasterio has no types
