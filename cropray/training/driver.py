@@ -15,7 +15,7 @@ from cropray.config.training import Stage
 from cropray.errors import InputError
 from cropray.figures.charts import curves_chart
 from cropray.figures.pictures import comparison_picture
-from cropray.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cropray.models.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint, save_checkpoint
 from cropray.models.inference import Predictor, decide
 from cropray.progress import say
 from cropray.run import Run, Summary
@@ -71,7 +71,7 @@ def train(run: Run, stage: Stage) -> Summary:
     """
     run.begin(stage)
     inputs = training_inputs(run, stage)
-    summary = run.finished(stage, inputs)
+    summary = run.finished(stage, inputs, [f"models/{stage}/{DESCRIPTION}"])
     if summary is not None:
         say(f"{stage}: reused {run.folder}/models/{stage}")
         return summary

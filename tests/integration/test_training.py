@@ -165,6 +165,11 @@ def test_a_training_on_shards_that_changed_runs_again_from_its_first_epoch(
     run = prepared(tmp_path, epochs=1)
     before = pretrain(run)
     assert pretrain(run) == before
+    weights = run.folder.read_bytes("models/pretrain/weights.safetensors")
+    run.folder.delete_folder("models/pretrain")
+    published = pretrain(run)  # from its last state
+    assert (published["registered"], published["mlflow_run"]) == (before["registered"], before["mlflow_run"])
+    assert run.folder.read_bytes("models/pretrain/weights.safetensors") == weights
     write_split(run.folder, "train", 16, seed=1)
     after = pretrain(run)
     assert "pretrain: runs again: shards changed" in capsys.readouterr().err
