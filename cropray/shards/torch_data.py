@@ -5,8 +5,8 @@
 
 `ShardBatches` has an order of its own, by row groups, shared out between the workers; `ShardSamples` reads
 any sample at any time. Both take the options of `ShardReader` and give dicts of tensors as they are stored.
-Workers that read object storage must
-be spawned (`multiprocessing_context="spawn"`), since Arrow's clients do not survive a fork.
+Workers that read object storage must be spawned (`multiprocessing_context="spawn"`): Arrow's clients do not
+survive a fork.
 """
 
 from __future__ import annotations
