@@ -1,21 +1,15 @@
 """The card of a registered model."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
 from cropray.config import Config
 from cropray.config.load import load_config, updated
 from cropray.models.checkpoint import Checkpoint
-from cropray.models.inference import stored_inputs
-from cropray.storage import Folder
 from cropray.tracking.documents import LONGEST, description, model_card, with_evaluation
-from cropray.tracking.packaging import example
-from tests.lands import small_checkpoint, write_land
+from tests.lands import small_checkpoint
 
 CROPS = (
     "common wheat", "dry pulses, vegetables and flowers", "rape and turnip rape", "other cereals", "maize"
@@ -89,26 +83,6 @@ def test_the_notice_of_copernicus_has_the_years_of_the_imagery(
     facts = FACTS | {"config": None}
     card = model_card("cropray", replace(checkpoint, periods=periods), facts, [])
     assert f"Contains modified Copernicus Sentinel data [{years}]:" in card
-
-
-def test_the_code_in_the_card_runs_as_written(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken = []
-
-    class Loaded:
-        def predict(self, inputs: dict[str, Any], params: dict[str, str] | None = None) -> None:
-            taken.append(stored_inputs(checkpoint, inputs, (params or {}).get("metadata", "")))
-
-    mlflow = Mock()
-    mlflow.pyfunc.load_model.return_value = Loaded()
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    write_land(Folder(str(tmp_path)), with_truth=False)
-    monkeypatch.chdir(tmp_path / "shards/train")
-    card = model_card("farmer's crops", checkpoint, FACTS, [])
-    exec(card.split("```python\n")[1].split("```")[0], example(checkpoint))
-    mlflow.pyfunc.load_model.assert_called_once_with("models:/farmer's crops@champion")
-    assert [s2.shape[1] for _, s2 in taken] == [10, 10]
 
 
 def test_the_licence_is_that_of_the_data_that_the_run_used(checkpoint: Checkpoint) -> None:

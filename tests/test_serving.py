@@ -1,6 +1,7 @@
 """What a registered model takes, and what it refuses by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from cropray.bands import NODATA, S2_NAMES
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
-from cropray.models.inference import stored_inputs
+from cropray.models.inference import Predictor, stored_inputs
 from cropray.models.normalisation import FixedNormalisation
 from cropray.shards.schema import METADATA_KEY
 from cropray.storage import Folder
@@ -88,16 +89,75 @@ def test_swapped_missing_and_short_inputs_are_named(checkpoint: Checkpoint) -> N
     for wrong, message in (
         ({"s1": given["s2"], "s2": given["s1"]}, r"s1 is \(3, 10, 2, 16, 16\).*2 bands, 2 months"),
         ({"s1": given["s1"]}, "s2 is missing.*given was s1"),
-        (given | {"s2": given["s2"][:, :, :1]}, r"s2 is \(3, 10, 1, 16, 16\).*2 months"),
+        (given | {"s2": given["s2"][:, :, :1]}, r"s1 is \(3, 2, 2.*s2 \(3, 10, 1.*months"),
+        (given | {"s2": np.repeat(given["s2"], 2, axis=2)}, r"s2 is \(3, 10, 4, 16, 16\).*2 months"),
         (given | {"s2": given["s2"][:, :9]}, r"s2 is \(3, 9, 2, 16, 16\).*10 bands"),
-        (given | {"s2": given["s2"][..., :12]}, r"s2 is \(3, 10, 2, 16, 12\).*multiples of 16"),
+        (given | {"s2": given["s2"][..., :12]}, r"s1 is \(3.*16, 16\).*s2 \(3.*16, 12\)"),
+        (given | {"s2": given["s2"][..., :0]}, r"s2 is \(3.*16, 0\)"),
         (given | {"s2": given["s2"][:2]}, r"s1 is \(3.*s2 \(2.*same samples"),
     ):
         with pytest.raises(InputError, match=message):
             stored_inputs(checkpoint, wrong)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.uint16, np.uint8])
+def physical(dtype: type = np.float32) -> dict[str, np.ndarray]:
+    """The same values in dB and reflectance, NaN where nothing was seen."""
+    scales = {"s1": 0.01, "s2": 0.0001}
+    return {
+        name: np.where(values == NODATA, np.nan, values * scales[name]).astype(dtype)
+        for name, values in arrays().items()
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_floats_are_db_and_reflectance_and_nan_is_no_view(checkpoint: Checkpoint, dtype: type) -> None:
+    given, floats = arrays(), physical(dtype)
+    given["s2"][0, :, 0, 3] = NODATA
+    floats["s2"][0, :, 0, 3] = np.nan
+    for taken, expected in zip(stored_inputs(checkpoint, floats), given.values(), strict=True):
+        np.testing.assert_array_equal(taken, expected)
+    mixed = stored_inputs(checkpoint, {"s1": given["s1"], "s2": floats["s2"]})  # each has its own type
+    np.testing.assert_array_equal(mixed[1], given["s2"])
+
+
+def test_numbers_of_json_are_stored_integers_or_floats(checkpoint: Checkpoint) -> None:
+    given = arrays()
+    for sent in (given, physical(np.float64)):
+        text = json.dumps({name: values.tolist() for name, values in sent.items()}).replace("NaN", "null")
+        read = {name: np.array(values, dtype=object) for name, values in json.loads(text).items()}
+        for taken, expected in zip(stored_inputs(checkpoint, read), given.values(), strict=True):
+            np.testing.assert_array_equal(taken, expected)
+    with pytest.raises(InputError, match="s2 holds other values than numbers"):
+        stored_inputs(checkpoint, given | {"s2": np.full((1, 10, MONTHS, 16, 16), "x", dtype=object)})
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (5, 16), (17, 40), (1, 1)])
+def test_any_size_is_taken_and_the_border_is_repeated(
+    checkpoint: Checkpoint, height: int, width: int
+) -> None:
+    rng = np.random.default_rng(2)
+    s1 = rng.integers(-2500, 0, (2, 2, MONTHS, height, width)).astype(np.int16)
+    s2 = rng.integers(0, 5000, (2, 10, MONTHS, height, width)).astype(np.int16)
+    got = Predictor(checkpoint).probabilities(s1, s2)
+    grown = [(0, 0)] * 3 + [(0, -height % 16), (0, -width % 16)]
+    whole = Predictor(checkpoint).probabilities(np.pad(s1, grown, "edge"), np.pad(s2, grown, "edge"))
+    assert got.shape == (2, 2, height, width)
+    np.testing.assert_array_equal(got, whole[..., :height, :width])
+
+
+def test_fewer_months_lack_the_oldest_and_only_a_network_that_knows_the_validity_takes_them(
+    checkpoint: Checkpoint,
+) -> None:
+    short = {name: values[:, :, 1:] for name, values in arrays().items()}
+    with pytest.raises(InputError, match=f"1 months.*{MONTHS} are needed"):
+        stored_inputs(checkpoint, short)
+    knowing = replace(checkpoint, network=replace(checkpoint.network, validity=True))
+    for taken, values in zip(stored_inputs(knowing, short), arrays().values(), strict=True):
+        np.testing.assert_array_equal(taken[:, :, 1:], values[:, :, 1:])
+        assert (taken[:, :, 0] == NODATA).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.uint8])
 def test_other_types_are_refused_with_what_is_stored(checkpoint: Checkpoint, dtype: type) -> None:
     given = arrays()
     given["s2"] = np.abs(given["s2"]).astype(dtype)
@@ -108,14 +168,22 @@ def test_other_types_are_refused_with_what_is_stored(checkpoint: Checkpoint, dty
 def test_values_of_another_scale_are_refused(checkpoint: Checkpoint) -> None:
     given = arrays()
     for name, values, message in (
-        ("s2", np.clip(given["s2"] // 100, 0, 99), "s2 lies within 0 and 99, too near to 0"),  # per cent
+        ("s2", np.clip(given["s2"] // 100, 0, 99), "s2 lies within 0 and 99"),  # per cent
         ("s2", np.where(given["s2"] > 3000, 30_000, given["s2"]), "s2 has .* of its values outside"),
         ("s2", given["s2"] - 12_000, "s2 has .* of its values outside"),
-        ("s1", np.clip(given["s1"] // 100, -25, 5), "s1 lies within -25 and 4, too near to 0"),  # whole dB
+        ("s1", np.clip(given["s1"] // 100, -25, 5), "s1 lies within -25 and 4"),  # whole dB
         ("s1", given["s1"] - 4000, "s1 has .* of its values outside -5000 to 3000.*0.01"),
     ):
         with pytest.raises(InputError, match=message):
             stored_inputs(checkpoint, given | {name: values.astype(np.int16)})
+    floats = physical()
+    for name, values, message in (
+        ("s2", floats["s2"] * 10_000, "s2 has .* of its values outside"),  # integers as floats
+        ("s2", floats["s2"] / 200, "s2 lies within"),
+        ("s1", 10 ** (floats["s1"] / 10), "s1 lies within"),  # linear power
+    ):
+        with pytest.raises(InputError, match=message):
+            stored_inputs(checkpoint, floats | {name: values})
 
 
 def test_a_batch_that_nothing_saw_is_no_other_scale(checkpoint: Checkpoint) -> None:

@@ -263,7 +263,10 @@ def test_a_registered_model_lists_the_class_lists_of_all_its_heads(tmp_path: Pat
     scratch.mkdir()
     save_model_folder(tmp_path / "model", load_checkpoint(folder), folder, scratch, {}, {})
     metadata = yaml.safe_load((tmp_path / "model/MLmodel").read_text())["metadata"]
-    assert metadata == {"classes": ["forest"], "heads": {"crops": list(CLASSES)}}
+    assert metadata["classes"] == ["forest"]
+    assert metadata["thresholds"] == [0.5]
+    assert metadata["heads"] == {"crops": list(CLASSES)}
+    assert (metadata["none"], metadata["s1"]) == (254, ["VV", "VH"])
 
 
 def test_the_registered_model_loads_in_a_bare_process(run: Run, registered: str, tmp_path: Path) -> None:

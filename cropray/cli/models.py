@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -74,3 +74,20 @@ def relocate_models(run: RunOption, config: ConfigOption = None, set: SetOption 
     from cropray.tracking.registry import relocate
 
     emit(relocate(opened(run, config, set)))
+
+
+@models_app.command("export")
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/… or folder; else the run's.")] = "",
+    out: Annotated[str, typer.Option(metavar="FILE", help="New file, NAME.onnx.")] = "model.onnx",
+    format_: Annotated[Literal["onnx"], typer.Option("--format", help="Only ONNX.")] = "onnx",  # noqa: ARG001
+    floats: Annotated[bool, typer.Option(help="Takes dB and reflectance, not stored integers.")] = False,
+    head: Annotated[str, typer.Option(metavar="NAME", help="Head of the model; else its main one.")] = "",
+    run: RegistryOption = "",
+    config: ConfigOption = None,
+    set: SetOption = None,
+) -> None:
+    """Write a model as one file that runs without torch."""
+    from cropray.tracking.onnx_export import export_model
+
+    emit(export_model(opened(run, config, set), model, out, floats=floats, head=head))

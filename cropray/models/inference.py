@@ -7,19 +7,20 @@ T months (oldest first), H rows, W columns, K classes, N pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import isqrt
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, check_inputs
-from cropray.models.dual_unet3d import MAIN, NetworkSpec
+from cropray.models.dual_unet3d import MAIN
 from cropray.shards import residuals
 from cropray.types import BACKGROUND, ByteArray, FloatArray, IntArray
 
@@ -27,14 +28,42 @@ DEFAULT_THRESHOLD = 0.5
 
 _BANDS = {"s1": S1_BANDS, "s2": S2_BANDS}
 _INT16 = np.dtype("<i2")
+_INT16_MAX = 32767
 _ENCODINGS = ("plain", "residuals")  # of tensor columns of shards: docs/format.md
 
 # Atmospheric correction leaves water and shadows a little below 0. Values further below have another scale.
 _BELOW_RANGE = {"s2": 0.2, "s1": 0.0}
 _MAX_OUTSIDE = 0.05  # share of values
 # Stored values: 0.01 of reflectance, 1 dB. A batch with all values nearer to 0 has another scale: no land is
-# as dark in all bands, nor as bright to the radar.
+# as dark in all bands, nor as bright to the radar. Linear power has no value below 0.
 _FAINTEST = 100
+
+
+class StoredNetwork(nn.Module):
+    """A checkpoint's network with its normalisation: stored integers in, probabilities out."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__()
+        self.network, self.normalisation = checkpoint.build(), checkpoint.normalisation
+        self.multiple = checkpoint.network.side_multiple
+        self.register_buffer("month_1t", torch.tensor([checkpoint.calendar]))
+
+    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor) -> Tensor:
+        """Probabilities (B, K, H, W) of stored integers with any H and W.
+
+        Where a side is not a multiple of what the network needs, the last row or column is repeated up to
+        one, and the output is cut back.
+        """
+        B, _, _, H, W = s1_bcthw.shape
+        if torch.compiler.is_compiling() or H % self.multiple or W % self.multiple:
+            for dim, length in ((3, H), (4, W)):
+                padded = self.multiple * ((length + self.multiple - 1) // self.multiple)
+                places = torch.arange(padded, device=s1_bcthw.device).clamp(max=length - 1)
+                s1_bcthw, s2_bcthw = s1_bcthw.index_select(dim, places), s2_bcthw.index_select(dim, places)
+        inputs = self.normalisation.apply(s1_bcthw, s2_bcthw)
+        logits_bkhw = self.network(*inputs, MAIN, self.month_1t.expand(B, -1))
+        probabilities_bkhw: Tensor = logits_bkhw.sigmoid()
+        return probabilities_bkhw[..., :H, :W]
 
 
 class Predictor:
@@ -43,8 +72,7 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self._network = checkpoint.build().to(self.device)
-        self._month_bt = torch.tensor([checkpoint.calendar], device=self.device)
+        self._network = StoredNetwork(checkpoint).to(self.device)
 
     @property
     def thresholds(self) -> FloatArray:
@@ -53,20 +81,17 @@ class Predictor:
         return np.array(chosen, np.float32)
 
     def probabilities(self, s1_bcthw: IntArray, s2_bcthw: IntArray) -> FloatArray:
-        """Probabilities (B, K, H, W) of int16 patches as stored.
+        """Probabilities (B, K, H, W) of int16 patches as stored, with any H and W.
 
-        An any-date network takes the first months of its window alone. Raises ValueError if bands, months or
-        sides do not fit the network.
+        An any-date network takes the first months of its window alone. Raises ValueError if bands or months
+        do not fit the network.
         """
         stored = [torch.as_tensor(x).to(self.device) for x in (s1_bcthw, s2_bcthw)]
         missing = self.checkpoint.months - stored[0].shape[2]
         if missing > 0 and self.checkpoint.any_date:
             stored = [pad(x, (0, 0, 0, 0, 0, missing), value=NODATA) for x in stored]
         with torch.inference_mode():
-            inputs = self.checkpoint.normalisation.apply(*stored)
-            logits = self._network(*inputs, MAIN, self._month_bt.expand(len(stored[0]), -1))
-            probabilities: FloatArray = logits.sigmoid().cpu().numpy()
-        return probabilities
+            return np.asarray(self._network(*stored).cpu().numpy())
 
 
 def decide(probabilities_khw: npt.NDArray[np.floating], thresholds_k: npt.NDArray[np.floating]) -> ByteArray:
@@ -129,22 +154,28 @@ def stored_inputs(
 ) -> tuple[IntArray, IntArray]:
     """s1 (B, 2, T, H, W) and s2 (B, 10, T, H, W) as int16, from arrays or from the columns of shards.
 
-    An input is an int16 array of that shape, or an array (B,) of bytes as read from a tensor column.
-    `description` is JSON as in a shard's metadata (docs/format.md), or a part of it; its bands, scale,
-    quantity, encoding and nodata must be those of the model. Raises InputError that names the input if it is
-    missing or has other bands, months, sides, type or scale.
+    The type tells what an input is: int16 as stored, floats in dB and reflectance with NaN where there is no
+    valid view, or an array (B,) of bytes as read from a tensor column. An any-date network takes the first
+    months of its window alone. `description` is JSON as in a shard's metadata (docs/format.md), or a part of
+    it; its bands, scale, quantity, encoding and nodata must be those of the model. Raises InputError that
+    names the input if it is missing or has other bands, months, type or scale.
     """
     encodings = _encodings(checkpoint, description)
-    arrays = {
-        name: _array(name, inputs, bands, checkpoint.network, encodings[name])
-        for name, bands in (("s1", len(checkpoint.s1_bands)), ("s2", len(checkpoint.s2_bands)))
-    }
+    arrays = {name: _array(name, inputs, checkpoint, encodings[name]) for name in _BANDS}
     s1, s2 = arrays["s1"], arrays["s2"]
-    if (len(s1), *s1.shape[3:]) != (len(s2), *s2.shape[3:]):
-        raise InputError(f"s1 is {s1.shape} and s2 {s2.shape}: expected the same samples, rows and columns")
+    if (len(s1), *s1.shape[2:]) != (len(s2), *s2.shape[2:]):
+        raise InputError(
+            f"s1 is {s1.shape} and s2 {s2.shape}: expected the same samples, months, rows and columns"
+        )
     for name, stored in arrays.items():
-        _check_scale(name, stored, _BANDS[name])
-    return s1, s2
+        _check_scale(name, stored)
+    if s1.shape[2] < checkpoint.months and not checkpoint.any_date:
+        raise InputError(
+            f"s1 and s2 have {s1.shape[2]} months, {checkpoint.months} are needed: only a model that was "
+            "trained with any_date takes the first months of its window alone"
+        )
+    # torch takes no negative strides, and warns of read-only memory.
+    return np.require(s1, requirements=("C", "W")), np.require(s2, requirements=("C", "W"))
 
 
 def _encodings(checkpoint: Checkpoint, description: str) -> dict[str, str]:
@@ -179,24 +210,39 @@ def _encodings(checkpoint: Checkpoint, description: str) -> dict[str, str]:
 
 
 def _array(
-    name: str, inputs: Mapping[str, npt.NDArray[Any]], bands: int, network: NetworkSpec, encoding: str
+    name: str, inputs: Mapping[str, npt.NDArray[Any]], checkpoint: Checkpoint, encoding: str
 ) -> IntArray:
-    months, multiple = network.months, network.side_multiple
     if name not in inputs:
         raise InputError(f"{name} is missing; expected s1 and s2, given was {', '.join(inputs) or 'nothing'}")
-    values = np.asarray(inputs[name])
-    if values.dtype == object:
+    values, band, months = np.asarray(inputs[name]), _BANDS[name][0], checkpoint.months
+    bands = len(checkpoint.s1_bands if name == "s1" else checkpoint.s2_bands)
+    if values.dtype == object and values.ndim == 1:
         values = _decoded(name, values, bands, months, encoding)
+    elif values.dtype == object:
+        values = _numbers(name, values)
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            stored = np.clip(np.rint(values / band.scale), NODATA + 1, _INT16_MAX)
+        values = np.where(np.isfinite(values), stored, NODATA).astype(_INT16)
     if values.dtype != _INT16:
-        raise InputError(f"{name} is {values.dtype}, the model expects {_stored(_BANDS[name][0])}")
+        raise InputError(f"{name} is {values.dtype}, the model expects {_expected(band)}")
     shape = values.shape
-    if len(shape) != 5 or shape[1:3] != (bands, months) or any(n % multiple or not n for n in shape[3:]):
+    if len(shape) != 5 or shape[1] != bands or not 1 <= shape[2] <= months or not all(shape):
         raise InputError(
-            f"{name} is {shape}, the model expects (samples, {bands} bands, {months} months, H, W), H and W "
-            f"multiples of {multiple}"
+            f"{name} is {shape}, the model expects (samples, {bands} bands, {months} months, H, W)"
         )
-    # torch takes no negative strides, and warns of read-only memory.
-    return np.require(values, requirements=("C", "W"))
+    return values
+
+
+def _numbers(name: str, values: npt.NDArray[np.object_]) -> npt.NDArray[Any]:
+    """Numbers of JSON: int16 if all of them are integers, else float64 with NaN for null."""
+    try:
+        numbers = np.array(values.tolist())
+        if numbers.dtype.kind in "iu" and np.abs(numbers).max(initial=0) <= -NODATA:
+            return numbers.astype(_INT16)
+        return values.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} holds other values than numbers: {error}") from error
 
 
 def _decoded(
@@ -214,27 +260,28 @@ def _decoded(
     shape = (bands, months, side, side)
     if encoding == "residuals":
         return np.stack([residuals.decode(row, shape) for row in rows])
-    # A bytearray is writable: torch warns of read-only memory.
-    return np.frombuffer(bytearray().join(rows), _INT16).reshape(len(rows), *shape)
+    return np.frombuffer(b"".join(rows), _INT16).reshape(len(rows), *shape)
 
 
-def _check_scale(name: str, stored: IntArray, bands: Sequence[Band]) -> None:
+def _check_scale(name: str, stored: IntArray) -> None:
     values = stored[stored != NODATA]
     if not len(values):
         return
-    band = bands[0]
+    band = _BANDS[name][0]
     low, high = (band.range[0] - _BELOW_RANGE[name]) / band.scale, band.range[1] / band.scale
     outside = float(np.mean((values < low) | (values > high)))
     if outside > _MAX_OUTSIDE:
         raise InputError(
-            f"{name} has {outside:.0%} of its values outside {low:g} to {high:g}, expected {_stored(band)}. "
+            f"{name} has {outside:.0%} of its values outside {low:g} to {high:g} as stored, expected "
+            f"{_expected(band)}. "
             "Another sensor's values, another scale, or compact shards without their `metadata`?"
         )
-    if max(-int(values.min()), int(values.max())) < _FAINTEST:
+    low, high = int(values.min()), int(values.max())
+    if max(-low, high) < _FAINTEST or (name == "s1" and low >= 0):
         raise InputError(
-            f"{name} lies within {values.min()} and {values.max()}, too near to 0. Expected {_stored(band)}"
+            f"{name} lies within {low} and {high} as stored, as no land does. Expected {_expected(band)}"
         )
 
 
-def _stored(band: Band) -> str:
-    return f"int16 of {band.unit} / {band.scale:g}, {NODATA} if invalid"
+def _expected(band: Band) -> str:
+    return f"int16 of {band.unit} / {band.scale:g} ({NODATA} if invalid), or floats in {band.unit} (or NaN)"

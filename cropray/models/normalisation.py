@@ -44,15 +44,16 @@ class Normalisation(ABC):
         """
         B, _, *size = s2_bcthw.shape
         valid_b2thw = s2_bcthw.new_empty(B, 2, *size)
-        samples = 1 if s2_bcthw.device.type == "cpu" else B  # one sample stays in a core's cache
+        # One sample stays in a core's cache. A graph that is exported has no loop.
+        at_once = s2_bcthw.device.type != "cpu" or torch.compiler.is_compiling()
+        parts = [slice(None)] if at_once else [slice(first, first + 1) for first in range(B)]
         floats = []
         sensors = (("s1", s1_bcthw, valid_b2thw[:, 1:]), ("s2", s2_bcthw, valid_b2thw[:, :1]))
         for sensor, stored, valid in sensors:
             x = torch.empty_like(stored, dtype=torch.float32)
-            scratch = torch.empty_like(stored[:samples])
-            for first in range(0, B, samples):
-                part = slice(first, first + samples)
-                values = scratch[: len(stored[part])].copy_(stored[part])
+            scratch = torch.empty_like(stored[parts[0]])
+            for part in parts:
+                values = scratch.copy_(stored[part])
                 # NODATA is the lowest int16. This is faster than comparing.
                 torch.amin(values, dim=1, keepdim=True, out=valid[part])
                 self._scale(sensor, values, valid[part].clamp_(max=NODATA + 1).sub_(NODATA), x[part])

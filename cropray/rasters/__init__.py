@@ -95,6 +95,14 @@ def read_window(path: str, window: Window) -> npt.NDArray[Any]:
     return values
 
 
+def read_physical(path: str) -> tuple[FloatArray, Grid]:
+    """(B, H, W) in physical units, NaN where masked, and the grid. Raises InputError if it is unreadable."""
+    with _opened(path) as source:
+        values = source.read(masked=True, out_dtype=np.float64)
+        scales, offsets = (np.array(x)[:, None, None] for x in (source.scales, source.offsets))
+        return np.ma.filled(values * scales + offsets, np.nan).astype(np.float32), _grid_of(source, path)
+
+
 def read_reduced(path: str, max_size: int) -> tuple[npt.NDArray[Any], Grid]:
     """(B, H, W) of the whole raster at no more than `max_size` pixels a side, and its full grid.
 

@@ -8,23 +8,25 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version as installed_version
 from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 import cropray
-from cropray.bands import NODATA, S1_NAMES, S2_NAMES
+from cropray.bands import NODATA
 from cropray.models.checkpoint import Checkpoint
+from cropray.models.inference import DEFAULT_THRESHOLD
 from cropray.storage import Folder
+from cropray.types import BACKGROUND
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 _PACKAGE = Path(cropray.__file__).parent
 _SCRIPT = Path(__file__).with_name("pyfunc_model.py")
-_REQUIREMENTS = ("mlflow", "numpy", "pyarrow", "safetensors", "torch", "xxhash")
+_REQUIREMENTS = ("mlflow", "numpy", "pyarrow", "rasterio", "safetensors", "torch", "xxhash")
 
 
 def save_model_folder(
@@ -62,13 +64,26 @@ def save_model_folder(
             input_example=example(checkpoint),
             pip_requirements=requirements(),
             mlflow_model=Model(**identity),
-            metadata={
-                "classes": list(checkpoint.classes),  # of the main head, whose probabilities it gives
-                "heads": {name: list(head.classes) for name, head in checkpoint.heads.items()},
-            },
+            metadata=output_facts(checkpoint)
+            | {"heads": {name: list(head.classes) for name, head in checkpoint.heads.items()}},
         )
     for name, text in extra_files.items():
         (path / name).write_text(text)
+
+
+def output_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What users of a model need to know of its input and of the output of its main head, as JSON."""
+    thresholds = checkpoint.thresholds or [DEFAULT_THRESHOLD] * len(checkpoint.classes)
+    return {
+        "classes": list(checkpoint.classes),
+        "thresholds": list(thresholds),
+        "none": BACKGROUND,  # the value of a class map where no class reaches its threshold
+        "s1": list(checkpoint.s1_bands),
+        "s2": list(checkpoint.s2_bands),
+        "s1_quantity": checkpoint.s1_quantity,
+        "months": checkpoint.months,
+        "window": checkpoint.window,
+    }
 
 
 def requirements() -> list[str]:
@@ -121,14 +136,14 @@ def _signature(checkpoint: Checkpoint) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    months, stored = checkpoint.months, np.dtype(np.int16)
     return ModelSignature(
-        inputs=Schema(
+        # An input has one of several types, which a signature cannot say: MLflow takes "object" for any.
+        inputs=Schema([TensorSpec(np.dtype(object), (-1,), name) for name in ("s1", "s2")]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(checkpoint.classes), -1, -1))]),
+        params=ParamSchema(
             [
-                TensorSpec(stored, (-1, len(checkpoint.s1_bands), months, -1, -1), "s1"),
-                TensorSpec(stored, (-1, len(checkpoint.s2_bands), months, -1, -1), "s2"),
+                ParamSpec("metadata", DataType.string, ""),
+                ParamSpec("output", DataType.string, "probabilities"),
             ]
         ),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(checkpoint.classes), -1, -1))]),
-        params=ParamSchema([ParamSpec("metadata", DataType.string, "")]),
     )

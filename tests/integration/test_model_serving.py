@@ -16,10 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cropray.bands import NODATA
+from cropray.grid import Grid, Window
 from cropray.models.checkpoint import load_checkpoint
-from cropray.models.inference import Predictor
+from cropray.models.inference import Predictor, decide
+from cropray.rasters import create_tiled
 from cropray.run import Run
-from cropray.tracking.connection import tracking_uri
+from cropray.shards.reader import ShardReader
+from cropray.tracking.connection import open_client, tracking_uri
 from cropray.tracking.registry import register_checkpoint
 from tests.lands import LANDS, MONTHS, ready_run
 from tests.mlflow_server import free_port
@@ -69,6 +73,15 @@ def expected(run: Run, patches: dict[str, np.ndarray]) -> np.ndarray:
     """What the trainer's own network gives."""
     predictor = Predictor(load_checkpoint(run.folder.child("models/finetune")))
     return predictor.probabilities(patches["s1"], patches["s2"])
+
+
+def physical(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """dB and reflectance of stored integers, NaN where nothing was seen."""
+    scales = {"s1": 0.01, "s2": 0.0001}
+    return {
+        name: np.where(values == NODATA, np.nan, values * scales[name]).astype(np.float32)
+        for name, values in stored.items()
+    }
 
 
 def request_of(patches: dict[str, np.ndarray]) -> str:
@@ -146,8 +159,56 @@ def test_mlflow_models_serve_gives_the_trainers_output(
         np.testing.assert_array_equal(predictions(post(address, request_of(patches))), expected)
         one = {name: values[:1] for name, values in patches.items()}
         np.testing.assert_array_equal(predictions(post(address, request_of(one))), expected[:1])
+        floats = physical({name: values[..., :-3] for name, values in patches.items()})
+        odd = predictions(post(address, request_of(floats).replace("NaN", "null")))
+        assert odd.shape == expected[..., :-3].shape
+        np.testing.assert_allclose(odd[..., :8], expected[..., :8], atol=0.2)
         short = patches | {"s2": patches["s2"][:, :, 1:]}
         with pytest.raises(urllib.error.HTTPError) as error:
             post(address, request_of(short))
         assert error.value.code == 400
-        assert f"(-1, 10, {MONTHS}, -1, -1)" in error.value.read().decode()
+        assert f"(2, 10, {MONTHS - 1}, 32, 32)" in error.value.read().decode()
+
+
+CHECK = """
+import numpy as np
+assert list(names) == {names!r}
+np.save("out.npy", probabilities)
+np.save("class.npy", classes)
+np.save("rows.npy", of_rows)
+"""
+
+
+def test_the_code_in_the_card_runs_as_written_without_this_project(
+    environment: dict[str, str], run: Run, tmp_path: Path
+) -> None:
+    client = open_client(tracking_uri(run))
+    (version,) = client.search_model_versions("name='cropray'")
+    client.set_registered_model_alias("cropray", "champion", version.version)
+    land = LANDS["test"][0]
+    floats = physical({"s1": land.s1_cthw, "s2": land.s2_cthw})
+    grid = Grid("EPSG:32631", 500_000.0, 5_600_000.0, 10.0, *land.truth_hw.shape)
+    for name, cube_cthw in floats.items():
+        for month in range(MONTHS):
+            path = tmp_path / name / f"2022-{month + 4:02d}.tif"
+            path.parent.mkdir(exist_ok=True)
+            options = {"count": len(cube_cthw), "dtype": "float32", "nodata": np.nan}
+            with create_tiled(path, grid, **options) as write:
+                write(cube_cthw[:, month], Window(0, 0, *grid.shape))
+    shard = tmp_path / "00000.parquet"
+    shard.write_bytes(run.folder.read_bytes("shards/test/00000.parquet"))
+    blocks = version.description.split("```python\n")[1:]
+    assert len(blocks) == 2
+    checkpoint = load_checkpoint(run.folder.child("models/finetune"))
+    code = "".join(block.split("```")[0] for block in blocks) + CHECK.format(names=list(checkpoint.classes))
+    script = tmp_path / "card.py"
+    script.write_text(code)
+    command = ["python", "-W", "ignore", str(script)]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=250)
+    predictor = Predictor(checkpoint)
+    mapped = predictor.probabilities(land.s1_cthw[None], land.s2_cthw[None])[0]
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), mapped)
+    np.testing.assert_array_equal(np.load(tmp_path / "class.npy"), decide(mapped, predictor.thresholds))
+    (batch,) = ShardReader([str(shard)], batch_size=1000, shuffle=False).epoch(0)
+    rows = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw)
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), rows)
