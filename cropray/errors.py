@@ -24,6 +24,11 @@ _REMEDIES = {
 }
 # To the last @: a password may contain @ and /. A variable in its place is no secret.
 _USER_INFO = re.compile(r"(?<!sqlite:)//(?!\w*:\$\{\w+\}@)\S*@")
+# Signatures, tokens and keys in queries: of Azure (sig), AWS, Google (X-…), STAC services and object stores.
+_IN_QUERY = re.compile(
+    r"([?&](?:sig|x-(?:amz|goog)-[\w-]+|(?:[\w-]*[-_])?(?:signature|token|(?:api)?key|secret|password))=)[^&\s\"'<>\\)]+",
+    re.IGNORECASE,
+)
 _VARIABLE = re.compile(r"\$\{\w+\}")
 
 
@@ -38,8 +43,8 @@ class DivergedError(InputError):
 def format_error(error: Exception) -> str:
     """The message of an error for its row in a table; the repr of one whose text alone says too little."""
     if isinstance(error, OSError) and error.errno is not None:
-        return format_os_error(error)
-    return str(error) if isinstance(error, InputError | OSError) else repr(error)
+        return redacted(format_os_error(error))
+    return redacted(str(error) if isinstance(error, InputError | OSError) else repr(error))
 
 
 def format_os_error(error: OSError) -> str:
@@ -90,8 +95,8 @@ def check_name(name: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A URI, or a text with URIs, without the user names and passwords in them."""
-    return _USER_INFO.sub("//…@", text)
+    """A text without the user names, passwords, signatures and keys in its URIs."""
+    return _IN_QUERY.sub(r"\1…", _USER_INFO.sub("//…@", text))
 
 
 def check_no_password(uri: str) -> str:
@@ -107,7 +112,7 @@ def check_no_password(uri: str) -> str:
     user, colon, password = host.rpartition("@")[0].partition(":")
     if not colon and scheme.startswith("http"):
         password = user
-    if password and not _VARIABLE.fullmatch(password):
+    if (password and not _VARIABLE.fullmatch(password)) or _IN_QUERY.search(uri):
         raise InputError(
             f"{redacted(uri)} contains a password or a key, which the records of a run would show. Leave it "
             "out and set the variables of the service (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "

@@ -49,6 +49,13 @@ def be_verbose() -> None:
     """Show the log lines of libraries too, Ray's among them."""
     _LOG.setLevel(logging.DEBUG)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_without_secrets)
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redacted(record.getMessage()), None
+    return True
 
 
 def is_verbose() -> bool:

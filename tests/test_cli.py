@@ -181,6 +181,15 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in shown.stderr
 
 
+def test_a_traceback_shows_no_secret() -> None:
+    secret = "https://host/a?sig=s3cret"
+    command = [*COMMAND, "config", "show", "--set", f"source.path={secret}", "--debug"]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr
+    assert "s3cret" not in shown.stdout + shown.stderr
+
+
 def test_config_show_prints_what_was_set_and_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("config", "show", "--set", "window.months=7") == 0
     assert "  # Number of months.\n  months: 7\n" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Messages: what went wrong, the nearest known name, and what to do."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,27 @@ def test_a_token_without_a_user_is_a_password_of_an_http_address() -> None:
 )
 def test_a_uri_without_a_password_is_taken_as_it_is(uri: str) -> None:
     assert check_no_password(uri) == uri
+
+
+SIGNED = (
+    "https://store/a.tif?st=2022&sig=s3cr%2Ft&se=1",
+    "s3://bucket/key?X-Amz-Credential=s3cr/t&X-Amz-Signature=s3cr",
+    "https://host/items?subscription-key=s3cr",
+    "https://host/items?page=2&token=s3cr",
+    "https://host/items?apikey=s3cr",
+)
+
+
+@pytest.mark.parametrize("uri", SIGNED)
+def test_signatures_and_keys_in_queries_are_refused_and_never_shown(uri: str) -> None:
+    with pytest.raises(InputError, match="variables") as error:
+        check_no_password(uri)
+    texts = (str(error.value), redacted(f'{{"href": "{uri}"}}'), format_error(OSError(f"cannot read {uri}")))
+    for text in texts:
+        assert "s3cr" not in text
+        assert uri.partition("?")[0] in text
+    assert json.loads(redacted(json.dumps({"href": uri})))
+    assert redacted("https://host/?monkey=1&sigma=2") == "https://host/?monkey=1&sigma=2"
 
 
 def test_a_variable_in_place_of_a_password_is_shown() -> None:

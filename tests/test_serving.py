@@ -172,7 +172,7 @@ def test_values_of_another_scale_are_refused(checkpoint: Checkpoint) -> None:
         ("s2", np.where(given["s2"] > 3000, 30_000, given["s2"]), "s2 has .* of its values outside"),
         ("s2", given["s2"] - 12_000, "s2 has .* of its values outside"),
         ("s1", np.clip(given["s1"] // 100, -25, 5), "s1 lies within -25 and 4"),  # whole dB
-        ("s1", given["s1"] - 4000, "s1 has .* of its values outside -5000 to 3000.*0.01"),
+        ("s1", given["s1"] - 4000, "s1 has .* of its values outside -5000 to .*0.01"),
     ):
         with pytest.raises(InputError, match=message):
             stored_inputs(checkpoint, given | {name: values.astype(np.int16)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from importlib.resources import files
@@ -151,9 +152,10 @@ def main(arguments: list[str] | None = None) -> None:
     _share(command)
     try:
         command(arguments, prog_name="cropray")
-    except (InputError, OSError) as error:
-        if "--debug" in arguments:
-            raise
+    except Exception as error:
+        if "--debug" in arguments or not isinstance(error, InputError | OSError):
+            sys.stderr.write(redacted("".join(traceback.format_exception(error))))
+            raise SystemExit(1) from None
         # An error that crossed Ray carries the worker's traceback as its text; its cause is the error.
         cause = getattr(error, "cause", None) or error
         message = format_os_error(cause) if isinstance(cause, OSError) else str(cause)

@@ -97,7 +97,9 @@ class FixedNormalisation(Normalisation):
             raise InputError(f"clip {self.clip} standard deviations exceeds the range of stored values")
 
     def _scale(self, sensor: str, x_bcthw: Tensor, valid_b1thw: Tensor, out: Tensor) -> None:
-        low, high, middle, factor = _limits(self, sensor, x_bcthw.device)
+        # A trace must not leave its own tensors in the cache.
+        limits = _limits.__wrapped__ if torch.compiler.is_compiling() else _limits
+        low, high, middle, factor = limits(self, sensor, x_bcthw.device)
         torch.maximum(x_bcthw, low, out=x_bcthw)
         torch.minimum(x_bcthw, high, out=x_bcthw)
         out.copy_(x_bcthw.sub_(middle).mul_(valid_b1thw)).mul_(factor)

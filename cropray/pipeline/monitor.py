@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cropray.cluster import missing_resources
 from cropray.config import RayConfig
-from cropray.errors import InputError
+from cropray.errors import InputError, redacted
 from cropray.pipeline.cluster_quota import ClusterQuota, quota_notes
 from cropray.progress import is_verbose, progress, say
 from cropray.run import Run
@@ -41,7 +41,8 @@ def event_log(folder: Folder, stage: str) -> Iterator[Callable[..., None]]:
     def record(**event: Any) -> None:
         nonlocal written
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        lines.append(json.dumps({"time": now, **event}, ensure_ascii=False) + "\n")
+        shown = {key: redacted(value) if isinstance(value, str) else value for key, value in event.items()}
+        lines.append(json.dumps({"time": now, **shown}, ensure_ascii=False) + "\n")
         if time.monotonic() - written >= _WRITE_EVERY_S:
             folder.write_text(name, "".join(lines))
             written = time.monotonic()

@@ -23,7 +23,7 @@ from rasterio.vrt import WarpedVRT
 
 from cropray.errors import InputError, free_space
 from cropray.grid import Grid, Window
-from cropray.types import ByteArray
+from cropray.types import ByteArray, FloatArray
 
 _BLOCK = 512  # pixels a side of the blocks in a TIFF
 # Tolerance of GDAL's interpolation of positions, in pixels. With the default of 0.125 the same pixel could

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from cropray import __version__
-from cropray.errors import InputError
+from cropray.errors import InputError, redacted
 from cropray.figures.charts import EVALUATION, PICTURE, SWEEP, curves_chart, validity_chart
 from cropray.figures.pictures import class_colours
 from cropray.progress import progress, say
@@ -53,7 +53,7 @@ def report(run: Run) -> Summary:
         folder=run.folder.uri,
         version=__version__,
         config=run.config,
-        config_yaml=run.config.to_yaml(),
+        config_yaml=redacted(run.config.to_yaml()),
         colours=_css_colours(run.config.classes),
         stages=stages,
         **sections,
