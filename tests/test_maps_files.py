@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pystac
 import pytest
 import rasterio
 import shapely
+from jsonschema import Draft7Validator
+from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
 from cropray.errors import InputError
 from cropray.figures.pictures import colour_table
 from cropray.grid import Grid, Window
+from cropray.maps.catalogue import publish_catalogue
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble
 from cropray.maps.products import MapIdentity, publish_map, stac_item
 from cropray.maps.request import MapPlan
@@ -25,22 +29,26 @@ from cropray.maps.tiles import (
     encode_tile,
     predict_tile,
 )
+from cropray.models.checkpoint import save_checkpoint
 from cropray.storage import Folder
 from cropray.types import BACKGROUND
+from tests.lands import small_checkpoint
 from tests.map_inputs import CLASSES, GRID, FakeNetwork, FakeSource, settings, whole_map
+from tests.test_model_lineage import MLM_ITEM
+
+IDENTITY = MapIdentity("crops of the test", "models/x", CLASSES, (0.3, 0.3, 0.3), settings(), "abc")
 
 
-def made_map(folder: Folder) -> tuple[TileResult, dict[str, Any]]:
-    plan = MapPlan("", GRID)
+def made_map(folder: Folder, name: str = "") -> tuple[TileResult, dict[str, Any]]:
+    plan = MapPlan(name, GRID)
     parts = {
         tile: encode_tile(
             predict_tile(tile, plan.wanted(tile), GRID, FakeSource(), FakeNetwork(), settings())
         )
         for tile in GRID.blocks(128)
     }
-    identity = MapIdentity("crops of the test", "models/x", CLASSES, (0.3, 0.3, 0.3), settings(), "abc")
     areas = publish_map(
-        folder, plan, parts, lambda tile: decode_tile(parts[tile]), identity, probabilities=True
+        folder, plan, parts, lambda tile: decode_tile(parts[tile]), IDENTITY, probabilities=True
     )
     return whole_map(128, settings()), areas
 
@@ -94,6 +102,37 @@ def test_the_item_is_valid_and_describes_the_files_as_they_are(tmp_path: Path) -
     # The schemas of the extensions are on the network; that of the item itself comes with pystac.
     item.stac_extensions = []
     item.validate()
+
+
+@pytest.mark.parametrize("names", [[""], ["a", "b"]])
+def test_the_catalogue_of_a_prediction_is_valid_and_its_links_lead_to_files(
+    tmp_path: Path, names: list[str]
+) -> None:
+    run, model = Folder(str(tmp_path)), Folder(str(tmp_path / "models/finetune"))
+    checkpoint = replace(small_checkpoint((0.25, 0.5)), periods=(("2022-04-01", "2022-05-01"),) * 2)
+    save_checkpoint(checkpoint, model)
+    output = run.child("maps/mine")
+    for name in names:
+        made_map(output.child(name) if name else output, name)
+    publish_catalogue(output, names, IDENTITY, checkpoint, model)
+    folder = tmp_path / "maps/mine"
+    collection = pystac.Collection.from_file(str(folder / "collection.json"))
+    collection.validate()
+    assert [item.id for item in collection.get_items() if item.geometry] == [
+        f"{name or 'map'}-2022-06-15-abc" for name in names
+    ]
+    assert collection.extent.temporal.intervals[0][1] == datetime(2022, 6, 15, 23, 59, 59, tzinfo=UTC)
+    for name in names:
+        item = pystac.Item.from_file(str(folder / name / "item.json"))
+        (derived,) = item.get_links("derived_from")
+        origin = json.loads(Path(derived.get_absolute_href() or "").read_text())
+        assert origin["properties"]["mlm:framework"] == "PyTorch"
+        assert item.get_collection() is not None
+        assert item.collection_id == origin["collection"] == collection.id
+    Draft7Validator(MLM_ITEM).validate(origin)
+    JsonSchemaSTACValidator().validate_core(origin, pystac.STACObjectType.ITEM, origin["stac_version"])
+    (asset,) = origin["assets"].values()
+    assert (folder / asset["href"]).resolve() == model.local("weights.safetensors")
 
 
 def test_the_same_map_is_the_same_bytes(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ _MLM = {
 
 
 _MODEL_ASSET = {"properties": {"roles": {"contains": {"const": "mlm:model"}}}, "required": ["roles"]}
-_ITEM = {
+MLM_ITEM = {
     "required": ["type", "properties", "assets", "stac_extensions"],
     "properties": {
         "properties": {"allOf": [_MLM, {"required": ["bands"]}]},
@@ -265,7 +265,7 @@ def test_the_stac_item_is_valid_as_a_whole(checkpoint: Checkpoint, normalisation
     made = replace(made, classes=('dry pulses, "vegetables"', "maïs & <soja>"))
     data = json.loads(json.dumps(model_item(made, name, NOW)))
     JsonSchemaSTACValidator().validate_core(data, pystac.STACObjectType.ITEM, data["stac_version"])
-    Draft7Validator(_ITEM).validate(data)
+    Draft7Validator(MLM_ITEM).validate(data)
     assert data["properties"]["datetime"] == "2026-05-04T00:00:00Z"
     assert [asset for asset in data["assets"].values() if "mlm:model" in asset["roles"]]
     assert data["id"] == name

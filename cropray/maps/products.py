@@ -28,6 +28,8 @@ from cropray.rasters import read_reduced
 from cropray.storage import Folder
 
 AREAS = "areas.json"
+COLLECTION = "collection.json"
+MODEL_ITEM = "model.json"
 PICTURE = "picture.png"
 _PICTURE_PIXELS = 1200  # a side, at most
 
@@ -105,6 +107,11 @@ def publish_map(
     return areas
 
 
+def collection_id(identity: MapIdentity) -> str:
+    """The STAC collection of the maps of a prediction."""
+    return f"maps-{identity.settings.as_of.isoformat()}-{identity.key}"
+
+
 def stac_item(plan: MapPlan, identity: MapIdentity, sizes: dict[str, int]) -> dict[str, Any]:
     """The STAC item of a map as JSON. `sizes` are the bytes of the files beside it, by name.
 
@@ -139,7 +146,14 @@ def stac_item(plan: MapPlan, identity: MapIdentity, sizes: dict[str, int]) -> di
     for name, size in sizes.items():
         key = Path(name).stem if name.endswith(".tif") else name
         item.add_asset(key, _asset(name, size, grid, identity.classes))
-    return item.to_dict(include_self_link=False)
+    beside = "../" if plan.name else "./"
+    for relation, name, kind in (
+        ("collection", COLLECTION, pystac.MediaType.JSON),
+        ("derived_from", MODEL_ITEM, pystac.MediaType.GEOJSON),
+    ):
+        item.add_link(pystac.Link(relation, f"{beside}{name}", kind))
+    item.collection_id = collection_id(identity)
+    return item.to_dict(include_self_link=False, transform_hrefs=False)
 
 
 def _asset(name: str, size: int, grid: Grid, classes: Sequence[str]) -> pystac.Asset:

@@ -26,6 +26,7 @@ from cropray.config import Config
 from cropray.errors import InputError
 from cropray.grid import Window, transform_bounds
 from cropray.imagery import ImagerySource, MeteredSource, open_source
+from cropray.maps.catalogue import publish_catalogue
 from cropray.maps.products import MapIdentity, publish_map
 from cropray.maps.request import (
     MapPlan,
@@ -173,6 +174,7 @@ def predict(run: Run) -> Summary:
         "warning": warning,
         "maps": _publish_maps(prediction, output, identity),
     }
+    publish_catalogue(output, list(prediction.plans), identity, checkpoint, checkpoint_folder)
     run.finish("predict", summary, inputs)
     output.delete_folder("parts")
     return summary | publish_fields(fields, config.predict, settings.as_of, output, plans)

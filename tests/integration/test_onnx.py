@@ -72,6 +72,7 @@ print(json.dumps(facts))
 """
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("floats", [False, True])
 def test_an_onnx_file_gives_the_probabilities_of_torch_without_torch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], floats: bool
