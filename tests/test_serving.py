@@ -145,16 +145,17 @@ def test_any_size_is_taken_and_the_border_is_repeated(
     np.testing.assert_array_equal(got, whole[..., :height, :width])
 
 
-def test_fewer_months_lack_the_oldest_and_only_a_network_that_knows_the_validity_takes_them(
-    checkpoint: Checkpoint,
-) -> None:
-    short = {name: values[:, :, 1:] for name, values in arrays().items()}
+def test_an_any_date_model_alone_takes_the_first_months_of_its_window(checkpoint: Checkpoint) -> None:
+    first = {name: values[:, :, :1] for name, values in arrays().items()}
     with pytest.raises(InputError, match=f"1 months.*{MONTHS} are needed"):
-        stored_inputs(checkpoint, short)
-    knowing = replace(checkpoint, network=replace(checkpoint.network, validity=True))
-    for taken, values in zip(stored_inputs(knowing, short), arrays().values(), strict=True):
-        np.testing.assert_array_equal(taken[:, :, 1:], values[:, :, 1:])
-        assert (taken[:, :, 0] == NODATA).all()
+        stored_inputs(checkpoint, first)
+    any_date = replace(checkpoint, recipe={"any_date": True})
+    taken = stored_inputs(any_date, first)
+    assert [x.shape[2] for x in taken] == [1, 1]
+    gap = [(0, 0), (0, 0), (0, MONTHS - 1), (0, 0), (0, 0)]
+    whole = [np.pad(x, gap, constant_values=NODATA) for x in taken]
+    predictor = Predictor(any_date)
+    np.testing.assert_array_equal(predictor.probabilities(*taken), predictor.probabilities(*whole))
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.uint8])

@@ -42,6 +42,8 @@ _FAINTEST = 100
 class StoredNetwork(nn.Module):
     """A checkpoint's network with its normalisation: stored integers in, probabilities out."""
 
+    month_1t: Tensor
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.network, self.normalisation = checkpoint.build(), checkpoint.normalisation

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xxhash
 
 import cropray
-from cropray.bands import NODATA
+from cropray.bands import NODATA, S1_NAMES, S2_NAMES
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.inference import DEFAULT_THRESHOLD
 from cropray.storage import Folder

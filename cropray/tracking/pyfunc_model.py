@@ -35,10 +35,8 @@ class CropModel(PythonModel):  # type: ignore[misc]  # MLflow's types are not fo
     def load_context(self, context: Any) -> None:
         checkpoint = load_checkpoint(Folder(context.artifacts["checkpoint"]))
         self.predictor = Predictor(checkpoint)
-        self.from_geotiffs, self.from_xarray = (
-            partial(from_geotiffs, checkpoint),
-            partial(from_xarray, checkpoint),
-        )
+        self.from_geotiffs = partial(from_geotiffs, checkpoint)
+        self.from_xarray = partial(from_xarray, checkpoint)
 
     # It is a mapping of arrays, checked by the signature; but MLflow warns of any other hint.
     def predict(
