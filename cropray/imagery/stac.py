@@ -29,7 +29,7 @@ from cropray.imagery import stac_items
 from cropray.imagery.composite import composite_scenes
 from cropray.imagery.longitudes import search_boxes, within_180
 from cropray.imagery.orbits import Orbit, Season, choose_season
-from cropray.imagery.scenes import LostScene, S1Scene, S2Scene, Scene
+from cropray.imagery.scenes import LostScene, S1Scene, S2Scene, Scene, SceneLog
 from cropray.imagery.stac_access import Access, DeadAssetError
 from cropray.imagery.stac_items import Backscatter, find_asset, footprint, item_time
 from cropray.storage import Folder
@@ -202,6 +202,11 @@ class StacSource:
 
     def _choose_season(self, request: ImageRequest) -> Season:
         items = self._items(self._s1, "s1", request.extent, request)
+        found = {Orbit(*stac_items.orbit(item)) for item in items}
+        orbits = [orbit for orbit in found if orbit.orbit_pass in request.recipe.s1_passes]
+        if len(orbits) < 2:  # nothing to choose, nothing to read
+            return Season(tuple(orbits), SceneLog("s1", request))
+        items = _of_orbits(items, orbits)
 
         def survey(period: Period, grid: Grid) -> Iterator[S1Scene | LostScene]:
             return _scenes(items, period, partial(self._read_s1, grid=grid, extent=request.extent))

@@ -143,7 +143,7 @@ class Catalogue:
                 "resolution_meters": 10,
                 "transmitterReceiverPolarisation": [band.ee for band in S1_BANDS],
                 "orbitProperties_pass": orbit.orbit_pass.upper(),
-                "relativeOrbitNumber_start": orbit.number,
+                "relativeOrbitNumber_start": float(orbit.number),
             }
             for day in orbit.days(self.seed, S1_PERIOD):
                 index = f"S1A_IW_GRDH_1SDV_{day:%Y%m%d}T{orbit.hour:02d}3000_{orbit.number:03d}"

@@ -59,10 +59,10 @@ def floored(value: float) -> int:
 
 @function("Number.format")
 def formatted(value: float, pattern: str | None) -> str:
-    """Of printf's patterns those of whole numbers."""
-    if pattern != "%d":
-        raise ServiceError(f"Number.format: the pattern {pattern!r} is not evaluated by this server.")
-    return str(int(value))
+    """Of printf's patterns those of whole numbers, which take no others (assumed, as in Java)."""
+    if pattern != "%d" or not isinstance(value, int):
+        raise ServiceError(f"Number.format: {value!r} by {pattern!r} is not evaluated by this server.")
+    return str(value)
 
 
 @function("Number.toInt", "Number.int")

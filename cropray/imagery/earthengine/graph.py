@@ -315,7 +315,7 @@ class Client:
             around = ee.Geometry.Rectangle(list(survey.bounds), survey.crs, False)
             orbits = ee.List(season.call([dates, extent, around, survey.crs, survey.transform]))
             # The name of a band tells which orbits were chosen: it is all of an answer that is not pixels.
-            chosen = orbits.map(lambda orbit: ee.Number(orbit).format("%d")).join("_")
+            chosen = orbits.map(lambda orbit: ee.Number(orbit).toInt().format("%d")).join("_")
             names = ee.List(names[:-1]).add(ee.String(names[-1] + ORBITS_FOLLOW).cat(chosen))
         rows = [[*days, area, extent, orbits] for days in dates[chunk.first : chunk.stop]]
         months = ee.ImageCollection.fromImages(ee.List(rows).map(month))
