@@ -67,7 +67,7 @@ def main() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start, cpu = time.perf_counter(), time.process_time()
         fields = read_fields(str(directory / "given.gpkg"), "", "")
-        table = classify_fields(directory, fields, CLASSES, [0.5] * len(CLASSES))
+        table = classify_fields(directory, fields, CLASSES)
         write_fields(table, CLASSES, date(2022, 6, 10), "", directory)
         took, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

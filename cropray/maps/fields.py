@@ -1,6 +1,6 @@
 """Fields of a vector file on a finished map: what grows on each, how sure that is, and what to look at.
 
-The pixels whose centres lie in a field vote with their scores. Rasters are read block by block: memory grows
+The pixels whose centres lie in a field vote with their classes. Rasters are read block by block: memory grows
 with the number of fields alone. Shape suffixes: F fields, K classes.
 """
 
@@ -23,7 +23,6 @@ from cropray.maps.mosaic import MAP, PROBABILITIES
 from cropray.maps.strata import class_index
 from cropray.maps.tables import plain
 from cropray.maps.tiles import NODATA
-from cropray.models.inference import decide
 from cropray.rasters import burn_numbers, read_grid, read_window
 from cropray.types import DoubleArray, IndexArray
 
@@ -66,16 +65,14 @@ def read_fields(file: str, name: str, declared: str) -> gpd.GeoDataFrame:
     return fields[~(fields.geometry.isna() | fields.geometry.is_empty)].reset_index(drop=True)
 
 
-def classify_fields(
-    directory: Path, fields: gpd.GeoDataFrame, classes: Sequence[str], thresholds: Sequence[float]
-) -> gpd.GeoDataFrame:
+def classify_fields(directory: Path, fields: gpd.GeoDataFrame, classes: Sequence[str]) -> gpd.GeoDataFrame:
     """The fields that touch a map, in degrees, with class, score, runner-up, agreement, hectares and flags.
 
-    The class is that of the mean scores of the pixels, decided as that of a pixel. `agreement` is the share
-    of the pixels that are mapped as this class. A field without a pixel's centre has no class. Flags,
-    separated by commas: "edge" (it reaches beyond the map), "no pixel", "small" (fewer than 10 pixels),
-    "close call" (the runner-up has more than half of the score), "several crops" (another class is mapped on
-    more than a quarter of it) and "declared otherwise".
+    The class is the one that most pixels are mapped as, and `agreement` is their share. `score` is its mean
+    score, and the runner-up is the crop with the best mean score but for it. A field without a pixel's centre
+    has no class. Flags, separated by commas: "edge" (it reaches beyond the map), "no pixel", "small" (fewer
+    than 10 pixels), "close call" (the runner-up has more than half of the score), "several crops" (another
+    class is mapped on more than a quarter of it) and "declared otherwise".
     """
     grid = read_grid(str(directory / MAP))
     inside = fields.to_crs(grid.crs)
@@ -84,8 +81,7 @@ def classify_fields(
     mapped_f = votes.pixels_fk.sum(axis=1)
     some_f = np.maximum(mapped_f, 1)
     mean_fk = votes.scores_fk / some_f[:, None]
-    value_f = decide(mean_fk.T[:, None], np.array(thresholds, np.float32))[0]
-    index_f = class_index(classes)[value_f]
+    index_f = votes.pixels_fk.argmax(axis=1)
     names = np.array([*class_names(classes).values()], object)
     rows = np.arange(len(inside))
     others_fk = mean_fk.copy()

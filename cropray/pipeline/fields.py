@@ -59,8 +59,7 @@ def publish_fields(
             made_from = _made_from(settings, source)
             shown = _published(folder, made_from)
             if shown is None:
-                thresholds = list(source.item["properties"]["cropray:thresholds"].values())
-                table = classify_fields(source.directory, fields, source.classes, thresholds)
+                table = classify_fields(source.directory, fields, source.classes)
                 shown = len(table), int(table["class"].notna().sum())
                 if len(table):
                     files = write_fields(table, source.classes, as_of, made_from, Path(directory))
