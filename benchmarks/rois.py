@@ -19,7 +19,6 @@ import contextlib
 import io
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -143,21 +142,20 @@ def write_parcels(path: Path, count: int, kind: str) -> None:
     gpd.GeoDataFrame({"EC_hcat_c": codes}, geometry=shapes, crs="EPSG:3035").to_parquet(path)
 
 
-def generated(count: int, kind: str) -> dict[str, float]:
+def generated(folder: str, kind: str) -> dict[str, float]:
     """Seconds and peak memory of one stage, in this process."""
     names = [f"crop{n}" for n in range(CROPS)]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        write_parcels(Path(folder) / "parcels.parquet", count, kind)
+    with contextlib.redirect_stderr(io.StringIO()):
         codes = {str(3301010000 + 100 * n): name for n, name in enumerate(names)}
         entry = {"path": "parcels.parquet", "crops": {"column": "EC_hcat_c", "map": codes}}
         settings = {"kind": kind, "data_root": folder, "crs": "EPSG:3035", "parcels": [entry]}
         config = Config(classes=tuple(names), rois=settings)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start, start_cpu = time.perf_counter(), time.process_time()
         summary = build_rois(Run(Folder(f"{folder}/run"), config))
         wall, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"rois": summary["rois"], "wall_s": wall, "cpu_s": cpu, "peak_kb": peak, "before_kb": before}
+    status = Path("/proc/self/status").read_text()  # getrusage counts the process that started this one, too
+    peak_kb = int(status.partition("VmHWM:")[2].split()[0])
+    return {"rois": summary["rois"], "wall_s": wall, "cpu_s": cpu, "peak_kb": peak_kb}
 
 
 def print_generated(counts: Sequence[int]) -> None:
@@ -166,8 +164,10 @@ def print_generated(counts: Sequence[int]) -> None:
     for kind in ("parcels", "grid"):
         last: tuple[int, float] | None = None
         for count in counts:
-            command = [sys.executable, __file__, "--child", kind, str(count)]
-            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            with tempfile.TemporaryDirectory() as folder:
+                write_parcels(Path(folder) / "parcels.parquet", count, kind)
+                command = [sys.executable, __file__, "--child", kind, folder]
+                found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             exponent = math.log(found["cpu_s"] / last[1]) / math.log(count / last[0]) if last else math.nan
             last = count, found["cpu_s"]
             print(
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(generated(int(arguments.child[1]), arguments.child[0])))
+        print(json.dumps(generated(arguments.child[1], arguments.child[0])))
         return
     if arguments.generated:
         print_generated(arguments.generated)
