@@ -194,9 +194,10 @@ def _check_whole(file: Path, columns: Sequence[str]) -> None:
     GDAL takes the missing end of a shapefile for features without a geometry.
     """
     if file.suffix.lower() == ".gpkg":
-        head = _head(file)
-        page = int.from_bytes(head[16:18], "big")  # https://www.sqlite.org/fileformat.html; 1 is 65536
-        _check_size(file, int.from_bytes(head[28:32], "big") * (65536 if page == 1 else page))
+        head = _head(file)  # https://www.sqlite.org/fileformat.html: its size counts if 24 and 92 agree
+        page = int.from_bytes(head[16:18], "big")
+        if head[24:28] == head[92:96]:
+            _check_size(file, int.from_bytes(head[28:32], "big") * (65536 if page == 1 else page))
     if file.suffix.lower() != ".shp":
         return
     _check_size(file, 2 * int.from_bytes(_head(file)[24:28], "big"))
