@@ -369,6 +369,8 @@ def test_the_size_can_be_given(tmp_path: Path) -> None:
     assert 90 <= sample_areas(run, size=100)["points"] <= 100
     with pytest.raises(InputError, match="too small"):
         sample_areas(run, size=5)
+    with pytest.raises(InputError, match="--interval"):
+        sample_areas(run, interval=0.01)
 
 
 @pytest.mark.parametrize(

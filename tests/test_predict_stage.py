@@ -5,12 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
+import pyogrio
 import pytest
+import shapely
 
 from cropray.config.load import updated
 from cropray.errors import InputError
 from cropray.pipeline import predict as predict_module
+from cropray.pipeline.area_estimate import estimate_areas
+from cropray.pipeline.area_sample import sample_areas
 from cropray.pipeline.predict import predict
 from cropray.run import Run
 from cropray.types import Composite, ImageRequest
@@ -97,3 +102,32 @@ def test_scenes_that_may_still_be_missing_are_a_warning(run: Run) -> None:
     assert f"scenes until {today} may be missing" in (predict(early)["warning"] or "")
     later = updated(early.config, {"predict.as_of": "2022-06-15", "predict.name": "other"})
     assert "may be missing" not in (predict(Run(run.folder, later))["warning"] or "")
+
+
+def test_other_fields_are_classified_on_the_map_that_is_there(
+    run: Run, source: type[Source], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    boxes = [shapely.box(4.331, 50.441, 4.333, 50.443), shapely.box(4.334, 50.441, 4.335, 50.443)]
+    files = [tmp_path / "one.gpkg", tmp_path / "two.gpkg"]
+    for number, file in enumerate(files, start=1):
+        gpd.GeoDataFrame(geometry=boxes[:number], crs="EPSG:4326").to_file(file)
+    one, two = (Run(run.folder, updated(run.config, {"predict.fields": str(file)})) for file in files)
+    assert predict(one)["fields"] == 1
+    written = run.folder.local("maps/map/map.tif").stat().st_mtime_ns
+    monkeypatch.setattr(source, "composite", None)  # no imagery is asked for
+    assert predict(two)["fields"] == 2
+    assert run.folder.local("maps/map/map.tif").stat().st_mtime_ns == written
+    assert len(gpd.read_parquet(run.folder.local("maps/map/fields.parquet"))) == 2
+
+
+def test_a_predicted_map_can_be_sampled_and_estimated(run: Run, source: type[Source]) -> None:
+    hectares = predict(run)["maps"][0]["hectares"]
+    drawn = sample_areas(run, size=60)
+    assert list(drawn["crops"]) == list(hectares)
+    points = pyogrio.read_dataframe(run.folder.local("areas/map/points.gpkg"))
+    crop = next(iter(hectares))
+    points.assign(crop=crop).to_file(run.folder.local("checked.gpkg"))
+    found = estimate_areas(run, points=str(run.folder.local("checked.gpkg")))["hectares"]
+    assert found[crop]["estimate"] == pytest.approx(sum(hectares.values()), rel=0.01)
+    assert predict(run)["maps"]  # is reused, and leaves the estimates alone
+    assert "stratified sample" in run.folder.read_text("maps/map/areas.csv")

@@ -33,6 +33,7 @@ from cropray.types import DoubleArray, ImageRequest, Period
 _LEAST = 25
 _MAIN_SHARE = 0.05  # of the mapped land: crops whose intervals decide the size unless others are named
 _ASSUMED_RIGHT = 0.75  # users' accuracy if the run has no evaluation that says it
+_MOST_POINTS = 20_000  # nobody checks more
 _Z = 1.96
 _AROUND = 20  # pixels on each side of a point in its picture
 
@@ -64,6 +65,11 @@ def sample_areas(
             raise InputError(f"--size {size} is too small: each of {len(defined)} strata needs two points.")
         rates_hk = _expected_rates(run, source, mapped_k)[index_h]
         points_h, se_k = plan_sample(strata, rates_hk, wanted_k, least=least, size=size)
+        if points_h.sum() > _MOST_POINTS:
+            raise InputError(
+                f"± {interval:g} % needs {points_h.sum():,} points, more than {_MOST_POINTS:,}. Give a wider "
+                "--interval, name the crops that count with --crop, or set --size."
+            )
         rows, cols, stratum = zip(*draw(source.directory, defined, points_h, run.config.seed), strict=True)
         sample = Sample(
             str(source.item["id"]),
