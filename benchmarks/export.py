@@ -47,7 +47,7 @@ from google.auth.credentials import AnonymousCredentials
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS
 from cropray.cluster import ray_session
 from cropray.config import Config, RayConfig
-from cropray.config.imagery import EarthEngineConfig, LabelsConfig, PatchConfig, SourceConfig
+from cropray.config.imagery import CompositeConfig, EarthEngineConfig, LabelsConfig, PatchConfig, SourceConfig
 from cropray.grid import Grid
 from cropray.pipeline.export import export
 from cropray.pipeline.tiles import plan_tiles
@@ -83,6 +83,7 @@ def make_rois(count: int, first: int) -> list[Roi]:
 def config_for(url: str, processes: int = PROCESSES) -> Config:
     return Config(
         classes=("crop",),
+        composite=CompositeConfig(s1_orbit_rule="monthly"),  # as the peer's, so that pixels can be compared
         labels=LabelsConfig(parcels=False),
         patch=PatchConfig(max_overlap=0, tile_patches=2),
         source=SourceConfig(kind="earthengine", earthengine=EarthEngineConfig(url=url, in_flight=IN_FLIGHT)),
