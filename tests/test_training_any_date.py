@@ -161,9 +161,10 @@ def test_a_training_taken_up_after_an_epoch_ends_with_the_same_bits(series: Run)
     [
         ({"kind": "temporal"}, {}, "tell the crop"),
         ({}, {"any_date": True}, r"any_date needs .*as_of"),
+        ({"members": 2}, {}, r"members .*temporal"),
     ],
 )
-def test_windows_before_the_harvest_are_refused(
+def test_what_a_network_cannot_do_is_refused(
     tmp_path: Path, model: dict[str, Any], finetune: dict[str, Any], said: str
 ) -> None:
     folder = Folder(str(tmp_path))

@@ -218,6 +218,7 @@ def _by_as_of(
             "interval": row["interval"],
             "pixels": found["pixels"],
             "per_class": row["per_class"],
+            "confusion": row["confusion"],
         }
         for day, row in found["methods"].items()
     ]
