@@ -21,15 +21,17 @@ class ImagerySource(Protocol):
     def identity(self) -> dict[str, Any]:
         """JSON of everything that the pixels depend on. It is part of the recipe hash of every part.
 
-        It has at least `kind` and `s1_quantity` ("gamma0" or "sigma0").
+        It has at least `kind` and `s1_quantity` ("gamma0", "sigma0", or "none" without Sentinel-1).
         """
         ...
 
     def composite(self, request: ImageRequest) -> Composite:
         """The composites of a request. A period without scenes is all invalid, which is no error.
 
-        Raises InputError where scenes cannot be used (unknown unit, ambiguous offset, ...) or the
-        source lacks a map of `request.maps`.
+        An acquisition counts once, and the radar orbits of a season are those of `orbits.choose_season`.
+        Raises InputError for a scene of which the unit or offset is unknown, for more than
+        `recipe.max_lost` scenes that are dead or impossible, for an impossible composite, and if the source
+        lacks a map of `request.maps`.
         """
         ...
 
