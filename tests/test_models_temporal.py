@@ -153,6 +153,15 @@ def test_bands_that_the_network_was_not_built_for_are_refused() -> None:
         stored_inputs(checkpoint(any_date=True), {"s1": s1, "s2": np.repeat(s2[:, :1], 10, axis=1)})
 
 
+def test_a_wider_clip_tells_snow_from_bright_soil() -> None:
+    bright, snow = (torch.full((1, 9, 1, 1, 1), value, dtype=torch.int16) for value in (3000, 8000))
+    s1 = torch.full((1, 2, 1, 1, 1), -1200, dtype=torch.int16)
+    for clip, apart in ((6.0, False), (20.0, True)):
+        scheme = make_normalisation("fixed", BANDS, ("VV", "VH"), clip)
+        one, other = (scheme.apply(s1.clone(), x.clone())[1][0, 0].item() for x in (bright, snow))
+        assert (one < other) == apart
+
+
 def test_the_weights_of_another_kind_do_not_fit(tmp_path: Path) -> None:
     other = replace(checkpoint(any_date=True), network=replace(SPEC, kind="dual_unet3d"))
     save_checkpoint(other, Folder(str(tmp_path)))

@@ -56,6 +56,8 @@ class ModelConfig(Section):
     stem: int | None = Field(None, ge=1, description="Channels of the temporal stem. null: width / 2.")
     normalisation: Literal["fixed", "seed"] = "fixed"
     """fixed: the same constants for all data. seed: min-max per patch and month, for published weights."""
+    clip: float = Field(6.0, gt=0, le=25)
+    """Standard deviations at which `fixed` clips. 6 is 0.23 of reflectance in B02: snow needs 15."""
 
 
 class AuxiliaryConfig(Section):

@@ -137,14 +137,16 @@ NORMALISATIONS: dict[str, type[Normalisation]] = {"fixed": FixedNormalisation, "
 _KIND_OF = {cls: kind for kind, cls in NORMALISATIONS.items()}
 
 
-def make_normalisation(kind: str, s2_bands: Sequence[str], s1_bands: Sequence[str]) -> Normalisation:
+def make_normalisation(
+    kind: str, s2_bands: Sequence[str], s1_bands: Sequence[str], clip: float = FixedNormalisation.clip
+) -> Normalisation:
     """That of a name, for data sets that have some of the bands only."""
     if kind == "seed":
         return SeedNormalisation()
     s2, s1 = map(S2_NAMES.index, s2_bands), map(S1_NAMES.index, s1_bands)
     s2_mean, s2_std = zip(*((_S2_MEAN[i], _S2_STD[i]) for i in s2), strict=True)
     s1_mean, s1_std = zip(*((_S1_MEAN[i], _S1_STD[i]) for i in s1), strict=True)
-    return FixedNormalisation(s2_mean, s2_std, s1_mean, s1_std)
+    return FixedNormalisation(s2_mean, s2_std, s1_mean, s1_std, clip)
 
 
 @lru_cache

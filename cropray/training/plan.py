@@ -229,7 +229,9 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
     """The checkpoint to publish, the one to start from, and whether its head is kept."""
     config, n_classes = run.config, len(data.classes)
     settings: TrainConfig = getattr(config, stage)
-    normalisation = make_normalisation(config.model.normalisation, data.s2_bands, data.s1_bands)
+    normalisation = make_normalisation(
+        config.model.normalisation, data.s2_bands, data.s1_bands, config.model.clip
+    )
     _check_dates(config, stage, data, validity=normalisation.validity)
     checkpoint = Checkpoint(
         classes=data.classes,
