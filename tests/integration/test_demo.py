@@ -1,6 +1,7 @@
 """The whole path on the built-in world, small: parcels in, map and report out, and again."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -84,3 +85,28 @@ def test_a_second_run_reuses_all_and_says_so(
     said = capsys.readouterr().err
     for stage in ("rois", "export", "compact", "pretrain", "finetune", "evaluate", "predict"):
         assert f"{stage}: reused" in said
+
+
+def listed() -> list[re.Pattern[str]]:
+    """The files in the table of docs/run-folder.md. A name without a folder is beside the one before it."""
+    found = []
+    for cell in re.findall(r"^\| (`.*?) \|", (ROOT / "docs/run-folder.md").read_text(), re.MULTILINE):
+        folder = ""
+        for name in re.findall(r"`([^`]+)`", cell):
+            path = name if "/" in name.rstrip("/") or not folder else folder + name
+            folder = path[: path.rstrip("/").rfind("/") + 1]
+            pattern = re.sub(r"<\w+>|\\\*", "[^/]+", re.escape(path).replace(r"\<", "<").replace(r"\>", ">"))
+            found.append(re.compile(f"{pattern}.*" if path.endswith("/") else pattern))
+    return found
+
+
+def test_every_file_of_a_run_is_in_the_documentation(finished: tuple[Run, Summary]) -> None:
+    patterns = listed()
+    assert any(pattern.fullmatch("models/finetune/weights.safetensors") for pattern in patterns)
+    assert not any(pattern.fullmatch("models.txt") for pattern in patterns)
+    for stage in ("pretraining", "finetuning"):
+        folder = finished[0].folder.local(stage)
+        files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        assert {"config.yaml", "report.html"} & set(files)
+        unknown = [file for file in files if not any(pattern.fullmatch(file) for pattern in patterns)]
+        assert unknown == []

@@ -31,7 +31,7 @@ def saved(folder: Path, *, floats: bool) -> Checkpoint:
     normalisation = SeedNormalisation() if floats else FixedNormalisation()
     network = NetworkSpec(len(CLASSES), width=4, months=MONTHS, validity=normalisation.validity)
     weights = network.build().state_dict()
-    weights["final_conv.weight"] *= 300 if floats else 30
+    weights["final_conv.weight"] *= 300
     parts = {"network": network, "normalisation": normalisation, "weights": weights}
     made = replace(small_checkpoint((0.25, 0.5)), **parts)
     save_checkpoint(made, Folder(str(folder)))
