@@ -58,7 +58,7 @@ def read_features(
     a vector file, is truncated, has several layers, no features, no CRS, an unknown column, text in
     another encoding, or geometries other than polygons (and points, with `points`).
     """
-    check_encoding(encoding)
+    _check_encoding(encoding)
     try:
         _check_whole(file, columns)
         if file.suffix.lower() in _PARQUET:
@@ -89,7 +89,7 @@ def read_features(
     return frame
 
 
-def check_encoding(name: str) -> None:
+def _check_encoding(name: str) -> None:
     """Raises InputError unless Python knows the encoding, or it is empty."""
     try:
         codecs.lookup(name or "utf-8")
@@ -97,7 +97,7 @@ def check_encoding(name: str) -> None:
         raise InputError(f"encoding {name!r} is unknown. Set utf-8, cp1252, cp1256 or the like.") from error
 
 
-def encoding_of(file: Path, given: str) -> str | None:
+def _encoding_of(file: Path, given: str) -> str | None:
     """The encoding of a shapefile's text: the given one, else UTF-8 if its .dbf is. None if GDAL knows it.
 
     GDAL knows it from a .cpg, or from the language driver in the .dbf. Raises InputError if neither says.
@@ -131,7 +131,7 @@ def _read_gdal(file: Path, columns: Sequence[str], layer: str, encoding: str) ->
         )
     chosen = layer or layers[0]
     _check_columns(file, columns, [str(name) for name in pyogrio.read_info(file, layer=chosen)["fields"]])
-    text = encoding_of(file, encoding) if columns else None
+    text = _encoding_of(file, encoding) if columns else None
     options: dict[str, Any] = {"layer": chosen, "columns": list(columns), "encoding": text}
     try:
         frame = pyogrio.read_dataframe(file, use_arrow=True, **options)
