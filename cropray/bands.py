@@ -40,12 +40,11 @@ S2_BANDS: tuple[Band, ...] = (
     _s2("B11", "B11", 20, "swir16"),
     _s2("B12", "B12", 20, "swir22"),
 )
-# Buildings are brighter than 10 dB only in single pixels. Digital numbers of GRD taken for power are all
-# brighter: an amplitude of 40 is 16 dB.
-_S1_RANGE = (-50.0, 10.0)
+# Buildings are brighter than 10 dB (VV) or 0 dB (VH) only in single pixels. Digital numbers of GRD taken for
+# power are all brighter: an amplitude of 40 is 16 dB. Power taken for dB is above 0 everywhere.
 S1_BANDS: tuple[Band, ...] = (
-    Band("VV", "s1", "dB", 1e-2, _S1_RANGE, 10, "VV", ("vv", "VV")),
-    Band("VH", "s1", "dB", 1e-2, _S1_RANGE, 10, "VH", ("vh", "VH")),
+    Band("VV", "s1", "dB", 1e-2, (-50.0, 10.0), 10, "VV", ("vv", "VV")),
+    Band("VH", "s1", "dB", 1e-2, (-50.0, 0.0), 10, "VH", ("vh", "VH")),
 )
 S2_NAMES = tuple(band.name for band in S2_BANDS)
 S1_NAMES = tuple(band.name for band in S1_BANDS)

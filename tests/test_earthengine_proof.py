@@ -271,8 +271,9 @@ def test_one_sensor_alone_is_composed(server: Serving, sensor: str) -> None:
     [
         (S2, lambda dn: dn - 1000, r"Sentinel-2 composite of 2022-06 is impossible: \d+% of B0"),
         (S1, lambda db: 400 * 10 ** (db / 20), "Sentinel-1 composite of 2022-06 is impossible: 100% of VV"),
+        (S1, lambda db: 10 ** (db / 10), "Sentinel-1 composite of 2022-06 is impossible: 100% of VH"),
     ],
-    ids=["an offset twice", "digital numbers"],
+    ids=["an offset twice", "digital numbers", "power"],
 )
 def test_impossible_values_that_are_received_are_refused(collection: str, change: Any, words: str) -> None:
     with serve(Catalogue(changed={collection: change})) as server, pytest.raises(InputError, match=words):
