@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib.image
@@ -17,6 +18,8 @@ from cropray.config.load import load_config, updated
 from cropray.config.training import Dimension, TuneConfig
 from cropray.errors import InputError
 from cropray.figures.charts import Axis, sweep_chart
+from cropray.run import Run
+from cropray.storage import Folder
 from cropray.training.validate import SCORE
 from cropray.tuning.space import BEST, Search, Trial, check_space, count_trials
 from cropray.tuning.sweep import is_incomplete
@@ -259,3 +262,15 @@ def test_a_sweep_is_drawn_whatever_it_came_to(n: int) -> None:
     unjudged = {"finetune.lr": 1.0, "finetune.unlabelled": "ignore", "score": None, "stopped": True}
     picture = matplotlib.image.imread(io.BytesIO(sweep_chart(axes, [*trials, unjudged], "score")))
     assert picture.std() > 0.02
+
+
+def test_a_truncated_record_of_a_trial_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    run = Run(Folder(str(tmp_path)), Config())
+    records = [Trial(f"{number:04d}", {"lr": 1e-3}, 2, 1, 0.5, "finished").write(run) for number in (1, 2)]
+    folder = records[1].folder(run)
+    (name,) = folder.names()
+    folder.write_text(name, folder.read_text(name)[:20])
+    with pytest.raises(InputError, match=rf"0002/{name} is damaged.*Delete the folder of this trial"):
+        Trial.read_all(run)
+    folder.delete(name)
+    assert Trial.read_all(run) == records[:1]

@@ -120,10 +120,17 @@ class Trial:
 
     @staticmethod
     def read_all(run: Run) -> list[Trial]:
-        """The records of all trials of a sweep, the best first."""
-        folder = sweep_folder(run).child("trials")
-        texts = [folder.read_text(name).replace('"behind"', '"pruned"') for name in folder.names(_RECORD)]
-        trials = [Trial(**json.loads(text)) for text in texts]
+        """The records of all trials of a sweep, the best first. Raises InputError for a damaged one."""
+        folder, trials = sweep_folder(run).child("trials"), []
+        for name in folder.names(_RECORD):
+            text = folder.read_text(name).replace('"behind"', '"pruned"')
+            try:
+                trials.append(Trial(**json.loads(text)))
+            except (ValueError, TypeError) as error:
+                raise InputError(
+                    f"{folder}/{name} is damaged: {error}. Delete the folder of this trial and run the same "
+                    "command again: it is tried once more, and the others are kept"
+                ) from error
         return sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0), trial.id))
 
 
