@@ -101,8 +101,8 @@ assert not {_NOT_REQUIRED!r} & set(sys.modules)
 table = pq.read_table(sys.argv[1], columns=["s1", "s2"])
 columns = {{name: table[name].to_numpy(zero_copy_only=False) for name in ("s1", "s2")}}
 of_rows = model.predict(columns, params={{"metadata": table.schema.metadata[b"cropray"].decode()}})
-example = model.input_example
-of_example = model.predict(example)
+of_example = model.predict(model.input_example)  # numbers of JSON
+example = {{name: np.array(x.tolist(), np.int16) for name, x in model.input_example.items()}}
 np.savez(sys.argv[2], rows=of_rows, example=of_example, **{{f"in_{{k}}": v for k, v in example.items()}})
 dark = np.where(example["s2"] > 0, example["s2"] // 200, example["s2"])
 for wrong in ({{"s1": example["s2"], "s2": example["s1"]}}, {{**example, "s2": example["s2"] / 10000}},
