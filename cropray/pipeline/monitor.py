@@ -134,9 +134,9 @@ class Losses(logging.Handler):
         from ray.exceptions import RayTaskError
 
         error = record.exc_info[1] if record.exc_info else None
-        if error is None:
-            return
-        self.reason = str(error).strip().splitlines()[-1]
+        if error is None or (isinstance(error, InputError) and not isinstance(error, RayTaskError)):
+            return  # the second is what was raised here: Ray Data logs it, too
+        self.reason = str(error).strip().splitlines()[-1].rstrip(".")
         self._patience -= not self.begun.is_set()
         if isinstance(error, RayTaskError) or self._patience < 0:
             raise InputError(cannot_start(self.reason)) from error

@@ -108,8 +108,8 @@ def travelling_modules() -> list[str]:
     They travel with the model, because the package is on no index. They are the closure of all imports,
     wherever in a file they are, so none can be missing.
     """
-    others = [path.stem for path in _PACKAGE.parent.iterdir() if path != _PACKAGE]  # installed beside it
-    finder = ModuleFinder(path=[str(_PACKAGE.parent)], excludes=others)
+    installed_beside = {path.stem for path in _PACKAGE.parent.iterdir()} - {_PACKAGE.name}
+    finder = ModuleFinder(path=[str(_PACKAGE.parent)], excludes=sorted(installed_beside))
     finder.run_script(str(_SCRIPT))
     own = [module for name, module in finder.modules.items() if name.split(".")[0] == _PACKAGE.name]
     return sorted(Path(vars(module)["__file__"]).relative_to(_PACKAGE).as_posix() for module in own)

@@ -101,7 +101,7 @@ def test_a_worker_that_nodes_cannot_import_is_named(ray_local: None, monkeypatch
     ghost = ModuleType("ghost")
     exec("class Worker:\n    def __call__(self, job):\n        return job\n", ghost.__dict__)
     monkeypatch.setitem(sys.modules, "ghost", ghost)
-    with pytest.raises(InputError, match=r"No module named 'ghost'.*every node must have cropray"):
+    with pytest.raises(InputError, match=r"No module named 'ghost'.*Every node must have cropray"):
         list(made_by(ghost.Worker))
 
 
@@ -179,8 +179,9 @@ class Suicidal:
 def test_processes_that_cannot_start_say_what_they_lack(
     ray_local: None, worker: type[Any], reason: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"{reason}.*every node must have cropray"):
+    with pytest.raises(InputError, match=rf"{reason}.*Every node must have cropray") as refused:
         list(made_by(worker))
+    assert str(refused.value).count("cannot start") == 1
 
 
 SCRIPT = """
