@@ -1,5 +1,7 @@
 """The network that sees each pixel by itself: any size, any gaps, any date of its window."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from cropray.models.inference import Predictor, stored_inputs
 from cropray.models.normalisation import make_normalisation
 from cropray.models.temporal import TemporalNetwork
 from cropray.storage import Folder
+from cropray.tracking.packaging import save_model_folder
 
 SPEC = NetworkSpec(3, width=16, months=5, validity=True, kind="temporal", s2_bands=9)
 BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12")
@@ -167,3 +170,31 @@ def test_the_weights_of_another_kind_do_not_fit(tmp_path: Path) -> None:
     save_checkpoint(other, Folder(str(tmp_path)))
     with pytest.raises(InputError, match="do not fit"):
         load_checkpoint(Folder(str(tmp_path)))
+
+
+def test_the_model_folder_of_any_date_loads_alone_and_predicts_what_the_checkpoint_does(
+    tmp_path: Path,
+) -> None:
+    folder = Folder(str(tmp_path / "checkpoint"))
+    save_checkpoint(checkpoint(any_date=True), folder)
+    (tmp_path / "scratch").mkdir()
+    loaded = load_checkpoint(folder)
+    save_model_folder(tmp_path / "model", loaded, folder, tmp_path / "scratch", {}, {})
+    for months in (3, 5):
+        s1, s2 = stored(months)
+        np.savez(tmp_path / f"{months}.npz", s1=s1, s2=s2)
+    script = (
+        "import sys, mlflow, numpy as np\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "for months in (3, 5):\n"
+        "    batch = np.load(f'{months}.npz')\n"
+        "    np.save(f'{months}.npy', model.predict({'s1': batch['s1'], 's2': batch['s2']}))\n"
+        "import cropray\n"
+        "print(cropray.__file__)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "model")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "model")
+    for months in (3, 5):
+        expected = Predictor(loaded).probabilities(*stored(months))
+        np.testing.assert_array_equal(np.load(tmp_path / f"{months}.npy"), expected)
