@@ -55,6 +55,7 @@ def state_beyond(run: Run, before: str) -> Callable[[], bool]:
     )
 
 
+@pytest.mark.timeout(900)  # four drivers start one after the other, each with a Ray of its own
 def test_a_driver_that_is_told_to_leave_and_then_killed_goes_on_where_it_was(
     tmp_path: Path, ray_local: None
 ) -> None:
