@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.without_ray import work_without_ray
 
     work_without_ray(monkeypatch)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread, so that sums do not depend on their number; its state is put back."""
+    import torch
+
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(generator)
 
 
 @pytest.fixture(scope="session")

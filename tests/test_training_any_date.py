@@ -1,7 +1,6 @@
 """One network for any date: what a training shows it, and that it learns from it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,14 @@ from cropray.training.step import Trainer
 from tests.series_tables import long_table, run_in, write
 from tests.training_data import make_run, write_split
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATES = (2, 0.1, 0.05)
 SETTINGS = {
     "model.kind": "temporal",
     "model.width": 16,
     "finetune": {"any_date": True, "min_months": 2, "batch_size": 20, "epochs": 30, "lr": 0.01, "ema": 0.9},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(generator)
 
 
 def test_what_a_sample_shows_ends_at_a_uniform_month_with_gaps_at_their_rates() -> None:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from tests.training_loop import HEAD, RECIPE, SPEC, Script, make_loop
 
 ROOT = Path(__file__).parents[1]
 STEPS, EPOCHS = 6, 3
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 
 
@@ -41,15 +42,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Folder]:
     write_split(own, "val", 9)
     write_split(beside, "train", 12, seed=1)
     return own, beside
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(generator)
 
 
 def reader(folder: Folder) -> Any:

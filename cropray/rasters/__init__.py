@@ -28,7 +28,7 @@ from cropray.types import ByteArray, FloatArray
 _BLOCK = 512  # pixels a side of the blocks in a TIFF
 # Tolerance of GDAL's interpolation of positions, in pixels. With the default of 0.125 the same pixel could
 # differ between tiles. GDAL does not accept 0.
-TOLERANCE = 1e-6
+_TOLERANCE = 1e-6
 CACHE_MB = 64  # GDAL's block cache; the default is 5 % of the machine's memory
 
 
@@ -61,6 +61,17 @@ def _burnt(shapes: Iterable[tuple[Any, int]], grid: Grid, fill: int, dtype: str)
     return burnt
 
 
+def warp_options(grid: Grid) -> dict[str, Any]:
+    """Options of a WarpedVRT on a grid."""
+    return {
+        "crs": grid.crs,
+        "transform": rasterio.Affine(*grid.transform),
+        "height": grid.height,
+        "width": grid.width,
+        "tolerance": _TOLERANCE,
+    }
+
+
 def read_nearest(path: str, grid: Grid, nodata: float, values: Sequence[float] = ()) -> npt.NDArray[Any]:
     """(H, W): the first band sampled on a grid by nearest neighbour, in the raster's own dtype.
 
@@ -76,13 +87,9 @@ def read_nearest(path: str, grid: Grid, nodata: float, values: Sequence[float] =
             )
         with WarpedVRT(
             source,
-            crs=grid.crs,
-            transform=rasterio.Affine(*grid.transform),
-            height=grid.height,
-            width=grid.width,
+            **warp_options(grid),
             nodata=nodata,
             resampling=Resampling.nearest,
-            tolerance=TOLERANCE,
         ) as warped:
             read: npt.NDArray[Any] = warped.read(1)
     return read

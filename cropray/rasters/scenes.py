@@ -19,7 +19,7 @@ from rasterio.warp import transform
 
 from cropray.errors import InputError
 from cropray.grid import Grid
-from cropray.rasters import CACHE_MB, TOLERANCE, check_georeference
+from cropray.rasters import CACHE_MB, check_georeference, warp_options
 from cropray.types import FloatArray
 
 # The formats of scenes. Other drivers may open whatever a file names: a VRT any path or URL.
@@ -76,15 +76,11 @@ def _read(source: Any, grid: Grid, bilinear: bool, nodata: float | None) -> Floa
         nodata = source.nodata
     with WarpedVRT(
         source,
-        crs=grid.crs,
-        transform=rasterio.Affine(*grid.transform),
-        height=grid.height,
-        width=grid.width,
+        **warp_options(grid),
         src_nodata=nodata,
         nodata=np.nan,
         dtype="float32",
         resampling=Resampling.bilinear if bilinear else Resampling.nearest,
-        tolerance=TOLERANCE,
     ) as warped:
         values: FloatArray = warped.read(1)
     return values
