@@ -13,12 +13,13 @@ from cropray.config.imagery import SimulatedConfig
 from cropray.config.rois import WindowConfig
 from cropray.grid import Grid, Window
 from cropray.imagery.simulated import SimulatedSource
-from cropray.maps.tiles import NODATA, PredictionSettings, predict_tile, stored
+from cropray.maps.tiles import NODATA, PredictionSettings, predict_tile
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.dual_unet3d import NetworkSpec
 from cropray.models.inference import Predictor
 from cropray.models.normalisation import FixedNormalisation
 from cropray.rois.calendar import periods_for
+from cropray.shards.schema import quantise_composite
 from cropray.simulation.landscape import TRUTH_CODES
 from cropray.types import CompositeRecipe
 
@@ -32,7 +33,9 @@ def test_a_network_learns_and_maps_from_one_sensor(sensor: str) -> None:
     periods = periods_for(WindowConfig(anchor="as_of", as_of=AS_OF, months=3), None)
     settings = PredictionSettings(periods, AS_OF, CompositeRecipe(sensors=(sensor,)), overlap=0)
     composite = SOURCE.composite(settings.request(GRID, Window(0, 0, 64, 64), "all"))
-    s1_bcthw, s2_bcthw = (torch.from_numpy(np.ascontiguousarray(x))[None] for x in stored(composite))
+    s1_bcthw, s2_bcthw = (
+        torch.from_numpy(np.ascontiguousarray(x))[None] for x in quantise_composite(composite)
+    )
     inputs = FixedNormalisation().apply(s1_bcthw, s2_bcthw)
     floats = {"s1": inputs[0], "s2": inputs[1]}
     told = {"s1": inputs[2][:, 1], "s2": inputs[2][:, 0]}

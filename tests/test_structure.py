@@ -131,6 +131,15 @@ def test_the_command_line_answers_help_without_heavy_packages() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_an_export_starts_its_processes_without_networks_and_graphs() -> None:
+    code = (
+        "import sys, cropray.pipeline.export\n"
+        "loaded = {'torch', 'sklearn', 'matplotlib', 'mlflow', 'scipy.sparse'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_bare_modules_import_where_the_rest_is_missing() -> None:
     names = [name for name in modules() if is_bare(name)]
     code = (

@@ -8,27 +8,23 @@ K classes, H rows, W columns, and those of `types`.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import NamedTuple
 
 import numpy as np
 
-from cropray.bands import S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
 from cropray.grid import Grid, Window
 from cropray.imagery import ImagerySource
 from cropray.models.blending import blended, patches_over
 from cropray.models.inference import Predictor, decide
-from cropray.shards.schema import quantise
+from cropray.shards.schema import quantise_composite
 from cropray.types import (
     UNLABELLED,
     BoolArray,
     ByteArray,
-    Composite,
     CompositeRecipe,
     ImageRequest,
-    IntArray,
     Period,
 )
 
@@ -103,7 +99,9 @@ def predict_tile(
     hull = Window.around(patches)
     composite = source.composite(settings.request(grid, hull, f"{core.row:07d}-{core.col:07d}"))
     seen_hw = np.any(composite.s2_valid_thw | composite.s1_valid_thw, axis=0)
-    s1_cthw, s2_cthw = stored(composite, predictor.checkpoint.s1_bands, predictor.checkpoint.s2_bands)
+    s1_cthw, s2_cthw = quantise_composite(
+        composite, predictor.checkpoint.s1_bands, predictor.checkpoint.s2_bands
+    )
     del composite
     windows = [patch.within(hull) for patch in patches]
     blended_khw = blended(predictor, s1_cthw, s2_cthw, windows, settings.overlap, settings.batch_size)
@@ -116,18 +114,3 @@ def predict_tile(
     class_hw[in_core] = np.where(shown_hw, decide(probabilities_khw, predictor.thresholds), NODATA)
     percent_khw[:, *in_core] = np.where(shown_hw, percent, NODATA)
     return TileResult(class_hw, percent_khw)
-
-
-def stored(
-    composite: Composite, s1_bands: Sequence[str] = S1_NAMES, s2_bands: Sequence[str] = S2_NAMES
-) -> tuple[IntArray, IntArray]:
-    """s1 and s2 (C, T, H, W) of these bands as stored integers, as in the training data."""
-    cubes = []
-    for names, bands, values, valid in (
-        (S1_NAMES, s1_bands, composite.s1_tchw, composite.s1_valid_thw),
-        (S2_NAMES, s2_bands, composite.s2_tchw, composite.s2_valid_thw),
-    ):
-        chosen = slice(None) if tuple(bands) == names else [names.index(name) for name in bands]
-        scale = (S1_BANDS if names is S1_NAMES else S2_BANDS)[0].scale
-        cubes.append(quantise(values[:, chosen], valid[:, None], scale).swapaxes(0, 1))
-    return cubes[0], cubes[1]

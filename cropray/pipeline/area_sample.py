@@ -22,10 +22,10 @@ from cropray.maps.estimation import Strata, plan_sample
 from cropray.maps.finished import FinishedMap, open_map
 from cropray.maps.reference import SAMPLE, Sample, write_points
 from cropray.maps.strata import class_index, define_strata, draw
-from cropray.maps.tiles import stored
 from cropray.progress import progress, say
 from cropray.rasters import read_grid
 from cropray.run import Run, Summary
+from cropray.shards.schema import quantise_composite
 from cropray.storage import Folder
 from cropray.types import DoubleArray, ImageRequest, Period
 
@@ -159,7 +159,7 @@ def _pictures(run: Run, sample: Sample, periods: Sequence[Period]) -> Iterator[t
         for name, row, col in zip(sample.names, sample.rows, sample.cols, strict=True):
             window = Window(row - _AROUND, col - _AROUND, side, side)
             part = sample.grid.window(window)
-            s1_cthw, s2_cthw = stored(
+            s1_cthw, s2_cthw = quantise_composite(
                 imagery.composite(ImageRequest(part, sample.grid, tuple(periods), recipe, name=name))
             )
             yield name, point_picture(s2_cthw, s1_cthw, months, sample.grid.resolution, name)

@@ -17,10 +17,9 @@ from cropray.config.rois import GridConfig
 from cropray.grid import Grid, Window, plan_starts, regular_end, transform_bounds
 from cropray.imagery import ImagerySource
 from cropray.labels import make_labels, source_maps
-from cropray.maps.tiles import stored
 from cropray.rois.calendar import periods_for
 from cropray.shards.ledger import TILE_KEY, LedgerRow, part_name
-from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, to_table
+from cropray.shards.schema import FORMAT_VERSION, ShardMetadata, encode_patch, quantise_composite, to_table
 from cropray.shards.writer import write_shard
 from cropray.storage import Folder
 from cropray.types import (
@@ -239,7 +238,7 @@ def cut_patches(
     A patch for the remainder is left out if nothing is known there. Otherwise an ROI of one patch, whose
     grid is snapped to two pixels more, would give its pixels four times.
     """
-    s1_cthw, s2_cthw = stored(composite)
+    s1_cthw, s2_cthw = quantise_composite(composite)
     patches = []
     for window in tile.patches:
         inside = Window(window.row - tile.rows[0], window.col - tile.cols[0], tile.size, tile.size)

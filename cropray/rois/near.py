@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 from pyproj import Transformer
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from cropray.types import BoolArray, DoubleArray, IndexArray, Roi
 
@@ -102,6 +100,9 @@ def _are_near(bounds: DoubleArray, reach: DoubleArray, one: IndexArray, other: I
 
 
 def _connected(pairs: Pairs, count: int) -> IndexArray:
+    from scipy.sparse import coo_array  # half a second, which each process of an export would pay
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(pairs.shape[1], dtype=bool), tuple(pairs)), shape=(count, count))
     numbers: IndexArray = connected_components(links, directed=False)[1]
     return numbers

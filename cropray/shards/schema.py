@@ -22,7 +22,7 @@ from cropray.bands import NODATA, S1_BANDS, S1_NAMES, S2_BANDS, S2_NAMES
 from cropray.errors import InputError
 from cropray.grid import Grid
 from cropray.shards import residuals
-from cropray.types import UNLABELLED, BoolArray, IntArray, Patch, Period, Roi
+from cropray.types import UNLABELLED, BoolArray, Composite, IntArray, Patch, Period, Roi
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"cropray"
@@ -198,6 +198,21 @@ def quantise(values: npt.NDArray[np.floating], valid: BoolArray, scale: float) -
     with np.errstate(invalid="ignore"):
         stored = np.clip(np.rint(values / scale), NODATA + 1, 32767)
     return np.where(valid & np.isfinite(values), stored, NODATA).astype(np.int16)
+
+
+def quantise_composite(
+    composite: Composite, s1_bands: Sequence[str] = S1_NAMES, s2_bands: Sequence[str] = S2_NAMES
+) -> tuple[IntArray, IntArray]:
+    """s1 and s2 (C, T, H, W) of these bands as stored integers, as in the training data."""
+    cubes = []
+    for names, bands, values, valid in (
+        (S1_NAMES, s1_bands, composite.s1_tchw, composite.s1_valid_thw),
+        (S2_NAMES, s2_bands, composite.s2_tchw, composite.s2_valid_thw),
+    ):
+        chosen = slice(None) if tuple(bands) == names else [names.index(name) for name in bands]
+        scale = (S1_BANDS if names is S1_NAMES else S2_BANDS)[0].scale
+        cubes.append(quantise(values[:, chosen], valid[:, None], scale).swapaxes(0, 1))
+    return cubes[0], cubes[1]
 
 
 def encode_patch(patch: Patch, roi: Roi, extent: Grid, periods: Sequence[Period]) -> dict[str, Any]:
