@@ -18,7 +18,7 @@ from pyproj import Transformer
 
 from cropray.config import PredictConfig
 from cropray.errors import InputError
-from cropray.figures.pictures import class_colours
+from cropray.figures.crops import class_colours
 from cropray.grid import Window
 from cropray.maps.fields import classify_fields, read_fields
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble
@@ -162,7 +162,7 @@ def test_files_hold_the_fields_as_programs_want_them(tmp_path: Path) -> None:
     for name in shown:
         (option,) = root.findall(f".//symbol[@name='{symbol[name]}']//Option[@name='color']")
         rgb = tuple(int(part) for part in (option.get("value") or "").split(",")[:3])
-        assert rgb == class_colours(3)[CLASSES.index(name)]
+        assert rgb == class_colours(CLASSES)[CLASSES.index(name)]
     item = json.loads(folder.read_text("item.json"))
     for name in ("fields.parquet", "fields.gpkg"):
         assert item["assets"][name]["file:size"] == folder.local(name).stat().st_size

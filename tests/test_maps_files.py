@@ -16,7 +16,7 @@ from jsonschema import Draft7Validator
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
 from cropray.errors import InputError
-from cropray.figures.pictures import colour_table
+from cropray.figures.crops import colour_table
 from cropray.grid import Grid, Window
 from cropray.maps.catalogue import publish_catalogue
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble
@@ -65,7 +65,7 @@ def test_a_published_map_holds_what_was_predicted_and_says_what_it_means(tmp_pat
         assert raster.crs.to_epsg() == 32631
         assert json.loads(raster.tags()["CLASSES"])["2"] == "sugar beet"
         assert raster.tags()["AS_OF"] == "2022-06-15"
-        assert raster.colormap(1)[1][:3] == colour_table(3)[1]
+        assert raster.colormap(1)[1][:3] == colour_table(CLASSES)[1]
         assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
     with rasterio.open(folder / PROBABILITIES) as raster:
         assert np.array_equal(raster.read(), wanted.percent_khw)

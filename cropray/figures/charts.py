@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from cropray.figures.pictures import class_colours, png
+from cropray.figures.crops import NONE_OF_THEM, shown
+from cropray.figures.pictures import png
 from cropray.types import DoubleArray
 
 EVALUATION = "evaluation/evaluation.json"
@@ -25,6 +27,8 @@ SWEEP = "sweep.json"
 
 PICTURE = "sweep.png"
 
+# Lines of a chart. Tol's muted scheme: Paul Tol (2021), Colour Schemes, SRON/EPS/TN/09-002.
+_LINES = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 _COLOURS = {"network": "#117733", "forest": "#DDCC77", "majority": "#BBBBBB"}  # Tol's muted scheme
 _FEW = 4  # values of an axis of a sweep that are all written
 
@@ -68,8 +72,8 @@ def curves_chart(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes
     scores = [name for name in curves if name.startswith("val_") and name not in losses]
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     for axes, group in zip(figure.subplots(1, 2), (losses, scores), strict=True):
-        for name, colour in zip(group, class_colours(len(group)), strict=True):
-            style = {"marker": "o", "ms": 3, "label": name, "color": np.array(colour) / 255}
+        for name, colour in zip(group, cycle(_LINES), strict=False):
+            style = {"marker": "o", "ms": 3, "label": name, "color": colour}
             axes.plot(*zip(*curves[name], strict=True), **style)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -84,14 +88,16 @@ def curves_chart(history: Sequence[Mapping[str, Any]], title: str = "") -> bytes
 def confusion_chart(result: dict[str, Any]) -> bytes:
     """The confusion matrix of the network as shares of the true pixels of each class, with their numbers.
 
-    A class that occurs neither in the truth nor in the map is left out.
+    The largest class comes first. One that occurs neither in the truth nor in the map is left out.
     """
     counts = np.array(result["methods"]["network"]["confusion"])
-    names, has_row = np.array([*result["classes"], "none"]), np.arange(counts.shape[1]) < len(counts)
-    occurs = counts.sum(axis=0) > 0
-    occurs[: len(counts)] |= counts.sum(axis=1) > 0
-    counts = counts[occurs[: len(counts)]][:, occurs]
-    rows, columns = names[has_row & occurs], names[occurs]
+    names = [*map(shown, result["classes"]), NONE_OF_THEM]
+    truth_k = np.pad(counts.sum(axis=1), (0, counts.shape[1] - len(counts)))
+    occurs = np.flatnonzero((counts.sum(axis=0) > 0) | (truth_k > 0))
+    order = sorted(occurs, key=lambda k: (k == len(names) - 1, -truth_k[k]))
+    rows_k = [k for k in order if k < len(counts)]
+    counts = counts[rows_k][:, order]
+    rows, columns = [names[k] for k in rows_k], [names[k] for k in order]
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     figure = Figure(figsize=(2.2 + 0.55 * len(columns), 1.6 + 0.45 * len(rows)), layout="constrained")
@@ -113,14 +119,17 @@ def confusion_chart(result: dict[str, Any]) -> bytes:
 def scores_chart(result: dict[str, Any]) -> bytes:
     """F1 of each class that has truth, by method; recall if only parcels are annotated."""
     measure = "recall" if result["scope"] == "annotated" else "f1"
-    methods, classes = result["methods"], result["over"]
+    methods, first = result["methods"], next(iter(result["methods"].values()))["per_class"]
+    support = {entry["class"]: entry["support"] for entry in first}
+    classes = sorted(result["over"], key=lambda name: -support[name])
     figure, axes = _bars(1.6 + 0.75 * len(classes), 3.2)
     width = 0.8 / len(methods)
     for index, (name, row) in enumerate(methods.items()):
-        values = [entry[measure] for entry in row["per_class"] if entry["class"] in classes]
+        reached = {entry["class"]: entry[measure] for entry in row["per_class"]}
+        values = [reached[name] for name in classes]
         places = np.arange(len(classes)) + (index - (len(methods) - 1) / 2) * width
         axes.bar(places, values, width, label=name, color=_COLOURS[name])
-    axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+    axes.set_xticks(range(len(classes)), map(shown, classes), rotation=30, ha="right")
     axes.set_ylabel("F1" if measure == "f1" else measure)
     axes.set_ylim(0, 1)
     axes.grid(axis="y", alpha=0.3)

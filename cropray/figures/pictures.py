@@ -17,48 +17,19 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ig
 from pyproj import Geod, Transformer
 
 from cropray.bands import NODATA, S2_NAMES
+from cropray.figures.crops import UNKNOWN, UNSEEN, Rgb, by_area, class_names, colour_table, shown
 from cropray.grid import Grid
-from cropray.types import BACKGROUND, UNLABELLED, ByteArray, FloatArray, IntArray
-
-Rgb = tuple[int, int, int]
-
-# One colour per class in rasters, pictures and legends, safe for colour-blind readers: Paul Tol (2021),
-# Colour Schemes, SRON/EPS/TN/09-002, "muted" for up to nine classes and "discrete rainbow" beyond.
-_MUTED = "CC6677 332288 DDCC77 117733 88CCEE 882255 44AA99 999933 AA4499"
-_RAINBOW = (
-    "D1BBD7 AE76A3 882E72 1965B0 5289C7 7BAFDE 4EB265 90C987 CAE0AB F7F056 F6C141 F1932D "
-    "E8601C DC050C 72190E D9CCE3 BA8DB4 994F88 437DBF 6195CF F7CB45 F4A736 E65518 A5170E 42150A"
-)
-_BACKGROUND: Rgb = (221, 221, 221)  # Tol's pale grey
-UNKNOWN: Rgb = (255, 255, 255)  # pixels without a label, and nodata in a map
-UNSEEN: Rgb = (255, 170, 187)  # Tol's light pink: no land, cloud or snow has this colour
+from cropray.types import UNLABELLED, ByteArray, FloatArray, IntArray
 
 _DPI = 110
 _FRAME = "0.5"  # grey, so that white images have an edge too
 _RGB = [S2_NAMES.index(name) for name in ("B04", "B03", "B02")]
 
 
-def class_names(classes: Sequence[str]) -> dict[int, str]:
-    """Names of the values of a class map, without nodata."""
-    return dict(enumerate(classes)) | {BACKGROUND: "none of the classes"}
-
-
-def class_colours(n_classes: int) -> list[Rgb]:
-    """Colours of classes 0..n-1. They repeat after 25 classes."""
-    names = (_MUTED if n_classes <= 9 else _RAINBOW).split()
-    colours = [bytes.fromhex(names[index % len(names)]) for index in range(n_classes)]
-    return [(red, green, blue) for red, green, blue in colours]
-
-
-def colour_table(n_classes: int) -> dict[int, Rgb]:
-    """Colours of all values of a class map."""
-    return dict(enumerate(class_colours(n_classes))) | {BACKGROUND: _BACKGROUND, UNLABELLED: UNKNOWN}
-
-
-def colourised(class_hw: ByteArray, n_classes: int) -> ByteArray:
+def colourised(class_hw: ByteArray, classes: Sequence[str]) -> ByteArray:
     """(H, W, 3) of a class map."""
     table = np.zeros((256, 3), np.uint8)
-    for value, rgb in colour_table(n_classes).items():
+    for value, rgb in colour_table(classes).items():
         table[value] = rgb
     coloured: ByteArray = table[class_hw]
     return coloured
@@ -80,14 +51,14 @@ def comparison_picture(
     """True colour, truth and prediction side by side, with a legend."""
     panels: dict[str, npt.NDArray[Any]] = {
         "true colour": true_colour(s2_cthw),
-        "truth": colourised(truth_hw, len(classes)),
-        "prediction": colourised(prediction_hw, len(classes)),
+        "truth": colourised(truth_hw, classes),
+        "prediction": colourised(prediction_hw, classes),
     }
     figure = Figure(figsize=(6.4 * len(panels) + 2, 7), layout="constrained")
     for axes, (name, image) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         _image(axes, image, name)
     figure.suptitle(title)
-    _class_legend(figure, classes, np.union1d(truth_hw, prediction_hw))
+    _class_legend(figure, classes, [truth_hw, prediction_hw])
     return png(figure)
 
 
@@ -109,14 +80,14 @@ def sample_picture(
     figure = Figure(figsize=(1.6 * (len(months) + 1) + 1.6, 3.9), layout="constrained")
     grid = figure.subplots(2, len(months) + 1)
     unseen = _month_rows(grid[:, :-1], s2_cthw, s1_cthw, months)
-    _image(grid[0, -1], colourised(label_hw, len(classes)), "label")
+    _image(grid[0, -1], colourised(label_hw, classes), "label")
     grid[1, -1].set_axis_off()
     if truth_hw is not None:
-        _image(grid[1, -1], colourised(truth_hw, len(classes)), "truth")
+        _image(grid[1, -1], colourised(truth_hw, classes), "truth")
     figure.suptitle(title, fontsize="medium")
-    present = np.union1d(label_hw, label_hw if truth_hw is None else truth_hw)
-    others = {"unlabelled": UNKNOWN} if UNLABELLED in present else {}
-    _class_legend(figure, classes, present, others | ({"no clear view": UNSEEN} if unseen else {}))
+    labels = [label_hw] if truth_hw is None else [label_hw, truth_hw]
+    others = {"unlabelled": UNKNOWN} if any((each == UNLABELLED).any() for each in labels) else {}
+    _class_legend(figure, classes, labels, others | ({"no clear view": UNSEEN} if unseen else {}))
     return png(figure)
 
 
@@ -164,14 +135,12 @@ def map_picture(class_hw: ByteArray, grid: Grid, classes: Sequence[str], title: 
     width, height = (6.5, 6.5 / aspect) if aspect >= 1 else (6.5 * aspect, 6.5)
     figure = Figure(figsize=(max(width, 3) + 2.2, max(height, 2) + 0.9), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(
-        colourised(class_hw, len(classes)), extent=(left, right, bottom, top), interpolation="nearest"
-    )
+    axes.imshow(colourised(class_hw, classes), extent=(left, right, bottom, top), interpolation="nearest")
     axes.set_title(title, fontsize="medium", loc="left")
     to_degrees = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
     _degree_frame(axes, grid, to_degrees)
     _scale_bar(axes, grid, to_degrees)
-    _class_legend(figure, classes, np.unique(class_hw))
+    _class_legend(figure, classes, [class_hw])
     return png(figure)
 
 
@@ -230,11 +199,17 @@ def _stretched(values: npt.NDArray[np.integer[Any]], valid: npt.NDArray[np.bool_
 
 
 def _class_legend(
-    figure: Figure, classes: Sequence[str], present: npt.NDArray[Any], others: Mapping[str, Rgb] | None = None
+    figure: Figure,
+    classes: Sequence[str],
+    values: Sequence[npt.NDArray[Any]],
+    others: Mapping[str, Rgb] | None = None,
 ) -> None:
-    """A legend on the right of the values that are present, in the order of the classes, then `others`."""
-    table = colour_table(len(classes))
-    colours = {name: table[value] for value, name in class_names(classes).items() if value in present}
+    """A legend on the right of the classes in some class maps, the most frequent first, then `others`."""
+    table, names = colour_table(classes), class_names(classes)
+    counts = np.bincount(np.concatenate([each.ravel() for each in values]), minlength=256)
+    pixels = {name: float(counts[value]) for value, name in names.items() if counts[value]}
+    rgb_of = {name: table[value] for value, name in names.items()}
+    colours = {shown(name): rgb_of[name] for name in by_area([*pixels], pixels)}
     swatches = [
         Swatch(facecolor=np.array(rgb) / 255, edgecolor=_FRAME, linewidth=0.5, label=name)
         for name, rgb in (colours | dict(others or {})).items()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyogrio
 
-from cropray.figures.pictures import class_names, colour_table
+from cropray.figures.crops import class_names, colour_table, shown
 
 PARQUET = "fields.parquet"
 PACKAGE = "fields.gpkg"
@@ -70,13 +70,13 @@ def write_fields(
 
 def _qml(classes: Sequence[str], present: Sequence[str]) -> str:
     """A style of QGIS: fields filled by class, those without one empty."""
-    table = colour_table(len(classes))
-    shown = {name: table[value] for value, name in class_names(classes).items() if name in present}
+    table = colour_table(classes)
+    used = {name: table[value] for value, name in class_names(classes).items() if name in present}
     root = ET.Element("qgis", version="3.22", styleCategories="Symbology")
     renderer = ET.SubElement(root, "renderer-v2", type="categorizedSymbol", attr="class", enableorderby="0")
     categories, symbols = (ET.SubElement(renderer, name) for name in ("categories", "symbols"))
-    for number, (name, rgb) in enumerate([*shown.items(), ("", None)]):
-        label = name or "no pixel"
+    for number, (name, rgb) in enumerate([*used.items(), ("", None)]):
+        label = shown(name) or "no pixel"
         ET.SubElement(categories, "category", value=name, symbol=str(number), label=label, render="true")
         symbol = ET.SubElement(symbols, "symbol", name=str(number), type="fill", alpha="1")
         layer = ET.SubElement(symbol, "layer", {"class": "SimpleFill", "enabled": "1"})

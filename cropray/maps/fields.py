@@ -18,7 +18,7 @@ import shapely
 from pyproj import Geod
 
 from cropray.errors import InputError
-from cropray.figures.pictures import class_names
+from cropray.figures.crops import class_names
 from cropray.maps.mosaic import MAP, PROBABILITIES
 from cropray.maps.strata import class_index
 from cropray.maps.tables import plain

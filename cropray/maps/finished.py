@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cropray.errors import InputError
-from cropray.figures.pictures import class_names
+from cropray.figures.crops import class_names
 from cropray.maps.mosaic import MAP, PROBABILITIES
 from cropray.maps.strata import Units, class_index, mapped
 from cropray.maps.tables import read_item

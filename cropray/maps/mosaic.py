@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pyproj import Geod
 
-from cropray.figures.pictures import class_names, colour_table
+from cropray.figures.crops import class_names, colour_table
 from cropray.grid import Grid, Window, transformer
 from cropray.maps.tiles import NODATA, TileResult
 from cropray.rasters import create_tiled, read_grid, read_window, write_cog
@@ -43,7 +43,7 @@ def assemble(
     """
     tags = {**tags, "CLASSES": json.dumps(class_names(classes), ensure_ascii=False)}
     bands: dict[str, dict[str, Any]] = {
-        MAP: {"count": 1, "descriptions": ["class"], "tags": tags, "colours": colour_table(len(classes))}
+        MAP: {"count": 1, "descriptions": ["class"], "tags": tags, "colours": colour_table(classes)}
     }
     if probabilities:
         unit = tags | {"UNIT": "per cent"}

@@ -17,7 +17,8 @@ import shapely
 
 from cropray import __version__
 from cropray.errors import InputError
-from cropray.figures.pictures import class_names, colour_table, map_picture
+from cropray.figures.crops import class_names, colour_table, shown
+from cropray.figures.pictures import map_picture
 from cropray.grid import Grid, Window
 from cropray.imagery.longitudes import geojson_bbox, within_180
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, class_areas
@@ -169,12 +170,12 @@ def _asset(name: str, size: int, grid: Grid, classes: Sequence[str]) -> pystac.A
 
 
 def _classification(classes: Sequence[str]) -> list[dict[str, Any]]:
-    table = colour_table(len(classes))
+    table = colour_table(classes)
     return [
         {
             "value": value,
             "name": re.sub(r"[^a-zA-Z0-9_-]", "_", name),  # the extension allows these characters
-            "title": name,
+            "title": shown(name),
             "color_hint": bytes(table[value]).hex().upper(),
         }
         | ({"nodata": True} if value == NODATA else {})

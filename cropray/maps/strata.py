@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cropray.errors import InputError
-from cropray.figures.pictures import class_names
+from cropray.figures.crops import class_names
 from cropray.grid import Grid, Window
 from cropray.maps.mosaic import MAP, PROBABILITIES, pixel_hectares
 from cropray.maps.tables import WHOLE

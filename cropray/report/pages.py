@@ -14,11 +14,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from cropray import __version__
 from cropray.errors import InputError, redacted
 from cropray.figures.charts import EVALUATION, PICTURE, SWEEP, curves_chart, validity_chart
-from cropray.figures.pictures import class_colours
+from cropray.figures.crops import NONE_OF_THEM, class_colours, colour_table, hexadecimal
 from cropray.progress import progress, say
 from cropray.rois.calendar import periods_for
 from cropray.run import Run, Summary, config_of
 from cropray.shards.ledger import LEDGER, read_ledger
+from cropray.types import BACKGROUND
 
 REPORT = "report.html"
 
@@ -31,7 +32,6 @@ _FACTS = (
 )  # fmt: skip
 _CURVES = ("epoch", "train_loss", "val_loss", "val_mean_average_precision", "val_mean_f1")
 _MAPS = 6  # pictures of a prediction
-_NO_CLASS = "#dddddd"
 
 
 def report(run: Run) -> Summary:
@@ -200,9 +200,10 @@ _SECTIONS: dict[str, Callable[[Run], Any]] = {
 
 def _css_colours(classes: Sequence[str]) -> dict[str, str]:
     """CSS colours of the classes and of none of them, as in the maps."""
-    rgb = zip(classes, class_colours(len(classes)), strict=True)
-    colours = {name: "#{:02x}{:02x}{:02x}".format(*value) for name, value in rgb}
-    return colours | {"none": _NO_CLASS, "none of the classes": _NO_CLASS}
+    rgb = zip(classes, class_colours(classes), strict=True)
+    colours = {name: hexadecimal(value) for name, value in rgb}
+    none = hexadecimal(colour_table(())[BACKGROUND])
+    return colours | {"none": none, NONE_OF_THEM: none}
 
 
 def _data_uri(png: bytes) -> str:
