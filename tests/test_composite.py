@@ -472,6 +472,37 @@ def test_a_scene_whose_offset_was_applied_twice_is_left_out_by_name() -> None:
     assert got.impossible["s2"] == (0.0,)
 
 
+def green(blue: float, shape: tuple[int, int] = (12, 12)) -> S2Scene:
+    """A crop, with an SCL of vegetation: dark in visible light, bright in the near infrared."""
+    spectrum = np.array([0.0, 0.02, 0.01, 0.05, 0.2, 0.28, 0.3, 0.32, 0.18, 0.09], np.float32) + blue
+    values = np.broadcast_to(spectrum[:, None, None], (10, *shape)).copy()
+    return S2Scene(DATES[0], values, np.full(shape, 4, np.uint8), f"green {blue}")
+
+
+def test_an_offset_that_was_left_in_is_found_by_the_vegetation() -> None:
+    grid = Grid("EPSG:32631", 0, 0, 10, 12, 12)
+    req = replace(request(), grid=grid, extent=grid)
+    later = [replace(green(b), when=DATES[0] + timedelta(days=d)) for d, b in ((1, 0.03), (2, 0.05))]
+    got = composite([*later, green(0.04 + 0.1)], req=req)
+    (line,) = got.lost
+    assert line.startswith("green 0.14: the darkest 5% of its vegetation have a B02 of 0.14")
+    np.testing.assert_allclose(got.s2_tchw[0, 0], 0.04, rtol=1e-6)
+    with pytest.raises(InputError, match=r"1 of 1 Sentinel-2 scenes .*source\.stac\.s2\.offset"):
+        composite([green(0.14)], req=req)
+    unchecked = replace(req, recipe=CompositeRecipe(max_impossible=1))
+    assert composite([green(0.14)], req=unchecked).s2_valid_thw.all()
+    bright = green(0.14)
+    soil = replace(bright, scl_hw=np.full_like(bright.scl_hw, 5))
+    assert composite([soil], req=req).lost == ()  # deserts are as bright
+
+
+def test_reflectances_that_were_scaled_twice_are_found() -> None:
+    grid = Grid("EPSG:32631", 0, 0, 10, 12, 12)
+    scene = replace(green(0.04), reflectance_chw=green(0.04).reflectance_chw * np.float32(1e-4))
+    with pytest.raises(InputError, match=r"1 of 1 Sentinel-2 scenes .*raster:scale"):
+        composite([scene], req=replace(request(), grid=grid, extent=grid))
+
+
 @pytest.mark.parametrize(
     ("power", "words"),
     [(200.0, "100% of VV lies outside -50 to 10 dB"), (-12.0, "100% of VV"), (1e-7, "100% of VV")],

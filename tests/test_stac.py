@@ -348,7 +348,7 @@ def test_tiles_of_one_roi_choose_the_orbit_that_sees_most_of_it_in_all_months(tm
 
 
 def test_an_item_in_two_baselines_or_from_two_searches_counts_once(tmp_path: Path) -> None:
-    old = {"s2:processing_baseline": "02.14", "platform": "sentinel-2a"}
+    old = {"s2:processing_baseline": "02.14", "platform": "SENTINEL-2"}  # which names no satellite
     new = {"s2:processing_baseline": "05.00", "platform": "Sentinel-2A"}
     items = [
         s2_item(tmp_path, "old", "2022-01-05T07:33:11", 2000, old),

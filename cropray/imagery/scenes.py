@@ -13,13 +13,18 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from cropray.bands import S1_BANDS, S2_BANDS, Band
+from cropray.bands import S1_BANDS, S2_BANDS, S2_NAMES, Band
 from cropray.errors import InputError
 from cropray.types import BoolArray, ByteArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
 
 SENSORS = {"s2": "Sentinel-2", "s1": "Sentinel-1"}
 _ONE_PASS = timedelta(minutes=10)  # an orbit takes 98 minutes, and a platform passes a place in seconds
-_WATER = 6  # of SCL: its reflectance in the infrared is 0 within the noise
+_VEGETATION, _WATER = 4, 6  # of SCL; water's reflectance in the infrared is 0 within the noise
+# Leaves absorb blue and red light. Of 41 real scenes of Flanders the darkest 5 % of the vegetation had blue
+# reflectances of 0.003 to 0.069, so with an offset of 0.1 that was left in they would have at least 0.103.
+_LEAVES_NIR_OVER_RED, _LEAVES_DARKEST, _LEAVES_BLUE = 0.15, 0.05, 0.1
+_FEWEST, _LEAVES_SHARE = 100, 0.1  # pixels, and the share of the clear ones
+_BLACK = 0.001  # no land is so dark in any band; reflectances of 0..1 that are scaled by 1e-4 are
 
 
 @dataclass(frozen=True)
@@ -167,17 +172,38 @@ def _check_time(when: datetime, request: ImageRequest, period: Period) -> None:
 def _impossible(scene: S1Scene | S2Scene, recipe: CompositeRecipe) -> str:
     """Why a scene is left out: a band with too many values outside its range. Empty if there is none.
 
-    Of Sentinel-2 the clear views of land count. Power below 0 is what dB taken for power looks like.
+    Of Sentinel-2 the clear views of land count, and land must look like land: an offset that was left in, or
+    a scale that is much too small, leaves all values in their range. Power below 0 is what dB taken for
+    power looks like.
     """
     if isinstance(scene, S2Scene):
         counted_hw = scene.data_hw & ~np.isin(scene.scl_hw, (*recipe.scl_invalid, _WATER))
         shares = _shares(S2_BANDS, scene.reflectance_chw, counted_hw)
-        return _too_many(S2_BANDS, shares, recipe.max_impossible)
+        reason = _too_many(S2_BANDS, shares, recipe.max_impossible)
+        return reason or (_wrong_scaling(scene, counted_hw) if recipe.max_impossible < 1 else "")
     power_chw = scene.power_chw
     counted_hw = np.logical_and.reduce(np.isfinite(power_chw) & (power_chw != 0))
     with np.errstate(divide="ignore", invalid="ignore"):
         db_chw = np.where(power_chw > 0, 10 * np.log10(power_chw), np.float32(-np.inf))
     return _too_many(S1_BANDS, _shares(S1_BANDS, db_chw, counted_hw), recipe.max_impossible)
+
+
+def _wrong_scaling(scene: S2Scene, counted_hw: BoolArray) -> str:
+    """Why clear land is too dark, or vegetation too bright in blue light. Empty if it is neither."""
+    count = int(np.count_nonzero(counted_hw))
+    if count >= _FEWEST and np.max(scene.reflectance_chw, where=counted_hw, initial=0) < _BLACK:
+        return f"no reflectance is above {_BLACK:g}: a wrong scale (raster:scale)"
+    blue_hw, red_hw, nir_hw = (scene.reflectance_chw[S2_NAMES.index(name)] for name in ("B02", "B04", "B08"))
+    leaves_hw = counted_hw & (scene.scl_hw == _VEGETATION) & (nir_hw - red_hw > _LEAVES_NIR_OVER_RED)
+    if np.count_nonzero(leaves_hw) < max(_FEWEST, _LEAVES_SHARE * count):
+        return ""
+    darkest = float(np.quantile(blue_hw[leaves_hw], _LEAVES_DARKEST))
+    if darkest < _LEAVES_BLUE:
+        return ""
+    return (
+        f"the darkest {_LEAVES_DARKEST:.0%} of its vegetation have a B02 of {darkest:.2f}, as if the offset "
+        "of -0.1 was left in (source.stac.s2.offset; composite.max_impossible=1 skips this check)"
+    )
 
 
 def _shares(bands: Sequence[Band], values_chw: FloatArray, counted_hw: BoolArray) -> list[float]:

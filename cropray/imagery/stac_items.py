@@ -61,9 +61,13 @@ def provenance(item: pystac.Item) -> dict[str, Any]:
     number = re.search(r"\d+(\.\d+)?", _stated_baseline(item))
     baseline = float(number[0]) if number else 0.0
     made = next((str(item.properties[key]) for key in _MADE if item.properties.get(key)), "")
-    # "sentinel-2a", "Sentinel-2A" and "S2A" are one platform.
-    platform = re.sub(r"[^a-z0-9]", "", str(item.properties.get("platform") or "").lower())[-2:]
-    return {"name": item.id, "platform": platform, "revision": (baseline, made)}
+    # "sentinel-2a", "Sentinel-2A" and "S2A" are one platform. "sentinel-2" names none.
+    platform = re.search(r"[12][a-d]$", str(item.properties.get("platform") or "").lower().strip())
+    return {
+        "name": item.id,
+        "platform": platform[0] if platform else "",
+        "revision": (baseline, made),
+    }
 
 
 def footprint(item: pystac.Item) -> BaseGeometry:
