@@ -28,7 +28,8 @@ _NO_INPUTS: Final[Inputs] = {}
 # Settings in the sections below that may change: they affect no result, or their content is among the inputs.
 _FREE = (
     REMOVED.keys()
-    | {f"predict.{name}" for name in ("batch_size", "model", "fields", "field_id", "declared")}
+    | {f"predict.{name}" for name in ("batch_size", "model")}
+    | {f"predict.{name}" for name in ("fields", "fields_layer", "field_id", "declared")}
     | {"evaluate.model", "source.ingestion_days", "source.max_lost"}
     | {f"tune.{name}" for name in ("trials", "concurrent", "cpus", "budget_s", "evaluate")}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}

@@ -101,7 +101,10 @@ def test_regions_of_other_seasons_are_counted_by_their_own_months(rows: list[Led
 
 def test_scenes_that_were_left_out_are_counted_and_named(rows: list[LedgerRow]) -> None:
     seen = [replace(row, valid_s1=[1.0, 1.0]) for row in rows]
-    lost = [replace(row, lost=["S2X: cannot read B03.tif", "S2Y: 99% of B02"]) for row in seen]
+    lost = [
+        replace(row, lost=["S2X: cannot read B03.tif", f"S2Y: {share}% of B02"])
+        for row, share in zip(seen, (98, 99), strict=True)  # by tile, of one scene
+    ]
     got = summarise(lost, MONTHS)
     assert got["scenes_lost"] == 2
     (warning,) = got["warnings"]

@@ -47,10 +47,10 @@ def made_map(folder: Folder, name: str = "") -> tuple[TileResult, dict[str, Any]
         )
         for tile in GRID.blocks(128)
     }
-    areas = publish_map(
+    published = publish_map(
         folder, plan, parts, lambda tile: decode_tile(parts[tile]), IDENTITY, probabilities=True
     )
-    return whole_map(128, settings()), areas
+    return whole_map(128, settings()), published.areas
 
 
 def test_a_published_map_holds_what_was_predicted_and_says_what_it_means(tmp_path: Path) -> None:

@@ -38,6 +38,17 @@ def test_a_vector_file_is_mapped_inside_its_polygons(tmp_path: Path) -> None:
     assert (wanted == inside).mean() > 0.999  # edges of the box are straight in degrees, nearly so in UTM
 
 
+def test_a_layer_of_an_area_is_chosen_as_the_refusal_advises(tmp_path: Path) -> None:
+    file, folder = tmp_path / "areas.gpkg", Folder(str(tmp_path))
+    for n, layer in enumerate(("west", "east")):
+        shapes = [shapely.box(4 + n, 50, 4.01 + n, 50.01)]
+        gpd.GeoDataFrame(geometry=shapes, crs="EPSG:4326").to_file(file, layer=layer)
+    with pytest.raises(InputError, match=r"west, east\). Set predict\.layer"):
+        plan_maps(str(file), Config(), folder)
+    (plan,) = plan_maps(str(file), Config(predict={"layer": "east"}), folder)
+    assert plan.grid == plan_maps("5,50,5.01,50.01", Config(), folder)[0].grid
+
+
 @pytest.mark.parametrize(
     ("area", "message"),
     [

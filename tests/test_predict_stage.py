@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import json
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -95,13 +98,57 @@ def test_a_map_that_was_deleted_is_made_again(run: Run) -> None:
     assert run.folder.local("maps/map/map.tif").read_bytes() == before
 
 
+def as_of(run: Run, day: date, **changes: object) -> Run:
+    settings = {"predict.as_of": day.isoformat(), "source.kind": "stac"} | changes
+    return Run(run.folder, updated(run.config, settings))
+
+
+def item_of(run: Run) -> dict[str, Any]:
+    properties: dict[str, Any] = json.loads(run.folder.read_text("maps/map/item.json"))["properties"]
+    return properties
+
+
 @pytest.mark.usefixtures("source")
-def test_scenes_that_may_still_be_missing_are_a_warning(run: Run) -> None:
+def test_months_that_are_not_over_are_refused_or_make_a_provisional_map(run: Run) -> None:
+    """Each of the remedies that the message names."""
     today = datetime.now(UTC).date()
-    early = Run(run.folder, updated(run.config, {"predict.as_of": today.isoformat(), "source.kind": "stac"}))
-    assert f"scenes until {today} may be missing" in (predict(early)["warning"] or "")
-    later = updated(early.config, {"predict.as_of": "2022-06-15", "predict.name": "other"})
-    assert "may be missing" not in (predict(Run(run.folder, later))["warning"] or "")
+    early = as_of(run, today)
+    with pytest.raises(InputError, match="--partial") as refused:
+        predict(early)
+    assert (today + timedelta(days=1 + 3)).isoformat() in str(refused.value)
+    assert not run.folder.exists("maps")
+    assert predict(as_of(run, today - timedelta(days=4), **{"predict.name": "earlier"}))["provisional"] == ""
+
+    summary = predict(early, partial=True)
+    assert summary["provisional"] == item_of(run)["cropray:provisional"] == today.isoformat()
+    assert f"provisional: made on {today}" in summary["warning"]
+    written = run.folder.local("maps/map/item.json").stat().st_mtime_ns
+    assert predict(early, partial=True) == summary  # on the same day nothing can have changed
+    assert run.folder.local("maps/map/item.json").stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="--partial"):
+        predict(early)  # a finished map does not hide it
+
+
+@pytest.mark.usefixtures("source")
+def test_a_provisional_map_is_made_again_when_its_months_are_over(run: Run) -> None:
+    day = datetime.now(UTC).date() - timedelta(days=2)
+    assert predict(as_of(run, day), partial=True)["provisional"]
+    over = as_of(run, day, **{"source.ingestion_days": 0})
+    assert predict(over)["provisional"] == ""
+    assert "cropray:provisional" not in item_of(run)
+    assert predict(as_of(run, day), partial=True)["provisional"] == ""  # a whole one is not lost again
+
+
+def test_scenes_that_could_not_be_used_are_counted_and_named(
+    run: Run, source: type[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = ("S2A_1: 80% of B02 lies outside", "S2A_1: 90% of B02 lies outside", "S2B_2: gone")
+    plain = source.composite
+    monkeypatch.setattr(source, "composite", lambda self, req: replace(plain(self, req), lost=lost))
+    summary = predict(run)
+    assert summary["scenes_lost"] == 2
+    assert "2 scenes could not be used, such as S2A_1" in summary["warning"]
+    assert item_of(run)["cropray:scenes_lost"] == ["S2A_1", "S2B_2"]
 
 
 def test_other_fields_are_classified_on_the_map_that_is_there(

@@ -53,7 +53,7 @@ def _call(stage: str, folder: str, config: str | None, settings: list[str] | Non
 
 
 PartialOption = Annotated[
-    bool, typer.Option("--partial", help="With months that are not over; a later export does them again.")
+    bool, typer.Option("--partial", help="Take months that are not over; done again on a later day.")
 ]
 
 
@@ -81,11 +81,12 @@ def _predict(
     area: Annotated[str, typer.Option(metavar="AREA", help="Degrees W,S,E,N, a file, or rois:SPLIT.")] = "",
     as_of: Annotated[str, typer.Option(metavar="YYYY-MM-DD", help="Last day whose scenes may be used.")] = "",
     assume_harvest: Annotated[str, typer.Option(metavar="YYYY-MM-DD", help="Assumed harvest start.")] = "",
+    partial: PartialOption = False,
 ) -> None:
     given = {"model": model, "area": area, "as_of": as_of, "assume_harvest": assume_harvest}
     settings = [f"predict.{key}={json.dumps(value)}" for key, value in given.items() if value]
     try:
-        _call("predict", run, config, [*(set or []), *settings])
+        _call("predict", run, config, [*(set or []), *settings], partial=partial)
     except InputError as error:  # names what was written
         written = {f"predict.{key}": f"--{key.replace('_', '-')}" for key, value in given.items() if value}
         message = re.sub(r"predict\.\w+", lambda key: written.get(key[0], key[0]), str(error))

@@ -33,6 +33,7 @@ class PredictConfig(Section):
     head: str | None = Field(None, description="Head to predict with. null: the main head.")
     area: str = "rois:test"
     """min_lon,min_lat,max_lon,max_lat (across 180°: min_lon > max_lon), a vector file, or rois:SPLIT."""
+    layer: str = Field("", description="Layer of the file in `area`. Empty: the only one with a geometry.")
     as_of: date | None = Field(None, description="Last day whose scenes may be used. Required.")
     assume_harvest: date | None = Field(None, description="Harvest start, for models anchored on it.")
     tile_size: int = Field(512, ge=64, multiple_of=64, description="Side of a tile, in pixels.")
@@ -42,6 +43,7 @@ class PredictConfig(Section):
     name: Name = Field("map", description="Name of the map's folder, maps/<name>.")
     fields: str = ""
     """Vector file of fields to classify from the map, such as a cadastre. Empty: none."""
+    fields_layer: str = Field("", description="Layer of `fields`. Empty: the only one with a geometry.")
     field_id: str = Field("", description="Column of `fields` with unique names. Empty: they get numbers.")
     declared: str = Field("", description="Column of `fields` with the declared crop. Empty: none.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date, timedelta
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -175,12 +176,16 @@ class SourceConfig(Section):
     kind: Literal["simulated", "stac", "earthengine"] = "stac"
     """Which of the sources below is used."""
     ingestion_days: float = Field(3.0, ge=0)
-    """Days after the end of a month until its scenes are in the catalogue. Earlier exports are refused."""
+    """Days after the end of a month until its scenes are in the catalogue. Before that it is not over."""
     max_lost: float = Field(CompositeRecipe.max_lost, ge=0, le=1)
     """Share of a sensor's scenes that may be left out (impossible values, dead files) before a tile fails."""
     simulated: SimulatedConfig = SimulatedConfig()
     stac: StacConfig = StacConfig()
     earthengine: EarthEngineConfig = EarthEngineConfig()
+
+    def whole_on(self, end: date) -> date:
+        """The day on which the catalogue has all scenes before `end`. The built-in world always has them."""
+        return date.min if self.kind == "simulated" else end + timedelta(days=self.ingestion_days)
 
 
 class ClassMapConfig(Section):

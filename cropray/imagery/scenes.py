@@ -82,6 +82,11 @@ class LostScene(NamedTuple):
     reason: str
 
 
+def scene_of(line: str) -> str:
+    """The name of the scene in a line of `Composite.lost`. Tiles may have other reasons for one scene."""
+    return line.partition(": ")[0]
+
+
 Scene = TypeVar("Scene", S1Scene, S2Scene)
 
 

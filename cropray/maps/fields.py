@@ -42,7 +42,7 @@ class Votes:
     scores_fk: DoubleArray
 
 
-def read_fields(file: str, name: str, declared: str) -> gpd.GeoDataFrame:
+def read_fields(file: str, name: str, declared: str, layer: str = "") -> gpd.GeoDataFrame:
     """The fields of a vector file: columns `field` (that of the file, or a number), `declared` and geometry.
 
     Geometries are mended. Raises InputError for an unusable file or column, and for names that occur twice.
@@ -53,7 +53,8 @@ def read_fields(file: str, name: str, declared: str) -> gpd.GeoDataFrame:
     path = Path(file).expanduser()
     if not path.exists():
         raise InputError(f"predict.fields {file!r} does not exist. Give a vector file of polygons.")
-    frame = read_features(path, [column for column in (name, declared) if column])
+    columns = [column for column in (name, declared) if column]
+    frame = read_features(path, columns, layer=layer, layer_setting="predict.fields_layer")
     geometry, _ = mend(frame.geometry.to_numpy())
     numbers = pd.Series(range(1, len(frame) + 1))
     names = (frame[name] if name else numbers).astype(str).str.strip()

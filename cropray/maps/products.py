@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pystac
@@ -21,6 +21,7 @@ from cropray.figures.crops import class_names, colour_table, shown
 from cropray.figures.pictures import map_picture
 from cropray.grid import Grid, Window
 from cropray.imagery.longitudes import geojson_bbox, within_180
+from cropray.imagery.scenes import scene_of
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, class_areas
 from cropray.maps.request import MapPlan
 from cropray.maps.tables import AREAS_TABLE, ITEM, WHOLE, areas_csv
@@ -50,7 +51,10 @@ _MEDIA_AND_ROLE = {
 
 @dataclass(frozen=True)
 class MapIdentity:
-    """What the files of a map state. `key` is the hash of everything on which its pixels depend."""
+    """What the files of a map state. `key` is the hash of everything on which its pixels depend.
+
+    `provisional` is the day on which it was made, as ISO date, if its months were not over then.
+    """
 
     title: str
     model: str
@@ -58,6 +62,14 @@ class MapIdentity:
     thresholds: tuple[float, ...]
     settings: PredictionSettings
     key: str
+    provisional: str = ""
+
+
+class PublishedMap(NamedTuple):
+    """The areas of a map by class, and the names of the scenes that its tiles could not use."""
+
+    areas: dict[str, Any]
+    lost: list[str]
 
 
 def publish_map(
@@ -68,11 +80,18 @@ def publish_map(
     identity: MapIdentity,
     *,
     probabilities: bool,
-) -> dict[str, Any]:
-    """Make the files of a map in a temporary folder and publish them, the item last. Returns its areas.
+) -> PublishedMap:
+    """Make the files of a map in a temporary folder and publish them, the item last.
 
     Each file replaces an older one whole. Raises InputError if the disk is full.
     """
+    lost: set[str] = set()
+
+    def read(tile: Window) -> TileResult:
+        result = read_tile(tile)
+        lost.update(map(scene_of, result.lost))
+        return result
+
     classes, as_of = identity.classes, identity.settings.as_of.isoformat()
     tags = {"AS_OF": as_of, "MODEL": identity.model, "SOFTWARE": f"cropray {__version__}"}
     try:
@@ -81,7 +100,7 @@ def publish_map(
             made = assemble(
                 plan.grid,
                 tiles,
-                read_tile,
+                read,
                 directory,
                 classes=classes,
                 tags=tags,
@@ -96,7 +115,7 @@ def publish_map(
             title = f"{identity.title}\nas of {as_of}, model {identity.model}"
             values, grid = read_reduced(str(directory / MAP), _PICTURE_PIXELS)
             (directory / PICTURE).write_bytes(map_picture(values[0], grid, classes, title))
-            item = stac_item(plan, identity, {path.name: path.stat().st_size for path in made})
+            item = stac_item(plan, identity, {path.name: path.stat().st_size for path in made}, sorted(lost))
             for path in made:
                 folder.publish(path, path.name)
             folder.write_text(ITEM, json.dumps(item, indent=1, ensure_ascii=False))
@@ -105,7 +124,7 @@ def publish_map(
             f"cannot write the map to {folder} (it is made in {tempfile.gettempdir()} first): {error}. "
             "Free some space or set TMPDIR, and run the same command again. Finished tiles are kept."
         ) from error
-    return areas
+    return PublishedMap(areas, sorted(lost))
 
 
 def collection_id(identity: MapIdentity) -> str:
@@ -113,9 +132,12 @@ def collection_id(identity: MapIdentity) -> str:
     return f"maps-{identity.settings.as_of.isoformat()}-{identity.key}"
 
 
-def stac_item(plan: MapPlan, identity: MapIdentity, sizes: dict[str, int]) -> dict[str, Any]:
+def stac_item(
+    plan: MapPlan, identity: MapIdentity, sizes: dict[str, int], lost: Sequence[str] = ()
+) -> dict[str, Any]:
     """The STAC item of a map as JSON. `sizes` are the bytes of the files beside it, by name.
 
+    `lost` names the scenes that could not be used.
     Its datetime is the end of the as-of day: the date of the knowledge, not of the drawing.
     """
     grid, settings = plan.grid, identity.settings
@@ -141,6 +163,8 @@ def stac_item(plan: MapPlan, identity: MapIdentity, sizes: dict[str, int]) -> di
             "cropray:periods": [[p.start.isoformat(), p.end.isoformat()] for p in settings.periods],
             "cropray:thresholds": dict(zip(identity.classes, identity.thresholds, strict=True)),
             "cropray:key": identity.key,
+            "cropray:scenes_lost": list(lost),
+            **({"cropray:provisional": identity.provisional} if identity.provisional else {}),
         },
         stac_extensions=_EXTENSIONS,
     )

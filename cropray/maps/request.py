@@ -105,7 +105,7 @@ def _of_vector_file(area: str, config: Config) -> MapPlan:
     path = Path(area).expanduser()
     if not path.exists():
         raise InputError(f"predict.area {area!r} does not exist. Give {_FORMS}.")
-    frame = read_features(path, ())
+    frame = read_features(path, (), layer=config.predict.layer, layer_setting="predict.layer")
     frame["geometry"], _ = mend(frame.geometry.to_numpy())
     frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
     if frame.empty:

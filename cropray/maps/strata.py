@@ -63,7 +63,7 @@ def read_units(file: str, name_field: str, crs: str) -> Units:
     path = Path(file).expanduser()
     if not path.exists():
         raise InputError(f"--units {file!r} does not exist. Give a vector file of polygons.")
-    frame = reproject(read_features(path, [name_field]), crs, path)
+    frame = reproject(read_features(path, [name_field], layer_setting=""), crs, path)
     names = frame[name_field].astype(str).str.strip()
     unique = tuple(dict.fromkeys(names))
     if len(unique) > _MOST_UNITS:

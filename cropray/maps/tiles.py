@@ -58,19 +58,21 @@ class PredictionSettings:
 class TileResult(NamedTuple):
     class_hw: ByteArray  # 0..K-1, BACKGROUND if no class reaches its threshold, or NODATA
     percent_khw: ByteArray  # probability of each class, 0..100, or NODATA
+    lost: tuple[str, ...] = ()  # scenes that could not be used, with the reason
 
 
 def encode_tile(result: TileResult) -> bytes:
     """A part of a map: the arrays of a tile as a compressed npz file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, class_hw=result.class_hw, percent_khw=result.percent_khw)
+    lost = np.array(result.lost, np.str_)
+    np.savez_compressed(buffer, class_hw=result.class_hw, percent_khw=result.percent_khw, lost=lost)
     return buffer.getvalue()
 
 
 def decode_tile(data: bytes) -> TileResult:
     """The tile of `encode_tile`."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return TileResult(arrays["class_hw"], arrays["percent_khw"])
+        return TileResult(arrays["class_hw"], arrays["percent_khw"], tuple(arrays["lost"].tolist()))
 
 
 def predict_tile(
@@ -102,6 +104,7 @@ def predict_tile(
     s1_cthw, s2_cthw = quantise_composite(
         composite, predictor.checkpoint.s1_bands, predictor.checkpoint.s2_bands
     )
+    lost = composite.lost
     del composite
     windows = [patch.within(hull) for patch in patches]
     blended_khw = blended(predictor, s1_cthw, s2_cthw, windows, settings.overlap, settings.batch_size)
@@ -113,4 +116,4 @@ def predict_tile(
     percent = np.rint(probabilities_khw * 100).astype(np.uint8)
     class_hw[in_core] = np.where(shown_hw, decide(probabilities_khw, predictor.thresholds), NODATA)
     percent_khw[:, *in_core] = np.where(shown_hw, percent, NODATA)
-    return TileResult(class_hw, percent_khw)
+    return TileResult(class_hw, percent_khw, lost)

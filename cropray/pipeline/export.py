@@ -104,10 +104,8 @@ def plan_export(run: Run, source: ImagerySource, *, partial: bool = False) -> Ex
 
 def _provisional(periods: Mapping[str, Sequence[Period]], config: Config, *, partial: bool) -> dict[str, str]:
     """Today's date by ROI whose months are not over. Raises InputError for such an ROI unless `partial`."""
-    if config.source.kind == "simulated":  # whose scenes are all there
-        return {}
-    now, delay = datetime.now(UTC).date(), timedelta(days=config.source.ingestion_days)
-    whole_on = {roi_id: months[-1].end + delay for roi_id, months in periods.items()}
+    now = datetime.now(UTC).date()
+    whole_on = {roi_id: config.source.whole_on(months[-1].end) for roi_id, months in periods.items()}
     early = [roi_id for roi_id, day in whole_on.items() if day > now]
     if early and not partial:
         last = periods[early[0]][-1]

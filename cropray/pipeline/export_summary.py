@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cropray.imagery.scenes import scene_of
 from cropray.run import Summary
 from cropray.shards.ledger import LedgerRow
 from cropray.types import Period
@@ -34,7 +35,7 @@ def summarise(rows: Sequence[LedgerRow], periods_by_roi: Mapping[str, Sequence[P
         "empty_tiles": dict(Counter(row.reason for row in rows if row.reason)),
         "months_without_scene": {sensor: _gaps(rows, months, f"scenes_{sensor}") for sensor in ("s2", "s1")},
         "months_without_view": {sensor: _gaps(rows, months, f"valid_{sensor}") for sensor in ("s2", "s1")},
-        "scenes_lost": len({line for row in rows for line in row.lost}),
+        "scenes_lost": len({scene_of(line) for row in rows for line in row.lost}),
         "warnings": [*_warnings(rows, months), *_scene_warnings(rows)],
     }
 
@@ -108,9 +109,9 @@ def _shares(rows: Sequence[LedgerRow], column: str) -> dict[str, list[float]]:
 
 def _scene_warnings(rows: Sequence[LedgerRow]) -> Iterator[str]:
     """Scenes that were left out, and ROIs whose tiles were made from different radar orbits."""
-    if lost := sorted({line for row in rows for line in row.lost}):
-        tiles = sum(bool(row.lost) for row in rows)
-        yield f"{len(lost)} scenes were left out of {tiles} tiles, such as {lost[0]}. The ledger has each"
+    if lost := {scene_of(line): line for row in rows for line in row.lost}:
+        tiles, example = sum(bool(row.lost) for row in rows), min(lost.values())
+        yield f"{len(lost)} scenes were left out of {tiles} tiles, such as {example}. The ledger has each"
     orbits = defaultdict[str, set[tuple[str, ...]]](set)
     for row in rows:
         orbits[row.roi_id].add(tuple(row.orbits_s1))

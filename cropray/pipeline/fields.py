@@ -35,7 +35,7 @@ def given_fields(settings: PredictConfig) -> gpd.GeoDataFrame | None:
         raise InputError(
             "predict.fields needs the scores of the map, but predict.probabilities is false. Set it to true."
         )
-    return read_fields(settings.fields, settings.field_id, settings.declared)
+    return read_fields(settings.fields, settings.field_id, settings.declared, settings.fields_layer)
 
 
 def publish_fields(
@@ -76,6 +76,8 @@ def _made_from(settings: PredictConfig, source: FinishedMap) -> str:
     with Path(settings.fields).expanduser().open("rb") as file:
         given = hashlib.file_digest(file, "sha256").hexdigest()
     data: list[Any] = [__version__, given, settings.field_id, settings.declared, source.checksum]
+    if settings.fields_layer:
+        data.append(settings.fields_layer)
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
 
 

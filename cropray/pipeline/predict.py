@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -109,11 +109,12 @@ class TilePredictor:
         self._prediction.parts.write_bytes(tile.part, encode_tile(result))
 
 
-def predict(run: Run) -> Summary:
+def predict(run: Run, *, partial: bool = False) -> Summary:
     """Map `predict.area` as of `predict.as_of` with `predict.model`.
 
-    A finished map of the same model and settings is reused. One of another model or area is replaced. Raises
-    InputError if one of these is missing or does not fit the others, and if maps/<name> has other settings.
+    A finished map of the same model and settings is reused. One of another model or area is replaced, and so
+    is a provisional one of another day. Raises InputError if one of these is missing or does not fit the
+    others, if maps/<name> has other settings, and for months that are not over, unless `partial`.
     """
     config = run.config
     given_as_of(config)
@@ -127,8 +128,9 @@ def predict(run: Run) -> Summary:
     fields = given_fields(config.predict)
     output = run.folder.child(f"maps/{config.predict.name}")
     areas = [[p.name, asdict(p.grid), [shapely.to_wkb(s).hex() for s in p.shapes]] for p in plans]
+    provisional = _provisional(settings, config, partial=partial)
     chosen = asdict(settings)
-    del chosen["batch_size"]
+    del chosen["batch_size"], chosen["recipe"]["max_lost"]  # they decide only whether there is a result
     inputs = {
         "model": model_fingerprint(checkpoint_folder, config.predict.head),
         "imagery": _hash([chosen, source.identity()]),
@@ -136,14 +138,15 @@ def predict(run: Run) -> Summary:
     }
     maps = [f"maps/{config.predict.name}/{plan.name}/map.tif".replace("//", "/") for plan in plans]
     finished = run.finished("predict", inputs, maps)
-    if finished is not None:
+    if finished is not None and finished.get("provisional", "") in ("", provisional):
         say(f"predict: reused {output}")
         return finished | publish_fields(fields, config.predict, settings.as_of, output, plans)
-    warnings = [season_warning(checkpoint, settings.as_of), _early_warning(config, settings.as_of)]
-    warning = "; ".join(filter(None, warnings)) or None
-    if warning:
+    early = f"provisional: made on {provisional}, before its last month was over. Predict again later"
+    warnings = [season_warning(checkpoint, settings.as_of), early if provisional else None]
+    for warning in filter(None, warnings):
         say(f"predict: warning: {warning}")
-    key = _hash([__version__, inputs, config.predict.tile_size, config.predict.probabilities])
+    predict_config = config.predict
+    key = _hash([__version__, inputs, predict_config.tile_size, predict_config.probabilities, provisional])
     prediction = Prediction(
         for_workers(config),
         {plan.name: plan for plan in plans},
@@ -166,13 +169,20 @@ def predict(run: Run) -> Summary:
         thresholds=tuple(Predictor(checkpoint).thresholds.tolist()),
         settings=settings,
         key=key,
+        provisional=provisional,
     )
+    made, lost = _publish_maps(prediction, output, identity)
+    if lost:
+        warnings.append(f"{len(lost)} scenes could not be used, such as {lost[0]}. item.json names each")
+        say(f"predict: warning: {warnings[-1]}")
     summary = {
         "as_of": settings.as_of.isoformat(),
         "model": identity.model,
         "tiles": len(prediction.tiles),
-        "warning": warning,
-        "maps": _publish_maps(prediction, output, identity),
+        "warning": "; ".join(filter(None, warnings)) or None,
+        "provisional": provisional,
+        "scenes_lost": len(lost),
+        "maps": made,
     }
     publish_catalogue(output, list(prediction.plans), identity, checkpoint, checkpoint_folder)
     run.finish("predict", summary, inputs)
@@ -217,12 +227,19 @@ def resources_per_process(processes: int) -> dict[str, float]:
     return {"CPU": 1.0} | ({"GPU": 1 / math.ceil(processes / gpus)} if gpus else {})
 
 
-def _early_warning(config: Config, as_of: date) -> str | None:
-    """That scenes of the last days may still be missing."""
-    whole_on = as_of + timedelta(days=1 + config.source.ingestion_days)
-    if config.source.kind == "simulated" or whole_on <= datetime.now(UTC).date():
-        return None
-    return f"scenes until {as_of} may be missing until {whole_on} (source.ingestion_days)"
+def _provisional(settings: PredictionSettings, config: Config, *, partial: bool) -> str:
+    """Today's date if the last month is not over, else empty. Raises InputError for it unless `partial`."""
+    now, last = datetime.now(UTC).date(), settings.periods[-1]
+    whole_on = config.source.whole_on(last.end)
+    if whole_on <= now:
+        return ""
+    if not partial:
+        raise InputError(
+            f"the last month of the map, {last.start} to {last.end - timedelta(days=1)}, is not over: its "
+            f"scenes are expected by {whole_on} (source.ingestion_days). Predict then, give an earlier "
+            "--as-of, or map what there is with --partial and again then."
+        )
+    return now.isoformat()
 
 
 def _nothing_seen(prediction: Prediction) -> str:
@@ -236,21 +253,26 @@ def _nothing_seen(prediction: Prediction) -> str:
     )
 
 
-def _publish_maps(prediction: Prediction, output: Folder, identity: MapIdentity) -> list[dict[str, Any]]:
+def _publish_maps(
+    prediction: Prediction, output: Folder, identity: MapIdentity
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records of the maps, and the names of the scenes that could not be used."""
+
     def read(map_name: str, window: Window) -> TileResult:
         return prediction.result(MapTile(map_name, window))
 
-    made, settings = [], prediction.config.predict
+    made, lost, settings = [], set[str](), prediction.config.predict
     with progress("map", len(prediction.plans)) as bar:
         for name, plan in prediction.plans.items():
             folder, tiles = output.child(name) if name else output, partial(read, name)
-            areas = publish_map(
+            published = publish_map(
                 folder, plan, prediction.windows(name), tiles, identity, probabilities=settings.probabilities
             )
-            hectares = {label: area["hectares"] for label, area in areas.items()}
+            lost |= set(published.lost)
+            hectares = {label: area["hectares"] for label, area in published.areas.items()}
             made.append({"name": name, "folder": folder.uri, "hectares": hectares})
             bar.advance()
-    return made
+    return made, sorted(lost)
 
 
 def model_fingerprint(checkpoint: Folder, head: str | None) -> str:

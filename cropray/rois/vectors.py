@@ -49,12 +49,19 @@ def find_files(root: str, pattern: str) -> list[Path]:
 
 
 def read_features(
-    file: Path, columns: Sequence[str], *, layer: str = "", encoding: str = "", points: bool = False
+    file: Path,
+    columns: Sequence[str],
+    *,
+    layer: str = "",
+    encoding: str = "",
+    points: bool = False,
+    layer_setting: str = "`layer` beside its path",
 ) -> gpd.GeoDataFrame:
     """All features of a layer, as stored, with these attribute columns.
 
     Reads GeoParquet, every format of GDAL (curves become polygons), and csv files of points with columns
-    lon and lat. `layer` may be empty if only one has a geometry. Raises InputError for a file that is not
+    lon and lat. `layer` may be empty if only one has a geometry; messages call its setting `layer_setting`,
+    empty if there is none. Raises InputError for a file that is not
     a vector file, is truncated, has several layers, no features, no CRS, an unknown column, text in
     another encoding, or geometries other than polygons (and points, with `points`).
     """
@@ -66,7 +73,8 @@ def read_features(
         elif file.suffix.lower() == ".csv" and (places := _lonlat_columns(file)):
             frame = _read_csv(file, columns, places)
         else:
-            frame = _read_gdal(file, columns, layer, encoding)
+            chosen = layer or _only_layer(file, layer_setting)
+            frame = _read_gdal(file, columns, chosen, encoding)
     except _UNREADABLE as error:
         text = error.encoding if isinstance(error, UnicodeDecodeError) else encoding
         hint = f" Its text may not be {text}: correct `encoding`." if text else ""
@@ -111,28 +119,34 @@ def _encoding_of(file: Path, given: str) -> str | None:
     except UnicodeDecodeError:
         if pyogrio.read_info(file)["encoding"] != "UTF-8":  # what GDAL does not know, it passes on
             raise InputError(
-                f"{table}: its text is not UTF-8, and nothing says what it is: there is no .cpg file. Set "
-                "`encoding` beside its path: cp1252 for Western Europe, cp1256 for Arabic and Persian, "
-                "cp1251 for Cyrillic, and so on."
+                f"{table}: its text is not UTF-8, and nothing says what it is: there is no .cpg file. Write "
+                f"its encoding into {file.with_suffix('.cpg')}, or for rois set `encoding` beside its path: "
+                "cp1252 for Western Europe, cp1256 for Arabic and Persian, cp1251 for Cyrillic, and so on."
             ) from None
         return None
     return "UTF-8"
 
 
-def _read_gdal(file: Path, columns: Sequence[str], layer: str, encoding: str) -> gpd.GeoDataFrame:
+def _only_layer(file: Path, setting: str) -> str:
+    """The layer with a geometry. Raises InputError for several."""
     kinds = {str(name): kind for name, kind in pyogrio.list_layers(file)}
     layers = [name for name, kind in kinds.items() if kind is not None] or list(kinds)
-    if layer and layer not in kinds:
-        raise InputError(f"{file} has no layer {layer!r}.{nearest(layer, kinds)}")
-    if not layer and len(layers) != 1:
+    if len(layers) != 1:
+        remedy = f"Set {setting}, or save" if setting else "Save"
         raise InputError(
-            f"{file} has {len(layers)} layers with a geometry ({', '.join(layers)}). Set `layer` beside its "
-            "path, or save one layer in a file of its own."
+            f"{file} has {len(layers)} layers with a geometry ({', '.join(layers)}). {remedy} one layer in a "
+            "file of its own."
         )
-    chosen = layer or layers[0]
-    _check_columns(file, columns, [str(name) for name in pyogrio.read_info(file, layer=chosen)["fields"]])
+    return layers[0]
+
+
+def _read_gdal(file: Path, columns: Sequence[str], layer: str, encoding: str) -> gpd.GeoDataFrame:
+    layers = [str(name) for name, _ in pyogrio.list_layers(file)]
+    if layer not in layers:
+        raise InputError(f"{file} has no layer {layer!r}.{nearest(layer, layers)}")
+    _check_columns(file, columns, [str(name) for name in pyogrio.read_info(file, layer=layer)["fields"]])
     text = _encoding_of(file, encoding) if columns else None
-    options: dict[str, Any] = {"layer": chosen, "columns": list(columns), "encoding": text}
+    options: dict[str, Any] = {"layer": layer, "columns": list(columns), "encoding": text}
     try:
         frame = pyogrio.read_dataframe(file, use_arrow=True, **options)
     except NotImplementedError:  # curves, which GDAL makes straight when it hands out single features
