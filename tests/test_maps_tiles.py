@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 
 from cropray.grid import Window
 from cropray.maps.request import MapPlan
-from cropray.maps.tiles import (
-    NODATA,
-    predict_tile,
-    stored,
-)
+from cropray.maps.tiles import NODATA, predict_tile
 from cropray.models.blending import axis_starts, patch_weights, patches_over
+from cropray.shards.schema import quantise_composite
 from cropray.types import ImageRequest
 from tests.map_inputs import AS_OF, GRID, PERIODS, FakeNetwork, FakeSource, settings, whole_map
 
@@ -64,7 +61,7 @@ def test_maps_of_different_tile_sizes_are_the_same_map(overlap: int) -> None:
 def test_overlap_hides_the_edges_of_patches() -> None:
     """Against the same network on one patch without any edge inside the map."""
     composite = FakeSource().composite(ImageRequest(GRID, GRID, PERIODS))
-    s1, s2 = stored(composite)
+    s1, s2 = quantise_composite(composite)
     signal = s2[0].mean(axis=0) / 4000 + s1[1].mean(axis=0) / 20000
     wanted = sum(np.roll(signal, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)) / 9
     inner = np.s_[70:-70, 70:-70]
