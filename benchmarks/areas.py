@@ -58,8 +58,7 @@ def main() -> None:
     checkpoint = load_checkpoint(resolve_model("", run))
     network, settings = Network(checkpoint), prediction_settings(checkpoint, config)
     source, codes = SimulatedSource(config.source.simulated), config.labels.truth.codes
-    thresholds = {"network": network.predictor.thresholds}
-    _, counts = block_confusions(run.config, open_split(run, "val", ""), {"network": network}, thresholds)
+    _, counts = block_confusions(run.config, open_split(run, "val", ""), {"network": network})
     k = len(checkpoint.classes) + 1
     everything: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for number, grid in enumerate(squares(options.areas)):

@@ -27,6 +27,9 @@ ByteArray = npt.NDArray[np.uint8]
 BACKGROUND = 254
 """Label of a pixel known to be none of the classes: a negative for every class."""
 
+UNSURE = 253
+"""Value in a map that shows what is sure alone: of a pixel that may be of several classes, or of none."""
+
 UNLABELLED = 255
 """Label of a pixel about which nothing is known. The training recipe decides what its loss does with it."""
 

@@ -16,6 +16,7 @@ from cropray.maps.tiles import (
     TileResult,
     predict_tile,
 )
+from cropray.models.decision import Decision
 from cropray.rois.calendar import periods_for
 from cropray.types import Composite, CompositeRecipe, ImageRequest
 
@@ -49,8 +50,11 @@ class FakeSource:
 class FakeNetwork:
     """Probabilities from a 3 x 3 mean, which is wrong at the edges of a patch, as those of a network are."""
 
-    thresholds = np.full(3, 0.3, np.float32)
     checkpoint = SimpleNamespace(classes=CLASSES, s1_bands=S1_NAMES, s2_bands=S2_NAMES)
+
+    def decision(self, months: int) -> Decision:
+        assert months == len(PERIODS)
+        return Decision((0.3, 0.3, 0.3))
 
     def probabilities(self, s1_bcthw: np.ndarray, s2_bcthw: np.ndarray) -> np.ndarray:
         signal = s2_bcthw[:, 0].mean(axis=1) / 4000 + s1_bcthw[:, 1].mean(axis=1) / 20000

@@ -24,7 +24,7 @@ from cropray.maps.fields import classify_fields, read_fields
 from cropray.maps.mosaic import MAP, PROBABILITIES, assemble
 from cropray.maps.request import MapPlan
 from cropray.maps.tiles import NODATA, TileResult
-from cropray.models.inference import decide
+from cropray.models.decision import decide
 from cropray.pipeline.fields import given_fields, publish_fields
 from cropray.storage import Folder
 from cropray.types import BACKGROUND

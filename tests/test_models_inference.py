@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cropray.models.inference import choose_thresholds, decide
+from cropray.models.decision import choose_thresholds, decide
 from cropray.types import BACKGROUND
 
 # Few distinct values, so that ties are frequent.

@@ -19,7 +19,7 @@ BARE_LEAVES = {"cropray.errors", "cropray.types", "cropray.bands", "cropray.grid
 ROOMS = (
     *("errors", "bands", "grid", "types", "storage", "config", "progress", "run", "cluster"),
     *("rasters", "figures", "simulation", "imagery", "rois", "labels", "shards", "models", "tracking"),
-    *("training", "evaluation", "tuning", "maps", "report", "pipeline", "demo", "doctor", "cli", "__main__"),
+    *("evaluation", "training", "tuning", "maps", "report", "pipeline", "demo", "doctor", "cli", "__main__"),
 )
 TRAINING_STEP = {f"cropray.training.{name}" for name in ("step", "batches", "recipe", "state")}
 

@@ -11,6 +11,8 @@ from cropray.config.section import Name, Section
 
 Stage = Literal["pretrain", "finetune"]
 RecipeName = Literal["seed", "modern"]
+Calibration = Literal["none", "temperature", "bias"]
+ThresholdRule = Literal["common", "shrunk", "class"]
 
 _SEED = {
     "batch_size": 16,
@@ -21,6 +23,8 @@ _SEED = {
     "augment": False,
     "unlabelled": "negative",
     "min_labelled_fraction": 0.0,
+    "calibration": "none",
+    "threshold_rule": "class",
 }
 _MODERN = {
     "batch_size": 16,
@@ -96,6 +100,11 @@ class TrainConfig(Section):
     balance: float | None = Field(None, ge=0, le=1)
     """Draw samples by labelled share; crops as frequent as they are (0) to equally frequent (1)."""
     threshold: float | None = Field(None, gt=0, lt=1, description="Decision threshold. null: chosen on val.")
+    threshold_rule: ThresholdRule = "common"
+    """How val chooses it: common to all classes, by class, or between these (shrunk)."""
+    calibration: Calibration = "bias"
+    """What val fits to make scores probabilities: a temperature, or a bias for each class too (bias)."""
+    coverage: float = Field(0.9, gt=0.5, lt=1, description="Share of pixels whose sets hold their class.")
     init: str = ""
     """Checkpoint folder, run:PATH or models:/ URI whose body to start from. Empty: random weights."""
     keep_heads: str | None = Field(None, pattern=_HEAD, description="Name to keep the head of `init` by.")

@@ -1,6 +1,6 @@
 """Classifiers that an evaluation compares: the trained network, a random forest on pixels, the majority crop.
 
-Each gives class probabilities for the pixels of a tile, so thresholds and decisions are the same for all.
+Each gives class probabilities for the pixels of a tile and says how they become classes, by the same rule.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from sklearn.ensemble import RandomForestClassifier
 from cropray.bands import NODATA
 from cropray.config.training import EvaluateConfig
 from cropray.errors import InputError
-from cropray.evaluation.mosaics import MosaicTile, plan_tiles, read_tile
+from cropray.evaluation.mosaics import MosaicTile
 from cropray.models.blending import blended
 from cropray.models.checkpoint import Checkpoint
-from cropray.models.inference import Predictor, choose_thresholds
+from cropray.models.decision import UNCALIBRATED, Decision
+from cropray.models.inference import Predictor
 from cropray.progress import progress
 from cropray.shards.reader import ShardReader
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray
@@ -29,11 +30,13 @@ from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArr
 _PATCHES_AT_ONCE = 16
 _PIXELS_AT_ONCE = 100_000
 _WORTH_THREADS = 4096  # pixels; starting threads takes a tenth of a second
-_THRESHOLD_PIXELS = 1_000_000  # bounds memory: 4 bytes per class each
 
 
 class Classifier(Protocol):
-    """Gives every pixel of a tile its class probabilities."""
+    """Gives every pixel of a tile its class probabilities, calibrated by its decision."""
+
+    @property
+    def decision(self) -> Decision: ...
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
         """Probabilities (K, H, W); values of pixels without imagery are ignored."""
@@ -49,6 +52,10 @@ class Network:
     def __init__(self, checkpoint: Checkpoint, months: int | None = None) -> None:
         self.predictor = Predictor(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
         self._months = months
+
+    @property
+    def decision(self) -> Decision:
+        return self.predictor.decision(self._months)
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
         plan, months = tile.plan, slice(self._months)
@@ -121,6 +128,7 @@ class Forest:
 
     model: RandomForestClassifier
     n_classes: int
+    decision: Decision = UNCALIBRATED
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
         s1_cthw, s2_cthw = tile.s1_cthw, tile.s2_cthw
@@ -135,7 +143,7 @@ class Forest:
             self.model.n_jobs = 1 if height * width < _WORTH_THREADS else -1
             scores = self.model.predict_proba(pixel_features(s1_cthw, s2_cthw, where_hw))[:, is_crop]
             values_khw[crops, row : row + rows_at_once] = scores.T.reshape(len(crops), -1, width)
-        return values_khw
+        return self.decision.calibrated(values_khw)
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,7 @@ class Majority:
 
     crop: int
     n_classes: int
+    decision: Decision = UNCALIBRATED
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
         values_khw = np.zeros((self.n_classes, *tile.label_hw.shape), np.float32)
@@ -151,9 +160,12 @@ class Majority:
         return values_khw
 
 
+Baseline = Forest | Majority
+
+
 def fit_baselines(
     uris: Sequence[str], settings: EvaluateConfig, *, unlabelled: str, seed: int
-) -> tuple[dict[str, Classifier], dict[str, Any]]:
+) -> tuple[dict[str, Baseline], dict[str, Any]]:
     """Fit the forest and the majority crop on the labelled patches of shards.
 
     With `unlabelled` "negative" a pixel without a label counts as no crop, as in the loss; otherwise it is
@@ -190,29 +202,3 @@ def fit_baselines(
         "majority": names[most],
     }
     return {"forest": Forest(forest, len(names)), "majority": Majority(most, len(names))}, description
-
-
-def fit_thresholds(
-    reader: ShardReader, classifiers: Mapping[str, Classifier], overlap: int, seed: int
-) -> dict[str, FloatArray]:
-    """Thresholds (K,) of each classifier, chosen on all labelled pixels of a split, or a sample of them.
-
-    Pixels without a valid observation are left out, as in the scores.
-    """
-    plans = plan_tiles(reader, overlap)
-    known = sum(reader.table["labelled_fraction"].to_pylist()) * reader.metadata.size**2
-    share = min(1.0, _THRESHOLD_PIXELS / max(1.0, known))
-    rng = np.random.default_rng(seed)
-    labels: list[ByteArray] = []
-    scores: dict[str, list[FloatArray]] = {name: [] for name in classifiers}
-    with progress("thresholds", len(plans)) as bar:
-        for plan in plans:
-            tile = read_tile(reader, plan)
-            known_hw = (tile.label_hw != UNLABELLED) & tile.seen_hw
-            chosen_hw = known_hw & (rng.random(tile.label_hw.shape) < share)
-            labels.append(tile.label_hw[chosen_hw])
-            for name, classifier in classifiers.items():
-                scores[name].append(classifier.probabilities(tile)[:, chosen_hw].T)
-            bar.advance()
-    label_n = np.concatenate(labels)
-    return {name: choose_thresholds(np.concatenate(parts), label_n) for name, parts in scores.items()}

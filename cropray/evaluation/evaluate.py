@@ -9,6 +9,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -17,14 +18,15 @@ import numpy as np
 from cropray.config import Config
 from cropray.config.rois import WindowConfig
 from cropray.errors import InputError
-from cropray.evaluation.classifiers import Classifier, Network, fit_baselines, fit_thresholds
+from cropray.evaluation.classifiers import Baseline, Classifier, Network, fit_baselines
+from cropray.evaluation.decisions import DecisionRule, choose_decisions, networks_by_months
 from cropray.evaluation.metrics import Counts, Scope, confusion, known_truth, score_table
 from cropray.evaluation.mosaics import MosaicTile, TilePlan, block_numbers, plan_tiles, read_tile, roi_grids
 from cropray.figures.charts import EVALUATION, confusion_chart, scores_chart
 from cropray.figures.pictures import comparison_picture
 from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs, load_checkpoint
+from cropray.models.decision import DEFAULT_THRESHOLD
 from cropray.models.heads import with_head
-from cropray.models.inference import DEFAULT_THRESHOLD, decide
 from cropray.progress import progress, say
 from cropray.rois.calendar import season_so_far
 from cropray.rois.splits import SPLITS
@@ -36,7 +38,7 @@ from cropray.storage import Folder
 from cropray.tracking.lineage import checkpoint_id
 from cropray.tracking.registry import resolve_model
 from cropray.tracking.versions import link_evaluation
-from cropray.types import UNLABELLED, ByteArray, FloatArray
+from cropray.types import UNLABELLED, ByteArray
 
 _BATCH = 32
 _PICTURES = 12
@@ -99,11 +101,10 @@ def score_split(
     config: Config,
     reader: ShardReader,
     classifiers: Mapping[str, Classifier],
-    thresholds: Mapping[str, FloatArray],
     visit: Visit | None = None,
 ) -> dict[str, Any]:
-    """Scores (`metrics.score_table`) of classifiers on whole ROIs, each with its own thresholds."""
-    scope, counts = block_confusions(config, reader, classifiers, thresholds, visit)
+    """Scores (`metrics.score_table`) of classifiers on whole ROIs, each by its own decision."""
+    scope, counts = block_confusions(config, reader, classifiers, visit)
     return score_table(
         scope, reader.metadata.classes, counts, draws=config.evaluate.bootstrap, seed=config.seed
     )
@@ -113,7 +114,6 @@ def block_confusions(
     config: Config,
     reader: ShardReader,
     classifiers: Mapping[str, Classifier],
-    thresholds: Mapping[str, FloatArray],
     visit: Visit | None = None,
 ) -> tuple[Scope, dict[str, Counts]]:
     """Where the truth is known, and the confusion (R, K + 1, K + 1) of each classifier by block of ROIs.
@@ -132,7 +132,7 @@ def block_confusions(
             truth_hw = known_truth(scope, tile.label_hw, tile.truth_hw)
             truth_hw = np.where(tile.seen_hw, truth_hw, np.uint8(UNLABELLED))
             maps = {
-                name: decide(classifier.probabilities(tile), thresholds[name])
+                name: classifier.decision.decide(classifier.probabilities(tile))
                 for name, classifier in classifiers.items()
             }
             for name, map_hw in maps.items():
@@ -150,7 +150,7 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         run, "test", "add parcels, or start with a larger rois.split.test in a new --run folder"
     )
     check_fit(checkpoint, test.metadata, str(folder), "the test split")
-    classifiers: dict[str, Classifier] = {"network": Network(checkpoint)}
+    fitted: dict[str, Baseline] = {}
     baselines: dict[str, Any] | None = None
     train = shard_uris(run.folder, "train")
     if config.evaluate.baselines and not train:
@@ -158,8 +158,9 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
     elif config.evaluate.baselines:
         unlabelled = str(checkpoint.recipe.get("unlabelled", "ignore"))
         fitted, baselines = fit_baselines(train, config.evaluate, unlabelled=unlabelled, seed=config.seed)
-        classifiers |= fitted
-    thresholds, chosen_on = _thresholds(run, checkpoint, classifiers)
+    checkpoint, fitted, chosen_on = _decided(run, checkpoint, fitted)
+    classifiers: dict[str, Classifier] = {"network": Network(checkpoint), **fitted}
+    n_classes = len(checkpoint.classes)
     pictured, pictures = _pictured(plan_tiles(test, config.predict.overlap)), dict[str, bytes]()
 
     def draw(tile: MosaicTile, truth_hw: ByteArray, maps: Mapping[str, ByteArray]) -> None:
@@ -173,12 +174,15 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         "model": folder.uri,
         "classes": list(checkpoint.classes),
         "regions": len(roi_grids(test)),
-        **score_split(config, test, classifiers, thresholds, draw),
+        **score_split(config, test, classifiers, draw),
         "draws": config.evaluate.bootstrap,
-        "thresholds": {name: [round(float(t), 4) for t in chosen] for name, chosen in thresholds.items()},
+        "thresholds": {
+            name: [round(float(t), 4) for t in classifier.decision.thresholds_k(n_classes)]
+            for name, classifier in classifiers.items()
+        },
         "thresholds_chosen_on": chosen_on,
         "baselines": baselines,
-        "by_as_of": _by_as_of(config, test, checkpoint, thresholds["network"]),
+        "by_as_of": _by_as_of(config, test, checkpoint),
         "pictures": list(pictures),
     }
     pictures |= {"confusion.png": confusion_chart(result), "scores.png": scores_chart(result)}
@@ -192,9 +196,7 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
     }
 
 
-def _by_as_of(
-    config: Config, test: ShardReader, checkpoint: Checkpoint, thresholds: FloatArray
-) -> list[dict[str, Any]]:
+def _by_as_of(config: Config, test: ShardReader, checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """The scores of an any-date network as of each date of `evaluate.as_of`, in the season of each sample.
 
     Raises InputError for a network of one date, and for dates that it does not serve.
@@ -209,7 +211,7 @@ def _by_as_of(
     networks = {day: Network(checkpoint, len(seen)) for day, seen in periods.items()}
     if not networks:
         return []
-    found = score_split(config, test, networks, dict.fromkeys(networks, thresholds))
+    found = score_split(config, test, networks)
     return [
         {
             "date": day,
@@ -224,20 +226,26 @@ def _by_as_of(
     ]
 
 
-def _thresholds(
-    run: Run, checkpoint: Checkpoint, classifiers: Mapping[str, Classifier]
-) -> tuple[dict[str, FloatArray], str]:
-    """Thresholds (K,) by classifier, and what they were chosen on. Those of the checkpoint are kept."""
-    known = {"network": np.array(own, np.float32)} if (own := checkpoint.thresholds) else {}
-    if shard_uris(run.folder, "val"):
-        missing = {name: classifier for name, classifier in classifiers.items() if name not in known}
-        overlap, seed = run.config.predict.overlap, run.config.seed
-        chosen = fit_thresholds(open_split(run, "val", ""), missing, overlap, seed) if missing else {}
-        return chosen | known, "val"
-    default = np.full(len(checkpoint.classes), DEFAULT_THRESHOLD, np.float32)
-    note = " (the network uses those of its checkpoint)" if known else ""
-    chosen_on = f"nothing, since there is no val split: {DEFAULT_THRESHOLD}{note}"
-    return dict.fromkeys(classifiers, default) | known, chosen_on
+def _decided(
+    run: Run, checkpoint: Checkpoint, fitted: Mapping[str, Baseline]
+) -> tuple[Checkpoint, dict[str, Baseline], str]:
+    """The checkpoint and the baselines with their decisions, and what these were chosen on.
+
+    Those of the checkpoint are kept. The others are chosen on val by its rule.
+    """
+    val = shard_uris(run.folder, "val")
+    if not val:
+        note = " (the network uses those of its checkpoint)" if checkpoint.thresholds else ""
+        return checkpoint, dict(fitted), f"nothing, since there is no val split: {DEFAULT_THRESHOLD}{note}"
+    buffer_m, overlap = run.config.rois.split.buffer_m, run.config.predict.overlap
+    rule = replace(DecisionRule.of(checkpoint.recipe), threshold=None)
+    open_networks = {} if checkpoint.thresholds else networks_by_months(checkpoint)
+    classifiers, reader = {**open_networks, **fitted}, open_split(run, "val", "")
+    chosen = choose_decisions(reader, classifiers, rule, buffer_m=buffer_m, overlap=overlap)
+    if open_networks:
+        checkpoint = checkpoint.decided({int(name): chosen[name] for name in open_networks})
+    baselines = {name: replace(baseline, decision=chosen[name]) for name, baseline in fitted.items()}
+    return checkpoint, baselines, "val"
 
 
 def _pictured(plans: Sequence[TilePlan]) -> list[TilePlan]:

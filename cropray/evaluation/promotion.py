@@ -77,8 +77,7 @@ def compare(run: Run, candidate: tuple[str, Checkpoint], champion: tuple[str, Ch
 def paired_scores(run: Run, reader: ShardReader, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
     """Scores of models by name on the same shards, each with its own thresholds (`metrics.score_table`)."""
     networks = {name: Network(checkpoint) for name, checkpoint in checkpoints.items()}
-    thresholds = {name: classifier.predictor.thresholds for name, classifier in networks.items()}
-    return score_split(run.config, reader, networks, thresholds)
+    return score_split(run.config, reader, networks)
 
 
 def _evidence(run: Run, candidate: Version, champion: Version | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from cropray.grid import Grid, Window
 from cropray.imagery import ImagerySource
 from cropray.models.blending import blended, patches_over
-from cropray.models.inference import Predictor, decide
+from cropray.models.inference import Predictor
 from cropray.shards.schema import quantise_composite
 from cropray.types import (
     UNLABELLED,
@@ -109,11 +109,12 @@ def predict_tile(
     windows = [patch.within(hull) for patch in patches]
     blended_khw = blended(predictor, s1_cthw, s2_cthw, windows, settings.overlap, settings.batch_size)
 
+    decision = predictor.decision(len(settings.periods))
     shared = hull.shared(core)
     in_core, in_hull = shared.within(core).slices, shared.within(hull).slices
     shown_hw = wanted_hw[in_core] & seen_hw[in_hull]
     probabilities_khw = np.nan_to_num(blended_khw[:, *in_hull])
     percent = np.rint(probabilities_khw * 100).astype(np.uint8)
-    class_hw[in_core] = np.where(shown_hw, decide(probabilities_khw, predictor.thresholds), NODATA)
+    class_hw[in_core] = np.where(shown_hw, decision.decide(probabilities_khw), NODATA)
     percent_khw[:, *in_core] = np.where(shown_hw, percent, NODATA)
     return TileResult(class_hw, percent_khw, lost)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 import cropray
 from cropray.bands import S1_NAMES, S2_NAMES
 from cropray.errors import InputError
+from cropray.models.decision import Decision
 from cropray.models.dual_unet3d import MAIN, CropNetwork, NetworkSpec
 from cropray.models.normalisation import Normalisation
 from cropray.storage import Folder
@@ -30,7 +31,7 @@ _COPY_AGAIN = "copy or train the model again"
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The classes of a head, and their thresholds, None until chosen."""
+    """The classes of a head, and their thresholds, None until chosen, of scores that are not calibrated."""
 
     classes: tuple[str, ...]
     thresholds: tuple[float, ...] | None = None
@@ -50,11 +51,17 @@ class Checkpoint:
     s1_bands: tuple[str, ...] = S1_NAMES
     recipe: dict[str, Any] = field(default_factory=dict)  # settings of the training
     imagery: dict[str, Any] = field(default_factory=dict)  # settings of grid and composites
-    thresholds: tuple[float, ...] | None = None  # of the main head; None until chosen
+    # Of the main head, as in `decision.Decision`: thresholds (None until chosen), calibration, quantiles.
+    thresholds: tuple[float, ...] | None = None
+    temperature: float = 1.0
+    biases: tuple[float, ...] = ()
+    quantiles: tuple[float | None, ...] = ()
+    earlier: dict[int, Decision] = field(default_factory=dict)  # by months seen, of an any-date network
     heads: dict[str, LabelSet] = field(default_factory=dict)  # of the auxiliary heads
     # By month: the first day and the day after the last (ISO) over all training samples; empty if unknown.
     periods: tuple[tuple[str, str], ...] = ()
     data_fingerprint: str = ""  # identifies the training data
+    epoch: int = 0  # of the training; 0 if unknown
     code_version: str = cropray.__version__
 
     @property
@@ -73,10 +80,21 @@ class Checkpoint:
             return [0] * self.months
         return calendar_months(date.fromisoformat(start) for start, _ in self.periods)
 
+    def decision(self, months: int | None = None) -> Decision:
+        """How the main head's scores become classes, where so many months are seen (None: all)."""
+        whole = Decision(self.thresholds, self.temperature, self.biases, self.quantiles)
+        return whole if months is None else self.earlier.get(months, whole)
+
+    def decided(self, decisions: Mapping[int, Decision]) -> Checkpoint:
+        """With decisions of the main head, by the months that are seen; all of them must be among these."""
+        whole = decisions[self.months]
+        earlier = {months: decision for months, decision in decisions.items() if months < self.months}
+        return replace(self, **vars(whole), earlier=earlier)
+
     @property
     def label_sets(self) -> dict[str, LabelSet]:
         """Of every head by name, the main one first."""
-        return {MAIN: LabelSet(self.classes, self.thresholds)} | self.heads
+        return {MAIN: LabelSet(self.classes, self.decision().score_thresholds)} | self.heads
 
     def build(self) -> CropNetwork:
         """The network with these weights, in evaluation mode."""
@@ -89,6 +107,7 @@ class Checkpoint:
         values = {name: value for name, value in vars(self).items() if name != "weights"}
         values |= {"network": asdict(self.network), "normalisation": self.normalisation.to_json()}
         values["heads"] = {name: asdict(head) for name, head in self.heads.items()}
+        values["earlier"] = {months: asdict(decision) for months, decision in self.earlier.items()}
         plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists
         return plain
 
@@ -193,12 +212,15 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
         "network": NetworkSpec.from_json(data["network"]),
         "normalisation": Normalisation.from_json(data["normalisation"]),
         "weights": weights,
-        # Checkpoints of earlier versions lack these two.
+        # Checkpoints of earlier versions lack these.
         "heads": {
             name: LabelSet(*(head[key] and tuple(head[key]) for key in ("classes", "thresholds")))
             for name, head in data.get("heads", {}).items()
         },
         "periods": tuple((start, end) for start, end in data.get("periods", ())),
+        "earlier": {int(n): Decision.from_json(values) for n, values in data.get("earlier", {}).items()},
+        "epoch": data.get("epoch", 0),
+        **vars(Decision.from_json(data)),
     }
     for name in Checkpoint.__dataclass_fields__.keys() - decoded.keys():
         value = data[name]
@@ -216,6 +238,16 @@ def _check_fit(checkpoint: Checkpoint, folder: Folder) -> None:
         f"{len(labels.thresholds)} thresholds for {len(labels.classes)} classes"
         for labels in checkpoint.label_sets.values()
         if labels.thresholds is not None and len(labels.thresholds) != len(labels.classes)
+    ]
+    wanted, decisions = len(checkpoint.classes), [checkpoint.decision(), *checkpoint.earlier.values()]
+    problems += [
+        f"{len(values)} {name} for {wanted} classes"
+        for decision in decisions
+        for name, values, number in (
+            ("biases", decision.biases, wanted),
+            ("quantiles", decision.quantiles, wanted + 1),
+        )
+        if len(values) not in (0, number)
     ]
     if problems:
         raise InputError(f"{folder}: weights and description do not fit: {'; '.join(problems)}")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, LabelSet
+from cropray.models.decision import Decision
 from cropray.models.dual_unet3d import MAIN, Head, HeadSpec, head_prefix
 
 
@@ -22,10 +23,11 @@ def with_head(checkpoint: Checkpoint, name: str | None, where: str) -> Checkpoin
         known = "; ".join(f"{head}: {', '.join(labels.classes)}" for head, labels in label_sets.items())
         raise InputError(f"the checkpoint {where} has no head {name!r}. Its heads: {known}")
     chosen, kind = label_sets[name], _kinds(checkpoint)[name]
+    if name != MAIN:  # other heads are not calibrated
+        checkpoint = replace(checkpoint, **vars(Decision(chosen.thresholds)), earlier={})
     return replace(
         checkpoint,
         classes=chosen.classes,
-        thresholds=chosen.thresholds,
         network=replace(checkpoint.network, n_classes=len(chosen.classes), head=kind, heads=()),
         heads={},
         weights=_body(checkpoint.weights) | _renamed(checkpoint.weights, name, MAIN),

@@ -1,4 +1,4 @@
-"""From stored integers to classes: checked inputs, probabilities, decisions, and thresholds for them.
+"""From stored integers to calibrated probabilities: checked inputs, and a network that takes them.
 
 It travels with a registered model, so it imports only what travels too. Shape suffixes: B samples, C bands,
 T months (oldest first), H rows, W columns, K classes, N pixels.
@@ -20,11 +20,10 @@ from torch.nn.functional import pad
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
 from cropray.errors import InputError
 from cropray.models.checkpoint import Checkpoint, check_inputs
+from cropray.models.decision import Decision
 from cropray.models.dual_unet3d import MAIN
 from cropray.shards import residuals
-from cropray.types import BACKGROUND, ByteArray, FloatArray, IntArray
-
-DEFAULT_THRESHOLD = 0.5
+from cropray.types import FloatArray, IntArray
 
 _BANDS = {"s1": S1_BANDS, "s2": S2_BANDS}
 _INT16 = np.dtype("<i2")
@@ -40,17 +39,26 @@ _FAINTEST = 100
 
 
 class StoredNetwork(nn.Module):
-    """A checkpoint's network with its normalisation: stored integers in, probabilities out."""
+    """A checkpoint's network with its normalisation: stored integers in, calibrated probabilities out.
+
+    Calibration is that of the number of months that are seen, all of them if not said.
+    """
 
     month_1t: Tensor
+    bias_tk: Tensor
+    temperature_t: Tensor
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
         self.network, self.normalisation = checkpoint.build(), checkpoint.normalisation
         self.multiple = checkpoint.network.side_multiple
         self.register_buffer("month_1t", torch.tensor([checkpoint.calendar]))
+        decisions = [checkpoint.decision(seen) for seen in range(1, checkpoint.months + 1)]
+        biases = [decision.biases or (0.0,) * len(checkpoint.classes) for decision in decisions]
+        self.register_buffer("bias_tk", torch.tensor(biases))
+        self.register_buffer("temperature_t", torch.tensor([d.temperature for d in decisions]))
 
-    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor) -> Tensor:
+    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, seen: int = 0) -> Tensor:
         """Probabilities (B, K, H, W) of stored integers with any H and W.
 
         Where a side is not a multiple of what the network needs, the last row or column is repeated up to
@@ -64,7 +72,8 @@ class StoredNetwork(nn.Module):
                 s1_bcthw, s2_bcthw = s1_bcthw.index_select(dim, places), s2_bcthw.index_select(dim, places)
         inputs = self.normalisation.apply(s1_bcthw, s2_bcthw)
         logits_bkhw = self.network(*inputs, MAIN, self.month_1t.expand(B, -1))
-        probabilities_bkhw: Tensor = logits_bkhw.sigmoid()
+        shifted_bkhw = logits_bkhw - self.bias_tk[seen - 1][:, None, None]
+        probabilities_bkhw: Tensor = (shifted_bkhw / self.temperature_t[seen - 1]).sigmoid()
         return probabilities_bkhw[..., :H, :W]
 
 
@@ -76,79 +85,28 @@ class Predictor:
         self.device = torch.device(device)
         self._network = StoredNetwork(checkpoint).to(self.device)
 
+    def decision(self, months: int | None = None) -> Decision:
+        """How probabilities become classes, where this many months of the window are seen (None: all)."""
+        return self.checkpoint.decision(months)
+
     @property
     def thresholds(self) -> FloatArray:
-        """(K,); 0.5 for every class if none were chosen."""
-        chosen = self.checkpoint.thresholds or (DEFAULT_THRESHOLD,) * len(self.checkpoint.classes)
-        return np.array(chosen, np.float32)
+        """(K,), with all months; 0.5 for every class if none were chosen."""
+        return self.decision().thresholds_k(len(self.checkpoint.classes))
 
     def probabilities(self, s1_bcthw: IntArray, s2_bcthw: IntArray) -> FloatArray:
-        """Probabilities (B, K, H, W) of int16 patches as stored, with any H and W.
+        """Calibrated probabilities (B, K, H, W) of int16 patches as stored, with any H and W.
 
         An any-date network takes the first months of its window alone. Raises ValueError if bands or months
         do not fit the network.
         """
         stored = [torch.as_tensor(x).to(self.device) for x in (s1_bcthw, s2_bcthw)]
-        missing = self.checkpoint.months - stored[0].shape[2]
+        seen = stored[0].shape[2]
+        missing = self.checkpoint.months - seen
         if missing > 0 and self.checkpoint.any_date:
             stored = [pad(x, (0, 0, 0, 0, 0, missing), value=NODATA) for x in stored]
         with torch.inference_mode():
-            return np.asarray(self._network(*stored).cpu().numpy())
-
-
-def decide(probabilities_khw: npt.NDArray[np.floating], thresholds_k: npt.NDArray[np.floating]) -> ByteArray:
-    """The class (…, H, W) of probabilities (…, K, H, W), or BACKGROUND if none reaches its threshold.
-
-    Among the classes with p_c >= t_c, the one with the largest excess in odds wins: argmax of
-    logit(p_c) - logit(t_c). Thresholds differ by class, since the sigmoids are calibrated differently (rare
-    classes have low scores and low thresholds). Comparing p_c alone would let a frequent class win wherever
-    it barely passes; the ratio p_c / t_c would favour low thresholds without bound. Ties go to the lower
-    index. NaN (no view at all) is BACKGROUND. Raises ValueError unless the thresholds are (K,).
-    """
-    probabilities = np.asarray(probabilities_khw, dtype=np.float32)
-    thresholds = np.asarray(thresholds_k, dtype=np.float32)
-    if thresholds.shape != (probabilities.shape[-3],):
-        raise ValueError(f"thresholds are {thresholds.shape} for probabilities {probabilities.shape}")
-    excess = _logit(probabilities) - _logit(thresholds)[:, None, None]
-    passing = probabilities >= thresholds[:, None, None]
-    best = np.argmax(np.where(passing, excess, -np.inf), axis=-3).astype(np.uint8)
-    return np.where(passing.any(axis=-3), best, np.uint8(BACKGROUND))
-
-
-def _logit(p: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    clipped = np.clip(p, 1e-6, 1 - 1e-6)
-    return np.log(clipped) - np.log1p(-clipped)
-
-
-def choose_thresholds(scores_nk: npt.NDArray[np.floating], labels_n: ByteArray) -> npt.NDArray[np.float32]:
-    """Thresholds (K,) that maximise each class's F1 on known pixels.
-
-    `labels_n` holds class indices or BACKGROUND (a negative of every class), without unlabelled pixels. Of
-    equally good thresholds, the middle of the gap below the lowest accepted score is chosen, so that chance
-    does not decide about scores in the gap. A class without a positive pixel keeps 0.5. Raises ValueError for
-    other labels.
-    """
-    scores = np.asarray(scores_nk, dtype=np.float32)
-    n_classes = scores.shape[1]
-    if np.any((labels_n >= n_classes) & (labels_n != BACKGROUND)):
-        raise ValueError(f"labels must be 0..{n_classes - 1} or {BACKGROUND}, got {np.unique(labels_n)}")
-    return np.array([_best_threshold(scores[:, k], labels_n == k) for k in range(n_classes)], np.float32)
-
-
-def _best_threshold(scores_n: npt.NDArray[np.float32], positive_n: npt.NDArray[np.bool_]) -> float:
-    positives = int(positive_n.sum())
-    if not positives:
-        return DEFAULT_THRESHOLD
-    order = np.argsort(-scores_n, kind="stable")
-    ranked = scores_n[order]
-    true_positives = np.cumsum(positive_n[order])
-    accepted = np.arange(1, len(ranked) + 1)
-    f1 = 2 * true_positives / (accepted + positives)
-    cuts = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True))  # between different scores only
-    best = cuts[np.argmax(f1[cuts])]
-    below = ranked[best + 1] if best + 1 < len(ranked) else np.float32(0)
-    middle = np.float32((ranked[best] + below) / 2)
-    return float(middle if middle > below else ranked[best])  # neighbouring floats have no middle
+            return np.asarray(self._network(*stored, min(seen, self.checkpoint.months)).cpu().numpy())
 
 
 def stored_inputs(

@@ -139,9 +139,7 @@ def model_assisted_areas(run: Run) -> Summary:
             "what is mapped as a crop is that crop. Check a sample of the map: cropray areas sample"
         )
     network = Network(checkpoint)
-    _, found = block_confusions(
-        run.config, reader, {"network": network}, {"network": network.predictor.thresholds}
-    )
+    _, found = block_confusions(run.config, reader, {"network": network})
     blocks = found["network"]
     if len(blocks) < 2:
         raise InputError("val has a single block of regions: an interval needs two. Check a sample instead.")

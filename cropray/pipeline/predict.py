@@ -162,11 +162,12 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
         for name in output.names():
             if not name.startswith("parts/"):
                 output.delete(name)
+    decision = checkpoint.decision(len(settings.periods))
     identity = MapIdentity(
         title=f"crops of {config.predict.area}",
         model=config.predict.model or checkpoint_folder.uri.removeprefix(run.folder.uri.rstrip("/") + "/"),
         classes=checkpoint.classes,
-        thresholds=tuple(Predictor(checkpoint).thresholds.tolist()),
+        thresholds=tuple(decision.thresholds_k(len(checkpoint.classes)).tolist()),
         settings=settings,
         key=key,
         provisional=provisional,

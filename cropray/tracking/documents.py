@@ -104,13 +104,9 @@ def _render(template: str, **values: Any) -> str:
 
 
 def _epoch_of(checkpoint: Checkpoint, history: Sequence[Any]) -> Any:
-    """The epoch of the checkpoint, which has the same thresholds. None if it is unknown."""
-    for entry in reversed(history):
-        scores = [(entry.get("val_classes") or {}).get(name) for name in checkpoint.classes]
-        pairs = zip(scores, checkpoint.thresholds or (), strict=False)
-        if any(scores) and all(score is None or score["threshold"] == chosen for score, chosen in pairs):
-            return entry
-    return None
+    """The epoch of the checkpoint, if it was validated. None if it is unknown."""
+    entries = (entry for entry in history if checkpoint.epoch and entry.get("epoch") == checkpoint.epoch)
+    return next((entry for entry in entries if any((entry.get("val_classes") or {}).values())), None)
 
 
 def _years(checkpoint: Checkpoint) -> str:

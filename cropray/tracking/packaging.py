@@ -17,7 +17,7 @@ import xxhash
 import cropray
 from cropray.bands import NODATA, S1_NAMES, S2_NAMES
 from cropray.models.checkpoint import Checkpoint
-from cropray.models.inference import DEFAULT_THRESHOLD
+from cropray.models.decision import DEFAULT_THRESHOLD
 from cropray.storage import Folder
 from cropray.types import BACKGROUND
 

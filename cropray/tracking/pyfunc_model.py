@@ -15,7 +15,7 @@ from mlflow.pyfunc import PythonModel
 
 from cropray.errors import InputError
 from cropray.models.checkpoint import load_checkpoint
-from cropray.models.inference import Predictor, decide, stored_inputs
+from cropray.models.inference import Predictor, stored_inputs
 from cropray.storage import Folder
 from cropray.tracking.model_inputs import from_geotiffs, from_xarray
 from cropray.types import ByteArray, FloatArray
@@ -52,7 +52,9 @@ class CropModel(PythonModel):  # type: ignore[misc]  # MLflow's types are not fo
             raise MlflowException.invalid_parameter_value(str(error)) from error
         steps = [slice(start, start + _BATCH) for start in range(0, len(s1), _BATCH)]
         values = np.concatenate([self.predictor.probabilities(s1[step], s2[step]) for step in steps])
-        return values if options["output"] == "probabilities" else decide(values, self.predictor.thresholds)
+        if options["output"] == "probabilities":
+            return values
+        return self.predictor.decision(s1.shape[2]).decide(values)
 
 
 mlflow.models.set_model(CropModel())

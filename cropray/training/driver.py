@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from cropray.cluster import ray_session, reach
 from cropray.config.training import Stage
 from cropray.errors import InputError
+from cropray.evaluation.decisions import settled
 from cropray.figures.charts import curves_chart
 from cropray.figures.pictures import comparison_picture
 from cropray.models.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint, save_checkpoint
-from cropray.models.inference import Predictor, decide
+from cropray.models.inference import Predictor
 from cropray.progress import say
 from cropray.run import Run, Summary
+from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
@@ -193,10 +195,18 @@ def train_in(
     return _begin(run, stage, plan, request, control)(tracker, tell).until_done()
 
 
-def publish_best(place: Folder, epoch: int, target: Folder) -> None:
-    """Publish the checkpoint of an epoch from the states in `place`, with the history up to it."""
+def publish_best(run: Run, place: Folder, epoch: int, target: Folder) -> None:
+    """Publish the checkpoint of an epoch from the states in `place`, with the history up to it.
+
+    Its calibration and thresholds are chosen on val, where that knows a pixel of a class.
+    """
     state = place.child(name_of(epoch))
     checkpoint, train_state = load_checkpoint(state), json.loads(state.read_text(TRAIN_STATE))
+    checkpoint, val = replace(checkpoint, epoch=epoch), shard_uris(run.folder, "val")
+    if val:
+        reader = ShardReader(val, batch_size=1, shuffle=False)
+        buffer_m, overlap = run.config.rois.split.buffer_m, run.config.predict.overlap
+        checkpoint = settled(checkpoint, reader, buffer_m=buffer_m, overlap=overlap)
     target.write_text("history.json", json.dumps(train_state["history"], indent=1) + "\n")
     save_checkpoint(checkpoint, target)
 
@@ -222,7 +232,7 @@ def _train_and_register(
         if plan.lock is not None:
             plan.lock.check()
         model = run.folder.child(f"models/{stage}")
-        publish_best(plan.states, best_entry(history)["epoch"], model)
+        publish_best(run, plan.states, best_entry(history)["epoch"], model)
         model.write_text("history.json", json.dumps(history, indent=1) + "\n")
         title, val = f"{stage} of {run.folder}", plan.val.part(1, 0, 1)
         for name, picture in training_pictures(load_checkpoint(model), history, val, title).items():
@@ -256,7 +266,7 @@ def training_pictures(
     probabilities = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw)
     truth = batch.label_bhw if batch.truth_bhw is None else batch.truth_bhw
     for i, name in enumerate(batch.rows["sample_id"]):
-        seen = decide(probabilities[i], predictor.thresholds)
+        seen = predictor.decision().decide(probabilities[i])
         pictures[f"predictions/{i + 1}.png"] = comparison_picture(
             truth[i], seen, checkpoint.classes, batch.s2_bcthw[i], str(name)
         )

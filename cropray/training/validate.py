@@ -15,8 +15,8 @@ import xxhash
 from sklearn.metrics import average_precision_score, f1_score
 
 from cropray.errors import DivergedError
+from cropray.models.decision import choose_thresholds
 from cropray.models.dual_unet3d import MAIN
-from cropray.models.inference import choose_thresholds
 from cropray.models.losses import LossTerms, total
 from cropray.shards.reader import ShardReader
 from cropray.training.step import Trainer

@@ -216,7 +216,7 @@ def _publish(run: Run, trials: Sequence[Trial], tracker: Tracker) -> str:
     tracker.tags({"best.trial": best.id, **{f"best.{key}": value for key, value in best.values.items()}})
     tracker.metrics({SCORE: score}, step=len(trials))
     model = folder.child("model")
-    publish_best(best.folder(run), best.best_epoch, model)
+    publish_best(run, best.folder(run), best.best_epoch, model)
     return register(run, settings.stage, model, tracker)
 
 

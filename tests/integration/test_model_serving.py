@@ -19,7 +19,8 @@ import pytest
 from cropray.bands import NODATA
 from cropray.grid import Grid, Window
 from cropray.models.checkpoint import load_checkpoint
-from cropray.models.inference import Predictor, decide
+from cropray.models.decision import decide
+from cropray.models.inference import Predictor
 from cropray.rasters import create_tiled
 from cropray.run import Run
 from cropray.shards.reader import ShardReader
