@@ -18,7 +18,7 @@ from cropray.errors import InputError
 from cropray.models.losses import LossTerms
 from cropray.shards.order import EpochState
 from cropray.storage import Folder
-from cropray.training.driver import Control
+from cropray.training.control import Control
 from cropray.training.loop import Ask
 from cropray.training.monitor import ProgressMonitor, ResourceRequest, flat_entry
 from cropray.training.plan import RAYS, TrainingPlan, make_plan

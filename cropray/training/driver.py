@@ -25,6 +25,7 @@ from cropray.shards.reader import ShardReader
 from cropray.storage import Folder, in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
+from cropray.training.control import beside_driver, open_control
 from cropray.training.lock import run_lock
 from cropray.training.monitor import ProgressMonitor, ResourceRequest, check_workers, worker_resources
 from cropray.training.plan import RAYS, TrainingPlan, make_plan, training_inputs
@@ -38,19 +39,6 @@ _PICTURES = 4
 _CONTROLLER_POLL_S = "0.2"  # Ray's own 2 s would be lost at the start and the end
 # NCCL and Gloo: torch.compile on one rank, or an upload to slow storage, may take minutes.
 _COLLECTIVE_TIMEOUT_S = 900
-
-
-class Control:
-    """An actor that workers ask whether to write their state and leave."""
-
-    def __init__(self) -> None:
-        self._leaving = False
-
-    def leave(self) -> None:
-        self._leaving = True
-
-    def leaving(self) -> bool:
-        return self._leaving
 
 
 def pretrain(run: Run) -> Summary:
@@ -104,13 +92,6 @@ def train(run: Run, stage: Stage) -> Summary:
         }
         run.finish(stage, summary, inputs)
     return summary
-
-
-def open_control() -> Any:
-    """A handle of a new `Control` on this node. Ray restarts it if it dies; it ends with this process."""
-    import ray
-
-    return ray.remote(Control).options(**_beside_driver(), max_task_retries=-1).remote()
 
 
 def resource_request(run: Run, stage: Stage, cpus: float = 1) -> ResourceRequest:
@@ -211,15 +192,6 @@ def publish_best(run: Run, place: Folder, epoch: int, target: Folder) -> None:
     save_checkpoint(checkpoint, target)
 
 
-def _beside_driver() -> dict[str, Any]:
-    """Ray's options of an actor on this node that is restarted when it dies."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
-
-
 def _train_and_register(
     run: Run, stage: Stage, plan: TrainingPlan, request: ResourceRequest
 ) -> tuple[History, str, str]:
@@ -249,7 +221,7 @@ def _begin(
 
     from cropray.training.worker import SendReports
 
-    reports = Queue(actor_options=_beside_driver())
+    reports = Queue(actor_options=beside_driver())
     training = in_thread(lambda: fit(run, stage, plan, request, control, [SendReports(reports)]))
     return partial(ProgressMonitor, stage, plan, request, control, reports, training)
 

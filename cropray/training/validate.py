@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from sklearn.metrics import average_precision_score, f1_score
 
 from cropray.errors import DivergedError
 from cropray.models.decision import choose_thresholds
@@ -94,6 +93,8 @@ def score(
     no figures (None) and does not count in the means, which are None if no class has any. Raises
     DivergedError if a score is not a number.
     """
+    from sklearn.metrics import average_precision_score, f1_score  # not in every process of a training
+
     if np.isnan(scores_nk).any():
         raise DivergedError("the network predicts NaN: the training diverged. Lower the learning rate (lr)")
     thresholds = choose_thresholds(scores_nk, label_n)

@@ -30,7 +30,8 @@ from cropray.run import Inputs, Run, Summary
 from cropray.storage import in_thread
 from cropray.tracking.registry import register, registered_name
 from cropray.tracking.runs import Tracker, tracked
-from cropray.training.driver import open_control, publish_best, train_in
+from cropray.training.control import open_control
+from cropray.training.driver import publish_best, train_in
 from cropray.training.lock import run_lock
 from cropray.training.plan import make_plan, training_inputs
 from cropray.training.validate import SCORE, History

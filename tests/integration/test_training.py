@@ -19,10 +19,10 @@ from cropray.errors import InputError
 from cropray.models.checkpoint import load_checkpoint
 from cropray.run import Run, Summary
 from cropray.storage import Folder
+from cropray.training.control import open_control
 from cropray.training.driver import (
     finetune,
     fit,
-    open_control,
     pretrain,
     publish_best,
     resource_request,

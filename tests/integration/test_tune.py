@@ -22,7 +22,7 @@ from cropray.models.checkpoint import save_checkpoint
 from cropray.run import Run
 from cropray.storage import Folder
 from cropray.tracking.versions import find
-from cropray.training.driver import open_control
+from cropray.training.control import open_control
 from cropray.training.plan import make_plan
 from cropray.training.state import newest
 from cropray.training.validate import SCORE
