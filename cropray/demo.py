@@ -46,7 +46,7 @@ def demo(run: Run) -> Summary:
     maps = second.folder.child(f"maps/{run.config.predict.name}")
     return {
         "map": maps.path("map.tif"),
-        "picture": maps.path("picture.png"),
+        "picture": maps.path("thumbnail.png"),
         "report": second.folder.path("report.html"),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +113,16 @@ class ImageRequest:
             )
 
 
+class View(NamedTuple):
+    """One acquisition of a sensor over a grid."""
+
+    sensor: str  # "s2" or "s1"
+    when: datetime  # UTC
+    orbit: str  # of the radar, as in `Composite.orbits_s1`; empty for Sentinel-2
+    scenes: tuple[str, ...]  # names in the catalogue; empty if they have none
+    clear: int  # pixels: without cloud, or with backscatter
+
+
 @dataclass(frozen=True)
 class Composite:
     """One image per period and sensor, on one grid. Values of invalid pixels mean nothing.
@@ -122,7 +132,8 @@ class Composite:
     nearest neighbour, 0 where a map has no data. `orbits_s1` names the radar orbits of the season, the
     topmost first ("ascending 88"); it is empty if they were chosen month by month. `lost` names scenes
     that could not be used, with the reason. `impossible` is, by sensor and period, the share of values
-    outside the range of their band, of the band that has most. Raises ValueError for shapes that do not
+    outside the range of their band, of the band that has most. `views` are the acquisitions, if the source
+    knows them. Raises ValueError for shapes that do not
     match.
     """
 
@@ -137,6 +148,7 @@ class Composite:
     orbits_s1: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     impossible: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    views: tuple[View, ...] = ()
 
     def __post_init__(self) -> None:
         size = (len(self.periods), self.grid.height, self.grid.width)

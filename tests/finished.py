@@ -40,8 +40,8 @@ def finished_run(folder: str, *, with_truth: bool = True) -> Run:
     run.folder.write_text("maps/map/summary.json", json.dumps({"key": "k", "summary": summary}))
     nothing = np.zeros((8, 8), np.uint8)
     picture = comparison_picture(nothing, nothing, CLASSES, np.zeros((10, 1, 8, 8), np.int16), "map")
-    run.folder.write_bytes("maps/map/north/picture.png", picture)
-    run.folder.write_bytes("maps/map/south/picture.png", picture)
+    run.folder.write_bytes("maps/map/north/thumbnail.png", picture)
+    run.folder.write_bytes("maps/map/south/thumbnail.png", picture)
     return run
 
 

@@ -107,7 +107,7 @@ def test_strata_are_the_sure_and_the_unsure_parts_of_the_classes(sampled: Run) -
     directory = sampled.folder.local("maps/map")
     strata = define_strata(directory, CLASSES, 25)
     class_hw = class_map(sampled)
-    with rasterio.open(directory / "probabilities.tif") as raster:
+    with rasterio.open(directory / "scores.tif") as raster:
         confidence_hw = confidence(class_hw, raster.read())
     hectares = pixel_hectares(GRID)
     for stratum in strata:
@@ -335,7 +335,7 @@ def test_without_a_sample_the_mapped_hectares_are_divided_as_the_val_regions_wer
     directory = folder.local()
     directory.mkdir(parents=True)
     tile = Window(0, 0, *grid.shape)
-    assemble(grid, [tile], lambda _: part, directory, classes=classes, tags={}, probabilities=False)
+    assemble(grid, [tile], lambda _: part, directory, classes=classes, tags={}, scores=False)
     item = {"id": "map", "properties": {"cropray:thresholds": dict.fromkeys(classes, 0.5)}, "assets": {}}
     folder.write_text("item.json", json.dumps(item))
     run.finish("predict", {"maps": [{"name": ""}]}, {"model": model_fingerprint(place, None)})

@@ -21,7 +21,7 @@ from cropray.errors import InputError
 from cropray.figures.crops import class_colours
 from cropray.grid import Window
 from cropray.maps.fields import classify_fields, read_fields
-from cropray.maps.mosaic import MAP, PROBABILITIES, assemble
+from cropray.maps.mosaic import MAP, SCORES, assemble
 from cropray.maps.request import MapPlan
 from cropray.maps.tiles import NODATA, TileResult
 from cropray.models.decision import decide
@@ -54,7 +54,7 @@ def painted(directory: Path) -> np.ndarray:
     class_hw = decide(percent / 100, np.array(THRESHOLDS)).astype(np.uint8)
     class_hw[:, 320:] = NODATA
     part = TileResult(class_hw, np.where(class_hw == NODATA, NODATA, percent).astype(np.uint8))
-    assemble(GRID, [tile], lambda _: part, directory, classes=CLASSES, tags={}, probabilities=True)
+    assemble(GRID, [tile], lambda _: part, directory, classes=CLASSES, tags={}, scores=True)
     return percent
 
 
@@ -79,7 +79,7 @@ def test_the_votes_of_a_field_are_those_of_the_pixels_in_it(tmp_path: Path) -> N
     ]
     shapes = [s for i, s in enumerate(shapes) if not any(s.intersects(other) for other in shapes[:i])]
     table = classified(tmp_path, shapes)
-    with rasterio.open(tmp_path / MAP) as raster, rasterio.open(tmp_path / PROBABILITIES) as scores:
+    with rasterio.open(tmp_path / MAP) as raster, rasterio.open(tmp_path / SCORES) as scores:
         class_hw, percent = raster.read(1), scores.read()
     x, y = np.meshgrid(*GRID.centres())
     assert len(table) == len(shapes) > 20
@@ -186,7 +186,7 @@ def test_the_same_fields_are_reused_and_changed_ones_are_not(tmp_path: Path) -> 
         ({"fields": "nowhere.gpkg"}, "nowhere.gpkg"),
         ({"declared": "kind"}, "kind"),
         ({"field_id": "plot"}, "occurs twice"),
-        ({"probabilities": False}, "predict.probabilities"),
+        ({"scores": False}, "predict.scores"),
     ],
 )
 def test_unusable_fields_are_refused(tmp_path: Path, settings: dict[str, Any], told: str) -> None:

@@ -38,7 +38,7 @@ class PredictConfig(Section):
     assume_harvest: date | None = Field(None, description="Harvest start, for models anchored on it.")
     tile_size: int = Field(512, ge=64, multiple_of=64, description="Side of a tile, in pixels.")
     overlap: int = Field(16, ge=0, description="Least overlap of patches, in pixels; evaluation too.")
-    probabilities: bool = Field(True, description="Whether a raster of probabilities is written too.")
+    scores: bool = Field(True, description="Whether a raster of the scores of all classes is written too.")
     batch_size: int = Field(16, ge=1, description="Patches per forward pass.")
     name: Name = Field("map", description="Name of the map's folder, maps/<name>.")
     fields: str = ""

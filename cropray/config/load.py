@@ -18,6 +18,7 @@ from cropray.errors import InputError
 
 _ONE_READER = "one process feeds a worker's GPU with stored batches. Delete it"
 REMOVED = {"finetune.processes": _ONE_READER, "pretrain.processes": _ONE_READER}
+REMOVED["predict.probabilities"] = "set predict.scores"
 """Settings of earlier versions, and what to do instead. Records of older runs may still hold them."""
 
 _YAML_ERRORS = (yaml.YAMLError, ValueError)  # ValueError: a date that does not exist, 2022-13-01

@@ -23,7 +23,7 @@ from cropray.imagery.scenes import (
     acquisitions,
     check_plausible,
 )
-from cropray.types import BoolArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period
+from cropray.types import BoolArray, Composite, CompositeRecipe, FloatArray, ImageRequest, Period, View
 
 _BLOCK_VALUES = 1 << 19  # floats that are sorted at once: 2 MiB stay in the cache
 _FAR = np.float32(1e30)  # beyond every reflectance, but finite, so that sums stay defined
@@ -57,6 +57,7 @@ def composite_scenes(
     s1_tchw = np.full((size[0], len(S1_BANDS), *size[1:]), np.nan, np.float32)
     s2_valid_thw, s1_valid_thw = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
     counts: dict[str, list[int]] = {"s2": [], "s1": []}
+    views: list[View] = []
     logs = {sensor: SceneLog(sensor, request) for sensor in recipe.sensors}
     orbits: tuple[Orbit, ...] | None = None
     if "s1" in logs and recipe.s1_orbit_rule == "season":
@@ -67,6 +68,7 @@ def composite_scenes(
             optical = acquisitions(logs["s2"].usable(s2(period), period))
             s2_valid_thw[t] = median_reflectance(optical, recipe, out_chw=s2_tchw[t])
             counts["s2"].append(len(optical))
+            views += [_optical_view(scene, recipe) for scene in optical]
             del optical  # before radar is read: memory is bounded by one sensor of one period
         if "s1" in logs:
             radar = by_orbit(logs["s1"].usable(s1(period, orbits), period), request)
@@ -74,6 +76,7 @@ def composite_scenes(
             order = monthly_order(acquired, recipe.s1_passes) if orbits is None else orbits
             s1_valid_thw[t] = mosaic_backscatter(radar, order, out_chw=s1_tchw[t])
             counts["s1"].append(sum(acquired.get(orbit, 0) for orbit in order))
+            views += [_radar_view(scene, orbit) for orbit in order for scene in radar.get(orbit, ())]
     composite = Composite(
         grid=request.grid,
         periods=request.periods,
@@ -84,6 +87,7 @@ def composite_scenes(
         scenes={sensor: tuple(each) or (0,) * size[0] for sensor, each in counts.items()},
         orbits_s1=tuple(map(str, orbits or ())),
         lost=tuple(line for log in logs.values() for line in log.names()),
+        views=tuple(sorted(views)),
     )
     return replace(composite, impossible=check_plausible(composite, request))
 
@@ -95,8 +99,7 @@ def median_reflectance(scenes: Sequence[S2Scene], recipe: CompositeRecipe, out_c
     every band of a pixel is the median over the same dates. For an even number of views it is the mean of
     the middle two, as in `numpy.median`. Pixels without a clear view keep the values of `out_chw`.
     """
-    clear_classes = ~np.isin(np.arange(256), recipe.scl_invalid)
-    views = [(scene.reflectance_chw, scene.data_hw & clear_classes[scene.scl_hw]) for scene in scenes]
+    views = [(scene.reflectance_chw, _clear(scene, recipe)) for scene in scenes]
     views = [(values, clear) for values, clear in views if clear.any()]
     C, H, W = out_chw.shape
     valid_hw = np.zeros((H, W), np.bool_)
@@ -111,6 +114,20 @@ def median_reflectance(scenes: Sequence[S2Scene], recipe: CompositeRecipe, out_c
         valid_hw[block] = np.any([clear[block] for _, clear in views], axis=0)
         np.copyto(out_chw[:, block], median, where=valid_hw[block])
     return valid_hw
+
+
+def _clear(scene: S2Scene, recipe: CompositeRecipe) -> BoolArray:
+    """(H, W): where a scene shows the ground."""
+    clear_classes = ~np.isin(np.arange(256), recipe.scl_invalid)
+    return np.asarray(scene.data_hw & clear_classes[scene.scl_hw])
+
+
+def _optical_view(scene: S2Scene, recipe: CompositeRecipe) -> View:
+    return View("s2", scene.when, "", scene.parts, int(_clear(scene, recipe).sum()))
+
+
+def _radar_view(scene: S1Scene, orbit: Orbit) -> View:
+    return View("s1", scene.when, str(orbit), scene.parts, int(scene.data_hw.sum()))
 
 
 def mosaic_backscatter(

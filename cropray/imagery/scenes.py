@@ -37,6 +37,7 @@ class S2Scene:
     name: str = ""
     platform: str = ""  # empty if unknown
     revision: tuple[float, str] = (0.0, "")  # processing baseline, time of processing
+    parts: tuple[str, ...] = ()  # names of the scenes that an acquisition was merged from
 
     @cached_property
     def data_hw(self) -> BoolArray:
@@ -63,6 +64,7 @@ class S1Scene:
     name: str = ""
     platform: str = ""
     revision: tuple[float, str] = (0.0, "")
+    parts: tuple[str, ...] = ()
 
     @cached_property
     def data_hw(self) -> BoolArray:
@@ -159,7 +161,7 @@ def _merged(parts: list[Scene]) -> Scene:
     merged = newest_last[-1]
     for below in newest_last[-2::-1]:
         merged = merged.over(below)
-    return merged
+    return replace(merged, parts=tuple(sorted(part.name for part in parts if part.name)))
 
 
 def _check_time(when: datetime, request: ImageRequest, period: Period) -> None:

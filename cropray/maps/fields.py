@@ -19,7 +19,7 @@ from pyproj import Geod
 
 from cropray.errors import InputError
 from cropray.figures.crops import class_names
-from cropray.maps.mosaic import MAP, PROBABILITIES
+from cropray.maps.mosaic import MAP, SCORES
 from cropray.maps.strata import class_index
 from cropray.maps.tables import plain
 from cropray.maps.tiles import NODATA
@@ -125,7 +125,7 @@ def classify_fields(directory: Path, fields: gpd.GeoDataFrame, classes: Sequence
 
 def _count(directory: Path, shapes: npt.NDArray[np.object_], n_classes: int) -> Votes:
     """The votes of fields in the CRS of the map. Where fields overlap, the last one has the pixel."""
-    path, probabilities = str(directory / MAP), str(directory / PROBABILITIES)
+    path, probabilities = str(directory / MAP), str(directory / SCORES)
     grid, tree = read_grid(path), shapely.STRtree(shapes)
     nodata_f, index_v = np.zeros(len(shapes), np.intp), class_index(tuple("x" * n_classes))
     pixels_fk = np.zeros((len(shapes), n_classes + 1), np.intp)

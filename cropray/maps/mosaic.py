@@ -6,20 +6,26 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pyproj import Geod
 
-from cropray.figures.crops import class_names, colour_table
+from cropray.figures.crops import class_names, colour_table, shown
 from cropray.grid import Grid, Window, transformer
+from cropray.maps.observed import colour_grid, colour_step
 from cropray.maps.tiles import NODATA, TileResult
 from cropray.rasters import create_tiled, read_grid, read_window, write_cog
+from cropray.types import BACKGROUND, ByteArray
 
 MAP = "map.tif"
-PROBABILITIES = "probabilities.tif"
+SCORES = "scores.tif"
+CONFIDENCE = "confidence.tif"
+OBSERVATIONS = "observations.tif"
+MONTHS = "months.tif"
 
+_OVERVIEWS: dict[str, Literal["mode", "nearest"]] = {MAP: "mode", OBSERVATIONS: "nearest"}
 _BLOCK = 512  # pixels a side of what is read at once
 _CELL = 32  # pixels a side of a cell whose pixels count as equally large
 _M2_PER_HECTARE = 1e4
@@ -33,37 +39,65 @@ def assemble(
     *,
     classes: Sequence[str],
     tags: Mapping[str, str],
-    probabilities: bool,
+    scores: bool,
+    months: Sequence[str] = (),
 ) -> list[Path]:
-    """Write map.tif, and probabilities.tif if wanted, into a local directory.
+    """Write the rasters of a map into a local directory, all uint8 with 255 for nodata but months.tif.
 
-    map.tif is uint8: 0..n-1, 254 for none of the classes, 255 for nodata. It has a colour table, and the
-    names by value as JSON in the tag CLASSES. probabilities.tif has one uint8 band per class, in per cent.
-    Raises InputError if the disk is full.
+    map.tif holds 0..n-1, 254 for none of the classes. It has a colour table, and the names by value as JSON
+    in the tag CLASSES. scores.tif (if `scores`) has the score of each class, confidence.tif that of the class
+    that is mapped, both in per cent. With `months`, the names of the months that were seen, observations.tif
+    counts the clear ones of each sensor, and months.tif shows them in true colour (0: unseen) at a lower
+    resolution. Raises InputError if the disk is full.
     """
-    tags = {**tags, "CLASSES": json.dumps(class_names(classes), ensure_ascii=False)}
-    bands: dict[str, dict[str, Any]] = {
-        MAP: {"count": 1, "descriptions": ["class"], "tags": tags, "colours": colour_table(classes)}
+    named = {**tags, "CLASSES": json.dumps(class_names(classes), ensure_ascii=False)}
+    labels = [shown(name) for name in classes]
+    options: dict[str, dict[str, Any]] = {
+        MAP: {"count": 1, "descriptions": ["class"], "tags": named, "colours": colour_table(classes)},
+        CONFIDENCE: {"count": 1, "descriptions": ["score of the mapped class"], "scale": 0.01, "tags": tags},
     }
-    if probabilities:
-        unit = tags | {"UNIT": "per cent"}
-        bands[PROBABILITIES] = {"count": len(classes), "descriptions": classes, "tags": unit}
+    if scores:
+        options[SCORES] = {"count": len(classes), "descriptions": labels, "scale": 0.01, "tags": named}
+    if months:
+        seen = ["clear months of Sentinel-2", "months of Sentinel-1"]
+        options[OBSERVATIONS] = {"count": 2, "descriptions": seen, "tags": tags}
+        bands = [f"{month} {colour}" for month in months for colour in ("red", "green", "blue")]
+        options[MONTHS] = {"count": len(bands), "descriptions": bands, "tags": tags}
+    coarse, step = colour_grid(grid), colour_step(grid)
     with ExitStack() as stack:
-        writers = []
-        for name, options in bands.items():
-            flat = create_tiled(directory / f"flat-{name}", grid, dtype="uint8", nodata=NODATA, **options)
-            writers.append(stack.enter_context(flat))
+        write = {}
+        for name, chosen in options.items():
+            place, nodata = (coarse, 0) if name == MONTHS else (grid, NODATA)
+            flat = create_tiled(directory / f"flat-{name}", place, dtype="uint8", nodata=nodata, **chosen)
+            write[name] = stack.enter_context(flat)
         for tile in tiles:
             result = read_tile(tile)
             if (result.class_hw == NODATA).all():
                 continue  # the file is sparse: blocks that are never written are nodata
-            for write, values_xhw in zip(writers, (result.class_hw[None], result.percent_khw), strict=False):
-                write(values_xhw, tile)
-    for name in bands:
+            write[MAP](result.class_hw[None], tile)
+            write[CONFIDENCE](mapped_score(result.class_hw, result.percent_khw)[None], tile)
+            if scores:
+                write[SCORES](result.percent_khw, tile)
+            if months and result.observed is not None:
+                write[OBSERVATIONS](result.observed.months_shw, tile)
+                colour_xhw = result.observed.colour_tchw.reshape(-1, *result.observed.colour_tchw.shape[2:])
+                write[MONTHS](colour_xhw, Window(tile.row // step, tile.col // step, *colour_xhw.shape[1:]))
+    for name in options:
         source = directory / f"flat-{name}"
-        write_cog(source, directory / name, overviews="nearest" if name == MAP else "average")
+        write_cog(source, directory / name, overviews=_OVERVIEWS.get(name, "average"))
         source.unlink()  # now: the flat file of a large map is as large as the map
-    return [directory / name for name in bands]
+    return [directory / name for name in options]
+
+
+def mapped_score(class_hw: ByteArray, percent_khw: ByteArray) -> ByteArray:
+    """(H, W), in per cent: the score of the class that is mapped, or NODATA.
+
+    Of none of the classes it is what the best score lacks to 100.
+    """
+    own_hw = np.where(class_hw < len(percent_khw), class_hw, 0).astype(np.intp)[None]
+    own = np.take_along_axis(percent_khw, own_hw, axis=0)[0]
+    score_hw = np.where(class_hw == BACKGROUND, 100 - np.minimum(percent_khw.max(axis=0), 100), own)
+    return np.where(class_hw == NODATA, NODATA, score_hw).astype(np.uint8)
 
 
 def class_areas(path: str, classes: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -1,68 +1,33 @@
-"""The files of a finished map: rasters, areas, picture and STAC item, published together."""
+"""The files of a finished map: rasters, legends, tables, picture and STAC item, published together."""
 
 from __future__ import annotations
 
 import json
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pystac
-import shapely
 
 from cropray import __version__
 from cropray.errors import InputError
-from cropray.figures.crops import class_names, colour_table, shown
 from cropray.figures.pictures import map_picture
-from cropray.grid import Grid, Window
-from cropray.imagery.longitudes import geojson_bbox, within_180
+from cropray.grid import Window
 from cropray.imagery.scenes import scene_of
-from cropray.maps.mosaic import MAP, PROBABILITIES, assemble, class_areas
+from cropray.maps.catalogue import ITEM, MapIdentity, map_item
+from cropray.maps.mosaic import MAP, assemble, class_areas
+from cropray.maps.observed import SCENES_TABLE, Observed, scenes_csv
 from cropray.maps.request import MapPlan
-from cropray.maps.tables import AREAS_TABLE, ITEM, WHOLE, areas_csv
-from cropray.maps.tiles import NODATA, PredictionSettings, TileResult
+from cropray.maps.styles import legend, style_files
+from cropray.maps.tables import AREAS_TABLE, WHOLE, areas_csv
+from cropray.maps.tiles import TileResult
 from cropray.rasters import read_reduced
 from cropray.storage import Folder
 
 AREAS = "areas.json"
-COLLECTION = "collection.json"
-MODEL_ITEM = "model.json"
-PICTURE = "picture.png"
+THUMBNAIL = "thumbnail.png"
 _PICTURE_PIXELS = 1200  # a side, at most
-
-_EXTENSIONS = [
-    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
-]
-_MEDIA_AND_ROLE = {
-    ".tif": (pystac.MediaType.COG, "data"),
-    ".png": (pystac.MediaType.PNG, "thumbnail"),
-    ".json": (pystac.MediaType.JSON, "metadata"),
-    ".csv": ("text/csv", "metadata"),
-}
-
-
-@dataclass(frozen=True)
-class MapIdentity:
-    """What the files of a map state. `key` is the hash of everything on which its pixels depend.
-
-    `provisional` is the day on which it was made, as ISO date, if its months were not over then.
-    """
-
-    title: str
-    model: str
-    classes: tuple[str, ...]
-    thresholds: tuple[float, ...]
-    settings: PredictionSettings
-    key: str
-    provisional: str = ""
 
 
 class PublishedMap(NamedTuple):
@@ -79,7 +44,7 @@ def publish_map(
     read_tile: Callable[[Window], TileResult],
     identity: MapIdentity,
     *,
-    probabilities: bool,
+    scores: bool,
 ) -> PublishedMap:
     """Make the files of a map in a temporary folder and publish them, the item last.
 
@@ -94,28 +59,38 @@ def publish_map(
 
     classes, as_of = identity.classes, identity.settings.as_of.isoformat()
     tags = {"AS_OF": as_of, "MODEL": identity.model, "SOFTWARE": f"cropray {__version__}"}
+    windows = list(tiles)
     try:
         with tempfile.TemporaryDirectory(prefix="cropray-") as temporary:
             directory = Path(temporary)
             made = assemble(
                 plan.grid,
-                tiles,
+                windows,
                 read,
                 directory,
                 classes=classes,
                 tags=tags,
-                probabilities=probabilities,
+                scores=scores,
+                months=[period.start.isoformat() for period in identity.settings.periods],
             )
-            made += [directory / name for name in (AREAS, AREAS_TABLE, PICTURE)]
             areas = class_areas(str(directory / MAP), classes)
             record = {"as_of": as_of, "model": identity.model, "classes": areas}
-            (directory / AREAS).write_text(json.dumps(record, indent=1))
             hectares_uk = np.array([[row["hectares"] for row in areas.values()]])
-            (directory / AREAS_TABLE).write_text(areas_csv([WHOLE], list(areas), hectares_uk))
+            texts = {
+                AREAS: json.dumps(record, indent=1),
+                AREAS_TABLE: areas_csv([WHOLE], list(areas), hectares_uk),
+                **style_files(legend(classes, areas)),
+            }
+            observed = scenes_csv(_observed(windows, read_tile))
+            if len(observed.splitlines()) > 1:  # the source knows its acquisitions
+                texts[SCENES_TABLE] = observed
+            for name, text in texts.items():
+                (directory / name).write_text(text)
             title = f"{identity.title}\nas of {as_of}, model {identity.model}"
             values, grid = read_reduced(str(directory / MAP), _PICTURE_PIXELS)
-            (directory / PICTURE).write_bytes(map_picture(values[0], grid, classes, title))
-            item = stac_item(plan, identity, {path.name: path.stat().st_size for path in made}, sorted(lost))
+            (directory / THUMBNAIL).write_bytes(map_picture(values[0], grid, classes, title))
+            made += [directory / name for name in (*texts, THUMBNAIL)]
+            item = map_item(plan, identity, made, _scenes(windows, read_tile, identity), sorted(lost))
             for path in made:
                 folder.publish(path, path.name)
             folder.write_text(ITEM, json.dumps(item, indent=1, ensure_ascii=False))
@@ -127,81 +102,24 @@ def publish_map(
     return PublishedMap(areas, sorted(lost))
 
 
-def collection_id(identity: MapIdentity) -> str:
-    """The STAC collection of the maps of a prediction."""
-    return f"maps-{identity.settings.as_of.isoformat()}-{identity.key}"
+def _observed(tiles: Iterable[Window], read_tile: Callable[[Window], TileResult]) -> Iterator[Observed]:
+    for tile in tiles:
+        observed = read_tile(tile).observed
+        if observed is not None:
+            yield observed
 
 
-def stac_item(
-    plan: MapPlan, identity: MapIdentity, sizes: dict[str, int], lost: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The STAC item of a map as JSON. `sizes` are the bytes of the files beside it, by name.
-
-    `lost` names the scenes that could not be used.
-    Its datetime is the end of the as-of day: the date of the knowledge, not of the drawing.
-    """
-    grid, settings = plan.grid, identity.settings
-    as_of = settings.as_of.isoformat()
-    footprint = within_180(shapely.Polygon(grid.outline_in("EPSG:4326", per_side=8)))
-    end = datetime.combine(settings.as_of, time(23, 59, 59), UTC)
-    item = pystac.Item(
-        id=f"{plan.name or 'map'}-{as_of}-{identity.key}",
-        geometry=shapely.geometry.mapping(footprint),
-        bbox=list(geojson_bbox(footprint)),
-        datetime=end,
-        start_datetime=datetime.combine(settings.periods[0].start, time(), UTC),
-        end_datetime=end,
-        properties={
-            "proj:code": grid.crs,
-            "proj:shape": list(grid.shape),
-            "proj:transform": list(grid.transform),
-            "proj:bbox": list(grid.bounds),
-            "title": identity.title,
-            "cropray:version": __version__,
-            "cropray:model": identity.model,
-            "cropray:as_of": as_of,
-            "cropray:periods": [[p.start.isoformat(), p.end.isoformat()] for p in settings.periods],
-            "cropray:thresholds": dict(zip(identity.classes, identity.thresholds, strict=True)),
-            "cropray:key": identity.key,
-            "cropray:scenes_lost": list(lost),
-            **({"cropray:provisional": identity.provisional} if identity.provisional else {}),
-        },
-        stac_extensions=_EXTENSIONS,
-    )
-    for name, size in sizes.items():
-        key = Path(name).stem if name.endswith(".tif") else name
-        item.add_asset(key, _asset(name, size, grid, identity.classes))
-    beside = "../" if plan.name else "./"
-    for relation, name, kind in (
-        ("collection", COLLECTION, pystac.MediaType.JSON),
-        ("derived_from", MODEL_ITEM, pystac.MediaType.GEOJSON),
-    ):
-        item.add_link(pystac.Link(relation, f"{beside}{name}", kind))
-    item.collection_id = collection_id(identity)
-    return item.to_dict(include_self_link=False, transform_hrefs=False)
-
-
-def _asset(name: str, size: int, grid: Grid, classes: Sequence[str]) -> pystac.Asset:
-    media_type, role = _MEDIA_AND_ROLE[Path(name).suffix]
-    extra: dict[str, Any] = {"file:size": size}
-    raster = {"data_type": "uint8", "nodata": NODATA}
-    if name == MAP:
-        extra |= raster | {"raster:spatial_resolution": grid.resolution}
-        extra |= {"classification:classes": _classification(classes)}
-    if name == PROBABILITIES:
-        extra |= {"bands": [{"name": label} | raster | {"raster:scale": 0.01} for label in classes]}
-    return pystac.Asset(f"./{name}", media_type=media_type, roles=[role], extra_fields=extra)
-
-
-def _classification(classes: Sequence[str]) -> list[dict[str, Any]]:
-    table = colour_table(classes)
-    return [
-        {
-            "value": value,
-            "name": re.sub(r"[^a-zA-Z0-9_-]", "_", name),  # the extension allows these characters
-            "title": shown(name),
-            "color_hint": bytes(table[value]).hex().upper(),
-        }
-        | ({"nodata": True} if value == NODATA else {})
-        for value, name in (class_names(classes) | {NODATA: "nodata"}).items()
-    ]
+def _scenes(
+    tiles: Iterable[Window], read_tile: Callable[[Window], TileResult], identity: MapIdentity
+) -> list[str]:
+    """The addresses of the scenes of a map, of sensors whose catalogue is known."""
+    if not identity.scene_roots:
+        return []
+    found = {
+        f"{identity.scene_roots[view.sensor]}/{name}"
+        for observed in _observed(tiles, read_tile)
+        for view in observed.views
+        if view.sensor in identity.scene_roots
+        for name in view.scenes
+    }
+    return sorted(found)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cropray.errors import InputError
 from cropray.figures.crops import class_names
 from cropray.grid import Grid, Window
-from cropray.maps.mosaic import MAP, PROBABILITIES, pixel_hectares
+from cropray.maps.mosaic import MAP, SCORES, pixel_hectares
 from cropray.maps.tables import WHOLE
 from cropray.maps.tiles import NODATA
 from cropray.rasters import burn, read_grid, read_window
@@ -165,7 +165,7 @@ def class_index(classes: Sequence[str]) -> npt.NDArray[np.intp]:
 
 def _blocks(folder: Path) -> Iterator[tuple[Grid, ByteArray, ByteArray]]:
     """Grid, classes (H, W) and confidence (H, W) of the parts of a map that hold a pixel."""
-    path, probabilities = str(folder / MAP), folder / PROBABILITIES
+    path, probabilities = str(folder / MAP), folder / SCORES
     grid = read_grid(path)
     for block in grid.blocks(_BLOCK):
         class_hw: ByteArray = read_window(path, block)[0]

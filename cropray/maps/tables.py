@@ -1,24 +1,20 @@
-"""The tables of a map: hectares, accuracy and confusion as CSV, and their place in its STAC item."""
+"""The tables of a map: hectares, accuracy and confusion as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cropray.errors import InputError
 from cropray.maps.estimation import Estimate
-from cropray.storage import Folder
 from cropray.types import BoolArray, DoubleArray, IndexArray
 
 AREAS_TABLE = "areas.csv"
 ACCURACY_TABLE = "accuracy.csv"
 CONFUSION_TABLE = "confusion.csv"
-ITEM = "item.json"
 WHOLE = "all"
 """The name of the whole map among its units."""
 
@@ -29,11 +25,6 @@ _AREAS_HEAD = (
     *("unit", "class", "mapped_ha", "estimate_ha", "se_ha", "ci95_low", "ci95_high"),
     *("method", "n_reference"),
 )
-_MEDIA_AND_ROLE = {
-    "csv": ("text/csv", "metadata"),
-    "parquet": ("application/vnd.apache.parquet", "data"),
-    "gpkg": ("application/geopackage+sqlite3", "data"),
-}
 _ACCURACY_HEAD = ("measure", "class", "estimate", "se", "ci95_low", "ci95_high", "n_reference")
 
 
@@ -85,31 +76,9 @@ def confusion_csv(names: Sequence[str], hectares_kk: DoubleArray, points_kk: Ind
     return _csv(("mapped", "reference", "n_reference", "estimate_ha", "share"), rows)
 
 
-def publish_beside(folder: Folder, files: dict[str, bytes]) -> None:
-    """Write files beside a map and note them in its STAC item, which is written last."""
-    import pystac
-
-    item = read_item(folder)
-    for name, data in files.items():
-        media_type, role = _MEDIA_AND_ROLE[name.rpartition(".")[2]]
-        asset = pystac.Asset(f"./{name}", media_type=media_type, roles=[role])
-        item["assets"][name] = {**asset.to_dict(), "file:size": len(data)}
-        folder.write_bytes(name, data)
-    folder.write_text(ITEM, json.dumps(item, indent=1, ensure_ascii=False))
-
-
 def plain(name: str) -> str:
     """A name of a crop without differences of case, spaces and _."""
     return name.strip().casefold().replace("_", " ")
-
-
-def read_item(folder: Folder) -> dict[str, dict[str, object]]:
-    """The STAC item of a map. Raises InputError if it is damaged or missing."""
-    try:
-        item: dict[str, dict[str, object]] = json.loads(folder.read_text(ITEM))
-    except ValueError as error:
-        raise InputError(f"{folder}/{ITEM} is damaged ({error}). Run cropray predict again.") from error
-    return item
 
 
 def _number(value: float, digits: int) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from datetime import date
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cropray.grid import Grid, Window
 from cropray.imagery import ImagerySource
+from cropray.maps.observed import Observed, arrays_of, observe, observed_of
 from cropray.models.blending import blended, patches_over
 from cropray.models.inference import Predictor
 from cropray.shards.schema import quantise_composite
@@ -57,22 +58,27 @@ class PredictionSettings:
 
 class TileResult(NamedTuple):
     class_hw: ByteArray  # 0..K-1, BACKGROUND if no class reaches its threshold, or NODATA
-    percent_khw: ByteArray  # probability of each class, 0..100, or NODATA
+    percent_khw: ByteArray  # score of each class, 0..100, or NODATA
     lost: tuple[str, ...] = ()  # scenes that could not be used, with the reason
+    observed: Observed | None = None
 
 
 def encode_tile(result: TileResult) -> bytes:
     """A part of a map: the arrays of a tile as a compressed npz file."""
     buffer = io.BytesIO()
-    lost = np.array(result.lost, np.str_)
-    np.savez_compressed(buffer, class_hw=result.class_hw, percent_khw=result.percent_khw, lost=lost)
+    arrays: dict[str, Any] = {"class_hw": result.class_hw, "percent_khw": result.percent_khw}
+    arrays["lost"] = np.array(result.lost, np.str_)
+    if result.observed is not None:
+        arrays |= arrays_of(result.observed)
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
 def decode_tile(data: bytes) -> TileResult:
     """The tile of `encode_tile`."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return TileResult(arrays["class_hw"], arrays["percent_khw"], tuple(arrays["lost"].tolist()))
+        lost = tuple(arrays["lost"].tolist())
+        return TileResult(arrays["class_hw"], arrays["percent_khw"], lost, observed_of(arrays))
 
 
 def predict_tile(
@@ -101,6 +107,7 @@ def predict_tile(
     hull = Window.around(patches)
     composite = source.composite(settings.request(grid, hull, f"{core.row:07d}-{core.col:07d}"))
     seen_hw = np.any(composite.s2_valid_thw | composite.s1_valid_thw, axis=0)
+    observed = observe(composite, hull, core, wanted_hw, grid)
     s1_cthw, s2_cthw = quantise_composite(
         composite, predictor.checkpoint.s1_bands, predictor.checkpoint.s2_bands
     )
@@ -117,4 +124,4 @@ def predict_tile(
     percent = np.rint(probabilities_khw * 100).astype(np.uint8)
     class_hw[in_core] = np.where(shown_hw, decision.decide(probabilities_khw), NODATA)
     percent_khw[:, *in_core] = np.where(shown_hw, percent, NODATA)
-    return TileResult(class_hw, percent_khw, lost)
+    return TileResult(class_hw, percent_khw, lost, observed)

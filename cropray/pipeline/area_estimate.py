@@ -9,6 +9,7 @@ import numpy as np
 
 from cropray.errors import InputError
 from cropray.grid import Grid
+from cropray.maps.catalogue import publish_beside
 from cropray.maps.estimation import (
     LEAST_IN_UNIT,
     Checked,
@@ -32,7 +33,6 @@ from cropray.maps.tables import (
     areas_csv,
     confusion_csv,
     counts,
-    publish_beside,
 )
 from cropray.progress import say
 from cropray.rasters import read_grid, read_window

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from cropray import __version__
 from cropray.config import PredictConfig
 from cropray.errors import InputError
+from cropray.maps.catalogue import publish_beside
 from cropray.maps.field_files import MADE_FROM, PARQUET, write_fields
 from cropray.maps.fields import classify_fields, read_fields
 from cropray.maps.finished import FinishedMap, open_folder
 from cropray.maps.request import MapPlan
-from cropray.maps.tables import publish_beside
 from cropray.progress import say
 from cropray.run import Summary
 from cropray.storage import Folder
@@ -31,9 +31,9 @@ def given_fields(settings: PredictConfig) -> gpd.GeoDataFrame | None:
     """The fields of `predict.fields`, None if it is empty. Raises InputError if they cannot be classified."""
     if not settings.fields:
         return None
-    if not settings.probabilities:
+    if not settings.scores:
         raise InputError(
-            "predict.fields needs the scores of the map, but predict.probabilities is false. Set it to true."
+            "predict.fields needs the scores of the map, but predict.scores is false. Set it to true."
         )
     return read_fields(settings.fields, settings.field_id, settings.declared, settings.fields_layer)
 

@@ -1,8 +1,8 @@
 """Prediction: the tiles of an area fanned out over Ray, then streamed into one map or several.
 
 Every finished tile is published as a part, so a prediction that was stopped resumes. A folder maps/<name>/
-holds map.tif, probabilities.tif, areas.json, areas.csv, picture.png, item.json and summary.json. With
-rois:SPLIT it holds such a folder for each ROI, and the summary.
+holds the files of docs/maps.md and summary.json. With rois:SPLIT it holds such a folder for each ROI, and
+the summary.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from cropray.config import Config
 from cropray.errors import InputError
 from cropray.grid import Window, transform_bounds
 from cropray.imagery import ImagerySource, MeteredSource, open_source
-from cropray.maps.catalogue import publish_catalogue
-from cropray.maps.products import MapIdentity, publish_map
+from cropray.maps.catalogue import MapIdentity, publish_collection
+from cropray.maps.products import publish_map
 from cropray.maps.request import (
     MapPlan,
     check_source,
@@ -146,7 +146,7 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
     for warning in filter(None, warnings):
         say(f"predict: warning: {warning}")
     predict_config = config.predict
-    key = _hash([__version__, inputs, predict_config.tile_size, predict_config.probabilities, provisional])
+    key = _hash([__version__, inputs, predict_config.tile_size, predict_config.scores, provisional])
     prediction = Prediction(
         for_workers(config),
         {plan.name: plan for plan in plans},
@@ -171,6 +171,7 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
         settings=settings,
         key=key,
         provisional=provisional,
+        scene_roots=_scene_roots(config),
     )
     made, lost = _publish_maps(prediction, output, identity)
     if lost:
@@ -185,10 +186,21 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
         "scenes_lost": len(lost),
         "maps": made,
     }
-    publish_catalogue(output, list(prediction.plans), identity, checkpoint, checkpoint_folder)
+    publish_collection(output, list(prediction.plans), identity, checkpoint, checkpoint_folder)
     run.finish("predict", summary, inputs)
     output.delete_folder("parts")
     return summary | publish_fields(fields, config.predict, settings.as_of, output, plans)
+
+
+def _scene_roots(config: Config) -> dict[str, str]:
+    """The addresses of the catalogues that the scenes come from, by sensor."""
+    if config.source.kind != "stac":
+        return {}
+    return {
+        sensor: f"{stac.api.rstrip('/')}/collections/{stac.collection}/items"
+        for sensor, stac in (("s2", config.source.stac.s2), ("s1", config.source.stac.s1))
+        if stac.api
+    }
 
 
 def _predict_tiles(prediction: Prediction, source: ImagerySource, run: Run) -> None:
@@ -267,7 +279,7 @@ def _publish_maps(
         for name, plan in prediction.plans.items():
             folder, tiles = output.child(name) if name else output, partial(read, name)
             published = publish_map(
-                folder, plan, prediction.windows(name), tiles, identity, probabilities=settings.probabilities
+                folder, plan, prediction.windows(name), tiles, identity, scores=settings.scores
             )
             lost |= set(published.lost)
             hectares = {label: area["hectares"] for label, area in published.areas.items()}

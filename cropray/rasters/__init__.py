@@ -169,11 +169,13 @@ def create_tiled(
     descriptions: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
     colours: Mapping[int, tuple[int, int, int]] | None = None,
+    scale: float | None = None,
 ) -> Iterator[Write]:
     """A function that fills a tiled (Big)TIFF by windows, in any order. Unwritten windows are `nodata`.
 
     Memory stays at GDAL's block cache for any size. `colours` is the colour table of a single uint8
-    band. An error in the block removes the file. Raises InputError if the disk is full or the folder
+    band, `scale` the factor from stored to true values. Bands are quantities, never red, green and blue. An
+    error in the block removes the file. Raises InputError if the disk is full or the folder
     not writable.
     """
     with _writing(path), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
@@ -195,7 +197,11 @@ def create_tiled(
             bigtiff="if_safer",
             sparse_ok=True,
             interleave="band",
+            photometric="minisblack",  # GDAL would take three bands for red, green and blue
+            alpha="unspecified",
         ) as dataset:
+            if scale is not None:
+                dataset.scales = (scale,) * count
             for index, text in enumerate(descriptions, start=1):
                 dataset.set_band_description(index, text)
             dataset.update_tags(**(tags or {}))
@@ -205,11 +211,11 @@ def create_tiled(
         _check_blocks(path)
 
 
-def write_cog(src: Path, dst: Path, *, overviews: Literal["nearest", "average"]) -> None:
+def write_cog(src: Path, dst: Path, *, overviews: Literal["mode", "nearest", "average"]) -> None:
     """Rewrite a GeoTIFF as a Cloud-Optimized GeoTIFF, block by block.
 
-    Overviews halve the raster until it fits one block: by `nearest` for classes, whose mean has no
-    meaning, by `average` for quantities. Raises InputError if the disk is full.
+    Overviews halve the raster until it fits one block: by `mode` for classes, whose mean has no meaning,
+    by `average` for quantities. Raises InputError if the disk is full.
     """
     with _writing(dst), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
         rasterio.shutil.copy(

@@ -182,7 +182,7 @@ def _maps(run: Run) -> list[Section]:
                 "name": name,
                 **{key: summary[key] for key in ("as_of", "model", "warning")},
                 "hectares": hectares,
-                "pictures": [_data_uri(folder.read_bytes(p)) for p in folder.names("picture.png")[:_MAPS]],
+                "pictures": [_data_uri(folder.read_bytes(p)) for p in folder.names("thumbnail.png")[:_MAPS]],
                 "number": len(summary["maps"]),
             }
         )

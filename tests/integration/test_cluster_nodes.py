@@ -211,7 +211,7 @@ def test_a_prediction_outlives_a_node(undisturbed: Run, bucket: Bucket, nodes: N
         uploads.release()
         finished(process)
     wanted, made = (files_of(of, "maps/map") for of in (undisturbed, run))
-    assert {"map.tif", "probabilities.tif", "areas.json", "areas.csv"} < made.keys() == wanted.keys()
+    assert {"map.tif", "scores.tif", "areas.json", "areas.csv"} < made.keys() == wanted.keys()
     for name in wanted.keys() - {"summary.json", "item.json", "model.json"}:  # they name the folder
         assert made[name] == wanted[name], name
 

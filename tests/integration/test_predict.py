@@ -196,7 +196,7 @@ def test_all_processes_find_room_on_the_gpus_there_are(
 
 @pytest.mark.usefixtures("without_ray")
 def test_rois_of_a_split_become_a_map_each(tmp_path: Path, model: str) -> None:
-    run = run_in(tmp_path, model, area="rois:test", probabilities=False)
+    run = run_in(tmp_path, model, area="rois:test", scores=False)
     places = {"one": (4.33, "test"), "two": (4.36, "test"), "again": (4.33, "test"), "other": (4.4, "train")}
     write_rois(
         run.folder,
@@ -208,7 +208,7 @@ def test_rois_of_a_split_become_a_map_each(tmp_path: Path, model: str) -> None:
     summary = predict(run)
     assert {made["name"] for made in summary["maps"]} == {"again", "two"}  # "one" is on the grid of "again"
     assert classes_of(run, "maps/map/two/map.tif").shape[0] >= 64
-    assert not run.folder.exists("maps/map/two/probabilities.tif")
+    assert not run.folder.exists("maps/map/two/scores.tif")
     item = json.loads(run.folder.read_text("maps/map/two/item.json"))
     assert item["properties"]["cropray:as_of"] == "2022-06-15"
     with pytest.raises(InputError, match=r"rois:val\b.*test, train"):
