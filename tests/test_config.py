@@ -243,6 +243,18 @@ def test_another_recipe_over_what_a_run_wrote_brings_its_values() -> None:
     assert again == load_config(None, ["finetune.recipe=modern", "finetune.epochs=7"])
 
 
+@pytest.mark.parametrize(("code", "read"), [("0110", "72"), ("12:30", "750")])
+def test_a_number_that_yaml_reads_otherwise_is_refused(tmp_path: Path, code: str, read: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"rois:\n  parcels:\n    - path: a\n      crops: {{column: c, map: {{{code}: wheat}}}}\n")
+    with pytest.raises(InputError, match=rf"line 4: {code} is read as {read}; write '{code}' in quotes"):
+        load_config(path)
+    path.write_text(path.read_text().replace(code, f"'{code}'"))
+    (entry,) = load_config(path).rois.parcels
+    assert entry.crops is not None
+    assert entry.crops.map == {code: "wheat"}
+
+
 @pytest.mark.parametrize(
     ("text", "key", "line"),
     [

@@ -155,6 +155,48 @@ def test_dates_of_excel_below_a_title_are_read(tmp_path: Path) -> None:
     assert found == {"west": Dates(date(2021, 10, 1), date(2021, 11, 15), date(2022, 7, 1), date(2022, 8, 1))}
 
 
+SEASON = Dates(date(2021, 10, 1), date(2021, 11, 15), date(2022, 7, 1), date(2022, 8, 1))
+
+
+@pytest.mark.parametrize(
+    ("day_first", "cells"),
+    [
+        (None, ("10‑01", "11–15", "2022-07-01 00:00:00", "2022-08-01T00:00")),
+        (True, ("1/10", "15.11", "1/7/2022", "01-08-2022")),
+        (False, ("10/1", "11.15", "7/1/2022", "08-01-2022")),
+        (True, ("2021-10-01", "2021/11/15", "2022.7.1", "2022-08-01")),
+    ],
+)
+def test_days_may_be_written_in_other_ways(
+    tmp_path: Path, day_first: bool | None, cells: tuple[str, ...]
+) -> None:
+    write_calendar(tmp_path / "calendar.xlsx", Wheat=[("West", *cells)])
+    config = CalendarConfig(path="calendar.xlsx", day_first=day_first)
+    assert sheets(tmp_path, config, "Wheat")["Wheat"] == {"west": SEASON}
+
+
+@pytest.mark.parametrize("cell", ["10/01", "01.10.2021", "13/10/2021"])
+def test_an_order_of_day_and_month_that_is_open_names_its_setting(tmp_path: Path, cell: str) -> None:
+    write_calendar(tmp_path / "calendar.xlsx", Wheat=[("West", cell, "11-15", "07-01", "08-01")])
+    with pytest.raises(InputError, match=r"planting_start is .*rois\.calendar\.day_first"):
+        sheets(tmp_path, CalendarConfig(path="calendar.xlsx"), "Wheat")
+
+
+def test_years_that_do_not_follow_each_other_are_refused() -> None:
+    for years in ((2022, 2021), (2021, 2025)):
+        with pytest.raises(ValueError, match="one after the other"):
+            CalendarConfig(agricultural_years=years)
+
+
+def test_a_name_may_have_other_hyphens_and_an_unknown_day_is_na(tmp_path: Path) -> None:
+    head = "Province;Planting-start;PLANTING END;harvest_start;Harvest-End"
+    row = ["10-01", "11-15", "07-01", "08-01"]
+    lines = [head, ";".join(["West-Azerbaijan", *row]), ";".join(["East", "NA", *row[1:]])]
+    (tmp_path / "c.csv").write_text("\n".join(lines))
+    (found,) = sheets(tmp_path, CalendarConfig(path="c.csv"), "").values()
+    assert found == {"west azerbaijan": SEASON, "east": None}
+
+
 def test_an_empty_sheet_name_is_that_of_the_crop(tmp_path: Path) -> None:
     dates = ("10-01", "11-15", "07-01", "08-01")
     write_calendar(tmp_path / "calendar.xlsx", Maïs=[("A", *dates)], Wheat=[("B", *dates)])

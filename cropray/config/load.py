@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError)  # ValueError: a date that does not 
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping. PyYAML would keep the last one in silence."""
+    """Refuses what PyYAML reads otherwise in silence: a key that stands twice, and numbers of other bases."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -35,6 +36,17 @@ class _Loader(yaml.SafeLoader):
                 problem = f"the key {key.value!r} occurs twice; delete one"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Refuses 0110 and 1:30, which YAML 1.1 takes for 72 and 90: codes and times need quotes."""
+        number = super().construct_yaml_int(node)
+        if ":" in node.value or re.fullmatch(r"[+-]?0[0-9_]+", node.value):
+            problem = f"{node.value} is read as {number}; write '{node.value}' in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return int(number)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 # Better words for pydantic's names of Python's types.

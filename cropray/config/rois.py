@@ -12,7 +12,7 @@ from cropray.config.section import Section
 
 def _text(value: Any) -> Any:
     """A number of YAML as text: codes are often written without quotes."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return str(value) if isinstance(value, int | float) else value
 
 
 def _text_keys(mapping: Any) -> Any:
@@ -82,6 +82,15 @@ class CalendarConfig(Section):
     agricultural_years: tuple[int, int] = Field(
         (2021, 2022), description="Years of the season, in that calendar."
     )
+    day_first: bool | None = None
+    """Whether days come before months, as in 31/10 and 31.10.2022. null: only MM-DD and YYYY-MM-DD."""
+
+    @field_validator("agricultural_years")
+    @classmethod
+    def _follow_each_other(cls, years: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= years[1] - years[0] <= 1:
+            raise ValueError(f"{years[0]} and {years[1]} are not the same year or one after the other")
+        return years
 
 
 class ProvincesConfig(Section):

@@ -19,7 +19,13 @@ from cropray.rois.sheets import Rows, column_key, folded, read_sheets
 from cropray.types import Period
 
 _COLUMNS = ("planting_start", "planting_end", "harvest_start", "harvest_end")
-_UNKNOWN = ("", "-")
+_UNKNOWN = ("", "-", "na", "n/a", "nan", "none")
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"))
+_MIDNIGHT = re.compile(r"[T ]00:00(:00(\.0+)?)?$")
+_YEAR_FIRST = re.compile(r"(?P<year>\d{4})([-/.])(?P<month>\d{1,2})\2(?P<day>\d{1,2})")
+_MONTH_FIRST = re.compile(r"(?P<month>\d{1,2})([-/.])(?P<day>\d{1,2})(?:\2(?P<year>\d{4}))?")
+_DAY_FIRST = re.compile(r"(?P<day>\d{1,2})([-/.])(?P<month>\d{1,2})(?:\2(?P<year>\d{4}))?")
+_PLAIN = re.compile(r"(?P<month>\d{1,2})-(?P<day>\d{1,2})(?P<year>)")
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,10 @@ def read_calendar(
 
     Sheets are those of an xlsx file, or the values of a column `sheet` in a csv file. The columns are
     province, planting start, planting end, harvest start and harvest end; a title may stand above them.
-    Letter case, accents, blanks, underscores and a final "date" do not matter in names. Days are MM-DD, or
-    YYYY-MM-DD (also as dates of Excel) in one of the agricultural years; an unknown day is empty or "-".
-    Raises InputError for anything else, and for a harvest before the planting.
+    Letter case, accents, blanks, hyphens, underscores and a final "date" do not matter in names. Days are
+    MM-DD, or YYYY-MM-DD (also as dates of Excel) in one of the agricultural years, or as `day_first` says. An
+    unknown day is empty, "-" or "NA". Raises InputError for anything else, and for a harvest before the
+    planting.
     """
     path = Path(root).expanduser() / config.path
     if not path.is_file():
@@ -172,16 +179,12 @@ def _parse_sheet(rows: Rows, where: str, config: CalendarConfig) -> Sheet:
 
 
 def _parse_row(cells: Sequence[str], where: str, config: CalendarConfig) -> Dates | None:
-    if any(cell in _UNKNOWN for cell in cells):
+    cells = [cell.translate(_DASHES) for cell in cells]
+    if any(cell.lower() in _UNKNOWN for cell in cells):
         return None
     days: list[tuple[int | None, int, int]] = []
     for column, cell in zip(_COLUMNS, cells, strict=True):
-        match = re.fullmatch(r"(?:(\d{4})([-/.]))?(\d{1,2})(?(2)\2|-)(\d{1,2})", cell)
-        if match is None:
-            raise InputError(
-                f"{where}: {column} is {cell!r}. Write MM-DD or YYYY-MM-DD as text, or - for an unknown day."
-            )
-        days.append((int(match[1]) if match[1] else None, int(match[3]), int(match[4])))
+        days.append(_day(cell, f"{where}: {column}", config.day_first))
         try:
             dates = to_dates(days, config.agricultural_years, config.system)
         except ValueError as error:
@@ -200,3 +203,19 @@ def _parse_row(cells: Sequence[str], where: str, config: CalendarConfig) -> Date
             "(YYYY-MM-DD) or other rois.calendar.agricultural_years."
         )
     return Dates(*dates)
+
+
+def _day(cell: str, where: str, day_first: bool | None) -> tuple[int | None, int, int]:
+    """Year (None if it is not written), month and day of a cell. Raises InputError for other text."""
+    written = _MIDNIGHT.sub("", cell)
+    second = {None: _PLAIN, True: _DAY_FIRST, False: _MONTH_FIRST}[day_first]
+    match = _YEAR_FIRST.fullmatch(written) or second.fullmatch(written)
+    if match is None:
+        order = ""
+        if day_first is None and _DAY_FIRST.fullmatch(written):
+            order = ". For days such as 31/10/2022 set rois.calendar.day_first=true, for 10/31/2022 false"
+        raise InputError(
+            f"{where} is {cell!r}. Write MM-DD or YYYY-MM-DD as text, or - for an unknown day{order}."
+        )
+    year = match["year"]
+    return int(year) if year else None, int(match["month"]), int(match["day"])

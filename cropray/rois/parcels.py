@@ -24,7 +24,7 @@ from cropray.rois.store import Dropped, identity
 from cropray.rois.vectors import find_files, read_features
 from cropray.types import BoolArray, DoubleArray, IndexArray
 
-_NO_AREA = "no area"
+_NO_AREA, _NO_GEOMETRY = "no area", "no geometry"
 _TINY, _SMALLEST_M2 = "less than 1 m², which is no parcel", 1.0
 _HUGE = "more than rois.max_parcel_km2"
 _UNSELECTED = "matches no season's `where`"
@@ -130,6 +130,7 @@ def _read(layer: _Layer, entries: Mapping[int, CropConfig], file: str, max_km2: 
     geometry, mended = mend(reproject(stored, LONLAT, layer.file).geometry.to_numpy())
     area_m2 = areas_m2(geometry)
     flaws = _flaws(area_m2, max_km2)
+    flaws[(stored.geometry.isna() | stored.geometry.is_empty).to_numpy()] = _NO_GEOMETRY
     if (flaws != "").all():
         raise InputError(
             f"{layer.file}: none of its {len(stored)} features is a parcel. Feature 0 has "

@@ -81,10 +81,13 @@ def reproject(frame: gpd.GeoDataFrame, crs: str, file: Path | str) -> gpd.GeoDat
     if frame.crs.is_geographic:
         frame = frame.set_geometry(unwrapped(frame.geometry.to_numpy()), crs=frame.crs)
     projected = frame.to_crs(crs)
-    if not np.isfinite(projected.total_bounds).all():
+    there = ~(frame.geometry.isna() | frame.geometry.is_empty).to_numpy()
+    lost = np.flatnonzero(there & ~np.isfinite(projected.bounds.to_numpy()).all(axis=1))
+    if len(lost):
+        remedy = "Correct its CRS." if len(lost) == there.sum() else "Correct or remove these features."
         raise InputError(
-            f"{file}: its coordinates cannot be converted from {frame.crs.to_string()} to {crs}. "
-            "Correct its CRS."
+            f"{file}: the coordinates of {len(lost)} of {there.sum()} features (such as feature {lost[0]}) "
+            f"cannot be converted from {frame.crs.to_string()} to {crs}. {remedy}"
         )
     if projected.crs.is_geographic:
         projected = projected.set_geometry(unwrapped(projected.geometry.to_numpy()), crs=projected.crs)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from datetime import datetime, time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import ParseError
 from zipfile import BadZipFile, ZipFile
 
@@ -20,7 +21,7 @@ from cropray.errors import InputError
 
 _MOST_BYTES = 64 << 20  # of text, unpacked: openpyxl reads about 10 MB/s
 _MOST_ROWS, _MOST_COLUMNS, _LAST_ROW = 200_000, 256, 1 << 20
-_HEADER_ROWS = 20  # the header may stand below a title
+_HEADER_ROWS, _HEAD_BYTES = 20, 1 << 16  # the header may stand below a title
 _SEPARATORS = ",;\t"
 _SAME_LETTERS = str.maketrans("يىكة", "ییکه")  # of Arabic and Persian keyboards
 
@@ -47,27 +48,49 @@ def read_sheets(path: Path, header: Collection[str]) -> dict[str, Rows]:
 
 
 def folded(text: str) -> str:
-    """A name without case, accents and outer blanks, for comparison."""
+    """A name without case, accents and outer blanks, for comparison. Hyphens and underscores are blanks."""
     plain = unicodedata.normalize("NFKD", text.translate(_SAME_LETTERS))
-    return " ".join("".join(c for c in plain if not unicodedata.combining(c)).casefold().split())
+    letters = "".join(c for c in plain if not unicodedata.combining(c)).casefold()
+    return " ".join(re.split(r"[\s_\-\u2010-\u2015]+", letters)).strip()
 
 
 def column_key(cell: str) -> str:
-    """The name of a column: blanks, underscores, accents, letter case and a final "date" do not matter."""
-    words = folded(cell).replace("_", " ").split()
+    """The name of a column: that of `folded` with underscores, without a final "date"."""
+    words = folded(cell).split()
     return "_".join(words[:-1] if len(words) > 1 and words[-1] == "date" else words)
+
+
+class CsvHead(NamedTuple):
+    """How a csv file is read: its separator, the lines up to its header, its columns, those of the places."""
+
+    separator: str
+    lines: int
+    columns: tuple[str, ...]
+    places: tuple[str, str] = ("", "")
+
+
+def read_csv_head(path: Path, header: Collection[str], encoding: str = "") -> CsvHead:
+    """The head of a csv file of any size, see `read_sheets`. What is no text is replaced."""
+    with path.open("rb") as stream:
+        text = stream.read(_HEAD_BYTES).decode(encoding or "utf-8", errors="replace")
+    lines = text.removeprefix("\ufeff").splitlines()[:_HEADER_ROWS]
+    separator = _separator(lines, header)
+    rows = list(csv.reader(lines, delimiter=separator))
+    first = max(range(len(rows)), key=lambda number: (_matches(rows[number], header), -number), default=0)
+    return CsvHead(separator, first + 1, tuple(map(_cell, rows[first] if rows else ())))
+
+
+def _separator(lines: Sequence[str], header: Collection[str]) -> str:
+    def columns_found(separator: str) -> int:
+        return max((_matches(row, header) for row in csv.reader(lines, delimiter=separator)), default=0)
+
+    return max(_SEPARATORS, key=columns_found)  # the first of equals
 
 
 def _read_csv(path: Path, header: Collection[str]) -> dict[str, Rows]:
     _check_bytes(path, path.stat().st_size)
     text = path.read_text(encoding="utf-8-sig")
-    head = "\n".join(text.splitlines()[:_HEADER_ROWS])
-
-    def columns_found(separator: str) -> int:
-        rows = list(csv.reader(io.StringIO(head), delimiter=separator))
-        return max((_matches(row, header) for row in rows), default=0)
-
-    separator = max(_SEPARATORS, key=columns_found)  # the first of equals
+    separator = _separator(text.splitlines()[:_HEADER_ROWS], header)
     return {path.stem: _text(csv.reader(io.StringIO(text, newline=""), delimiter=separator), path)}
 
 

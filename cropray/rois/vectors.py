@@ -12,22 +12,28 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pyogrio
 import pyogrio.errors
 import shapely
+import shapely.errors
 
 from cropray.errors import InputError, nearest
 from cropray.rois.shapes import LONLAT, POINTS, POLYGONS
-from cropray.rois.sheets import read_sheets
+from cropray.rois.sheets import CsvHead, read_csv_head
+from cropray.rois.whole_files import beside, check_whole, stated_features
 
 _PARQUET = (".parquet", ".geoparquet")
+_PARTS = (*_PARQUET, ".shp", ".gpkg", ".fgb", ".geojson")  # suffixes that a glob of a folder may have
+_TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xls", ".ods")
 
 _ACCEPTED = (*POLYGONS, shapely.GeometryType.GEOMETRYCOLLECTION, shapely.GeometryType.MISSING)
 _LONLAT_COLUMNS = (("lon", "lat"), ("longitude", "latitude"))
 _UNREADABLE = (
     *(pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pa.ArrowException),
-    *(OSError, UnicodeDecodeError, KeyError),
+    *(OSError, UnicodeDecodeError, KeyError, shapely.errors.ShapelyError),
 )
 
 
@@ -37,14 +43,31 @@ def matching(root: str, pattern: str) -> list[Path]:
 
 
 def find_files(root: str, pattern: str) -> list[Path]:
-    """The files of `matching`. Raises InputError if there is none, and for a folder."""
+    """The files of `matching`, without the parts of shapefiles. Raises InputError if there is none.
+
+    Raises InputError for a folder too, and for a URL.
+    """
     files = matching(root, pattern)
+    shapefiles = {(file.parent, file.stem) for file in files if file.suffix.lower() == ".shp"}
+    files = [
+        file
+        for file in files
+        if file.suffix.lower() == ".shp"
+        or shapefiles.isdisjoint({(file.parent, file.stem), (file.parent, Path(file.stem).stem)})
+    ]
+    if not files and "://" in pattern:
+        raise InputError(
+            f"{pattern} is a URL. Vector files are read from disks: download it, and give its path."
+        )
     if not files:
         wanted = Path(root).expanduser() / pattern
         raise InputError(f"there is no file {wanted}. Check the path, and rois.data_root if it is relative.")
     for file in files:
         if file.is_dir() and file.suffix != ".gdb":
-            raise InputError(f"{file} is a folder. Give a file, or a glob such as {file.name}/*.shp.")
+            suffixes = [suffix for suffix in _PARTS if any(file.glob(f"*{suffix}"))] or [".shp"]
+            raise InputError(
+                f"{file} is a folder. Give a file, or a glob such as {file.name}/*{suffixes[0]}."
+            )
     return files
 
 
@@ -67,25 +90,31 @@ def read_features(
     """
     _check_encoding(encoding)
     try:
-        _check_whole(file, columns)
+        check_whole(file, columns)
         if file.suffix.lower() in _PARQUET:
             frame = _read_parquet(file, columns)
-        elif file.suffix.lower() == ".csv" and (places := _lonlat_columns(file)):
-            frame = _read_csv(file, columns, places)
+        elif file.suffix.lower() == ".csv" and (places := _places(file, encoding)):
+            frame = _read_csv(file, columns, places, encoding)
         else:
             chosen = layer or _only_layer(file, layer_setting)
             frame = _read_gdal(file, columns, chosen, encoding)
     except _UNREADABLE as error:
         text = error.encoding if isinstance(error, UnicodeDecodeError) else encoding
         hint = f" Its text may not be {text}: correct `encoding`." if text else ""
-        raise InputError(f"cannot read {file} as a vector file: {error}.{hint}") from error
+        reason = str(error).partition("; It might help")[0].rstrip(". \n")  # to name a driver of GDAL
+        raise InputError(f"cannot read {file} as a vector file: {reason}.{hint}") from error
+    is_table = file.suffix.lower() in _TABLES
+    points_in_degrees = "columns lon and lat in degrees"
     if "geometry" not in frame or (frame.geometry.isna() | frame.geometry.is_empty).all():
-        raise InputError(f"{file} has no features with a geometry. Give a file of polygons.")
+        table = f", or points as a csv with {points_in_degrees}" if is_table else ""
+        raise InputError(f"{file} has no features with a geometry. Give a file of polygons{table}.")
     if frame.crs is None:
-        prj = (
-            f" {file.stem}.prj, which holds it, is missing or empty." if file.suffix.lower() == ".shp" else ""
-        )
-        raise InputError(f"{file} has no CRS.{prj} Save the file with its CRS.")
+        remedy = "Save the file with its CRS."
+        if is_table:
+            remedy = f"Give points in {points_in_degrees}, or save the file as a GeoPackage with its CRS."
+        elif file.suffix.lower() == ".shp":
+            remedy = f"{file.stem}.prj, which holds it, is missing or empty. {remedy}"
+        raise InputError(f"{file} has no CRS. {remedy}")
     types = shapely.get_type_id(frame.geometry.to_numpy())
     wrong = np.flatnonzero(~np.isin(types, (*_ACCEPTED, *(POINTS if points else ()))))
     if len(wrong):
@@ -110,9 +139,9 @@ def _encoding_of(file: Path, given: str) -> str | None:
 
     GDAL knows it from a .cpg, or from the language driver in the .dbf. Raises InputError if neither says.
     """
-    if given or file.suffix.lower() != ".shp" or _beside(file, ".cpg"):
+    if given or file.suffix.lower() != ".shp" or beside(file, ".cpg"):
         return given or None
-    (table,) = _beside(file, ".dbf")
+    (table,) = beside(file, ".dbf")
     data = table.read_bytes()
     try:
         data[int.from_bytes(data[8:10], "little") :].decode("utf-8")
@@ -144,13 +173,19 @@ def _read_gdal(file: Path, columns: Sequence[str], layer: str, encoding: str) ->
     layers = [str(name) for name, _ in pyogrio.list_layers(file)]
     if layer not in layers:
         raise InputError(f"{file} has no layer {layer!r}.{nearest(layer, layers)}")
-    _check_columns(file, columns, [str(name) for name in pyogrio.read_info(file, layer=layer)["fields"]])
+    info = pyogrio.read_info(file, layer=layer)
+    _check_columns(file, columns, [str(name) for name in info["fields"]])
     text = _encoding_of(file, encoding) if columns else None
     options: dict[str, Any] = {"layer": layer, "columns": list(columns), "encoding": text}
     try:
         frame = pyogrio.read_dataframe(file, use_arrow=True, **options)
     except NotImplementedError:  # curves, which GDAL makes straight when it hands out single features
         return pyogrio.read_dataframe(file, use_arrow=False, **options)
+    stated = stated_features(file, info["driver"])
+    if len(frame) < stated:
+        raise InputError(
+            f"{file} is damaged: {len(frame)} of its {stated} features can be read. Copy it again."
+        )
     for column in columns:
         frame[column].tolist()  # Arrow decodes text late: raise for what is none here
     return frame
@@ -166,71 +201,51 @@ def _read_parquet(file: Path, columns: Sequence[str]) -> gpd.GeoDataFrame:
     return frame if geometry == "geometry" else frame.rename_geometry("geometry")
 
 
-def _lonlat_columns(file: Path) -> tuple[str, str] | None:
-    known = {name.lower(): name for name in _rows(file)[0]}
+def _places(file: Path, encoding: str) -> CsvHead | None:
+    """The head of a csv file if it has columns of longitudes and latitudes, which come first in it."""
+    head = read_csv_head(file, [name for pair in _LONLAT_COLUMNS for name in pair], encoding)
+    known = {name.lower(): name for name in head.columns}
     for lon, lat in _LONLAT_COLUMNS:
         if lon in known and lat in known:
-            return known[lon], known[lat]
+            return head._replace(places=(known[lon], known[lat]))
     return None
 
 
-def _rows(file: Path) -> list[list[str]]:
-    (rows,) = read_sheets(file, [name for pair in _LONLAT_COLUMNS for name in pair]).values()
-    return rows or [[]]
-
-
-def _read_csv(file: Path, columns: Sequence[str], places: tuple[str, str]) -> gpd.GeoDataFrame:
-    header, *rows = _rows(file)
-    _check_columns(file, columns, header)
-    table = {name: [row[at] for row in rows] for at, name in enumerate(header)}
+def _read_csv(file: Path, columns: Sequence[str], head: CsvHead, encoding: str) -> gpd.GeoDataFrame:
+    """Points of a csv file of any length. A row without coordinates has no geometry."""
+    _check_columns(file, columns, head.columns)
+    wanted = list(dict.fromkeys([*head.places, *columns]))
     try:
-        lon, lat = (np.array(table[name], float) for name in places)
-    except ValueError as error:
-        raise InputError(f"{file}: {' and '.join(places)} hold text ({error}). Give degrees.") from error
-    attributes = {name: table[name] for name in columns}
-    return gpd.GeoDataFrame(attributes, geometry=shapely.points(lon, lat), crs=LONLAT)
+        table = pacsv.read_csv(
+            file,
+            pacsv.ReadOptions(
+                skip_rows=head.lines, column_names=list(head.columns), encoding=encoding or "utf8"
+            ),
+            pacsv.ParseOptions(delimiter=head.separator, newlines_in_values=True),
+            pacsv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.string())),
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        if "utf" not in str(error).lower():
+            raise
+        raise InputError(
+            f"{file} is not {encoding or 'UTF-8'} text. Set `encoding` beside its path, or save it in UTF-8."
+        ) from error
+    text = {name: pc.utf8_trim_whitespace(table[name]) for name in wanted}
+    try:
+        lon, lat = (
+            pc.if_else(pc.equal(text[name], ""), None, text[name]).cast(pa.float64()).to_numpy()
+            for name in head.places
+        )
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{file}: {' and '.join(head.places)} hold text ({error}). Give degrees, with a decimal point."
+        ) from error
+    places = shapely.points(lon, lat)
+    places[~(np.isfinite(lon) & np.isfinite(lat))] = None
+    return gpd.GeoDataFrame({name: text[name].to_pandas() for name in columns}, geometry=places, crs=LONLAT)
 
 
 def _check_columns(file: Path, columns: Sequence[str], known: Sequence[str]) -> None:
     for column in columns:
         if column not in known:
             raise InputError(f"{file} has no attribute {column!r}.{nearest(column, known)}")
-
-
-def _beside(file: Path, suffix: str) -> list[Path]:
-    """The file of the same name with another suffix, in any case, if it is there."""
-    return [path for path in file.parent.glob(f"{glob.escape(file.stem)}.*") if path.suffix.lower() == suffix]
-
-
-def _check_whole(file: Path, columns: Sequence[str]) -> None:
-    """Raises InputError if a part of a shapefile is missing, and for files shorter than their headers say.
-
-    GDAL takes the missing end of a shapefile for features without a geometry.
-    """
-    if file.suffix.lower() == ".gpkg":
-        head = _head(file)  # https://www.sqlite.org/fileformat.html: its size counts if 24 and 92 agree
-        page = int.from_bytes(head[16:18], "big")
-        if head[24:28] == head[92:96]:
-            _check_size(file, int.from_bytes(head[28:32], "big") * (65536 if page == 1 else page))
-    if file.suffix.lower() != ".shp":
-        return
-    _check_size(file, 2 * int.from_bytes(_head(file)[24:28], "big"))
-    for suffix in (".shx", ".dbf") if columns else (".shx",):
-        found = _beside(file, suffix)
-        if not found:
-            raise InputError(f"{file.with_suffix(suffix)} is missing beside {file.name}. Copy it too.")
-        head = _head(found[0])
-        records, start, width = (int.from_bytes(head[a:b], "little") for a, b in ((4, 8), (8, 10), (10, 12)))
-        words = int.from_bytes(head[24:28], "big")
-        _check_size(found[0], 2 * words if suffix == ".shx" else start + records * width)
-
-
-def _head(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(100)
-
-
-def _check_size(file: Path, wanted: int) -> None:
-    size = file.stat().st_size
-    if size < wanted:
-        raise InputError(f"{file} is truncated: {size} of {wanted} bytes are there. Copy it again.")
