@@ -175,9 +175,24 @@ def test_baselines_are_scored_on_the_same_pixels(evaluated: Run) -> None:
     assert result["baselines"]["labelled_pixels"].keys() == {"maize", "pea", "none"}
 
 
+def test_probabilities_and_doubt_are_measured_on_the_same_pixels(tmp_path: Path) -> None:
+    run = ready_run(str(tmp_path), thresholds=None)
+    folder = run.folder.child("models/finetune")
+    recipe = {"calibration": "bias", "threshold_rule": "common"}
+    save_checkpoint(replace(load_checkpoint(folder), recipe=recipe), folder)
+    evaluate(run)
+    result = result_of(run)
+    assert result["calibration"]["ece"]["after"] < result["calibration"]["ece"]["before"]
+    assert sum(result["calibration"]["curve"]["after"]["pixels"]) == result["pixels"]
+    assert [row["class"] for row in result["doubt"]["per_class"]] == ["maize", "pea", "none"]
+    assert sum(row["pixels"] for row in result["doubt"]["per_class"]) == result["pixels"]
+    assert result["kept"][0]["accuracy"] == pytest.approx(result["methods"]["network"]["accuracy"])
+    assert len(set(result["thresholds"]["forest"])) == 1  # by the same rule
+
+
 def test_pictures_are_written(evaluated: Run) -> None:
     names = evaluated.folder.child("evaluation").names(".png")
-    assert names == ["confusion.png", "rois/test-0.png", "rois/test-1.png", "scores.png"]
+    assert names == ["calibration.png", "confusion.png", "rois/test-0.png", "rois/test-1.png", "scores.png"]
     assert result_of(evaluated)["pictures"] == ["rois/test-0.png", "rois/test-1.png"]
 
 

@@ -65,7 +65,8 @@ def test_everything_is_inside_the_page(finished: Run) -> None:
     assert not page.open
     pictures = [r for r in page.references if r.startswith("data:image/png;base64,")]
     links = [r for r in page.references if r.startswith("#")]
-    assert len(pictures) == 2 + 2 + 2 + 1 + 1  # maps, scores and confusion, regions, curves, validity
+    # Maps, scores and confusion and calibration, regions, curves, validity.
+    assert len(pictures) == 2 + 3 + 2 + 1 + 1
     assert len(pictures) + len(links) + 1 == len(page.references)  # the empty icon
     assert {link[1:] for link in links} <= page.ids
     assert "url(" not in finished.folder.read_text(REPORT)

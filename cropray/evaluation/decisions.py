@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from cropray.config.training import Calibration, ThresholdRule, TrainConfig
 from cropray.evaluation.classifiers import Classifier, Network
@@ -174,7 +175,7 @@ def fit_calibration(
         inverse = np.exp(-x[0])
         y_nk = (z_nk - bias_k) * inverse
         entropy_nk = (np.logaddexp(0, y_nk) - target_nk * y_nk) * there_k
-        slope_nk = (1 / (1 + np.exp(-y_nk)) - target_nk) * there_k / len(z_nk)
+        slope_nk = (expit(y_nk) - target_nk) * there_k / len(z_nk)
         by_bias = -slope_nk.sum(axis=0) * inverse
         gradient = np.concatenate(
             [[-(slope_nk * y_nk).sum(), by_bias.sum()], by_bias + 2 * _BIAS_PENALTY * x[2:]]

@@ -22,7 +22,8 @@ from cropray.evaluation.classifiers import Baseline, Classifier, Network, fit_ba
 from cropray.evaluation.decisions import DecisionRule, choose_decisions, networks_by_months
 from cropray.evaluation.metrics import Counts, Scope, confusion, known_truth, score_table
 from cropray.evaluation.mosaics import MosaicTile, TilePlan, block_numbers, plan_tiles, read_tile, roi_grids
-from cropray.figures.charts import EVALUATION, confusion_chart, scores_chart
+from cropray.evaluation.reliability import Reliability
+from cropray.figures.charts import EVALUATION, calibration_chart, confusion_chart, scores_chart
 from cropray.figures.pictures import comparison_picture
 from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs, load_checkpoint
 from cropray.models.decision import DEFAULT_THRESHOLD
@@ -38,13 +39,14 @@ from cropray.storage import Folder
 from cropray.tracking.lineage import checkpoint_id
 from cropray.tracking.registry import resolve_model
 from cropray.tracking.versions import link_evaluation
-from cropray.types import UNLABELLED, ByteArray
+from cropray.types import UNLABELLED, ByteArray, FloatArray
 
 _BATCH = 32
 _PICTURES = 12
 
-Visit = Callable[[MosaicTile, ByteArray, Mapping[str, ByteArray]], None]
-"""Called with a tile, its known truth (H, W) and the map (H, W) of each classifier."""
+Visit = Callable[[str, MosaicTile, ByteArray, FloatArray, ByteArray], None]
+"""Called with a classifier's name, a tile, its known truth (H, W), and the classifier's probabilities
+(K, H, W) and map (H, W)."""
 
 
 def evaluate(run: Run) -> Summary:
@@ -131,14 +133,12 @@ def block_confusions(
             tile = read_tile(reader, plan)
             truth_hw = known_truth(scope, tile.label_hw, tile.truth_hw)
             truth_hw = np.where(tile.seen_hw, truth_hw, np.uint8(UNLABELLED))
-            maps = {
-                name: classifier.decision.decide(classifier.probabilities(tile))
-                for name, classifier in classifiers.items()
-            }
-            for name, map_hw in maps.items():
+            for name, classifier in classifiers.items():
+                values_khw = classifier.probabilities(tile)
+                map_hw = classifier.decision.decide(values_khw)
                 counts[name][block_of[plan.roi_id]] += confusion(truth_hw, map_hw, n_classes)
-            if visit is not None:
-                visit(tile, truth_hw, maps)
+                if visit is not None:
+                    visit(name, tile, truth_hw, values_khw, map_hw)
             bar.advance()
     return scope, {name: np.stack(list(by_block.values())) for name, by_block in counts.items()}
 
@@ -163,10 +163,17 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
     n_classes = len(checkpoint.classes)
     pictured, pictures = _pictured(plan_tiles(test, config.predict.overlap)), dict[str, bytes]()
 
-    def draw(tile: MosaicTile, truth_hw: ByteArray, maps: Mapping[str, ByteArray]) -> None:
+    reliability = Reliability(classifiers["network"].decision, n_classes)
+
+    def look(
+        name: str, tile: MosaicTile, truth_hw: ByteArray, values_khw: FloatArray, map_hw: ByteArray
+    ) -> None:
+        if name != "network":
+            return
         plan = tile.plan
+        reliability.add(np.nan_to_num(values_khw), map_hw, truth_hw)
         if plan in pictured:
-            title, map_hw, classes = f"{plan.roi_id} · {plan.crop}", maps["network"], checkpoint.classes
+            title, classes = f"{plan.roi_id} · {plan.crop}", checkpoint.classes
             picture = comparison_picture(truth_hw, map_hw, classes, tile.s2_cthw, title)
             pictures[f"rois/{plan.roi_id}.png"] = picture
 
@@ -174,18 +181,25 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         "model": folder.uri,
         "classes": list(checkpoint.classes),
         "regions": len(roi_grids(test)),
-        **score_split(config, test, classifiers, draw),
+        **score_split(config, test, classifiers, look),
         "draws": config.evaluate.bootstrap,
         "thresholds": {
             name: [round(float(t), 4) for t in classifier.decision.thresholds_k(n_classes)]
             for name, classifier in classifiers.items()
         },
         "thresholds_chosen_on": chosen_on,
+        "calibration": reliability.calibration(checkpoint.classes),
+        "doubt": reliability.doubt(checkpoint.classes),
+        "kept": reliability.kept(),
         "baselines": baselines,
         "by_as_of": _by_as_of(config, test, checkpoint),
         "pictures": list(pictures),
     }
-    pictures |= {"confusion.png": confusion_chart(result), "scores.png": scores_chart(result)}
+    pictures |= {
+        "confusion.png": confusion_chart(result),
+        "scores.png": scores_chart(result),
+        "calibration.png": calibration_chart(result),
+    }
     for name, picture in pictures.items():
         run.folder.write_bytes(f"evaluation/{name}", picture)
     run.folder.write_text(EVALUATION, json.dumps(result, indent=1, allow_nan=False) + "\n")

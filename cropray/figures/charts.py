@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from cropray.figures.crops import NONE_OF_THEM, shown
+from cropray.figures.crops import NONE_OF_THEM, class_colours, hexadecimal, shown
 from cropray.figures.pictures import png
 from cropray.types import DoubleArray
 
@@ -135,6 +135,36 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, ncols=len(methods), loc="lower left", bbox_to_anchor=(0, 1))
+    return png(figure)
+
+
+def calibration_chart(result: dict[str, Any]) -> bytes:
+    """Observed share over predicted probability: of the shown class, and of each class, before and after."""
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    whole, by_class = figure.subplots(1, 2, sharex=True, sharey=True)
+    calibration = result["calibration"]
+    curves = calibration["curve"]
+    for name, style, colour in (("before", "--", "0.6"), ("after", "o-", "#117733")):
+        error = calibration["ece"][name]
+        label = name if error is None else f"{name}: ECE {error:.3f}"
+        whole.plot(curves[name]["predicted"], curves[name]["observed"], style, color=colour, label=label)
+    classes = result["classes"]
+    colours = {name: hexadecimal(rgb) for name, rgb in zip(classes, class_colours(classes), strict=True)}
+    for row in calibration["per_class"]:
+        if row["class"] not in result["over"]:
+            continue
+        for name, style, alpha in (("before", "--", 0.45), ("after", "-", 1.0)):
+            line = row["curve"][name]["predicted"], row["curve"][name]["observed"]
+            legend = shown(row["class"]) if name == "after" else None
+            by_class.plot(*line, style, color=colours[row["class"]], alpha=alpha, label=legend)
+    whole.set_title("class that is shown", fontsize="medium")
+    by_class.set_title("each class against the rest (dashed: before)", fontsize="medium")
+    for axes in (whole, by_class):
+        axes.plot((0, 1), (0, 1), color="0.8", zorder=0)
+        axes.set_xlabel("probability")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize="small")
+    whole.set_ylabel("share of pixels for which it is true")
     return png(figure)
 
 

@@ -137,7 +137,7 @@ def logit(p: npt.NDArray[np.floating]) -> FloatArray:
 
 
 def sigmoid(x: npt.NDArray[np.floating]) -> FloatArray:
-    return np.asarray(1 / (1 + np.exp(-np.asarray(x, np.float32))), np.float32)
+    return np.asarray(1 / (1 + np.exp(-np.clip(np.asarray(x, np.float32), -80, 80))), np.float32)
 
 
 def choose_thresholds(scores_nk: npt.NDArray[np.floating], labels_n: ByteArray) -> FloatArray:

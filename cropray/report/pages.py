@@ -19,6 +19,7 @@ from cropray.progress import progress, say
 from cropray.rois.calendar import periods_for
 from cropray.run import Run, Summary, config_of
 from cropray.shards.ledger import LEDGER, read_ledger
+from cropray.storage import Folder
 from cropray.types import BACKGROUND
 
 REPORT = "report.html"
@@ -148,6 +149,7 @@ def _evaluation(run: Run) -> Section | None:
         **result,
         "confusion": _data_uri(folder.read_bytes("confusion.png")),
         "scores": _data_uri(folder.read_bytes("scores.png")),
+        "calibration_picture": _optional(folder, "calibration.png"),
         "rois": [_data_uri(folder.read_bytes(name)) for name in result["pictures"]],
         "first": first,
         "verdicts": [_verdict(name, result["differences"][name]) for name in others],
@@ -204,6 +206,11 @@ def _css_colours(classes: Sequence[str]) -> dict[str, str]:
     colours = {name: hexadecimal(value) for name, value in rgb}
     none = hexadecimal(colour_table(())[BACKGROUND])
     return colours | {"none": none, NONE_OF_THEM: none}
+
+
+def _optional(folder: Folder, name: str) -> str | None:
+    """A picture that evaluations of earlier versions lack."""
+    return _data_uri(folder.read_bytes(name)) if folder.exists(name) else None
 
 
 def _data_uri(png: bytes) -> str:
