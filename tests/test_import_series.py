@@ -16,6 +16,7 @@ from cropray.shards.file import shard_uris
 from cropray.shards.inspection import verify
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
+from cropray.types import UNLABELLED
 from tests.series_tables import MONTHS, S2, long_table, run_in, write
 
 
@@ -71,6 +72,10 @@ def test_the_longest_code_decides_and_other_codes_are_counted(
     assert summary["samples"] == {"train": 3}
     assert (summary["other_codes"], summary["unlabelled"]) == ({"4100": 2}, 1)
     assert "4100: 2 samples" in capsys.readouterr().err
+    kept = import_series(files, run_in(tmp_path / "c", **{"series.keep_unlabelled": True}), "train")
+    assert (kept["samples"], kept["unlabelled"]) == ({"train": 4}, 0)
+    (blank,) = (row for row in rows(tmp_path / "c", "train").values() if not row["crop"])
+    assert (blank["label"].item(), blank["labelled_fraction"]) == (UNLABELLED, 0)
     settings = {"series.others": "background"}
     assert import_series(files, run_in(tmp_path / "b", **settings), "train")["samples"] == {"train": 5}
     found = rows(tmp_path / "b", "train")

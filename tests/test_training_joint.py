@@ -17,9 +17,10 @@ from cropray.models.normalisation import FixedNormalisation
 from cropray.run import Run
 from cropray.shards.file import shard_uris
 from cropray.storage import Folder
+from cropray.training.data import Data
 from cropray.training.loop import AuxiliaryTask
 from cropray.training.monitor import flat_entry
-from cropray.training.plan import Data, make_plan, training_inputs
+from cropray.training.plan import make_plan, training_inputs
 from cropray.training.recipe import initial_network
 from cropray.training.step import Trainer
 from cropray.training.validate import SCORE, best_entry, validate_epoch

@@ -16,8 +16,8 @@ from cropray.models.checkpoint import load_checkpoint
 from cropray.shards.file import shard_uris
 from cropray.shards.order import EpochSegment, EpochState
 from cropray.storage import Folder
+from cropray.training.data import Data
 from cropray.training.loop import continued
-from cropray.training.plan import Data
 from cropray.training.state import newest
 from cropray.training.validate import best_entry
 from tests.training_data import CLASSES, write_split

@@ -13,7 +13,8 @@ from cropray.models.checkpoint import load_checkpoint, save_checkpoint
 from cropray.models.heads import starting_weights
 from cropray.run import Run
 from cropray.storage import Folder
-from cropray.training.plan import Data, TrainingPlan, make_plan, training_inputs
+from cropray.training.data import Data
+from cropray.training.plan import TrainingPlan, make_plan, training_inputs
 from cropray.training.recipe import initial_network
 from cropray.training.validate import SCORE, best_entry
 from tests.training_data import CLASSES, METADATA, MONTHS, PERIODS, make_run, write_split

@@ -1,5 +1,6 @@
 """A small learnable data set as shards: three classes that differ in one band, mostly unlabelled."""
 
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -40,13 +41,19 @@ def make_patch(rng: np.random.Generator, name: str, crop: int) -> Patch:
     return Patch(name, 0, 0, s2.astype(np.int16), s1.astype(np.int16), label.astype(np.uint8))
 
 
-def write_split(folder: Folder, split: str, samples: int, *, seed: int = 0) -> None:
+def write_split(
+    folder: Folder, split: str, samples: int, *, seed: int = 0, unlabelled_from: int | None = None
+) -> None:
+    """Perhaps without any label from a sample on."""
     rng = np.random.default_rng([seed, len(split)])
     rows = []
     for i in range(samples):
         crop = i % len(CLASSES)
         roi = Roi(f"{split}-{i}", CLASSES[crop], "", "", "", split, (0, 0, 1, 1), "EPSG:32631")
-        rows.append(encode_patch(make_patch(rng, f"{split}-{i}", crop), roi, EXTENT, PERIODS))
+        patch = make_patch(rng, f"{split}-{i}", crop)
+        if unlabelled_from is not None and i >= unlabelled_from:
+            patch = replace(patch, label_hw=np.full_like(patch.label_hw, UNLABELLED))
+        rows.append(encode_patch(patch, roi, EXTENT, PERIODS))
     for part in range(2):
         groups = [to_table(rows[start : start + 8 : 2], METADATA) for start in range(part, samples, 8)]
         write_shard(folder, f"shards/{split}/{part:05d}.parquet", METADATA, groups, codec="lz4")

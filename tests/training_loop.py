@@ -18,8 +18,8 @@ from cropray.models.normalisation import FixedNormalisation
 from cropray.shards.file import shard_uris
 from cropray.shards.order import EpochState
 from cropray.storage import Folder
+from cropray.training.data import Data
 from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
-from cropray.training.plan import Data
 from cropray.training.recipe import Recipe, initial_network
 from cropray.training.state import EpochMetrics, StateWriter, TrainState, newest
 from cropray.training.step import StepResult, Trainer

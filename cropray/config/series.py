@@ -21,6 +21,7 @@ class SeriesConfig(Section):
     others: Literal["ignore", "background"] = "ignore"
     """Samples of other codes: left out, or known to be none of the classes."""
     unlabelled: tuple[int | str, ...] = Field((0,), description="Codes of samples without a crop label.")
+    keep_unlabelled: bool = Field(False, description="Whether they are kept, for a teacher to label.")
     columns: dict[str, str] = Field({})
     """Column of a band (B02 … VH) or of sample_id, timestamp, lat, lon, label, region, year, where the names
     of WorldCereal do not fit. In wide tables {t} is the number of the month, and timestamp the first one."""

@@ -90,6 +90,11 @@ class TrainConfig(Section):
     """Unlabelled pixels: negatives of all classes, ignored, or weak negatives of their ROI's crop."""
     own_crop_weight: float = Field(0.3, ge=0, description="Weight of the weak negatives of own_crop.")
     cross_negatives: bool = Field(True, description="Annotated pixels are negatives of other classes.")
+    teacher: float = Field(0.0, ge=0, description="Weight of a mean teacher's labels; needs `ema`. 0: none.")
+    """The moving average labels what is unlabelled, for a network that lacks some months (drop_months)."""
+    teacher_confidence: float = Field(0.7, gt=0, lt=1, description="Probability from which it is heard.")
+    unlabelled_share: float = Field(0.0, ge=0, le=0.9)
+    """Share of samples without any label in an epoch, for the teacher. 0: they are skipped."""
     any_date: bool = False
     """Train on windows that end at random months, so that the network serves any date in its window."""
     min_months: int = Field(3, ge=1, description="Months that such a window has at least.")
@@ -134,6 +139,16 @@ class TrainConfig(Section):
     @property
     def max_workers(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> TrainConfig:
+        if self.teacher and self.ema is None:
+            raise ValueError("teacher is the moving average of the weights: set ema too, as to 0.99")
+        if self.teacher and self.unlabelled == "negative":
+            raise ValueError("unlabelled: negative leaves nothing for a teacher to label; set teacher to 0")
+        if self.unlabelled_share and not self.teacher:
+            raise ValueError("unlabelled_share needs a teacher: nothing else learns from such samples")
+        return self
 
     @model_validator(mode="after")
     def _check_workers(self) -> TrainConfig:

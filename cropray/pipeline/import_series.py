@@ -31,7 +31,7 @@ from cropray.run import Run, Summary
 from cropray.shards.file import shard_name
 from cropray.shards.schema import encode_patch, to_table
 from cropray.shards.writer import write_shard
-from cropray.types import BACKGROUND, IndexArray, Patch, Period, Roi
+from cropray.types import BACKGROUND, UNLABELLED, IndexArray, Patch, Period, Roi
 
 _STAGE = {"imported": "point series"}
 _EQUAL_AREA = "EPSG:6933"
@@ -68,7 +68,7 @@ def import_series(files: Sequence[str], run: Run, split: str = "") -> Summary:
     kept = sorted(set(range(len(rois))) - set(near))
     summary |= {
         "left_out_in_the_buffer": len(near),
-        "missing_classes": missing_crops([rois[i] for i in kept]),
+        "missing_classes": missing_crops([rois[i] for i in kept if rois[i].crop]),
     }
     counts = Counter(rois[i].split for i in kept)
     _check_counts(counts, split, config)
@@ -133,13 +133,14 @@ def _labelled(series: Series, config: Config) -> tuple[IndexArray, npt.NDArray[n
     seen = (series.s2_nct != NODATA).any(axis=(1, 2)) | (series.s1_nct != NODATA).any(axis=(1, 2))
     others = config.series.others == "background"
     number = {name: i for i, name in enumerate(config.classes)} | ({None: BACKGROUND} if others else {})
+    number |= {"": UNLABELLED} if config.series.keep_unlabelled else {}
     chosen = np.array([i for i, name in enumerate(names) if name in number and seen[i]], np.intp)
     labels = np.array([number[names[i]] for i in chosen], np.uint8)
     if unknown:
         said = "are none of the classes" if others else "are left out (series.others)"
         say(f"import-series: {unknown.total()} samples of {len(unknown)} other codes {said}:")
         say(format_codes(unknown))
-    if not (labels != BACKGROUND).any():
+    if not (labels < len(config.classes)).any():
         raise InputError(
             f"no sample has a code of the classes (series.codes). The codes of the tables:\n"
             f"{format_codes(Counter(series.samples['label']))}"
@@ -154,7 +155,7 @@ def _labelled(series: Series, config: Config) -> tuple[IndexArray, npt.NDArray[n
         chosen,
         labels,
         {
-            "unlabelled": names.count(""),
+            "unlabelled": 0 if config.series.keep_unlabelled else names.count(""),
             "other_codes": dict(unknown.most_common()),
             "without_a_view": int((~seen).sum()),
             "missing_months": round(float(1 - months[chosen].mean()), 4),
@@ -180,7 +181,7 @@ def _places(
         Roi(name, crop, str(year), region, config.rois.country, "", grid.bounds, grid.crs)
         for name, year, region, crop, grid in zip(
             *(samples[column].tolist() for column in ("sample_id", "year", "region")),
-            ("" if label == BACKGROUND else config.classes[label] for label in labels),
+            (config.classes[label] if label < len(config.classes) else "" for label in labels),
             extents,
             strict=True,
         )

@@ -47,8 +47,8 @@ class ShardReader:
 
     `keep` chooses rows by their scalar columns: a mask over the given table. `weigh` gives each kept row a
     weight (`order.balanced_weights`): it then occurs in an epoch of the same length as often as its weight
-    says, rounded down or up at random. `metadata` is common to all shards; `table` holds the scalar columns
-    of all kept rows, for every rank, in the order of the files.
+    says, rounded down or up at random; weights of None are all the same. `metadata` is common to all shards;
+    `table` holds the scalar columns of all kept rows, for every rank, in the order of the files.
 
     Raises InputError for shards that are missing, damaged, of another format or of different data sets, and
     for fewer samples than ranks (no samples at all give empty epochs).
@@ -64,7 +64,7 @@ class ShardReader:
         world_size: int = 1,
         shuffle: bool = True,
         keep: Callable[[pa.Table], BoolArray] | None = None,
-        weigh: Callable[[pa.Table], Weights] | None = None,
+        weigh: Callable[[pa.Table], Weights | None] | None = None,
         threads: int = 2,
     ) -> None:
         if not uris:
@@ -88,7 +88,7 @@ class ShardReader:
         self._row_of = np.concatenate([np.arange(size) for size in sizes] or [np.arange(0)])[kept]
         number = {crop: index for index, crop in enumerate(self.metadata.classes)}
         self._crop_of = np.array([number.get(crop, -1) for crop in self.table["crop"].to_pylist()], np.int64)
-        self._weights = None if weigh is None else np.asarray(weigh(self.table), np.float64)
+        self._weights = None if weigh is None else weigh(self.table)
         if 0 < len(self.table) < world_size:
             raise InputError(f"{len(self.table)} samples are too few for {world_size} ranks; use fewer")
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial, reduce
+from functools import reduce
 from operator import getitem
 from typing import Any
 
@@ -22,52 +21,15 @@ from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import make_normalisation
 from cropray.run import Inputs, Run
 from cropray.shards.file import check_shards, fingerprint, shard_uris
-from cropray.shards.order import balanced_weights
-from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
+from cropray.training.data import Data
 from cropray.training.lock import RunLock
 from cropray.training.recipe import Recipe
-from cropray.types import BoolArray
 
 RAYS = "ray"
 """The folder, among the states, in which Ray Train keeps its checkpoints."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Shards of one split: the samples with more labels than this, with crops balanced if so set."""
-
-    uris: Sequence[str]
-    min_labelled_fraction: float
-    balance: float | None = None
-
-    def reader(self, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> ShardReader:
-        """For training: shuffled, with the same number of batches for every rank."""
-        return ShardReader(
-            self.uris,
-            batch_size=batch_size,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            keep=self._labelled,
-            weigh=None if self.balance is None else partial(balanced_weights, crop_power=self.balance),
-        )
-
-    def part(self, batch_size: int, rank: int, world_size: int) -> ShardReader | None:
-        """For validation: each sample once, on one rank, in the order of the files; None without shards."""
-        if not self.uris:
-            return None
-
-        def mine(table: pa.Table) -> BoolArray:
-            rows: BoolArray = np.arange(len(table)) % world_size == rank
-            return self._labelled(table) & rows
-
-        return ShardReader(self.uris, batch_size=batch_size, shuffle=False, keep=mine)
-
-    def _labelled(self, table: pa.Table) -> BoolArray:
-        return np.asarray(table["labelled_fraction"].to_numpy() > self.min_labelled_fraction, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -141,9 +103,10 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
             f"{run.folder} has no shards of the split train: nothing to train on. Add parcels, or start with "
             "a smaller rois.split.val and rois.split.test in a new --run folder"
         )
-    train, most = Data(uris, settings.min_labelled_fraction, settings.balance), settings.max_workers
+    train = Data(uris, settings.min_labelled_fraction, settings.balance, settings.unlabelled_share)
+    most = settings.max_workers
     reader = train.reader(settings.batch_size // most, seed=run.config.seed, world_size=most)
-    if not len(reader.table):
+    if not (reader.table["labelled_fraction"].to_numpy() > settings.min_labelled_fraction).any():
         raise InputError(
             f"no sample of {run.folder}/shards/train has more than {settings.min_labelled_fraction:.0%} "
             f"labelled pixels ({stage}.min_labelled_fraction): nothing to train on"
@@ -164,7 +127,9 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         auxiliary.append(AuxiliaryData(also.head, data, val, also.weight))
     own: dict[str, Any] = {
         "seed": run.config.seed,
-        "loss": LossRecipe(settings.unlabelled, settings.own_crop_weight, settings.cross_negatives),
+        "loss": LossRecipe(
+            settings.unlabelled, settings.own_crop_weight, settings.cross_negatives, settings.teacher
+        ),
         "head_lr": settings.lr if keep_head or settings.head_lr is None else settings.head_lr,
     }
     return TrainingPlan(
@@ -218,6 +183,10 @@ def _check_dates(config: Config, stage: str, data: ShardMetadata, *, validity: b
         raise InputError(
             f"{stage}.any_date needs shards with window.anchor=as_of, and model.normalisation=fixed, which "
             "tells the network what is missing"
+        )
+    if settings.teacher and not validity:
+        raise InputError(
+            f"{stage}.teacher needs model.normalisation=fixed, which tells the network what is missing"
         )
     if settings.any_date and settings.min_months > data.months:
         raise InputError(

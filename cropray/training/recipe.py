@@ -42,6 +42,7 @@ class Recipe:
     min_months: int = 3
     drop_months: float = 0.1
     drop_sensors: float = 0.05
+    teacher_confidence: float = 0.7
     seed: int = 0
 
 
@@ -57,6 +58,14 @@ def rate_factor(step: int, steps: int, schedule: str, warmup_fraction: float) ->
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def teacher_ramp(step: int, steps: int) -> float:
+    """The share of a teacher's weight at `step` (0-based) of `steps`: 0 up to a quarter, 1 from the half on.
+
+    Before, a moving average of few steps would teach what it does not know yet.
+    """
+    return min(1.0, max(0.0, 4 * step / steps - 1))
 
 
 def make_optimizer(network: CropNetwork, recipe: Recipe, also: Sequence[str]) -> Any:

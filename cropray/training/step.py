@@ -41,10 +41,11 @@ from cropray.training.recipe import (
     moving_average,
     rate_factor,
     set_train_mode,
+    teacher_ramp,
     with_batch_norm,
 )
 from cropray.training.state import copied, load_optimizer_state
-from cropray.types import Batch
+from cropray.types import UNLABELLED, Batch
 
 T = TypeVar("T")
 
@@ -159,36 +160,42 @@ class Trainer:
         names, recipe = batch.rows["sample_id"], self.recipe
         if recipe.augment:
             s1, s2, label = apply_symmetries((s1, s2, label), draw_symmetries(names, recipe.seed, epoch))
-        if recipe.any_date:
-            rates = (recipe.min_months, recipe.drop_months, recipe.drop_sensors)
-            s1, s2 = without(s1, s2, draw_seen(names, recipe.seed, epoch, s1.shape[2], *rates))
         place = epoch * self.steps_per_epoch + min(index, self.steps_per_epoch - 1)
-        self._pending.put(self._step((s1, s2, label, *others), place, ask, head), (batch, head))
+        ramp = teacher_ramp(place, recipe.epochs * self.steps_per_epoch) if recipe.loss.teacher else 0.0
+        taught = self._taught(s1, s2, label, others[1:]) if ramp and head == MAIN else None
+        if recipe.any_date or recipe.loss.teacher:
+            fewest = recipe.min_months if recipe.any_date else s1.shape[2]
+            rates = (fewest, recipe.drop_months, recipe.drop_sensors)
+            s1, s2 = without(s1, s2, draw_seen(names, recipe.seed, epoch, s1.shape[2], *rates))
+        metrics = self._step((s1, s2, label, *others), place, ask, head, taught, ramp)
+        self._pending.put(metrics, (batch, head))
         return self.settle(all_of_them=False)
 
     def settle(self, *, all_of_them: bool = True) -> list[StepResult]:
         """The results that are still to come, or those that are due. Call it before a state is taken."""
         results = []
         for metrics, (batch, head) in self._pending.due(all_of_them=all_of_them):
-            (samples, asked, norm), x = metrics[3:6].tolist(), metrics.double()
-            terms, finite = LossTerms(x[6:9], x[:3], x[10:], x[9]), bool(x.isfinite().all())
+            (samples, asked, norm), x = metrics[4:7].tolist(), metrics.double()
+            terms, finite = LossTerms(x[7:11], x[:4], x[12:], x[11]), bool(x.isfinite().all())
             loss = total(terms, self.recipe.loss).item()
             results.append(StepResult(head, loss, terms, int(samples), norm, finite, int(asked)))
             if not finite:
                 self._note_skipped(batch, head)
         return results
 
-    def _step(self, inputs: Inputs, place: int, ask: int, head: str) -> Tensor:
+    def _step(
+        self, inputs: Inputs, place: int, ask: int, head: str, taught: Tensor | None, ramp: float
+    ) -> Tensor:
         """The metrics of the step at `place` (0-based) of the training, as `settle` reads them."""
         _, _, label, crop, *_ = inputs
-        before = torch.empty(5, device=self.device)  # the denominators of all ranks' pixels, first
-        before[:3] = loss_counts(label, crop, self.n_classes(head), self.recipe.loss)
-        before[3], before[4] = len(label), ask if self.rank == 0 else 0
+        before = torch.empty(6, device=self.device)  # the denominators of all ranks' pixels, first
+        before[:4] = loss_counts(label, crop, self.n_classes(head), self.recipe.loss, taught)
+        before[4], before[5] = len(label), ask if self.rank == 0 else 0
         if self.world_size > 1:
             dist.all_reduce(before)
         self._statistics[0].keep()
         self._optimizer.zero_grad()
-        after = self._backward(inputs, before[:3], head)
+        after = self._backward(inputs, before[:4], head, taught, ramp)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.recipe.clip_norm is not None:
@@ -242,8 +249,8 @@ class Trainer:
 
     def no_terms(self, head: str = MAIN) -> LossTerms:
         """The terms of nothing, to add others to: on the CPU, in float64."""
-        three, classes = (torch.zeros(n, dtype=torch.float64) for n in (3, self.n_classes(head)))
-        return LossTerms(three, three, classes, torch.zeros((), dtype=torch.float64))
+        four, classes = (torch.zeros(n, dtype=torch.float64) for n in (4, self.n_classes(head)))
+        return LossTerms(four, four, classes, torch.zeros((), dtype=torch.float64))
 
     def of_all_ranks(self, mine: T) -> list[T]:
         """What each rank gives, by rank. All ranks call it alike."""
@@ -253,17 +260,33 @@ class Trainer:
         dist.all_gather_object(found, mine)
         return found
 
-    def _backward(self, inputs: Inputs, counts: Tensor, head: str) -> Tensor:
+    @torch.no_grad()
+    def _taught(self, s1: Tensor, s2: Tensor, label: Tensor, months: Sequence[Tensor]) -> Tensor:
+        """The classes (B, H, W) of which the moving average is sure where no label is; UNLABELLED elsewhere.
+
+        It sees all months of the samples (mean teacher; Tarvainen and Valpola 2017, arXiv:1703.01780).
+        """
+        if self.world_size > 1 and len(statistics := self._statistics[-1].all):
+            dist.broadcast(statistics, 0)  # an interruption leaves those of rank 0
+        logits = self._forward(self.published.eval(), s1, s2, MAIN, months)
+        best, taught = logits.float().sigmoid().max(1)
+        sure = (best > self.recipe.teacher_confidence) & (label == UNLABELLED)
+        return taught.to(label.dtype).where(sure, label.new_tensor(UNLABELLED))
+
+    def _backward(
+        self, inputs: Inputs, counts: Tensor, head: str, taught: Tensor | None, ramp: float
+    ) -> Tensor:
         """Gradients of the loss over all ranks' samples; its sums over these."""
         n_parts = min(self.recipe.accumulate, len(inputs[0]))
         parts = list(zip(*(x.tensor_split(n_parts) for x in inputs), strict=True))
-        so_far = torch.zeros(4 + self.n_classes(head), device=self.device)
+        teaching = [None] * n_parts if taught is None else taught.tensor_split(n_parts)
+        so_far = torch.zeros(5 + self.n_classes(head), device=self.device)
         waiting = None
-        for number, (s1, s2, label, crop, *months) in enumerate(parts, 1):
+        for number, ((s1, s2, label, crop, *months), told) in enumerate(zip(parts, teaching, strict=True), 1):
             last = number == n_parts
             with nullcontext() if last or self._ddp is None else self._ddp.no_sync():
                 logits = self._forward(self._module, s1, s2, head, months)
-                terms = loss_terms(logits, label, crop, self.recipe.loss)
+                terms = loss_terms(logits, label, crop, self.recipe.loss, told, ramp)
                 so_far += torch.cat((terms.sums.detach(), terms.known[None], terms.class_sums))
                 if last and self.world_size > 1:  # on its way during the last gradients
                     waiting = dist.all_reduce(so_far, async_op=True)

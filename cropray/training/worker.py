@@ -23,8 +23,9 @@ from cropray.models.checkpoint import load_checkpoint
 from cropray.models.heads import starting_weights
 from cropray.shards.order import EpochState
 from cropray.shards.reader import ShardReader
+from cropray.training.data import Data
 from cropray.training.loop import Ask, AuxiliaryTask, Loop, resume
-from cropray.training.plan import RAYS, Data, TrainingPlan
+from cropray.training.plan import RAYS, TrainingPlan
 from cropray.training.recipe import choose_precision, initial_network
 from cropray.training.state import EpochMetrics, Snapshot, StateWriter, TrainState, name_of, newest, read
 from cropray.training.step import StepResult, Trainer
