@@ -1,5 +1,6 @@
 """What trainings and sweeps ask of Ray: by the settings, against what there is, and told while they wait."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from cropray.errors import InputError
 from cropray.training.monitor import (
     ResourceRequest,
     check_workers,
+    gone,
     placed,
     waiting,
     worker_resources,
@@ -111,7 +113,17 @@ def test_what_is_waited_for_is_said_with_what_is_free() -> None:
 def test_workers_are_starting_once_ray_has_placed_what_they_request() -> None:
     request = ResourceRequest((2, 2), {"CPU": 1, "GPU": 1})
     bundles = {0: {"CPU": 1.0, "GPU": 1.0}, 1: {"CPU": 1.0, "GPU": 1.0}}
-    assert placed([{"state": "CREATED", "bundles": bundles}], request)
-    assert not placed([{"state": "PENDING", "bundles": bundles}], request)
-    assert not placed([{"state": "CREATED", "bundles": {0: bundles[0]}}], request)  # another's
-    assert not placed([], request)
+    nodes = {"bundles_to_node_id": {0: "a", 1: "b"}}
+    assert placed([{"state": "CREATED", "bundles": bundles, **nodes}], request) == ["a", "b"]
+    assert placed([{"state": "PENDING", "bundles": bundles, **nodes}], request) == []
+    another = {"state": "CREATED", "bundles": {0: bundles[0]}, "bundles_to_node_id": {0: "a"}}
+    assert placed([another], request) == []
+    assert placed([], request) == []
+
+
+def test_lost_workers_are_counted_by_the_nodes_they_went_with() -> None:
+    since = datetime(2026, 5, 1, 10, 20, 30)
+    said = gone(["a", "b", "b"], {"a"}, since)
+    assert "2 of 3 workers" in said
+    assert "10:20:30" in said
+    assert not any(figure.isdigit() for figure in gone(["a", "b"], {"a", "b"}, since).replace("10:20:30", ""))

@@ -130,7 +130,7 @@ class TrainConfig(Section):
     gpus: float | None = Field(None, ge=0, le=1, description="GPUs per worker. null: 1 if enough, else 0.")
     threads: int = Field(0, ge=0, description="Torch threads per worker. 0: its share of the CPUs.")
     compile: bool = Field(False, description="Whether to use torch.compile, for GPUs.")
-    max_failures: int = Field(2, ge=0, description="Restarts after a worker or node died.")
+    max_failures: int = Field(20, ge=0, description="Restarts after a worker or node died.")
 
     @property
     def min_workers(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from cropray.config.training import TrainConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Resources = Mapping[str, float]
 
 _POLL_S = 0.2
+_LOOK_EVERY_S, _ABSENT = 3.0, 2  # looks without workers: Ray removes them, too, when a training ends
 _WAITING_EVERY_S = 15.0
 _PATIENCE_S = 120.0  # for the workers to write their state and leave
 
@@ -88,15 +90,25 @@ def waiting(request: ResourceRequest, have: Resources, free: Resources) -> str:
     return f"waits for {number} worker{plural} with {each} each; the cluster has {there} free{added}"
 
 
-def placed(groups: Iterable[Mapping[str, Any]], request: ResourceRequest) -> bool:
-    """Whether one of Ray's placement groups holds what such a training requests."""
+def placed(groups: Iterable[Mapping[str, Any]], request: ResourceRequest) -> list[str]:
+    """The nodes of the workers, by one of Ray's placement groups that holds what a training requests.
+
+    Empty if there is none.
+    """
     fewest, most = request.workers
-    return any(
-        group["state"] == "CREATED"
-        and fewest <= len(group["bundles"]) <= most
-        and all(bundle == request.each for bundle in group["bundles"].values())
-        for group in groups
-    )
+    for group in groups:
+        bundles = group["bundles"].values()
+        fits = fewest <= len(bundles) <= most and all(bundle == request.each for bundle in bundles)
+        if group["state"] == "CREATED" and fits:
+            return list(group["bundles_to_node_id"].values())
+    return []
+
+
+def gone(nodes: Sequence[str], alive: Collection[str], since: datetime) -> str:
+    """How many of the workers that ran on `nodes` went with them."""
+    lost = sum(node not in alive for node in nodes)
+    which = f"{lost} of {len(nodes)} workers lost with their nodes" if lost else "its workers have ended"
+    return f"{which} (since {since:%H:%M:%S})"
 
 
 @dataclass
@@ -118,6 +130,9 @@ class ProgressMonitor:
     _history: History = field(default_factory=list)
     _steps: int = 0
     _begun: bool = False
+    _nodes: list[str] = field(default_factory=list)  # of the workers, when they were last seen
+    _absent: int = 0
+    _gone_since: datetime | None = None
     _recorded: set[int] = field(default_factory=set)
 
     def until_done(self) -> History:
@@ -143,11 +158,9 @@ class ProgressMonitor:
         return history
 
     def _follow(self, bar: Progress, send: SendMetrics, patience_s: float | None) -> None:
-        import ray
         from ray.exceptions import RayActorError
-        from ray.util import placement_group_table
 
-        start = said = time.monotonic()
+        start = said = looked = time.monotonic()
         while True:
             if patience_s is not None:
                 self.control.leave.remote()  # again: it may have died, and started anew
@@ -164,13 +177,36 @@ class ProgressMonitor:
             if patience_s is not None and now - start > patience_s:
                 say(f"{self.label}: the workers did not answer within {patience_s:.0f} s")
                 return
-            if not self._begun and now - said > _WAITING_EVERY_S:
-                said = now
-                starting = placed(placement_group_table().values(), self.request)
-                there = ray.cluster_resources(), ray.available_resources()
-                text = "its workers are starting" if starting else waiting(self.request, *there)
-                say(f"{self.label}: {text}")
+            if now - looked > _LOOK_EVERY_S and self._steps < self.plan.steps:
+                looked = now
+                news, text = self._look()
+                if text and (news or now - said > _WAITING_EVERY_S):
+                    said = now
+                    say(f"{self.label}: {text}")
+                if patience_s is not None and self._gone_since is not None:
+                    say(f"{self.label}: no worker is left to write its state; the last one written is kept")
+                    return
             time.sleep(_POLL_S)
+
+    def _look(self) -> tuple[bool, str]:
+        """What Ray has of this training: whether workers are gone anew, and what to say, if anything."""
+        import ray
+        from ray.util import placement_group_table
+
+        nodes = placed(placement_group_table().values(), self.request)
+        if nodes:
+            self._nodes, self._absent, self._gone_since = nodes, 0, None
+            return False, "" if self._begun else "its workers are starting"
+        text = waiting(self.request, ray.cluster_resources(), ray.available_resources())
+        if not self._nodes:
+            return False, text
+        self._absent += 1
+        if self._absent < _ABSENT:
+            return False, ""
+        news = self._gone_since is None
+        self._gone_since = self._gone_since or datetime.now()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return news, f"{gone(self._nodes, alive, self._gone_since)}; {text}"
 
     def _take(self, report: dict[str, Any], bar: Progress, send: SendMetrics) -> None:
         self._begun = True

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cropray.run import Run
+from cropray.storage import Folder
 from cropray.training.driver import pretrain
 from cropray.training.state import newest
 from tests.braked_training import BRAKE
@@ -129,10 +130,18 @@ def test_a_disk_that_fills_up_ends_the_training_with_a_message_and_keeps_the_sta
 
 
 _NODES = """
-import os, sys, threading, time
+import io, json, os, signal, sys, threading, time
 from pathlib import Path
 folder = Path(sys.argv[1])
 brake = folder / "brake"
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Kept(io.StringIO):
+    def write(self, text):
+        sys.__stderr__.write(text)
+        return super().write(text)
+
+sys.stderr = Kept()
 os.environ |= {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20", "CROPRAY_TEST_BRAKE": str(brake)}
 import ray
 from ray.cluster_utils import Cluster
@@ -146,26 +155,50 @@ cluster = Cluster(initialize_head=True, head_node_args=head)
 other = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 settings = {"epochs": 40, "store_every": 40, "store_every_s": 0.2, "precision": "float32"}
-run = prepared(folder, workers=[1, 2], **settings)
-brake.touch()
 brake_plans()
 
-def lose_a_node():
+def lose(node, folder, then):
     while not list((folder / "checkpoints" / "pretrain").glob("*/whole.json")):
         time.sleep(0.05)
-    cluster.remove_node(other, allow_graceful=False)
-    brake.unlink()
+    cluster.remove_node(node, allow_graceful=False)
+    then()
 
-threading.Thread(target=lose_a_node, daemon=True).start()
+# With [1, 2] workers it goes on with the one that is left.
+run = prepared(folder / "a", workers=[1, 2], **settings)
+brake.touch()
+threading.Thread(target=lose, args=(other, folder / "a", brake.unlink), daemon=True).start()
 summary = pretrain(run)
 assert summary["epochs"] == 40, summary
+
+# With 2 workers it waits, says so, and can be told to leave.
+times = {}
+
+def told_to_leave():
+    start, before = time.monotonic(), len(sys.stderr.getvalue())
+    while "1 of 2 workers lost" not in sys.stderr.getvalue()[before:]:
+        time.sleep(0.1)
+    times["told"] = time.monotonic() - start
+    times["left"] = -time.monotonic()
+    os.kill(os.getpid(), signal.SIGINT)
+
+brake.touch()
+other = cluster.add_node(num_cpus=1)
+run = prepared(folder / "b", workers=2, **settings)
+threading.Thread(target=lose, args=(other, folder / "b", told_to_leave), daemon=True).start()
+try:
+    pretrain(run)
+except KeyboardInterrupt:
+    times["left"] += time.monotonic()
+(folder / "times.json").write_text(json.dumps(times))
 ray.shutdown()
 cluster.shutdown()
 """
 
 
 @pytest.mark.timeout(400)
-def test_a_training_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path) -> None:
+def test_a_training_that_loses_a_node_goes_on_with_fewer_workers_or_says_that_it_waits(
+    tmp_path: Path,
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _NODES, str(tmp_path / "run")],
         cwd=ROOT,
@@ -177,3 +210,9 @@ def test_a_training_that_loses_a_node_goes_on_with_fewer_workers(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert "pretrain: 2 workers on cpu" in done.stderr
     assert "pretrain: 1 worker on cpu, float32; resumes from epoch-" in done.stderr
+    times = json.loads((tmp_path / "run" / "times.json").read_text())
+    assert times["told"] < 20  # 7 s where nothing else runs
+    assert times["left"] < 15
+    assert "pretrain: 1 of 2 workers lost" in done.stderr
+    assert "waits for 2 workers with 1 CPU each; the cluster has" in done.stderr
+    assert newest(Folder(str(tmp_path / "run" / "b" / "checkpoints" / "pretrain")))[0] is not None
