@@ -90,12 +90,13 @@ def test_a_damaged_tile_is_named_and_made_again_when_it_is_deleted_as_advised(
 
 
 @pytest.mark.usefixtures("source")
-def test_a_map_that_was_deleted_is_made_again(run: Run) -> None:
+def test_a_file_of_a_map_that_was_deleted_is_made_again(run: Run) -> None:
     summary = predict(run)
-    before = run.folder.local("maps/map/map.tif").read_bytes()
-    run.folder.delete("maps/map/map.tif")
-    assert predict(run) == summary
-    assert run.folder.local("maps/map/map.tif").read_bytes() == before
+    for name in ("map.tif", "item.json", "areas.csv"):
+        before = run.folder.read_bytes(f"maps/map/{name}")
+        run.folder.delete(f"maps/map/{name}")
+        assert predict(run) == summary
+        assert run.folder.read_bytes(f"maps/map/{name}") == before
 
 
 def as_of(run: Run, day: date, **changes: object) -> Run:

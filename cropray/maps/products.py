@@ -31,9 +31,10 @@ _PICTURE_PIXELS = 1200  # a side, at most
 
 
 class PublishedMap(NamedTuple):
-    """The areas of a map by class, and the names of the scenes that its tiles could not use."""
+    """The areas of a map by class, its files, and the names of the scenes that its tiles could not use."""
 
     areas: dict[str, Any]
+    files: list[str]
     lost: list[str]
 
 
@@ -99,7 +100,7 @@ def publish_map(
             f"cannot write the map to {folder} (it is made in {tempfile.gettempdir()} first): {error}. "
             "Free some space or set TMPDIR, and run the same command again. Finished tiles are kept."
         ) from error
-    return PublishedMap(areas, sorted(lost))
+    return PublishedMap(areas, [*(path.name for path in made), ITEM], sorted(lost))
 
 
 def _observed(tiles: Iterable[Window], read_tile: Callable[[Window], TileResult]) -> Iterator[Observed]:

@@ -136,8 +136,7 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
         "imagery": _hash([chosen, source.identity()]),
         "area": _hash(areas),
     }
-    maps = [f"maps/{config.predict.name}/{plan.name}/map.tif".replace("//", "/") for plan in plans]
-    finished = run.finished("predict", inputs, maps)
+    finished = run.finished("predict", inputs, _files(run))
     if finished is not None and finished.get("provisional", "") in ("", provisional):
         say(f"predict: reused {output}")
         return finished | publish_fields(fields, config.predict, settings.as_of, output, plans)
@@ -240,6 +239,13 @@ def resources_per_process(processes: int) -> dict[str, float]:
     return {"CPU": 1.0} | ({"GPU": 1 / math.ceil(processes / gpus)} if gpus else {})
 
 
+def _files(run: Run) -> list[str]:
+    """The files of the maps of a finished prediction."""
+    maps = (run.summary("predict") or {}).get("maps", [])
+    root = f"maps/{run.config.predict.name}"
+    return [f"{root}/{made['name']}/{file}".replace("//", "/") for made in maps for file in made["files"]]
+
+
 def _provisional(settings: PredictionSettings, config: Config, *, partial: bool) -> str:
     """Today's date if the last month is not over, else empty. Raises InputError for it unless `partial`."""
     now, last = datetime.now(UTC).date(), settings.periods[-1]
@@ -283,7 +289,7 @@ def _publish_maps(
             )
             lost |= set(published.lost)
             hectares = {label: area["hectares"] for label, area in published.areas.items()}
-            made.append({"name": name, "folder": folder.uri, "hectares": hectares})
+            made.append({"name": name, "folder": folder.uri, "hectares": hectares, "files": published.files})
             bar.advance()
     return made, sorted(lost)
 

@@ -20,7 +20,7 @@ from cropray.rois.clusters import rois_of_clusters
 from cropray.rois.near import components
 from cropray.rois.parcels import Parcels, read_parcels
 from cropray.rois.splits import SPLITS, audit_splits, check_components, missing_crops, split_rois
-from cropray.rois.store import PARCELS, ROIS, Dropped, write_dropped, write_parcels, write_rois
+from cropray.rois.store import DROPPED, PARCELS, ROIS, Dropped, write_dropped, write_parcels, write_rois
 from cropray.rois.table import read_table
 from cropray.rois.vectors import matching
 from cropray.run import Inputs, Run, Summary
@@ -31,7 +31,7 @@ def build_rois(run: Run) -> Summary:
     """Write `rois/` in the run folder. Raises InputError for unusable input and then writes nothing."""
     run.begin("rois")
     inputs = {} if run.config.simulates_inputs else fingerprints(run.config.rois)
-    finished = run.finished("rois", inputs, (ROIS, PARCELS))
+    finished = run.finished("rois", inputs, (ROIS, PARCELS, DROPPED))
     if finished is not None:
         say(f"rois: reused {finished['rois']} ROIs in {run.folder}")
         return finished

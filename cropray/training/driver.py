@@ -16,7 +16,7 @@ from cropray.errors import InputError
 from cropray.evaluation.decisions import settled
 from cropray.figures.charts import curves_chart
 from cropray.figures.pictures import comparison_picture
-from cropray.models.checkpoint import DESCRIPTION, Checkpoint, load_checkpoint, save_checkpoint
+from cropray.models.checkpoint import DESCRIPTION, WEIGHTS, Checkpoint, load_checkpoint, save_checkpoint
 from cropray.models.inference import Predictor
 from cropray.progress import say
 from cropray.run import Run, Summary
@@ -61,7 +61,8 @@ def train(run: Run, stage: Stage) -> Summary:
     """
     run.begin(stage)
     inputs = training_inputs(run, stage)
-    summary = run.finished(stage, inputs, [f"models/{stage}/{DESCRIPTION}"])
+    files = [f"models/{stage}/{name}" for name in (DESCRIPTION, WEIGHTS)]
+    summary = run.finished(stage, inputs, files)
     if summary is not None:
         say(f"{stage}: reused {run.folder}/models/{stage}")
         return summary

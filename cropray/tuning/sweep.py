@@ -25,6 +25,7 @@ from cropray.config.training import TuneConfig
 from cropray.errors import DivergedError, InputError
 from cropray.evaluation.evaluate import evaluate
 from cropray.figures.charts import PICTURE, SWEEP, Axis, sweep_chart
+from cropray.models.checkpoint import DESCRIPTION, WEIGHTS
 from cropray.progress import progress, say
 from cropray.run import Inputs, Run, Summary
 from cropray.storage import in_thread
@@ -34,6 +35,7 @@ from cropray.training.control import open_control
 from cropray.training.driver import publish_best, train_in
 from cropray.training.lock import run_lock
 from cropray.training.plan import make_plan, training_inputs
+from cropray.training.state import name_of
 from cropray.training.validate import SCORE, History
 from cropray.tuning.space import (
     BEST,
@@ -62,8 +64,10 @@ def tune(run: Run) -> Summary:
     check_space(run.config)
     run.begin("tune")
     inputs = training_inputs(run, settings.stage)
-    summary = run.finished("tune", inputs)
-    if summary is None or is_incomplete(summary, settings):
+    files = (SWEEP, PICTURE, *(f"model/{name}" for name in (DESCRIPTION, WEIGHTS)))
+    summary = run.finished("tune", inputs, [f"tune/{settings.name}/{name}" for name in files])
+    lacks_trials = summary is not None and len(Trial.read_all(run)) < summary["trials"]
+    if summary is None or lacks_trials or is_incomplete(summary, settings):
         make_plan(run, settings.stage)  # raises what would fail every trial
         what = f"the sweep {settings.name} of {run.folder}"
         with run_lock(run.folder.child("tune"), f"{settings.name}.lock", what):
@@ -216,8 +220,13 @@ def _publish(run: Run, trials: Sequence[Trial], tracker: Tracker) -> str:
     # Tags: a sweep that continues may find a better trial, and MLflow never changes a parameter.
     tracker.tags({"best.trial": best.id, **{f"best.{key}": value for key, value in best.values.items()}})
     tracker.metrics({SCORE: score}, step=len(trials))
-    model = folder.child("model")
-    publish_best(run, best.folder(run), best.best_epoch, model)
+    model, states = folder.child("model"), best.folder(run)
+    if not states.exists(f"{name_of(best.best_epoch)}/{WEIGHTS}"):
+        raise InputError(
+            f"{states}/{name_of(best.best_epoch)}, the state of the best trial, is gone. Delete {states} and "
+            "run the same command again: it is trained once more, and the others are kept"
+        )
+    publish_best(run, states, best.best_epoch, model)
     return register(run, settings.stage, model, tracker)
 
 

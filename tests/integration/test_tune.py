@@ -208,3 +208,8 @@ def test_a_sweep_prunes_bad_trials_ends_diverged_ones_and_goes_on(ray_local: Non
     assert float(parent.tags["best.finetune.lr"]) == summary["best_values"]["finetune.lr"]
     assert parent.metrics[SCORE] == summary[SCORE]
     assert tune(sweep) == summary  # nothing is tried again
+    run.folder.delete("tune/sweep/model/weights.safetensors")
+    again = tune(sweep)  # only what was deleted is made again, from the state of the best trial
+    assert run.folder.exists("tune/sweep/model/weights.safetensors")
+    assert again["best_trial"] == summary["best_trial"]
+    assert records(run) == trials
