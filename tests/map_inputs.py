@@ -54,7 +54,7 @@ class FakeNetwork:
 
     def decision(self, months: int) -> Decision:
         assert months == len(PERIODS)
-        return Decision((0.3, 0.3, 0.3))
+        return Decision((0.3, 0.3, 0.3), quantiles=(0.4, 0.5, 0.6, 0.2))
 
     def probabilities(self, s1_bcthw: np.ndarray, s2_bcthw: np.ndarray) -> np.ndarray:
         signal = s2_bcthw[:, 0].mean(axis=1) / 4000 + s1_bcthw[:, 1].mean(axis=1) / 20000

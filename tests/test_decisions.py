@@ -28,6 +28,7 @@ from cropray.types import BACKGROUND, UNSURE
 from tests.lands import MONTHS, ready_run, small_checkpoint
 
 N = 20_000
+BLOCKS = np.arange(N) % 20
 
 
 def one_of(probabilities_nk: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -51,13 +52,13 @@ def test_calibration_finds_the_temperature_and_the_biases_that_were_put_in(
     right_nk, label_n = truth
     put_in = Decision(temperature=1.7, biases=(-1.0, 0.5, 0.2))
     scores_nk = put_in.uncalibrated(right_nk.T[:, :, None])[:, :, 0].T
-    temperature, biases = fit_calibration(scores_nk, label_n, "bias")
+    temperature, biases = fit_calibration(scores_nk, label_n, BLOCKS, "bias")
     assert temperature == pytest.approx(1.7, rel=0.1)
     assert biases == pytest.approx(put_in.biases, abs=0.2)
     again = Decision(temperature=temperature, biases=biases).calibrated(scores_nk.T[:, :, None])[:, :, 0].T
     assert np.abs(again - right_nk).mean() < 0.02 < np.abs(scores_nk - right_nk).mean()
-    assert fit_calibration(scores_nk, label_n, "none") == (1.0, ())
-    assert fit_calibration(scores_nk, label_n, "temperature")[1] == ()
+    assert fit_calibration(scores_nk, label_n, BLOCKS, "none") == (1.0, ())
+    assert fit_calibration(scores_nk, label_n, BLOCKS, "temperature")[1] == ()
 
 
 def test_a_class_that_val_does_not_know_has_the_bias_of_the_others(
@@ -66,9 +67,20 @@ def test_a_class_that_val_does_not_know_has_the_bias_of_the_others(
     right_nk, label_n = truth
     scores_nk = Decision(biases=(-2.0, -2.0, -2.0)).uncalibrated(right_nk.T[:, :, None])[:, :, 0].T
     known = label_n != 2
-    _, biases = fit_calibration(scores_nk[known], label_n[known], "bias")
+    _, biases = fit_calibration(scores_nk[known], label_n[known], BLOCKS[known], "bias")
     assert biases[2] == pytest.approx(np.mean(biases[:2]), abs=0.3)
     assert biases[2] < -1
+
+
+def test_a_class_of_one_block_keeps_nearer_to_the_others(truth: tuple[np.ndarray, np.ndarray]) -> None:
+    right_nk, label_n = truth
+    scores_nk = Decision(biases=(-2.0, 0.0, 0.0)).uncalibrated(right_nk.T[:, :, None])[:, :, 0].T
+
+    def spread(block_n: np.ndarray) -> float:
+        _, biases = fit_calibration(scores_nk, label_n, block_n, "bias")
+        return max(biases) - min(biases)
+
+    assert spread(np.zeros(N, int)) < spread(BLOCKS) - 0.05
 
 
 def test_calibration_and_its_inverse_and_thresholds_of_scores_decide_alike() -> None:
@@ -119,7 +131,7 @@ def test_a_given_threshold_decides_as_it_did_of_the_scores(truth: tuple[np.ndarr
     right_nk, label_n = truth
     scores_khw = Decision(temperature=2.0, biases=(-1.0, 0.0, 0.0)).uncalibrated(right_nk.T[:, :, None])
     rule = DecisionRule("bias", "common", threshold=0.35)
-    decision = fit_decision(scores_khw[:, :, 0].T, label_n, np.zeros(N, int), rule)
+    decision = fit_decision(scores_khw[:, :, 0].T, label_n, BLOCKS, rule)
     assert decision.temperature != 1
     shown = decision.decide(decision.calibrated(scores_khw))
     assert (shown == decide(scores_khw, np.full(3, 0.35))).mean() > 0.9999  # but for rounding

@@ -21,7 +21,7 @@ from cropray.errors import InputError
 from cropray.figures.crops import colour_table
 from cropray.grid import Grid, Window
 from cropray.maps.catalogue import MapIdentity, map_item, publish_collection, state_makers
-from cropray.maps.mosaic import CONFIDENCE, MAP, MONTHS, OBSERVATIONS, SCORES, assemble
+from cropray.maps.mosaic import CONFIDENCE, MAP, MONTHS, OBSERVATIONS, SCORES, SURE, assemble
 from cropray.maps.observed import Observed, scenes_csv
 from cropray.maps.products import publish_map
 from cropray.maps.request import MapPlan
@@ -34,7 +34,7 @@ from cropray.maps.tiles import (
 )
 from cropray.models.checkpoint import save_checkpoint
 from cropray.storage import Folder
-from cropray.types import BACKGROUND, View
+from cropray.types import BACKGROUND, UNSURE, View
 from tests.lands import small_checkpoint
 from tests.map_inputs import CLASSES, GRID, FakeNetwork, FakeSource, settings, whole_map
 from tests.test_model_lineage import MLM_ITEM
@@ -42,16 +42,15 @@ from tests.test_model_lineage import MLM_ITEM
 IDENTITY = MapIdentity("crops of the test", "models/x", CLASSES, (0.3, 0.3, 0.3), settings(), "abc")
 
 
-def made_map(folder: Folder, name: str = "") -> tuple[TileResult, dict[str, Any]]:
-    plan = MapPlan(name, GRID)
+def made_map(folder: Folder, name: str = "", **changes: Any) -> tuple[TileResult, dict[str, Any]]:
+    plan, chosen = MapPlan(name, GRID), settings(**changes)
+    identity = replace(IDENTITY, settings=chosen)
     parts = {
-        tile: encode_tile(
-            predict_tile(tile, plan.wanted(tile), GRID, FakeSource(), FakeNetwork(), settings())
-        )
+        tile: encode_tile(predict_tile(tile, plan.wanted(tile), GRID, FakeSource(), FakeNetwork(), chosen))
         for tile in GRID.blocks(128)
     }
-    published = publish_map(folder, plan, parts, lambda tile: decode_tile(parts[tile]), IDENTITY, scores=True)
-    return whole_map(128, settings()), published.areas
+    published = publish_map(folder, plan, parts, lambda tile: decode_tile(parts[tile]), identity, scores=True)
+    return whole_map(128, chosen), published.areas
 
 
 def test_a_published_map_holds_what_was_predicted_and_says_what_it_means(tmp_path: Path) -> None:
@@ -106,7 +105,22 @@ def test_bands_are_quantities_with_names_and_scales_and_never_colours(tmp_path: 
         there = classes == value
         assert np.array_equal(score_hw[there], wanted.percent_khw[value][there])
     none = classes == BACKGROUND
-    assert np.array_equal(score_hw[none], 100 - wanted.percent_khw[:, none].max(axis=0))
+    together = wanted.percent_khw[:, none].sum(axis=0, dtype=int)
+    assert np.array_equal(score_hw[none], 100 - np.minimum(together, 100))
+
+
+def test_a_map_of_what_is_sure_has_the_class_or_says_that_it_is_unsure(tmp_path: Path) -> None:
+    made_map(Folder(str(tmp_path)), sure=True)
+    with rasterio.open(tmp_path / MAP) as shown, rasterio.open(tmp_path / SURE) as sure:
+        map_hw, sure_hw = shown.read(1), sure.read(1)
+        assert json.loads(sure.tags()["CLASSES"])["253"] == "unsure"
+        assert sure.nodata == NODATA
+    unsure = sure_hw == UNSURE
+    assert 0.05 < unsure.mean() < 0.95
+    assert np.array_equal(sure_hw[~unsure], map_hw[~unsure])
+    item = json.loads((tmp_path / "item.json").read_text())
+    values = [entry["value"] for entry in item["assets"]["sure"]["classification:classes"]]
+    assert UNSURE in values
 
 
 def test_observations_count_the_clear_months_of_each_sensor(tmp_path: Path) -> None:

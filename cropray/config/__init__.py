@@ -20,7 +20,7 @@ from cropray.config.rois import GridConfig, RoisConfig, WindowConfig
 from cropray.config.section import Name, Section
 from cropray.config.series import SeriesConfig
 from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, TuneConfig, filled_by_recipe
-from cropray.types import BACKGROUND
+from cropray.types import UNSURE
 
 CHAMPION = "champion"
 """The alias of the model in use."""
@@ -39,6 +39,7 @@ class PredictConfig(Section):
     tile_size: int = Field(512, ge=64, multiple_of=64, description="Side of a tile, in pixels.")
     overlap: int = Field(16, ge=0, description="Least overlap of patches, in pixels; evaluation too.")
     scores: bool = Field(True, description="Whether a raster of the scores of all classes is written too.")
+    sure: bool = Field(False, description="Whether a map is written too that shows only what is sure.")
     batch_size: int = Field(16, ge=1, description="Patches per forward pass.")
     name: Name = Field("map", description="Name of the map's folder, maps/<name>.")
     fields: str = ""
@@ -125,8 +126,8 @@ class Config(Section):
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             problems.append(f"classes names {', '.join(repeated)} more than once")
-        if len(self.classes) > BACKGROUND:
-            problems.append(f"classes has {len(self.classes)} names; at most {BACKGROUND} are possible")
+        if len(self.classes) > UNSURE:
+            problems.append(f"classes has {len(self.classes)} names; at most {UNSURE} are possible")
         for name in ("class_map", "truth"):
             source: ClassMapConfig | None = getattr(self.labels, name)
             if source is not None and len(source.codes) != len(self.classes):

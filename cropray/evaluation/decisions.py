@@ -28,9 +28,9 @@ _PIXELS = 1_000_000  # over all classifiers; bounds memory: 4 bytes per class ea
 _PATCHES = 2000  # bounds time, where a head node without a GPU chooses for a large val
 _CALIBRATION_PIXELS = 100_000
 _HALF_WEIGHT_BLOCKS = 6  # at which "shrunk" takes half of a class's own threshold
-# Of the squared distance of a class's bias to that of all, in units of cross-entropy per pixel: with it, a
-# class of few val pixels keeps the common bias (benchmarks/README.md).
-_BIAS_PENALTY = 0.003
+# Of the squared distance of a class's bias to that of all, in cross-entropy per pixel, divided by the blocks
+# that the class is in: one of few blocks keeps nearer to the others (benchmarks/README.md).
+_BIAS_PENALTY = 0.01
 _STEPS = 1000  # of logits, of which a common threshold is one
 
 
@@ -140,7 +140,7 @@ def fit_decision(
     scores_nk: FloatArray, label_n: ByteArray, block_n: npt.NDArray[np.int64], rule: DecisionRule
 ) -> Decision:
     """The decision that a rule chooses by uncalibrated scores of known pixels."""
-    temperature, biases = fit_calibration(scores_nk, label_n, rule.calibration)
+    temperature, biases = fit_calibration(scores_nk, label_n, block_n, rule.calibration)
     decision = Decision(temperature=temperature, biases=biases)
     probabilities_nk = decision.calibrated(scores_nk.T[:, :, None])[:, :, 0].T
     if rule.threshold is not None:
@@ -156,7 +156,7 @@ def fit_decision(
 
 
 def fit_calibration(
-    scores_nk: FloatArray, label_n: ByteArray, kind: Calibration
+    scores_nk: FloatArray, label_n: ByteArray, block_n: npt.NDArray[np.int64], kind: Calibration
 ) -> tuple[float, tuple[float, ...]]:
     """Temperature and biases (none unless `kind` is "bias") of the least mean binary cross-entropy.
 
@@ -165,10 +165,12 @@ def fit_calibration(
     if kind == "none" or not len(label_n):
         return 1.0, ()
     step = -(-len(label_n) // _CALIBRATION_PIXELS)
-    z_nk, label_n = logit(scores_nk[::step]).astype(np.float64), label_n[::step]
+    z_nk = logit(scores_nk[::step]).astype(np.float64)
+    label_n, block_n = label_n[::step], block_n[::step]
     n_classes = z_nk.shape[1]
     target_nk = label_n[:, None] == np.arange(n_classes)
     there_k = target_nk.any(axis=0)
+    penalty_k = _BIAS_PENALTY / np.maximum(1, blocks_of_classes(label_n, block_n, n_classes))
 
     def loss(x: DoubleArray) -> tuple[float, DoubleArray]:
         bias_k = x[1] + x[2:] * there_k
@@ -178,11 +180,11 @@ def fit_calibration(
         slope_nk = (expit(y_nk) - target_nk) * there_k / len(z_nk)
         by_bias = -slope_nk.sum(axis=0) * inverse
         gradient = np.concatenate(
-            [[-(slope_nk * y_nk).sum(), by_bias.sum()], by_bias + 2 * _BIAS_PENALTY * x[2:]]
+            [[-(slope_nk * y_nk).sum(), by_bias.sum()], by_bias + 2 * penalty_k * x[2:]]
         )
         if kind == "temperature":
             gradient[1:] = 0
-        return float(entropy_nk.sum() / len(z_nk) + _BIAS_PENALTY * (x[2:] ** 2).sum()), gradient
+        return float(entropy_nk.sum() / len(z_nk) + (penalty_k * x[2:] ** 2).sum()), gradient
 
     bounds = [(-2.0, 2.0), *[(-10.0, 10.0)] * (n_classes + 1)]
     x = minimize(loss, np.zeros(n_classes + 2), jac=True, method="L-BFGS-B", bounds=bounds).x
@@ -206,9 +208,16 @@ def fit_thresholds(
     common = common_threshold(probabilities_nk, label_n)
     if rule == "common":
         return np.full(n_classes, common, np.float32)
-    blocks_k = np.array([len(np.unique(block_n[label_n == k])) for k in range(n_classes)])
+    blocks_k = blocks_of_classes(label_n, block_n, n_classes)
     weight_k = (blocks_k / (blocks_k + _HALF_WEIGHT_BLOCKS)).astype(np.float32)
     return sigmoid(weight_k * logit(own_k) + (1 - weight_k) * logit(np.array(common)))
+
+
+def blocks_of_classes(
+    label_n: ByteArray, block_n: npt.NDArray[np.int64], n_classes: int
+) -> npt.NDArray[np.int64]:
+    """The number of blocks (K,) with known pixels of each class."""
+    return np.array([len(np.unique(block_n[label_n == k])) for k in range(n_classes)])
 
 
 def common_threshold(probabilities_nk: FloatArray, label_n: ByteArray) -> float:

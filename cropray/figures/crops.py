@@ -81,6 +81,10 @@ def shown(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
+UNSURE_COLOUR: Rgb = (110, 110, 110)
+"""Of pixels whose class is not sure: darker than none of the classes."""
+
+
 def class_names(classes: Sequence[str]) -> dict[int, str]:
     """Names of the values of a class map, without nodata."""
     return dict(enumerate(classes)) | {BACKGROUND: NONE_OF_THEM}

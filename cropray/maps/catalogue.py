@@ -20,15 +20,16 @@ from pystac.utils import make_relative_href
 
 from cropray import __version__
 from cropray.errors import InputError
-from cropray.figures.crops import class_names, colour_table, shown
+from cropray.figures.crops import UNSURE_COLOUR, class_names, colour_table, shown
 from cropray.grid import Grid
 from cropray.imagery.longitudes import geojson_bbox, within_180
-from cropray.maps.mosaic import CONFIDENCE, MAP, MONTHS, OBSERVATIONS, SCORES
+from cropray.maps.mosaic import CONFIDENCE, MAP, MONTHS, OBSERVATIONS, SCORES, SURE
 from cropray.maps.request import MapPlan
 from cropray.maps.tiles import NODATA, PredictionSettings
 from cropray.models.checkpoint import WEIGHTS, Checkpoint
 from cropray.storage import Folder
 from cropray.tracking.documents import model_item
+from cropray.types import UNSURE
 
 ITEM = "item.json"
 COLLECTION = "collection.json"
@@ -153,6 +154,9 @@ def _asset(asset: dict[str, Any], grid: Grid, identity: MapIdentity) -> dict[str
     scale = {"raster:scale": 0.01}
     if name == MAP:
         asset |= raster | {"classification:classes": _classification(classes)}
+    if name == SURE:
+        unsure = {"value": UNSURE, "name": "unsure", "color_hint": bytes(UNSURE_COLOUR).hex().upper()}
+        asset |= raster | {"classification:classes": [*_classification(classes), unsure]}
     if name == CONFIDENCE:
         asset |= raster | scale
     if name == SCORES:

@@ -12,20 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from pyproj import Geod
 
-from cropray.figures.crops import class_names, colour_table, shown
+from cropray.figures.crops import UNSURE_COLOUR, class_names, colour_table, shown
 from cropray.grid import Grid, Window, transformer
 from cropray.maps.observed import colour_grid, colour_step
 from cropray.maps.tiles import NODATA, TileResult
 from cropray.rasters import create_tiled, read_grid, read_window, write_cog
-from cropray.types import BACKGROUND, ByteArray
+from cropray.types import BACKGROUND, UNSURE, ByteArray
 
 MAP = "map.tif"
 SCORES = "scores.tif"
 CONFIDENCE = "confidence.tif"
+SURE = "sure.tif"
 OBSERVATIONS = "observations.tif"
 MONTHS = "months.tif"
 
-_OVERVIEWS: dict[str, Literal["mode", "nearest"]] = {MAP: "mode", OBSERVATIONS: "nearest"}
+_OVERVIEWS: dict[str, Literal["mode", "nearest"]] = {MAP: "mode", SURE: "mode", OBSERVATIONS: "nearest"}
 _BLOCK = 512  # pixels a side of what is read at once
 _CELL = 32  # pixels a side of a cell whose pixels count as equally large
 _M2_PER_HECTARE = 1e4
@@ -40,13 +41,15 @@ def assemble(
     classes: Sequence[str],
     tags: Mapping[str, str],
     scores: bool,
+    sure: bool = False,
     months: Sequence[str] = (),
 ) -> list[Path]:
     """Write the rasters of a map into a local directory, all uint8 with 255 for nodata but months.tif.
 
     map.tif holds 0..n-1, 254 for none of the classes. It has a colour table, and the names by value as JSON
     in the tag CLASSES. scores.tif (if `scores`) has the score of each class, confidence.tif that of the class
-    that is mapped, both in per cent. With `months`, the names of the months that were seen, observations.tif
+    that is mapped, both in per cent. sure.tif (if `sure`) has the values of map.tif, and 253 where another
+    class may be. With `months`, the names of the months that were seen, observations.tif
     counts the clear ones of each sensor, and months.tif shows them in true colour (0: unseen) at a lower
     resolution. Raises InputError if the disk is full.
     """
@@ -58,6 +61,14 @@ def assemble(
     }
     if scores:
         options[SCORES] = {"count": len(classes), "descriptions": labels, "scale": 0.01, "tags": named}
+    if sure:
+        names = json.dumps(class_names(classes) | {UNSURE: "unsure"}, ensure_ascii=False)
+        options[SURE] = {
+            "count": 1,
+            "descriptions": ["class that is sure"],
+            "tags": {**tags, "CLASSES": names},
+        }
+        options[SURE]["colours"] = colour_table(classes) | {UNSURE: UNSURE_COLOUR}
     if months:
         seen = ["clear months of Sentinel-2", "months of Sentinel-1"]
         options[OBSERVATIONS] = {"count": 2, "descriptions": seen, "tags": tags}
@@ -76,6 +87,8 @@ def assemble(
                 continue  # the file is sparse: blocks that are never written are nodata
             write[MAP](result.class_hw[None], tile)
             write[CONFIDENCE](mapped_score(result.class_hw, result.percent_khw)[None], tile)
+            if sure and result.sure_hw is not None:
+                write[SURE](result.sure_hw[None], tile)
             if scores:
                 write[SCORES](result.percent_khw, tile)
             if months and result.observed is not None:
@@ -92,11 +105,12 @@ def assemble(
 def mapped_score(class_hw: ByteArray, percent_khw: ByteArray) -> ByteArray:
     """(H, W), in per cent: the score of the class that is mapped, or NODATA.
 
-    Of none of the classes it is what the best score lacks to 100.
+    Of none of the classes it is what all scores together lack to 100.
     """
     own_hw = np.where(class_hw < len(percent_khw), class_hw, 0).astype(np.intp)[None]
     own = np.take_along_axis(percent_khw, own_hw, axis=0)[0]
-    score_hw = np.where(class_hw == BACKGROUND, 100 - np.minimum(percent_khw.max(axis=0), 100), own)
+    rest_hw = 100 - np.minimum(percent_khw.sum(axis=0, dtype=np.int64), 100)
+    score_hw = np.where(class_hw == BACKGROUND, rest_hw, own)
     return np.where(class_hw == NODATA, NODATA, score_hw).astype(np.uint8)
 
 

@@ -72,6 +72,7 @@ def publish_map(
                 classes=classes,
                 tags=tags,
                 scores=scores,
+                sure=identity.settings.sure,
                 months=[period.start.isoformat() for period in identity.settings.periods],
             )
             areas = class_areas(str(directory / MAP), classes)

@@ -143,13 +143,20 @@ def prediction_settings(checkpoint: Checkpoint, config: Config) -> PredictionSet
         check_classes(checkpoint, config.classes, predict.model or "of this run")
     _check_imagery(checkpoint, config)
     as_of = given_as_of(config)
+    periods = prediction_periods(checkpoint, as_of, predict.assume_harvest)
+    if predict.sure and not checkpoint.decision(len(periods)).quantiles:
+        raise InputError(
+            "predict.sure is set, but the model does not know how sure it is: its training had no val split "
+            "with labelled pixels, or an earlier version made it. Train it again, or leave predict.sure out."
+        )
     return PredictionSettings(
-        periods=prediction_periods(checkpoint, as_of, predict.assume_harvest),
+        periods=periods,
         as_of=as_of,
         recipe=config.composite.recipe(config.source.max_lost),
         size=size,
         overlap=predict.overlap,
         batch_size=predict.batch_size,
+        sure=predict.sure,
     )
 
 

@@ -43,6 +43,7 @@ class PredictionSettings:
     size: int = 64
     overlap: int = 16
     batch_size: int = 16
+    sure: bool = False
 
     def request(self, extent: Grid, window: Window, name: str) -> ImageRequest:
         """What a window of a map's grid needs of the imagery source."""
@@ -61,6 +62,7 @@ class TileResult(NamedTuple):
     percent_khw: ByteArray  # score of each class, 0..100, or NODATA
     lost: tuple[str, ...] = ()  # scenes that could not be used, with the reason
     observed: Observed | None = None
+    sure_hw: ByteArray | None = None  # as class_hw, and UNSURE where another class may be
 
 
 def encode_tile(result: TileResult) -> bytes:
@@ -70,6 +72,8 @@ def encode_tile(result: TileResult) -> bytes:
     arrays["lost"] = np.array(result.lost, np.str_)
     if result.observed is not None:
         arrays |= arrays_of(result.observed)
+    if result.sure_hw is not None:
+        arrays["sure_hw"] = result.sure_hw
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
@@ -78,7 +82,8 @@ def decode_tile(data: bytes) -> TileResult:
     """The tile of `encode_tile`."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         lost = tuple(arrays["lost"].tolist())
-        return TileResult(arrays["class_hw"], arrays["percent_khw"], lost, observed_of(arrays))
+        sure_hw = arrays.get("sure_hw")
+        return TileResult(arrays["class_hw"], arrays["percent_khw"], lost, observed_of(arrays), sure_hw)
 
 
 def predict_tile(
@@ -124,4 +129,8 @@ def predict_tile(
     percent = np.rint(probabilities_khw * 100).astype(np.uint8)
     class_hw[in_core] = np.where(shown_hw, decision.decide(probabilities_khw), NODATA)
     percent_khw[:, *in_core] = np.where(shown_hw, percent, NODATA)
-    return TileResult(class_hw, percent_khw, lost, observed)
+    if not settings.sure:
+        return TileResult(class_hw, percent_khw, lost, observed)
+    sure_hw = np.full(wanted_hw.shape, NODATA, np.uint8)
+    sure_hw[in_core] = np.where(shown_hw, decision.decide(probabilities_khw, unsure=True), NODATA)
+    return TileResult(class_hw, percent_khw, lost, observed, sure_hw)

@@ -19,7 +19,7 @@ from cropray.bands import NODATA, S1_NAMES, S2_NAMES
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.decision import DEFAULT_THRESHOLD
 from cropray.storage import Folder
-from cropray.types import BACKGROUND
+from cropray.types import BACKGROUND, UNSURE
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -78,6 +78,8 @@ def output_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "classes": list(checkpoint.classes),
         "thresholds": list(thresholds),
         "none": BACKGROUND,  # the value of a class map where no class reaches its threshold
+        "unsure": UNSURE,  # the value where another class may be, if only sure classes are wanted
+        "calibrated": checkpoint.temperature != 1 or bool(checkpoint.biases),
         "s1": list(checkpoint.s1_bands),
         "s2": list(checkpoint.s2_bands),
         "s1_quantity": checkpoint.s1_quantity,
