@@ -176,6 +176,9 @@ class Patch:
     truth_hw: ByteArray | None = None  # labels of every pixel, for evaluation only
 
 
+_TO_MIDDLE = timedelta(days=14)  # from the first day of a month
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples from a reader: stored integers, and the scalar columns of their rows.
@@ -193,7 +196,9 @@ class Batch:
     @property
     def month_bt(self) -> npt.NDArray[np.int64]:
         """The calendar month (B, T), 1 to 12, of the middle of each period."""
-        return np.array([calendar_months(starts) for starts in self.rows["period_start"]], np.int64)
+        middle = np.array(self.rows["period_start"], "datetime64[D]") + _TO_MIDDLE.days
+        months: npt.NDArray[np.int64] = middle.astype("datetime64[M]").astype(np.int64) % 12 + 1
+        return months
 
     def __len__(self) -> int:
         return len(self.label_bhw)
@@ -201,4 +206,4 @@ class Batch:
 
 def calendar_months(starts: Iterable[date]) -> list[int]:
     """The calendar months, 1 to 12, of the middle of months that begin on these days."""
-    return [(start + timedelta(days=14)).month for start in starts]
+    return [(start + _TO_MIDDLE).month for start in starts]

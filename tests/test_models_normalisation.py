@@ -90,3 +90,16 @@ def test_json_gives_the_same_normalisation_back(kind: str) -> None:
 def test_an_unknown_normalisation_is_refused(data: dict[str, object]) -> None:
     with pytest.raises(InputError, match="is unknown; expected one of fixed, seed"):
         Normalisation.from_json(data)
+
+
+def test_a_sample_comes_out_alike_among_any_number_of_others() -> None:
+    """Some 3,000 pixels are handled at once, the last ones in a part of their own."""
+    rng = np.random.default_rng(3)
+    s2 = torch.from_numpy(rng.integers(-200, 9000, (7001, 10, 8, 1, 1)).astype(np.int16))
+    s1 = torch.from_numpy(rng.integers(-3000, 100, (7001, 2, 8, 1, 1)).astype(np.int16))
+    s2[::5, :, 2] = NODATA
+    for normalisation in (FixedNormalisation(), SeedNormalisation()):
+        together = normalisation.apply(s1, s2)
+        for i in (0, 5, 3071, 3072, 6999, 7000):
+            alone = normalisation.apply(s1[i : i + 1], s2[i : i + 1])
+            assert all(torch.equal(a[i : i + 1], b) for a, b in zip(together, alone, strict=True))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from cropray.training.batches import one_ahead, prefetched
+from cropray.types import Batch, calendar_months
 
 CPU = torch.device("cpu")
 
@@ -128,3 +130,21 @@ def test_a_gpu_copies_beside_its_steps_which_wait_for_their_own_batch_alone(
     assert "b1 belongs to steps" not in gpu.notes
     assert [batch for batch, _ in batches] == ["b"]
     assert gpu.notes[-3:] == ["steps: waits for event", "b1 belongs to steps", "b2 belongs to steps"]
+
+
+def test_the_month_of_a_period_is_that_of_its_middle_as_for_a_checkpoint() -> None:
+    starts = [
+        [date(2016, 12, 31), date(2017, 1, 31), date(2017, 3, 1)],
+        [date(2020, 2, 15), date(2020, 2, 16), date(2020, 12, 17)],
+    ]
+    nothing = np.zeros((2, 1, 3, 1, 1), np.int16)
+    batch = Batch(
+        nothing,
+        nothing,
+        nothing[:, 0, 0].astype(np.uint8),
+        None,
+        np.zeros(2, np.int64),
+        {"period_start": starts},
+    )
+    assert batch.month_bt.tolist() == [[1, 2, 3], [2, 3, 12]]
+    assert batch.month_bt.tolist() == [calendar_months(each) for each in starts]

@@ -27,6 +27,7 @@ _S2_STD = (0.03, 0.04, 0.05, 0.05, 0.08, 0.10, 0.10, 0.11, 0.08, 0.07)
 _S1_MEAN = (-9.5, -16.8)
 _S1_STD = (2.7, 2.6)
 _MAX = torch.iinfo(torch.int16).max
+_IN_CACHE = 64 * 64 * 6 * 10  # values of a patch
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,17 @@ class Normalisation(ABC):
         """
         B, _, *size = s2_bcthw.shape
         valid_b2thw = s2_bcthw.new_empty(B, 2, *size)
-        # One sample stays in a core's cache. A graph that is exported has no loop.
+        # One patch, or as many small ones, stays in a core's cache. A graph that is exported has no loop.
         at_once = s2_bcthw.device.type != "cpu" or torch.compiler.is_compiling()
-        parts = [slice(None)] if at_once else [slice(first, first + 1) for first in range(B)]
+        n = B if at_once else max(1, _IN_CACHE // max(1, s2_bcthw[0].numel()))
+        parts = [slice(first, first + n) for first in range(0, B, n)]
         floats = []
         sensors = (("s1", s1_bcthw, valid_b2thw[:, 1:]), ("s2", s2_bcthw, valid_b2thw[:, :1]))
         for sensor, stored, valid in sensors:
             x = torch.empty_like(stored, dtype=torch.float32)
-            scratch = torch.empty_like(stored[parts[0]])
+            scratch = torch.empty_like(stored[:n])
             for part in parts:
-                values = scratch.copy_(stored[part])
+                values = scratch[: len(stored[part])].copy_(stored[part])
                 # NODATA is the lowest int16. This is faster than comparing.
                 torch.amin(values, dim=1, keepdim=True, out=valid[part])
                 self._scale(sensor, values, valid[part].clamp_(max=NODATA + 1).sub_(NODATA), x[part])

@@ -63,14 +63,29 @@ def draw_seen(
     The last month is uniform from `min_months` on; each month of each sensor is dropped with the probability
     `drop_months`, and a whole sensor, but not both, with `drop_sensors`. As for symmetries, a hash decides.
     """
-    seen = np.ones((len(sample_ids), 2, months), np.bool_)
-    for i, sample_id in enumerate(sample_ids):
-        rng = np.random.default_rng(xxhash.xxh3_64_intdigest(f"{seed} {epoch} seen {sample_id}".encode()))
-        seen[i, :, rng.integers(min(min_months, months), months + 1) :] = False
-        seen[i] &= rng.random((2, months)) >= drop_months
-        sensor, dropped = rng.integers(2), rng.random() < 2 * drop_sensors
-        seen[i, sensor] &= not dropped
+    hashes = [
+        xxhash.xxh3_64_intdigest(f"{seed} {epoch} seen {sample_id}".encode()) for sample_id in sample_ids
+    ]
+    draw = _uniform(np.array(hashes, np.uint64), 2 * months + 3)
+    fewest = min(min_months, months)
+    end_b = fewest + np.floor(draw[:, 0] * (months + 1 - fewest)).astype(np.int64)
+    seen = np.repeat((np.arange(months) < end_b[:, None])[:, None], 2, axis=1)
+    seen &= draw[:, 3:].reshape(-1, 2, months) >= drop_months
+    sensor = (draw[:, 1] * 2).astype(np.int64)
+    seen[np.arange(len(seen)), sensor] &= (draw[:, 2] >= 2 * drop_sensors)[:, None]
     return seen
+
+
+def _uniform(seed_b: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.float64]:
+    """Numbers (B, n) in [0, 1): those that SplitMix64 (Steele et al. 2014) gives for each seed.
+
+    A generator of numpy's for each sample would take longer than the step of a small network.
+    """
+    x = seed_b[:, None] + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    numbers: npt.NDArray[np.float64] = ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return numbers
 
 
 def without(s1_bcthw: Tensor, s2_bcthw: Tensor, seen_b2t: npt.NDArray[np.bool_]) -> Tensors:
