@@ -49,6 +49,12 @@ class MeteredSource(ImagerySource, Protocol):
         ...
 
 
+def identity_of(source: ImagerySource, config: Config) -> dict[str, Any]:
+    """The identity of a source that is read by these settings: without Sentinel-1, no `s1_quantity`."""
+    without = {} if "s1" in config.composite.sensors else {"s1_quantity": "none"}
+    return source.identity() | without
+
+
 def open_source(
     config: Config, quota: RequestQuota | None = None, slots: Semaphore | None = None
 ) -> ImagerySource:
@@ -65,7 +71,10 @@ def open_source(
         case "stac":
             from cropray.imagery.stac import StacSource
 
-            return StacSource(config.source.stac)
+            stac = config.source.stac
+            unread = {"s2", "s1"} - set(config.composite.sensors)
+            plain = {name: type(getattr(stac, name))() for name in unread}  # whose items are not asked for
+            return StacSource(stac.model_copy(update=plain))
         case "earthengine":
             from cropray.imagery.earthengine.source import EarthEngineSource
 

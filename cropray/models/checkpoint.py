@@ -45,7 +45,7 @@ class Checkpoint:
     network: NetworkSpec
     normalisation: Normalisation
     window: dict[str, Any]  # anchor, months, lead_months, and as_of: an ISO date or None
-    s1_quantity: str  # "gamma0" or "sigma0"
+    s1_quantity: str  # "gamma0" or "sigma0"; "none" if it was trained without Sentinel-1
     weights: dict[str, Tensor]
     s2_bands: tuple[str, ...] = S2_NAMES
     s1_bands: tuple[str, ...] = S1_NAMES
@@ -165,7 +165,10 @@ def check_classes(checkpoint: Checkpoint, classes: Sequence[str], where: str) ->
 def check_inputs(
     checkpoint: Checkpoint, *, s2_bands: Sequence[str], s1_bands: Sequence[str], s1_quantity: str, where: str
 ) -> None:
-    """Raises InputError if the data `where` have other bands or another backscatter than the model's."""
+    """Raises InputError if the data `where` have other bands or another backscatter than the model's.
+
+    Without Sentinel-1 ("none") there is nothing to compare: its pixels are missing.
+    """
     for sensor, trained, given in (
         ("Sentinel-2", checkpoint.s2_bands, s2_bands),
         ("Sentinel-1", checkpoint.s1_bands, s1_bands),
@@ -176,7 +179,7 @@ def check_inputs(
                 f"{where} has the {sensor} bands {', '.join(given)}{order}; the model was trained on "
                 f"{', '.join(trained)}"
             )
-    if checkpoint.s1_quantity != s1_quantity:
+    if "none" not in (checkpoint.s1_quantity, s1_quantity) and checkpoint.s1_quantity != s1_quantity:
         raise InputError(
             f"{where} has {s1_quantity} of Sentinel-1, the model was trained on {checkpoint.s1_quantity}: "
             "they differ by the angle of incidence. Use a source or a model of the same quantity"

@@ -166,7 +166,7 @@ def export(run: Run, *, partial: bool = False) -> Summary:
         delete_parts(run.folder, rows)  # or they would count as finished
         raise InputError(_nothing_seen(plan))
     write_ledger(run.folder, rows)
-    summary = summarise(rows, plan.periods)
+    summary = summarise(rows, plan.periods, run.config.composite.sensors)
     for warning in summary["warnings"]:
         say(f"export: warning: {warning}")
     run.finish("export", summary, inputs)

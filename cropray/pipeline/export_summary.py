@@ -16,8 +16,12 @@ from cropray.types import Period
 _PARTLY = 0.9  # of what Sentinel-1 sees of an ROI in its best month
 
 
-def summarise(rows: Sequence[LedgerRow], periods_by_roi: Mapping[str, Sequence[Period]]) -> Summary:
-    """Counts over the ledger.
+def summarise(
+    rows: Sequence[LedgerRow],
+    periods_by_roi: Mapping[str, Sequence[Period]],
+    sensors: Sequence[str] = ("s2", "s1"),
+) -> Summary:
+    """Counts over the ledger, of the sensors that were read.
 
     Tiles without a scene or a valid pixel are counted by the month, such as "2022-04", in which the period
     begins. Scenes are None if the source does not count them.
@@ -33,10 +37,10 @@ def summarise(rows: Sequence[LedgerRow], periods_by_roi: Mapping[str, Sequence[P
         "nbytes": sum(row.nbytes for row in rows),
         "provisional_tiles": sum(bool(row.provisional) for row in rows),
         "empty_tiles": dict(Counter(row.reason for row in rows if row.reason)),
-        "months_without_scene": {sensor: _gaps(rows, months, f"scenes_{sensor}") for sensor in ("s2", "s1")},
-        "months_without_view": {sensor: _gaps(rows, months, f"valid_{sensor}") for sensor in ("s2", "s1")},
+        "months_without_scene": {sensor: _gaps(rows, months, f"scenes_{sensor}") for sensor in sensors},
+        "months_without_view": {sensor: _gaps(rows, months, f"valid_{sensor}") for sensor in sensors},
         "scenes_lost": len({scene_of(line) for row in rows for line in row.lost}),
-        "warnings": [*_warnings(rows, months), *_scene_warnings(rows)],
+        "warnings": [*_warnings(rows, months, sensors), *_scene_warnings(rows)],
     }
 
 
@@ -58,7 +62,9 @@ def saw_anything(row: LedgerRow) -> bool:
     return any((*row.valid_s2, *row.valid_s1))
 
 
-def _warnings(rows: Sequence[LedgerRow], months: Mapping[str, list[str]]) -> Iterator[str]:
+def _warnings(
+    rows: Sequence[LedgerRow], months: Mapping[str, list[str]], sensors: Sequence[str]
+) -> Iterator[str]:
     """What a person should look into before training.
 
     Tiles whose months are not over; tiles in which nothing was seen; months in which a sensor saw nothing of
@@ -76,6 +82,8 @@ def _warnings(rows: Sequence[LedgerRow], months: Mapping[str, list[str]]) -> Ite
         ("s2", "Sentinel-2", "Are these clouds, or are scenes missing?"),
         ("s1", "Sentinel-1", "Clouds do not hide land from it: are scenes or an orbit missing?"),
     ):
+        if sensor not in sensors:
+            continue
         shares = _shares(rows, f"valid_{sensor}")
         if not any(map(any, shares.values())):
             yield f"no tile has a valid pixel of {name} in any month"

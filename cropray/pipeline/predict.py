@@ -25,7 +25,7 @@ from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
 from cropray.errors import InputError
 from cropray.grid import Window, transform_bounds
-from cropray.imagery import ImagerySource, MeteredSource, open_source
+from cropray.imagery import ImagerySource, MeteredSource, identity_of, open_source
 from cropray.maps.catalogue import MapIdentity, publish_collection
 from cropray.maps.products import publish_map
 from cropray.maps.request import (
@@ -123,7 +123,8 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
     checkpoint = with_head(load_checkpoint(checkpoint_folder), config.predict.head, str(checkpoint_folder))
     settings = prediction_settings(checkpoint, config)
     source = open_source(config)
-    check_source(checkpoint, source.identity())
+    imagery = identity_of(source, config)
+    check_source(checkpoint, imagery)
     plans = plan_maps(config.predict.area, config, run.folder)
     fields = given_fields(config.predict)
     output = run.folder.child(f"maps/{config.predict.name}")
@@ -133,7 +134,7 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
     del chosen["batch_size"], chosen["recipe"]["max_lost"]  # they decide only whether there is a result
     inputs = {
         "model": model_fingerprint(checkpoint_folder, config.predict.head),
-        "imagery": _hash([chosen, source.identity()]),
+        "imagery": _hash([chosen, imagery]),
         "area": _hash(areas),
     }
     finished = run.finished("predict", inputs, _files(run))

@@ -15,7 +15,7 @@ from cropray.config import Config
 from cropray.config.imagery import LabelsConfig, PatchConfig
 from cropray.config.rois import GridConfig
 from cropray.grid import Grid, Window, plan_starts, regular_end, transform_bounds
-from cropray.imagery import ImagerySource
+from cropray.imagery import ImagerySource, identity_of
 from cropray.labels import make_labels, source_maps
 from cropray.rois.calendar import periods_for
 from cropray.shards.ledger import TILE_KEY, LedgerRow, part_name
@@ -100,7 +100,7 @@ def shard_metadata(config: Config, source: ImagerySource) -> ShardMetadata:
     imagery = config.model_dump(mode="json", include={"grid", "composite"})
     sections = {"classes", "window", "grid", "composite", "labels", "patch"}
     truth = config.labels.truth is not None
-    return part_metadata(config, source.identity(), sections, imagery=imagery, has_truth=truth)
+    return part_metadata(config, identity_of(source, config), sections, imagery=imagery, has_truth=truth)
 
 
 def part_metadata(config: Config, identity: dict[str, Any], sections: set[str], **more: Any) -> ShardMetadata:

@@ -72,7 +72,8 @@ def model_item(checkpoint: Checkpoint, name: str, created: datetime) -> dict[str
     """
     # The extension wants a name that starts with a letter and ends with a letter or digit.
     plain = re.sub(r"[^a-zA-Z0-9_.\- ]", "_", name).strip("_.- ")
-    radar = f"Sentinel-1 {checkpoint.s1_quantity} in dB"
+    quantity = checkpoint.s1_quantity
+    radar = "no Sentinel-1" if quantity == "none" else f"Sentinel-1 {quantity} in dB"
     text = _render(
         "item.json",
         name=name,

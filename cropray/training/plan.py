@@ -285,7 +285,8 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
         ("s1_bands", "the imagery source"),
     ):
         one, other = (reduce(getitem, path, described) for described in (has, wants))
-        if one != other:
+        unseen = path[-1] == "s1_quantity" and "none" in (str(one), str(other))  # by one of them
+        if one != other and not unseen:
             name = path[-1].replace("s1_", "Sentinel-1 ").replace("s2_", "Sentinel-2 ")
             where = "" if setting.startswith("model.") else " in a new --run folder"
             raise InputError(
