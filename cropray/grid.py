@@ -175,6 +175,18 @@ def transform_bounds(bounds: Bounds, src_crs: str, dst_crs: str) -> Bounds:
     return min_x, min_y, max_x + 360 * (max_x < min_x), max_y
 
 
+def lonlat(
+    crs: Sequence[str], x: npt.NDArray[np.floating], y: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Longitude and latitude (N, 2) of points, each in its own system."""
+    out = np.empty((len(crs), 2))
+    names = np.array(crs)
+    for name in np.unique(names).tolist():
+        mine = names == name
+        out[mine] = np.stack(transformer(name, "EPSG:4326").transform(x[mine], y[mine]), axis=1)
+    return out
+
+
 @lru_cache(maxsize=64)
 def transformer(src_crs: str, dst_crs: str) -> Transformer:
     """Takes x, y and longitude, latitude. Making one takes as long as a million pixels; threads share it."""

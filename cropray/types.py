@@ -6,7 +6,7 @@ B samples. True in a mask always means valid. Importing this module needs numpy 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cropray.errors import InputError
-from cropray.grid import Grid
+from cropray.grid import Grid, lonlat
 
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
@@ -200,8 +200,20 @@ class Batch:
         months: npt.NDArray[np.int64] = middle.astype("datetime64[M]").astype(np.int64) % 12 + 1
         return months
 
+    @property
+    def place_b2(self) -> npt.NDArray[np.float32]:
+        """Longitude and latitude (B, 2) of the centres of the patches."""
+        return patch_places(self.rows, self.label_bhw.shape[-1])
+
     def __len__(self) -> int:
         return len(self.label_bhw)
+
+
+def patch_places(rows: Mapping[str, Sequence[Any]], size: int) -> npt.NDArray[np.float32]:
+    """Longitude and latitude (N, 2) of the centres of patches of `size` pixels, by the columns of shards."""
+    x0, y0, pixel, row, col = (np.array(rows[n]) for n in ("x0", "y0", "resolution", "row", "col"))
+    x, y = x0 + (col + size / 2) * pixel, y0 - (row + size / 2) * pixel
+    return lonlat(rows["crs"], x, y).astype(np.float32)
 
 
 def calendar_months(starts: Iterable[date]) -> list[int]:

@@ -57,6 +57,7 @@ class ModelConfig(Section):
     """dual_unet3d: the published one, with spatial context. temporal: attention over months, per pixel."""
     width: int = Field(64, ge=2, multiple_of=2, description="Channels of the first level. 64: as published.")
     members: int = Field(1, ge=1, le=16, description="Networks that are averaged; temporal only.")
+    places: bool = Field(False, description="Whether it is told longitude and latitude; temporal only.")
     stem: int | None = Field(None, ge=1, description="Channels of the temporal stem. null: width / 2.")
     normalisation: Literal["fixed", "seed"] = "fixed"
     """fixed: the same constants for all data. seed: min-max per patch and month, for published weights."""

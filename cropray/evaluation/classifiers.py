@@ -60,7 +60,9 @@ class Network:
     def probabilities(self, tile: MosaicTile) -> FloatArray:
         plan, months = tile.plan, slice(self._months)
         s1_cthw, s2_cthw = tile.s1_hull_cthw[:, months], tile.s2_hull_cthw[:, months]
-        values_khw = blended(self.predictor, s1_cthw, s2_cthw, plan.patches, plan.overlap, _PATCHES_AT_ONCE)
+        values_khw = blended(
+            self.predictor, s1_cthw, s2_cthw, plan.patches, plan.overlap, _PATCHES_AT_ONCE, plan.grid
+        )
         return values_khw[:, *plan.inner.slices]
 
 

@@ -30,8 +30,8 @@ class TilePlan:
     """A part of an ROI's grid, and the patches that a network predicts for it.
 
     `rows` are positions in the reader's table, of the stored patches that hold the pixels of those patches.
-    The hull is the rectangle around all of these. `inner` (the tile itself), `stored` and `patches` are
-    windows of it. Patches share `overlap` pixels or more.
+    The hull is the rectangle around all of these, and has the `grid`. `inner` (the tile itself), `stored` and
+    `patches` are windows of it. Patches share `overlap` pixels or more.
     """
 
     roi_id: str
@@ -42,6 +42,7 @@ class TilePlan:
     stored: tuple[Window, ...]
     patches: tuple[Window, ...]
     overlap: int
+    grid: Grid
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def plan_tiles(reader: ShardReader, overlap: int, size: int = _TILE) -> list[Til
                     stored=tuple(window.within(hull) for window in inside.values()),
                     patches=tuple(window.within(hull) for window in patches),
                     overlap=overlap,
+                    grid=grids[roi_id].window(hull),
                 )
             )
     return plans

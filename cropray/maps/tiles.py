@@ -119,7 +119,9 @@ def predict_tile(
     lost = composite.lost
     del composite
     windows = [patch.within(hull) for patch in patches]
-    blended_khw = blended(predictor, s1_cthw, s2_cthw, windows, settings.overlap, settings.batch_size)
+    blended_khw = blended(
+        predictor, s1_cthw, s2_cthw, windows, settings.overlap, settings.batch_size, grid.window(hull)
+    )
 
     decision = predictor.decision(len(settings.periods))
     shared = hull.shared(core)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cropray.grid import Window, mosaic
+from cropray.grid import Grid, Window, lonlat, mosaic
 from cropray.models.inference import Predictor
 from cropray.types import FloatArray, IntArray
 
@@ -52,13 +52,23 @@ def blended(
     patches: Sequence[Window],
     overlap: int,
     batch_size: int = 16,
+    grid: Grid | None = None,
 ) -> FloatArray:
-    """Probabilities (K, H, W) of stored integers: the weighted mean of the patches, NaN outside them."""
-    values = []
+    """Probabilities (K, H, W) of stored integers: the weighted mean of the patches, NaN outside them.
+
+    `grid` is that of the raster, for networks that are told the places of patches.
+    """
+    values, place_n2 = [], None
+    if grid is not None and predictor.needs_places:
+        centres = [(patch.row + patch.height / 2, patch.col + patch.width / 2) for patch in patches]
+        row, col = np.array(centres).T
+        x, y = grid.x0 + col * grid.resolution, grid.y0 - row * grid.resolution
+        place_n2 = lonlat([grid.crs] * len(patches), x, y)
     for start in range(0, len(patches), batch_size):
         slices = [patch.slices for patch in patches[start : start + batch_size]]
         s1_bcthw, s2_bcthw = (np.stack([cube[:, :, *each] for each in slices]) for cube in (s1_cthw, s2_cthw))
-        values.append(predictor.probabilities(s1_bcthw, s2_bcthw))
+        place_b2 = None if place_n2 is None else place_n2[start : start + batch_size]
+        values.append(predictor.probabilities(s1_bcthw, s2_bcthw, place_b2))
     height, width = s1_cthw.shape[2:]
     weights_hw = patch_weights(patches[0].height, overlap)
     return mosaic(np.concatenate(values), patches, (height, width), weights_hw)

@@ -57,6 +57,8 @@ class NetworkSpec:
     s2_bands: int = len(S2_NAMES)
     s1_bands: int = len(S1_NAMES)
     members: int = 1  # networks of kind "temporal" that are averaged
+    # Mean and standard deviation of longitude and latitude of the training samples; None: not told.
+    places: tuple[tuple[float, float], tuple[float, float]] | None = None
 
     @property
     def side_multiple(self) -> int:
@@ -65,7 +67,9 @@ class NetworkSpec:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NetworkSpec:
         """From a dict of `asdict`. Raises TypeError for unknown fields."""
-        return cls(**{**data, "heads": tuple(HeadSpec(**head) for head in data.get("heads", ()))})
+        places = data.get("places") and tuple(map(tuple, data["places"]))
+        heads = tuple(HeadSpec(**head) for head in data.get("heads", ()))
+        return cls(**{**data, "heads": heads, "places": places})
 
     def build(self) -> CropNetwork:
         if self.kind == "temporal":
@@ -207,10 +211,12 @@ def head_prefix(name: str) -> str:
 class CropNetwork(nn.Module):
     """Logits (B, K, H, W) from the months of both sensors. Classes are not exclusive: sigmoid, not softmax.
 
-    Subclasses make the features that all heads share. Whether they `needs_months` is their own.
+    Subclasses make the features that all heads share. Whether they need to be told of time and place beside
+    the values is their own.
     """
 
     needs_months = False
+    needs_places = False
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
@@ -222,7 +228,9 @@ class CropNetwork(nn.Module):
         self.final_conv = _head(spec.head, features, spec.n_classes)
         self.heads = nn.ModuleDict({x.name: _head(x.kind, features, x.n_classes) for x in spec.heads})
 
-    def features(self, s1: Tensor, s2: Tensor, valid: Tensor, month_bt: Tensor | None) -> Tensor:
+    def features(
+        self, s1: Tensor, s2: Tensor, valid: Tensor, month_bt: Tensor | None, place_b2: Tensor | None
+    ) -> Tensor:
         """(B, F, H, W) from checked inputs."""
         raise NotImplementedError
 
@@ -233,17 +241,19 @@ class CropNetwork(nn.Module):
         valid_b2thw: Tensor,
         head: str = MAIN,
         month_bt: Tensor | None = None,
+        place_b2: Tensor | None = None,
     ) -> Tensor:
         """The logits of one head.
 
         `valid_b2thw` is 1 or 0 of any type, channel 0 for s2 and 1 for s1 (`Normalisation.apply`);
-        `month_bt` are calendar months, 1 to 12, for networks that need them. Raises ValueError if months,
+        `month_bt` are calendar months, 1 to 12, and `place_b2` longitudes and latitudes, for networks that
+        need them (NaN or None: unknown). Raises ValueError if months,
         bands or sides do not fit the network.
         """
         self._check("s1", s1_bcthw, self._spec.s1_bands)
         self._check("s2", s2_bcthw, self._spec.s2_bands)
         self._check("valid", valid_b2thw, 2)
-        features_bchw = self.features(s1_bcthw, s2_bcthw, valid_b2thw, month_bt)
+        features_bchw = self.features(s1_bcthw, s2_bcthw, valid_b2thw, month_bt, place_b2)
         logits_bkhw: Tensor = (self.final_conv if head == MAIN else self.heads[head])(features_bchw)
         return logits_bkhw
 
@@ -282,7 +292,9 @@ class DualUNet3D(CropNetwork):
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
-    def features(self, s1: Tensor, s2: Tensor, valid: Tensor, _month_bt: Tensor | None) -> Tensor:
+    def features(
+        self, s1: Tensor, s2: Tensor, valid: Tensor, _month_bt: Tensor | None, _place_b2: Tensor | None
+    ) -> Tensor:
         if self.validity:
             valid = valid.to(s1.dtype)
             s1, s2 = torch.cat((s1, valid[:, 1:]), dim=1), torch.cat((s2, valid[:, :1]), dim=1)

@@ -58,7 +58,9 @@ class StoredNetwork(nn.Module):
         self.register_buffer("bias_tk", torch.tensor(biases))
         self.register_buffer("temperature_t", torch.tensor([d.temperature for d in decisions]))
 
-    def forward(self, s1_bcthw: Tensor, s2_bcthw: Tensor, seen: int = 0) -> Tensor:
+    def forward(
+        self, s1_bcthw: Tensor, s2_bcthw: Tensor, seen: int = 0, place_b2: Tensor | None = None
+    ) -> Tensor:
         """Probabilities (B, K, H, W) of stored integers with any H and W.
 
         Where a side is not a multiple of what the network needs, the last row or column is repeated up to
@@ -71,7 +73,7 @@ class StoredNetwork(nn.Module):
                 places = torch.arange(padded, device=s1_bcthw.device).clamp(max=length - 1)
                 s1_bcthw, s2_bcthw = s1_bcthw.index_select(dim, places), s2_bcthw.index_select(dim, places)
         inputs = self.normalisation.apply(s1_bcthw, s2_bcthw)
-        logits_bkhw = self.network(*inputs, MAIN, self.month_1t.expand(B, -1))
+        logits_bkhw = self.network(*inputs, MAIN, self.month_1t.expand(B, -1), place_b2)
         shifted_bkhw = logits_bkhw - self.bias_tk[seen - 1][:, None, None]
         probabilities_bkhw: Tensor = (shifted_bkhw / self.temperature_t[seen - 1]).sigmoid()
         return probabilities_bkhw[..., :H, :W]
@@ -94,19 +96,27 @@ class Predictor:
         """(K,), with all months; 0.5 for every class if none were chosen."""
         return self.decision().thresholds_k(len(self.checkpoint.classes))
 
-    def probabilities(self, s1_bcthw: IntArray, s2_bcthw: IntArray) -> FloatArray:
+    @property
+    def needs_places(self) -> bool:
+        return self._network.network.needs_places
+
+    def probabilities(
+        self, s1_bcthw: IntArray, s2_bcthw: IntArray, place_b2: npt.NDArray[np.floating] | None = None
+    ) -> FloatArray:
         """Calibrated probabilities (B, K, H, W) of int16 patches as stored, with any H and W.
 
-        An any-date network takes the first months of its window alone. Raises ValueError if bands or months
-        do not fit the network.
+        An any-date network takes the first months of its window alone. `place_b2` are longitudes and
+        latitudes of the patches, for networks that need them; None if unknown. Raises ValueError if bands or
+        months do not fit the network.
         """
         stored = [torch.as_tensor(x).to(self.device) for x in (s1_bcthw, s2_bcthw)]
         seen = stored[0].shape[2]
         missing = self.checkpoint.months - seen
         if missing > 0 and self.checkpoint.any_date:
             stored = [pad(x, (0, 0, 0, 0, 0, missing), value=NODATA) for x in stored]
+        told = None if place_b2 is None else torch.as_tensor(place_b2, dtype=torch.float32).to(self.device)
         with torch.inference_mode():
-            return np.asarray(self._network(*stored, min(seen, self.checkpoint.months)).cpu().numpy())
+            return np.asarray(self._network(*stored, min(seen, self.checkpoint.months), told).cpu().numpy())
 
 
 def stored_inputs(

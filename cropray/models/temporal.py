@@ -2,8 +2,9 @@
 encoder (L-TAE; Garnot and Landrieu 2020, doi:10.1007/978-3-030-65742-0_12).
 
 Each head has one learnt query, and its own channels of the months' embeddings. Beside the values, a month is
-described by its validity and its calendar month, and months without a view are left out. Shape suffixes:
-P pixels, T months, C bands, D width, A attention heads.
+described by its validity and its calendar month, and months without a view are left out. A network that is
+told the place of its pixels (as Presto; Tseng et al. 2023, arXiv:2304.14065) knows what is grown there and
+when. Shape suffixes: P pixels, T months, C bands, D width, A attention heads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from cropray.models.dual_unet3d import CropNetwork, NetworkSpec
 _ATTENTION_HEADS = 8
 _KEY_CHANNELS = 8
 _DROPOUT = 0.2
+# The place is not told for a tenth of the samples of a training, and otherwise told within a tenth of the
+# spread of all places: a network shall not learn single fields by heart, and shall do without.
+_PLACE_DROPOUT = _PLACE_NOISE = 0.1
+_FARTHEST = 3.0  # standard deviations
 
 
 class Encoder(nn.Module):
@@ -65,16 +70,19 @@ class TemporalNetwork(CropNetwork):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__(spec)
         width = -(-spec.width // _ATTENTION_HEADS) * _ATTENTION_HEADS
-        channels = spec.s2_bands + spec.s1_bands + 2
+        self.needs_places = spec.places is not None
+        channels = spec.s2_bands + spec.s1_bands + 2 + (3 if self.needs_places else 0)
         self.encoders = nn.ModuleList(Encoder(channels, width) for _ in range(spec.members))
         self._width = width
         self._add_heads(width)
 
-    def features(self, s1: Tensor, s2: Tensor, valid: Tensor, month_bt: Tensor | None) -> Tensor:
+    def features(
+        self, s1: Tensor, s2: Tensor, valid: Tensor, month_bt: Tensor | None, place_b2: Tensor | None
+    ) -> Tensor:
         B, _, T, H, W = s1.shape
         if month_bt is None:
             month_bt = torch.zeros(B, T, dtype=torch.long, device=s1.device)
-        x_bcthw = torch.cat((s2, s1, valid.to(s1.dtype)), dim=1)
+        x_bcthw = torch.cat((s2, s1, *self._placed(place_b2, s1), valid.to(s1.dtype)), dim=1)
         x_bnc = x_bcthw.permute(0, 3, 4, 2, 1).reshape(B, H * W, T, -1)
         n = len(self.encoders)
         features = []
@@ -87,6 +95,22 @@ class TemporalNetwork(CropNetwork):
             order = torch.cat([torch.arange(k, B, n, device=s1.device) for k in range(n)])
             together = together[order.argsort()]
         return together.permute(0, 3, 1, 2)
+
+    def _placed(self, place_b2: Tensor | None, like: Tensor) -> tuple[Tensor, ...]:
+        """Longitude and latitude in standard deviations, and whether they are known: (B, 3, T, H, W)."""
+        if self._spec.places is None:
+            return ()
+        B, _, *size = like.shape
+        if place_b2 is None:
+            return (like.new_zeros(B, 3, *size),)
+        mean_2, std_2 = torch.tensor(self._spec.places, device=like.device).T
+        place_b2 = ((place_b2 - mean_2) / std_2).clamp(-_FARTHEST, _FARTHEST)
+        known_b1 = place_b2.isfinite().all(1, keepdim=True)
+        if self.training:
+            place_b2 = place_b2 + _PLACE_NOISE * torch.randn_like(place_b2)
+            known_b1 = known_b1 & (torch.rand_like(place_b2[:, :1]) >= _PLACE_DROPOUT)
+        told_b3 = torch.cat((place_b2.where(known_b1, 0.0), known_b1.to(place_b2.dtype)), dim=1)
+        return (told_b3.to(like.dtype)[:, :, None, None, None].expand(B, 3, *size),)
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         logits = super().forward(*inputs, **named)

@@ -236,7 +236,8 @@ def training_pictures(
         return pictures
     batch = val.take(_most_labelled(val))
     predictor = Predictor(checkpoint)
-    probabilities = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw)
+    places = batch.place_b2 if predictor.needs_places else None
+    probabilities = predictor.probabilities(batch.s1_bcthw, batch.s2_bcthw, places)
     truth = batch.label_bhw if batch.truth_bhw is None else batch.truth_bhw
     for i, name in enumerate(batch.rows["sample_id"]):
         seen = predictor.decision().decide(probabilities[i])

@@ -27,9 +27,12 @@ from cropray.tracking.registry import resolve_model
 from cropray.training.data import Data
 from cropray.training.lock import RunLock
 from cropray.training.recipe import Recipe
+from cropray.types import patch_places
 
 RAYS = "ray"
 """The folder, among the states, in which Ray Train keeps its checkpoints."""
+
+_LEAST_SPREAD = 0.01  # degrees: a kilometre
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,10 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
             f"labelled pixels ({stage}.min_labelled_fraction): nothing to train on"
         )
     checkpoint, init, keep_head = _start(run, stage, reader.metadata)
+    if run.config.model.places and init is None:
+        place_n2 = patch_places(reader.table.to_pydict(), reader.metadata.size)
+        lon, lat = ((float(x.mean()), max(float(x.std()), _LEAST_SPREAD)) for x in place_n2.T)
+        checkpoint = replace(checkpoint, network=replace(checkpoint.network, places=(lon, lat)))
     starts, ends = (  # the first day and the day after the last, by month, over all samples
         np.array(reader.table[name].to_pylist(), "datetime64[D]") for name in ("period_start", "period_end")
     )
@@ -175,6 +182,8 @@ def _check_dates(config: Config, stage: str, data: ShardMetadata, *, validity: b
             "model.kind temporal is told the calendar months, and with window.anchor=harvest these tell the "
             "crop. Export with window.anchor=as_of, or set model.kind to dual_unet3d"
         )
+    if config.model.places and config.model.kind != "temporal":
+        raise InputError("model.places needs model.kind=temporal; dual_unet3d is told no places")
     if config.model.members > 1 and config.model.kind != "temporal":
         raise InputError(
             "model.members above 1 needs model.kind=temporal; one dual_unet3d is trained at a time"
@@ -234,7 +243,7 @@ def _start(run: Run, stage: str, data: ShardMetadata) -> tuple[Checkpoint, Folde
         return checkpoint, None, False
     init = resolve_model(settings.init, run)
     first = load_checkpoint(init)
-    _check_init(first, checkpoint, init)
+    _check_init(first, checkpoint, init, wants_places=config.model.places)
     same = first.classes == checkpoint.classes
     network = replace(first.network, heads=())
     if not same:
@@ -268,10 +277,11 @@ def _with_label_set(checkpoint: Checkpoint, also: AuxiliaryConfig, data: Data, r
     )
 
 
-def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
+def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder, *, wants_places: bool) -> None:
     """Raise InputError if the body of `first` does not fit these data and settings."""
     has, wants = (
-        x.describe() | {"normalisation": x.normalisation.to_json()["kind"]} for x in (first, wanted)
+        x.describe() | {"normalisation": x.normalisation.to_json()["kind"], "places": places}
+        for x, places in ((first, first.network.places is not None), (wanted, wants_places))
     )
     for *path, setting in (
         ("network", "months", "window.months"),
@@ -279,6 +289,7 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder) -> None:
         ("network", "members", "model.members"),
         ("network", "width", "model.width"),
         ("network", "stem", "model.stem"),
+        ("places", "model.places"),
         ("normalisation", "model.normalisation"),
         ("s1_quantity", "the imagery source"),
         ("s2_bands", "the imagery source"),

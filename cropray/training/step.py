@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 _ARRAYS = ("s1_bcthw", "s2_bcthw", "label_bhw", "crop_b")
 Inputs = tuple[Tensor, ...]
-"""Those arrays on the device (int16, int16, uint8 and int64), and calendar months (B, T) if needed."""
+"""Those arrays on the device (int16, int16, uint8, int64), and months (B, T) and places (B, 2) if needed."""
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,8 @@ class Trainer:
         return logits
 
     def _arrays(self, batch: Batch) -> tuple[Any, ...]:
-        months = (batch.month_bt,) if self.network.needs_months else ()
-        return (*(getattr(batch, name) for name in _ARRAYS), *months)
+        told = ["month_bt"] * self.network.needs_months + ["place_b2"] * self.network.needs_places
+        return tuple(getattr(batch, name) for name in (*_ARRAYS, *told))
 
     def _note_skipped(self, batch: Batch, head: str) -> None:
         """Count a step that changed nothing, and find the samples to blame. All ranks call it alike."""
