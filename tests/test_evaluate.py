@@ -162,7 +162,9 @@ def test_regions_that_overlap_have_no_interval_of_their_own(tmp_path: Path) -> N
 def test_baselines_are_scored_on_the_same_pixels(evaluated: Run) -> None:
     result = result_of(evaluated)
     totals = {name: np.sum(row["confusion"]) for name, row in result["methods"].items()}
-    assert totals == dict.fromkeys(("network", "forest", "majority"), result["pixels"])
+    names = ("network", "forest", "logistic", "boosting", "majority")
+    assert totals == dict.fromkeys(names, result["pixels"])
+    assert result["baselines"]["settings"].keys() == {"forest", "logistic", "boosting"}
     # The land is made so that single pixels tell the classes apart.
     assert result["methods"]["forest"]["score"] > 0.97
     assert result["methods"]["majority"]["score"] < 0.4
@@ -276,8 +278,7 @@ def test_without_a_val_split_thresholds_are_defaults_or_those_of_the_checkpoint(
     result = result_of(run)
     assert result["thresholds"] == {
         "network": [0.25, 0.75],
-        "forest": [0.5, 0.5],
-        "majority": [0.5, 0.5],
+        **{name: [0.5, 0.5] for name in ("forest", "logistic", "boosting", "majority")},
     }
     assert "no val split: 0.5" in result["thresholds_chosen_on"]
 

@@ -85,7 +85,7 @@ def test_the_figures_are_those_of_the_stages(finished: Run) -> None:
     assert "100 ha" in text
     assert "5 dropped: no harvest date" in text
     assert "The split val has no region of pea" in text
-    assert "The network is behind the forest" in text
+    assert "The network is behind the random forest" in text
     assert "4.5" in text
 
 

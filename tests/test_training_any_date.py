@@ -137,8 +137,17 @@ def test_one_checkpoint_is_scored_as_of_several_dates_and_elsewhere(series: Run,
     assert [(row["date"], row["months"]) for row in (early, late)] == [("2021-04-30", 2), ("2021-06-30", 4)]
     assert late["macro_f1"] == result["methods"]["network"]["score"]
     assert late["macro_f1"] > 0.1 + early["macro_f1"]
-    assert early["pixels"] == result["pixels"] > 10
+    assert early["n"] == result["pixels"] > 10
+    assert 0 <= early["ece"] <= 1
     assert [row["class"] for row in early["per_class"]] == ["wheat", "maize"]
+    baselines = {name: row["macro_f1"] for name, row in late["baselines"].items()}
+    assert baselines == {name: result["methods"][name]["score"] for name in baselines}
+    assert baselines.keys() == {"forest", "logistic", "boosting", "majority"}
+    assert late["baselines"]["forest"]["macro_f1"] > 0.1 + early["baselines"]["forest"]["macro_f1"]
+    shares = [row["share"] for row in result["decided"]["dates"]]
+    assert 0 <= shares[0] <= shares[1] <= 1
+    assert result["by_lead"] == []  # points have no calendar
+    assert series.folder.exists("evaluation/dates.png")
 
 
 def test_a_training_taken_up_after_an_epoch_ends_with_the_same_bits(series: Run) -> None:

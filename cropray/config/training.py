@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
@@ -12,6 +12,7 @@ from cropray.config.section import Name, Section
 Stage = Literal["pretrain", "finetune"]
 RecipeName = Literal["seed", "modern"]
 Calibration = Literal["none", "temperature", "bias"]
+Baseline = Literal["forest", "logistic", "boosting", "majority"]
 ThresholdRule = Literal["common", "shrunk", "class"]
 
 _SEED = {
@@ -106,8 +107,8 @@ class TrainConfig(Section):
     balance: float | None = Field(None, ge=0, le=1)
     """Draw samples by labelled share; crops as frequent as they are (0) to equally frequent (1)."""
     threshold: float | None = Field(None, gt=0, lt=1, description="Decision threshold. null: chosen on val.")
-    threshold_rule: ThresholdRule = "common"
-    """How val chooses it: common to all classes, by class, or between these (shrunk)."""
+    threshold_rule: ThresholdRule = "shrunk"
+    """How val chooses it: common to all classes, by class, or shrunk: between these, by its blocks."""
     calibration: Calibration = "bias"
     """What val fits to make scores probabilities: a temperature, or a bias for each class too (bias)."""
     coverage: float = Field(0.9, gt=0.5, lt=1, description="Share of pixels whose sets hold their class.")
@@ -191,11 +192,21 @@ class EvaluateConfig(Section):
 
     model: str = Field("", description="Checkpoint folder or models:/ URI. Empty: the run's own model.")
     head: str | None = Field(None, description="Head to evaluate. null: the main head.")
-    baselines: bool = Field(True, description="Whether a forest and the majority crop are scored too.")
+    baselines: bool | tuple[Baseline, ...] = True
+    """Which are scored too: forest, logistic, boosting, majority. true: all. false: none."""
+    tune_baselines: bool = Field(True, description="Whether val chooses a setting of each baseline.")
     forest_trees: int = Field(100, ge=1, description="Trees of the random forest.")
-    forest_pixels: int = Field(50_000, ge=100, description="Pixels to train the forest on, at most.")
-    as_of: tuple[date, ...] = Field((), description="Dates as of which an any-date network is scored too.")
+    forest_pixels: int = Field(50_000, ge=100, description="Pixels to train each baseline on, at most.")
+    as_of: tuple[date, ...] = ()
+    """Dates as of which an any-date network, and baselines fitted anew, are scored too."""
+    confidence: float = Field(0.8, gt=0, lt=1, description="Probability from which a pixel is decided.")
     bootstrap: int = Field(1000, ge=0, description="Bootstrap draws for intervals. 0: no intervals.")
+
+    @property
+    def wanted_baselines(self) -> tuple[str, ...]:
+        if isinstance(self.baselines, bool):
+            return get_args(Baseline) if self.baselines else ()
+        return self.baselines
 
 
 class Dimension(Section):

@@ -1,30 +1,25 @@
-"""Classifiers that an evaluation compares: the trained network, a random forest on pixels, the majority crop.
+"""Classifiers that an evaluation compares: the trained network, classifiers of pixels, the majority crop.
 
 Each gives class probabilities for the pixels of a tile and says how they become classes, by the same rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
-from sklearn.ensemble import RandomForestClassifier
 
 from cropray.bands import NODATA
-from cropray.config.training import EvaluateConfig
 from cropray.errors import InputError
 from cropray.evaluation.mosaics import MosaicTile
 from cropray.models.blending import blended
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.decision import UNCALIBRATED, Decision
 from cropray.models.inference import Predictor
-from cropray.progress import progress
-from cropray.shards.reader import ShardReader
 from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray
 
 _PATCHES_AT_ONCE = 16
@@ -125,24 +120,26 @@ def even_shares(available: Mapping[int, int], total: int) -> dict[int, int]:
 
 
 @dataclass(frozen=True)
-class Forest:
-    """A fitted random forest. A class without a labelled pixel has probability 0."""
+class PixelClassifier:
+    """A fitted classifier of pixels by their first months. A class without training pixels has 0."""
 
-    model: RandomForestClassifier
+    model: Any  # of scikit-learn
     n_classes: int
+    months: int
     decision: Decision = UNCALIBRATED
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
-        s1_cthw, s2_cthw = tile.s1_cthw, tile.s2_cthw
+        s1_cthw, s2_cthw = tile.s1_cthw[:, : self.months], tile.s2_cthw[:, : self.months]
         _, _, height, width = s1_cthw.shape
         rows_at_once = max(1, _PIXELS_AT_ONCE // width)
         values_khw = np.zeros((self.n_classes, height, width), np.float32)
         is_crop = self.model.classes_ != BACKGROUND
         crops = self.model.classes_[is_crop].tolist()
+        if hasattr(self.model, "n_jobs"):
+            self.model.n_jobs = 1 if height * width < _WORTH_THREADS else -1
         for row in range(0, height, rows_at_once):
             where_hw = np.zeros((height, width), np.bool_)
             where_hw[row : row + rows_at_once] = True
-            self.model.n_jobs = 1 if height * width < _WORTH_THREADS else -1
             scores = self.model.predict_proba(pixel_features(s1_cthw, s2_cthw, where_hw))[:, is_crop]
             values_khw[crops, row : row + rows_at_once] = scores.T.reshape(len(crops), -1, width)
         return self.decision.calibrated(values_khw)
@@ -160,47 +157,3 @@ class Majority:
         values_khw = np.zeros((self.n_classes, *tile.label_hw.shape), np.float32)
         values_khw[self.crop] = 1
         return values_khw
-
-
-Baseline = Forest | Majority
-
-
-def fit_baselines(
-    uris: Sequence[str], settings: EvaluateConfig, *, unlabelled: str, seed: int
-) -> tuple[dict[str, Baseline], dict[str, Any]]:
-    """Fit the forest and the majority crop on the labelled patches of shards.
-
-    With `unlabelled` "negative" a pixel without a label counts as no crop, as in the loss; otherwise it is
-    left out (a forest has no weak negatives for "own_crop"). Pixels in the overlap of two patches are
-    offered twice, as they are to the network. Returns the classifiers by name, and a description of their
-    training data. Raises InputError if no crop is labelled.
-    """
-
-    def labelled(table: pa.Table) -> BoolArray:
-        return np.asarray(table["labelled_fraction"].to_numpy() > 0, np.bool_)
-
-    reader = ShardReader(uris, batch_size=_PATCHES_AT_ONCE, shuffle=False, keep=labelled)
-    pixels, trees, names = settings.forest_pixels, settings.forest_trees, reader.metadata.classes
-    sample = PixelSample(pixels, seed)
-    with progress("baselines", len(reader) + trees) as bar:
-        for batch in reader.epoch(0):
-            labels = batch.label_bhw
-            if unlabelled == "negative":
-                labels = np.where(labels == UNLABELLED, np.uint8(BACKGROUND), labels)
-            for s1_cthw, s2_cthw, label_hw in zip(batch.s1_bcthw, batch.s2_bcthw, labels, strict=True):
-                sample.add(s1_cthw, s2_cthw, label_hw)
-            bar.advance()
-        most = sample.majority()
-        forest = RandomForestClassifier(trees, n_jobs=-1, random_state=seed).fit(*sample.drawn(pixels))
-        bar.advance(trees)
-    description = {
-        "trees": trees,
-        "pixels": min(pixels, sum(sample.seen.values())),
-        "labelled_pixels": {
-            "none" if label == BACKGROUND else names[label]: number
-            for label, number in sorted(sample.seen.items())
-        },
-        "unlabelled": unlabelled,
-        "majority": names[most],
-    }
-    return {"forest": Forest(forest, len(names)), "majority": Majority(most, len(names))}, description

@@ -16,21 +16,29 @@ from typing import Any
 import numpy as np
 
 from cropray.config import Config
-from cropray.config.rois import WindowConfig
 from cropray.errors import InputError
-from cropray.evaluation.classifiers import Baseline, Classifier, Network, fit_baselines
+from cropray.evaluation.baselines import MAJORITY, Fitted, fit_baselines
+from cropray.evaluation.by_date import (
+    NETWORK,
+    DecidedLand,
+    by_lead,
+    dated_classifiers,
+    months_as_of,
+    rows_by_date,
+)
+from cropray.evaluation.classifiers import Classifier, Network
 from cropray.evaluation.decisions import DecisionRule, choose_decisions, networks_by_months
 from cropray.evaluation.metrics import Counts, Scope, confusion, known_truth, score_table
 from cropray.evaluation.mosaics import MosaicTile, TilePlan, block_numbers, plan_tiles, read_tile, roi_grids
 from cropray.evaluation.reliability import Reliability
-from cropray.figures.charts import EVALUATION, calibration_chart, confusion_chart, scores_chart
+from cropray.figures.charts import EVALUATION, calibration_chart, confusion_chart, dates_chart, scores_chart
 from cropray.figures.pictures import comparison_picture
 from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs, load_checkpoint
 from cropray.models.decision import DEFAULT_THRESHOLD
 from cropray.models.heads import with_head
 from cropray.progress import progress, say
-from cropray.rois.calendar import season_so_far
 from cropray.rois.splits import SPLITS
+from cropray.rois.store import ROIS, read_rois
 from cropray.run import Run, Summary
 from cropray.shards.file import check_shards, fingerprint, shard_uris
 from cropray.shards.reader import ShardReader
@@ -150,55 +158,63 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         run, "test", "add parcels, or start with a larger rois.split.test in a new --run folder"
     )
     check_fit(checkpoint, test.metadata, str(folder), "the test split")
-    fitted: dict[str, Baseline] = {}
-    baselines: dict[str, Any] | None = None
-    train = shard_uris(run.folder, "train")
-    if config.evaluate.baselines and not train:
-        say(f"evaluate: {run.folder} has no split train to fit baselines on: the network is scored alone")
-    elif config.evaluate.baselines:
-        unlabelled = str(checkpoint.recipe.get("unlabelled", "ignore"))
-        fitted, baselines = fit_baselines(train, config.evaluate, unlabelled=unlabelled, seed=config.seed)
-    checkpoint, fitted, chosen_on = _decided(run, checkpoint, fitted)
-    classifiers: dict[str, Classifier] = {"network": Network(checkpoint), **fitted}
-    n_classes = len(checkpoint.classes)
+    months = months_as_of(checkpoint, config.evaluate.as_of)
+    checkpoint, fitted, baselines, chosen_on = _fitted(run, checkpoint, list(months.values()))
+    classes, n_classes = checkpoint.classes, len(checkpoint.classes)
+    classifiers: dict[str, Classifier] = {
+        NETWORK: Network(checkpoint),
+        **{name: versions[checkpoint.months] for name, versions in fitted.items()},
+    }
+    by_date = dated_classifiers(checkpoint, months, fitted)
+    watched = {name: each for name, each in {**classifiers, **by_date}.items() if name.startswith(NETWORK)}
+    reliability = {name: Reliability(each.decision, n_classes) for name, each in watched.items()}
+    decided = DecidedLand(list(months), config.evaluate.confidence)
     pictured, pictures = _pictured(plan_tiles(test, config.predict.overlap)), dict[str, bytes]()
-
-    reliability = Reliability(classifiers["network"].decision, n_classes)
 
     def look(
         name: str, tile: MosaicTile, truth_hw: ByteArray, values_khw: FloatArray, map_hw: ByteArray
     ) -> None:
-        if name != "network":
-            return
         plan = tile.plan
-        reliability.add(np.nan_to_num(values_khw), map_hw, truth_hw)
-        if plan in pictured:
-            title, classes = f"{plan.roi_id} · {plan.crop}", checkpoint.classes
+        if name in reliability:
+            reliability[name].add(np.nan_to_num(values_khw), map_hw, truth_hw)
+        if name == NETWORK and plan in pictured:
+            title = f"{plan.roi_id} · {plan.crop}"
             picture = comparison_picture(truth_hw, map_hw, classes, tile.s2_cthw, title)
             pictures[f"rois/{plan.roi_id}.png"] = picture
+        elif name in reliability and name != NETWORK:
+            decided.add(truth_hw, np.nan_to_num(values_khw), map_hw)
 
+    scope, counts = block_confusions(config, test, {**classifiers, **by_date}, look)
+    options: dict[str, Any] = {"draws": config.evaluate.bootstrap, "seed": config.seed}
+    table = score_table(scope, classes, {name: counts[name] for name in classifiers}, **options)
+    later = {name: counts[name] for name in by_date}
+    rows = rows_by_date(scope, classes, later, months, reliability, **options)
+    rois = read_rois(run.folder) if rows and run.folder.exists(ROIS) else []
     result: dict[str, Any] = {
         "model": folder.uri,
-        "classes": list(checkpoint.classes),
+        "classes": list(classes),
         "regions": len(roi_grids(test)),
-        **score_split(config, test, classifiers, look),
+        **table,
         "draws": config.evaluate.bootstrap,
         "thresholds": {
             name: [round(float(t), 4) for t in classifier.decision.thresholds_k(n_classes)]
             for name, classifier in classifiers.items()
         },
         "thresholds_chosen_on": chosen_on,
-        "calibration": reliability.calibration(checkpoint.classes),
-        "doubt": reliability.doubt(checkpoint.classes),
-        "kept": reliability.kept(),
+        "calibration": reliability[NETWORK].calibration(classes),
+        "doubt": reliability[NETWORK].doubt(classes),
+        "kept": reliability[NETWORK].kept(),
         "baselines": baselines,
-        "by_as_of": _by_as_of(config, test, checkpoint),
+        "by_as_of": rows,
+        "by_lead": by_lead(rows, rois),
+        "decided": decided.table(),
         "pictures": list(pictures),
     }
     pictures |= {
         "confusion.png": confusion_chart(result),
         "scores.png": scores_chart(result),
         "calibration.png": calibration_chart(result),
+        **({"dates.png": dates_chart(result)} if rows else {}),
     }
     for name, picture in pictures.items():
         run.folder.write_bytes(f"evaluation/{name}", picture)
@@ -210,56 +226,51 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
     }
 
 
-def _by_as_of(config: Config, test: ShardReader, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """The scores of an any-date network as of each date of `evaluate.as_of`, in the season of each sample.
-
-    Raises InputError for a network of one date, and for dates that it does not serve.
+def _fitted(
+    run: Run, checkpoint: Checkpoint, months: Sequence[int]
+) -> tuple[Checkpoint, Fitted, dict[str, Any] | None, str]:
+    """The checkpoint and the baselines with their decisions, what the latter are, and what all were
+    chosen on. Decisions of the checkpoint are kept. The others are chosen on val by its rule.
     """
-    dates = config.evaluate.as_of
-    if dates and not checkpoint.any_date:
-        raise InputError(
-            "evaluate.as_of needs a model that serves any date of its window: any_date in training"
+    config, train, val = run.config, shard_uris(run.folder, "train"), shard_uris(run.folder, "val")
+    fitted: Fitted = {}
+    description = None
+    if config.evaluate.wanted_baselines and not train:
+        say(f"evaluate: {run.folder} has no split train to fit baselines on: the network is scored alone")
+    elif config.evaluate.wanted_baselines:
+        fitted, description = fit_baselines(
+            train,
+            val,
+            config.evaluate,
+            months=sorted({*months, checkpoint.months}),
+            unlabelled=str(checkpoint.recipe.get("unlabelled", "ignore")),
+            seed=config.seed,
         )
-    window, fewest = WindowConfig.model_validate(checkpoint.window), checkpoint.recipe.get("min_months", 1)
-    periods = {day.isoformat(): season_so_far(window, day, fewest) for day in dates}
-    networks = {day: Network(checkpoint, len(seen)) for day, seen in periods.items()}
-    if not networks:
-        return []
-    found = score_split(config, test, networks)
-    return [
-        {
-            "date": day,
-            "months": len(periods[day]),
-            found["score"]: row["score"],
-            "interval": row["interval"],
-            "pixels": found["pixels"],
-            "per_class": row["per_class"],
-            "confusion": row["confusion"],
-        }
-        for day, row in found["methods"].items()
-    ]
-
-
-def _decided(
-    run: Run, checkpoint: Checkpoint, fitted: Mapping[str, Baseline]
-) -> tuple[Checkpoint, dict[str, Baseline], str]:
-    """The checkpoint and the baselines with their decisions, and what these were chosen on.
-
-    Those of the checkpoint are kept. The others are chosen on val by its rule.
-    """
-    val = shard_uris(run.folder, "val")
     if not val:
         note = " (the network uses those of its checkpoint)" if checkpoint.thresholds else ""
-        return checkpoint, dict(fitted), f"nothing, since there is no val split: {DEFAULT_THRESHOLD}{note}"
-    buffer_m, overlap = run.config.rois.split.buffer_m, run.config.predict.overlap
+        return (
+            checkpoint,
+            fitted,
+            description,
+            f"nothing, since there is no val split: {DEFAULT_THRESHOLD}{note}",
+        )
     rule = replace(DecisionRule.of(checkpoint.recipe), threshold=None)
-    open_networks = {} if checkpoint.thresholds else networks_by_months(checkpoint)
-    classifiers, reader = {**open_networks, **fitted}, open_split(run, "val", "")
-    chosen = choose_decisions(reader, classifiers, rule, buffer_m=buffer_m, overlap=overlap)
-    if open_networks:
-        checkpoint = checkpoint.decided({int(name): chosen[name] for name in open_networks})
-    baselines = {name: replace(baseline, decision=chosen[name]) for name, baseline in fitted.items()}
-    return checkpoint, baselines, "val"
+    networks = {} if checkpoint.thresholds else networks_by_months(checkpoint)
+    pixelwise = {
+        f"{name} {number}": (name, number)
+        for name, versions in fitted.items()
+        for number in versions
+        if name != MAJORITY
+    }
+    open_ones = {**networks, **{key: fitted[name][number] for key, (name, number) in pixelwise.items()}}
+    buffer_m, overlap = config.rois.split.buffer_m, config.predict.overlap
+    reader = open_split(run, "val", "")
+    chosen = choose_decisions(reader, open_ones, rule, buffer_m=buffer_m, overlap=overlap)
+    if networks:
+        checkpoint = checkpoint.decided({int(name): chosen[name] for name in networks})
+    for key, (name, number) in pixelwise.items():
+        fitted[name][number] = replace(fitted[name][number], decision=chosen[key])
+    return checkpoint, fitted, description, "val"
 
 
 def _pictured(plans: Sequence[TilePlan]) -> list[TilePlan]:

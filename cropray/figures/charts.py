@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import cycle
 from typing import Any
 
@@ -29,7 +30,13 @@ PICTURE = "sweep.png"
 
 # Lines of a chart. Tol's muted scheme: Paul Tol (2021), Colour Schemes, SRON/EPS/TN/09-002.
 _LINES = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
-_COLOURS = {"network": "#117733", "forest": "#DDCC77", "majority": "#BBBBBB"}  # Tol's muted scheme
+_COLOURS = {
+    "network": "#117733",
+    "forest": "#DDCC77",
+    "logistic": "#88CCEE",
+    "boosting": "#CC6677",
+    "majority": "#BBBBBB",
+}  # Tol's muted scheme
 _FEW = 4  # values of an axis of a sweep that are all written
 
 
@@ -122,7 +129,7 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     methods, first = result["methods"], next(iter(result["methods"].values()))["per_class"]
     support = {entry["class"]: entry["support"] for entry in first}
     classes = sorted(result["over"], key=lambda name: -support[name])
-    figure, axes = _bars(1.6 + 0.75 * len(classes), 3.2)
+    figure, axes = _bars(max(4.8, 1.6 + 0.95 * len(classes)), 3.4)
     width = 0.8 / len(methods)
     for index, (name, row) in enumerate(methods.items()):
         reached = {entry["class"]: entry[measure] for entry in row["per_class"]}
@@ -134,7 +141,7 @@ def scores_chart(result: dict[str, Any]) -> bytes:
     axes.set_ylim(0, 1)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, ncols=len(methods), loc="lower left", bbox_to_anchor=(0, 1))
+    axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
     return png(figure)
 
 
@@ -165,6 +172,32 @@ def calibration_chart(result: dict[str, Any]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize="small")
     whole.set_ylabel("share of pixels for which it is true")
+    return png(figure)
+
+
+def dates_chart(result: dict[str, Any]) -> bytes:
+    """The score by date, of the network with its interval and of the baselines; and the decided land."""
+    rows, score = result["by_as_of"], result["score"]
+    dates = [date.fromisoformat(row["date"]) for row in rows]
+    days = [float(day.toordinal()) for day in dates]
+    figure, axes = _bars(6.6, 3.6)
+    for name in rows[0]["baselines"]:
+        values = [row["baselines"][name][score] for row in rows]
+        axes.plot(days, [np.nan if v is None else v for v in values], "o-", color=_COLOURS[name], label=name)
+    values = [np.nan if row[score] is None else row[score] for row in rows]
+    if all(row["interval"] for row in rows):
+        low, high = zip(*(row["interval"] for row in rows), strict=True)
+        axes.fill_between(days, low, high, color=_COLOURS["network"], alpha=0.15, linewidth=0)
+    axes.plot(days, values, "o-", color=_COLOURS["network"], linewidth=2.2, label="network")
+    if result["decided"] is not None:
+        shares = [row["share"] for row in result["decided"]["dates"]]
+        text = f"land decided (probability {result['decided']['confidence']:g} or more, to the end)"
+        axes.plot(days, shares, ":", color="0.4", label=text)
+    axes.set_xticks(days, [f"{day:%-d %b}" for day in dates])
+    axes.set_ylabel("macro-F1" if score == "macro_f1" else "mean recall")
+    axes.set_ylim(0, 1)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize="small")
     return png(figure)
 
 

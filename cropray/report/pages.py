@@ -32,6 +32,12 @@ _FACTS = (
     "blocks", "pixels",
 )  # fmt: skip
 _CURVES = ("epoch", "train_loss", "val_loss", "val_mean_average_precision", "val_mean_f1")
+_METHODS = {
+    "forest": "random forest",
+    "logistic": "logistic regression",
+    "boosting": "gradient boosting",
+    "majority": "majority crop",
+}
 _MAPS = 6  # pictures of a prediction
 
 
@@ -150,6 +156,7 @@ def _evaluation(run: Run) -> Section | None:
         "confusion": _data_uri(folder.read_bytes("confusion.png")),
         "scores": _data_uri(folder.read_bytes("scores.png")),
         "calibration_picture": _optional(folder, "calibration.png"),
+        "dates_picture": _optional(folder, "dates.png"),
         "rois": [_data_uri(folder.read_bytes(name)) for name in result["pictures"]],
         "first": first,
         "verdicts": [_verdict(name, result["differences"][name]) for name in others],
@@ -158,6 +165,7 @@ def _evaluation(run: Run) -> Section | None:
 
 def _verdict(name: str, difference: Section) -> str:
     """Whether the network or another method is ahead, by the interval of their paired difference."""
+    name = _METHODS.get(name, name)
     if difference["interval"] is None or difference["score"] is None:
         return f"There is no interval for the difference between the network and the {name}."
     low, high = difference["interval"]
