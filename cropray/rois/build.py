@@ -37,7 +37,7 @@ def build_rois(run: Run) -> Summary:
         return finished
     with _inputs(run) as config:
         rois, crops, groups, parcels, dropped = make_rois(run.config, config)
-    unique = parcels.frame.drop_duplicates("parcel_id")
+    unique = parcels.unique
     run.claim("rois", inputs)
     write_parcels(run.folder, unique)
     write_dropped(run.folder, dropped)

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
 from cropray.config.rois import RoisConfig
 from cropray.errors import InputError
 from cropray.rois.near import near_across
 from cropray.rois.parcels import Parcels
 from cropray.rois.provinces import provinces_of
-from cropray.rois.shapes import parcels_crs, reproject
+from cropray.rois.shapes import parcels_crs, places_of
 from cropray.rois.splits import SPLITS, check_not_empty, deal
 from cropray.rois.store import Dropped, identity
 from cropray.types import IndexArray, Roi
@@ -81,8 +80,7 @@ def rois_of_cells(
 def _cells(parcels: Parcels, crs: str, config: RoisConfig) -> tuple[_Cells, list[Dropped]]:
     """The cells with enough parcels, and the parcels in others."""
     frame = parcels.frame.drop_duplicates("parcel_id", ignore_index=True)
-    geometry = reproject(frame, crs, "the parcels").geometry.to_numpy()
-    lattice = np.floor(shapely.get_coordinates(shapely.centroid(geometry)) / config.cells.size_m)
+    lattice = np.floor(places_of(frame, crs)[0] / config.cells.size_m)
     places, cell_of, sizes = np.unique(
         lattice.astype(np.int64), axis=0, return_inverse=True, return_counts=True
     )

@@ -14,13 +14,16 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import shapely
+import xxhash
+from pyproj import CRS
 
 from cropray.config.rois import CropConfig
 from cropray.errors import InputError
 from cropray.progress import progress, say
-from cropray.rois.shapes import LONLAT, areas_m2, circles, mend, reproject
-from cropray.rois.store import Dropped, identity
+from cropray.rois.shapes import LONLAT, Geometries, areas_m2, circles, mend, reproject, slices
+from cropray.rois.store import Dropped, identity_of_digests
 from cropray.rois.vectors import find_files, read_features
 from cropray.types import BoolArray, DoubleArray, IndexArray
 
@@ -52,6 +55,12 @@ class Parcels:
     seasons: dict[Season, IndexArray]
     mended: int
     dropped: tuple[Dropped, ...]
+
+    @property
+    def unique(self) -> gpd.GeoDataFrame:
+        """Each parcel once."""
+        repeated = self.frame["parcel_id"].duplicated()
+        return self.frame[~repeated].reset_index(drop=True) if repeated.any() else self.frame
 
     @classmethod
     def none(cls) -> Parcels:
@@ -127,10 +136,12 @@ def _read(layer: _Layer, entries: Mapping[int, CropConfig], file: str, max_km2: 
     """The parcels of a layer that its entries select. A feature of two crops is two parcels."""
     columns = sorted({column for entry in entries.values() for column in _columns(entry)})
     stored = read_features(layer.file, columns, layer=layer.layer, encoding=layer.encoding, points=True)
-    geometry, mended = mend(reproject(stored, LONLAT, layer.file).geometry.to_numpy())
+    geometry, crs = stored.geometry.to_numpy(), stored.crs
+    stored = pd.DataFrame(stored.drop(columns="geometry"))  # or it would keep what `_repair` replaces
+    repaired = _repair(geometry, crs, layer.file)
     area_m2 = areas_m2(geometry)
     flaws = _flaws(area_m2, max_km2)
-    flaws[(stored.geometry.isna() | stored.geometry.is_empty).to_numpy()] = _NO_GEOMETRY
+    flaws[repaired.gone] = _NO_GEOMETRY
     if (flaws != "").all():
         raise InputError(
             f"{layer.file}: none of its {len(stored)} features is a parcel. Feature 0 has "
@@ -147,18 +158,41 @@ def _read(layer: _Layer, entries: Mapping[int, CropConfig], file: str, max_km2: 
     first = dict(zip(by_crop, accumulate(counts, initial=0), strict=False))
     rows = np.concatenate([np.empty(0, np.intp), *(np.flatnonzero(mask) for mask in by_crop.values())])
     crops = np.repeat(np.array([*by_crop], object), counts)
-    # Hash the geometry as stored: repaired and reprojected ones differ between versions of libraries.
-    wkbs = shapely.to_wkb(stored.geometry.to_numpy()[rows], byte_order=1)
-    ids = [identity(crop, [wkb]) for crop, wkb in zip(crops, wkbs, strict=True)]
+    digests = zip(crops, map(bytes, repaired.digests[rows]), strict=True)
+    named = (identity_of_digests(crop, [digest]) for crop, digest in digests)
+    ids = pd.arrays.ArrowExtensionArray(pa.array(named, pa.string(), size=len(rows)))
     fields = {"parcel_id": ids, "crop": crops, "file": file}
     flaws[(flaws == "") & ~np.isin(np.arange(len(stored)), rows)] = _UNSELECTED
     parcels = Parcels(
         frame=gpd.GeoDataFrame(fields, geometry=geometry[rows], crs=LONLAT),
         seasons={s: first[s.crop] + np.cumsum(by_crop[s.crop])[mask] - 1 for s, mask in masks.items()},
-        mended=int(mended[rows].sum()),
+        mended=int(repaired.mended[rows].sum()),
         dropped=tuple(_dropped(flaws, area_m2, file, entries.values(), texts)),
     )
     return _LayerParcels(parcels, found, texts)
+
+
+class _Repaired(NamedTuple):
+    """(N,) by feature: whether it was repaired, whether it had no geometry, and the digest of its WKB."""
+
+    mended: BoolArray
+    gone: BoolArray
+    digests: npt.NDArray[np.void]
+
+
+def _repair(geometry: Geometries, crs: CRS, file: Path) -> _Repaired:
+    """Put valid geometries in degrees in place of (N,) stored ones, slice by slice."""
+    count = len(geometry)
+    found = _Repaired(np.zeros(count, np.bool_), np.zeros(count, np.bool_), np.empty(count, "V8"))
+    for rows in slices(count):
+        numbers = np.arange(count)[rows]
+        stored = gpd.GeoDataFrame(index=numbers, geometry=geometry[rows].copy(), crs=crs)
+        # As stored: repaired and reprojected geometries differ between versions of libraries.
+        wkbs = shapely.to_wkb(stored.geometry.to_numpy(), byte_order=1)
+        found.digests[rows] = [xxhash.xxh3_64_digest(wkb or b"") for wkb in wkbs]
+        found.gone[rows] = stored.geometry.isna() | stored.geometry.is_empty
+        geometry[rows], found.mended[rows] = mend(reproject(stored, LONLAT, file).geometry.to_numpy())
+    return found
 
 
 def _flaws(area_m2: DoubleArray, max_km2: float) -> npt.NDArray[np.object_]:

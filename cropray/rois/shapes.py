@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import geopandas as gpd
@@ -25,6 +26,7 @@ _DEGREES_SLACK = 1e-6
 _WIDEST_UTM_DEG = 30.0  # 15° from the central meridian lengths are 3.5 % too large, at the equator
 _M_PER_DEGREE = 111_195.0  # of latitude on a sphere of the Earth's mean radius (IUGG); within 1 %
 _CORNERS_OF_A_CIRCLE = 32
+_SLICE = 50_000
 
 
 def mend(geometries: Geometries) -> tuple[Geometries, BoolArray]:
@@ -82,16 +84,31 @@ def reproject(frame: gpd.GeoDataFrame, crs: str, file: Path | str) -> gpd.GeoDat
         frame = frame.set_geometry(unwrapped(frame.geometry.to_numpy()), crs=frame.crs)
     projected = frame.to_crs(crs)
     there = ~(frame.geometry.isna() | frame.geometry.is_empty).to_numpy()
-    lost = np.flatnonzero(there & ~np.isfinite(projected.bounds.to_numpy()).all(axis=1))
+    lost = frame.index[there & ~np.isfinite(projected.bounds.to_numpy()).all(axis=1)]
     if len(lost):
-        remedy = "Correct its CRS." if len(lost) == there.sum() else "Correct or remove these features."
+        remedy = "Correct its CRS." if len(lost) == there.sum() else "Correct or remove such features."
         raise InputError(
-            f"{file}: the coordinates of {len(lost)} of {there.sum()} features (such as feature {lost[0]}) "
-            f"cannot be converted from {frame.crs.to_string()} to {crs}. {remedy}"
+            f"{file}: the coordinates of {len(lost)} features (such as feature {lost[0]}) cannot be "
+            f"converted from {frame.crs.to_string()} to {crs}. {remedy}"
         )
     if projected.crs.is_geographic:
         projected = projected.set_geometry(unwrapped(projected.geometry.to_numpy()), crs=projected.crs)
     return projected
+
+
+def slices(count: int) -> Iterator[slice]:
+    """Rows to reproject at a time: a million polygons take 500 MB, and two sets of them would twice that."""
+    return (slice(start, start + _SLICE) for start in range(0, count, _SLICE))
+
+
+def places_of(frame: gpd.GeoDataFrame, crs: str) -> tuple[DoubleArray, DoubleArray]:
+    """Centroids (N, 2) and bounds (N, 4) of parcels in another CRS."""
+    centroids, bounds = np.empty((len(frame), 2)), np.empty((len(frame), 4))
+    for rows in slices(len(frame)):
+        geometry = reproject(frame[["geometry"]].iloc[rows], crs, "the parcels").geometry.to_numpy()
+        centroids[rows] = shapely.get_coordinates(shapely.centroid(geometry))
+        bounds[rows] = shapely.bounds(geometry)
+    return centroids, bounds
 
 
 def unwrapped(geometries: Geometries) -> Geometries:

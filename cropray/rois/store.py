@@ -6,15 +6,19 @@ The same ROIs and parcels give the same bytes.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import shapely
 import xxhash
 
@@ -25,6 +29,8 @@ ROIS = "rois/rois.parquet"
 PARCELS = "rois/parcels.parquet"
 DROPPED = "rois/dropped.csv"
 
+_ROWS = 50_000  # of a row group
+_GEOMETRY_TYPES = {kind: kind.name.title().replace("poly", "Poly") for kind in shapely.GeometryType}
 _TEXT = ("roi_id", "crop", "season", "province", "country", "split")
 _DATES = ("planting_start", "planting_end", "harvest_start", "harvest_end")
 
@@ -66,8 +72,9 @@ def read_rois(folder: Folder) -> list[Roi]:
 def write_parcels(folder: Folder, parcels: gpd.GeoDataFrame) -> None:
     """Write the parcels that become labels (columns as in `read_parcels`), ordered by parcel_id."""
     frame = parcels[["parcel_id", "crop", "geometry"]].sort_values("parcel_id", ignore_index=True)
-    columns = {name: _column(frame[name].tolist(), pa.string()) for name in ("parcel_id", "crop")}
-    _write(folder, PARCELS, gpd.GeoDataFrame(columns, geometry=frame.geometry))
+    columns = {name: pa.array(frame[name], pa.string()) for name in ("parcel_id", "crop")}
+    arrays = {name: pd.arrays.ArrowExtensionArray(column) for name, column in columns.items()}
+    _write(folder, PARCELS, gpd.GeoDataFrame(arrays, geometry=frame.geometry))
 
 
 def read_parcels(folder: Folder) -> gpd.GeoDataFrame:
@@ -91,17 +98,40 @@ def identity(label: str, parts: Iterable[bytes]) -> str:
 
     Each part is hashed by itself first, so moving the boundary between two parts changes the result.
     """
+    return identity_of_digests(label, map(xxhash.xxh3_64_digest, parts))
+
+
+def identity_of_digests(label: str, digests: Iterable[bytes]) -> str:
+    """The `identity` of parts, from the xxh3 digest of each."""
     whole = xxhash.xxh3_64(label.encode())
-    for part in parts:
-        whole.update(xxhash.xxh3_64_digest(part))
-    word = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower()
+    for digest in digests:
+        whole.update(digest)
+    word = _word(label)
     return f"{word}-{whole.hexdigest()}" if word else whole.hexdigest()
 
 
+@lru_cache
+def _word(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower()
+
+
 def _write(folder: Folder, name: str, frame: gpd.GeoDataFrame) -> None:
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    folder.write_bytes(name, buffer.getvalue())
+    """Write GeoParquet by groups of rows: as WKB, a million parcels at once would take 300 MB."""
+    like = io.BytesIO()
+    frame.iloc[:1].to_parquet(like, index=False)
+    schema = pq.read_schema(like)
+    if len(frame):
+        geo = json.loads(schema.metadata[b"geo"])
+        kinds = np.unique(shapely.get_type_id(frame.geometry.to_numpy()))
+        geo["columns"][geo["primary_column"]] |= {
+            "geometry_types": [_GEOMETRY_TYPES[kind] for kind in kinds],
+            "bbox": frame.total_bounds.tolist(),
+        }
+        schema = schema.with_metadata({**schema.metadata, b"geo": json.dumps(geo).encode()})
+    with folder.making(name) as path, pq.ParquetWriter(path, schema, compression="snappy") as writer:
+        for start in range(0, len(frame), _ROWS):
+            rows = pa.table(frame.iloc[start : start + _ROWS].to_arrow(index=False))
+            writer.write_table(rows.cast(schema))
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pd.arrays.ArrowExtensionArray:
