@@ -11,6 +11,7 @@ from pathlib import Path
 import geopandas as gpd
 import pandas as pd
 import pytest
+import ray
 import shapely
 
 from cropray.config import Config
@@ -100,15 +101,38 @@ def test_a_tile_that_fails_is_named_and_the_others_are_kept(
     assert all(run.folder.local(f"parts/{name}").stat().st_mtime_ns == when for name, when in kept.items())
 
 
+DRIVER = (
+    "import sys; from cropray.config.load import load_config; from cropray.run import Run;"
+    "from cropray.storage import Folder; from cropray.pipeline.export import export;"
+    "export(Run(Folder(sys.argv[1]), load_config(sys.argv[1] + '/config.yaml')))"
+)
+
+
+def test_two_exports_at_once_come_to_the_same_bytes(
+    undisturbed: Run, tmp_path: Path, ray_local: None
+) -> None:
+    run, wanted = new_run(tmp_path), parts_of(undisturbed)
+    joined = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    other = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path)], env=joined, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not run.folder.child("parts").names(".parquet"):
+        assert other.poll() is None, "the export ended before another could begin"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert export(run) == undisturbed.summary("export")
+    _, said = other.communicate(timeout=120)
+    assert other.returncode == 0, said
+    assert parts_of(run) == wanted
+    assert [path.name for path in run.folder.local("parts").iterdir() if path.name not in wanted] == []
+    assert run.folder.read_bytes("ledger.parquet") == undisturbed.folder.read_bytes("ledger.parquet")
+
+
 def test_a_killed_driver_goes_on_to_the_same_bytes(undisturbed: Run, tmp_path: Path, ray_local: None) -> None:
     run = new_run(tmp_path)
     wanted = parts_of(undisturbed)
-    code = (
-        "import sys; from cropray.config.load import load_config; from cropray.run import Run;"
-        "from cropray.storage import Folder; from cropray.pipeline.export import export;"
-        "export(Run(Folder(sys.argv[1]), load_config(sys.argv[1] + '/config.yaml')))"
-    )
-    driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while len(run.folder.child("parts").names(".parquet")) < 2:
