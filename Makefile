@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --dist loadfile
 RUN ?= runs/demo
 DATA ?= ../shared/data/isrc
 
@@ -13,11 +13,11 @@ demo: $(VENV)/installed
 
 # Minutes, without Ray.
 test: $(VENV)/installed
-	$(PYTEST) tests --ignore tests/integration
+	$(PYTEST) -n auto --maxprocesses 4 tests --ignore tests/integration
 
-# The stages on Ray, servers, killed nodes, full disks, a browser.
+# The stages on Ray, servers, killed nodes, full disks, a browser: three at a time, since they also wait.
 test-slow: $(VENV)/installed
-	$(PYTEST) tests/integration
+	$(PYTEST) -n 3 tests/integration
 
 # The inputs that people have, a line for each case.
 cases: $(VENV)/installed
