@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-from cropray.config import Config
+from cropray.config import Config, ReportConfig
 from cropray.config.imagery import EarthEngineConfig, SourceConfig, StacS3Config
 from cropray.config.load import REMOVED, parse_config
 from cropray.config.training import OPERATIONAL
@@ -30,6 +30,7 @@ _FREE = (
     REMOVED.keys()
     | {f"predict.{name}" for name in ("batch_size", "model")}
     | {f"predict.{name}" for name in ("fields", "fields_layer", "field_id", "declared")}
+    | {f"report.{name}" for name in ReportConfig.model_fields}
     | {"evaluate.model", "source.ingestion_days", "source.max_lost"}
     | {f"tune.{name}" for name in ("trials", "concurrent", "cpus", "budget_s", "evaluate")}
     | {f"source.earthengine.{name}" for name in EarthEngineConfig.model_fields if name != "eucropmap_year"}
@@ -159,7 +160,7 @@ class Run:
                 return "seed", "model", config.tune.stage, "tune"
             case "pretrain" | "finetune":
                 return "seed", "model", stage
-        return (stage,)  # evaluate, predict
+        return (stage, "report") if stage == "predict" else (stage,)  # evaluate
 
     def _settings(self, stage: str) -> dict[str, Any]:
         data = self.config.model_dump(mode="json")

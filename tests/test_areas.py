@@ -336,7 +336,10 @@ def test_without_a_sample_the_mapped_hectares_are_divided_as_the_val_regions_wer
     directory.mkdir(parents=True)
     tile = Window(0, 0, *grid.shape)
     assemble(grid, [tile], lambda _: part, directory, classes=classes, tags={}, scores=False)
-    item = {"id": "map", "properties": {"cropray:thresholds": dict.fromkeys(classes, 0.5)}, "assets": {}}
+    facts = {"as_of": "2022-06-15", "periods": [["2022-05-16", "2022-06-16"]], "model": "m", "version": "1"}
+    properties = {f"cropray:{key}": value for key, value in facts.items()}
+    properties["cropray:thresholds"] = dict.fromkeys(classes, 0.5)
+    item = {"id": "map", "properties": properties, "assets": {}}
     folder.write_text("item.json", json.dumps(item))
     run.finish("predict", {"maps": [{"name": ""}]}, {"model": model_fingerprint(place, None)})
     model_assisted_areas(run)

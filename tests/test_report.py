@@ -14,7 +14,7 @@ from cropray.run import Run
 from cropray.storage import Folder
 from tests.finished import ROIS, finished_run
 
-VOID = {"meta", "link", "img", "br", "wbr", "hr", "line", "circle"}
+VOID = {"meta", "link", "img", "br", "wbr", "hr", "input", "line", "circle"}
 
 
 class Page(HTMLParser):

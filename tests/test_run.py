@@ -130,6 +130,7 @@ SETTINGS = {
     "tune": "tune.reduction=5",
     "evaluate": "evaluate.bootstrap=5",
     "predict": "predict.overlap=4",
+    "report": "report.language=fa",
     "tracking": "tracking.experiment=other",
     "ray": "ray.concurrency=7",
     "demo": "demo.pretraining={seed: 3}",

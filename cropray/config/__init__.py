@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -47,6 +47,16 @@ class PredictConfig(Section):
     fields_layer: str = Field("", description="Layer of `fields`. Empty: the only one with a geometry.")
     field_id: str = Field("", description="Column of `fields` with unique names. Empty: they get numbers.")
     declared: str = Field("", description="Column of `fields` with the declared crop. Empty: none.")
+
+
+class ReportConfig(Section):
+    """The page of a map, and what its files state of their makers."""
+
+    language: Literal["en", "es", "fa", "fr"] = Field("en", description="Language of the page and summary.")
+    title: str = Field("", description="Name of the mapped area for readers. Empty: its coordinates.")
+    producer: str = Field("", description="Who publishes the map. Empty: not stated.")
+    licence: str = Field("", description="Licence of the map as SPDX identifier. Empty: not stated.")
+    citation: str = Field("", description="How to cite the map. Empty: not stated.")
 
 
 class TrackingConfig(Section):
@@ -116,6 +126,7 @@ class Config(Section):
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     predict: PredictConfig = PredictConfig()
+    report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
     demo: DemoConfig = DemoConfig()

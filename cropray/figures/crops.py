@@ -43,6 +43,9 @@ _CROPS: tuple[tuple[str, str], ...] = (
     ("1F4A2C", "woodland, forest, trees"),
     ("9A8574", "bare arable land, bare soil, fallow"),
 )
+CROP_NAMES = tuple(name for _, names in _CROPS for name in names.split(", "))
+"""The names of crops that have a colour of their own."""
+
 _NONE: Rgb = (0xB3, 0xB8, 0xBF)
 UNKNOWN: Rgb = (255, 255, 255)
 """Pixels without a label, and nodata in a map."""

@@ -200,11 +200,16 @@ def read_item(folder: Folder) -> dict[str, Any]:
 
 
 def publish_beside(folder: Folder, files: Mapping[str, bytes]) -> None:
-    """Write files beside a map and note them in its STAC item, which is written last."""
+    """Write files beside a map and note them in its STAC item, which is written last.
+
+    Files that are there already are left alone.
+    """
     item = read_item(folder)
     for name, data in files.items():
-        item["assets"][name] = plain_asset(name, len(data), hashlib.sha256(data).hexdigest())
-        folder.write_bytes(name, data)
+        asset = plain_asset(name, len(data), hashlib.sha256(data).hexdigest())
+        if item["assets"].get(name) != asset or not folder.exists(name):
+            item["assets"][name] = asset
+            folder.write_bytes(name, data)
     _write(folder, ITEM, item)
 
 
@@ -268,4 +273,7 @@ def _model(checkpoint: Checkpoint, identity: MapIdentity, weights: str) -> dict[
 
 
 def _write(folder: Folder, name: str, document: Mapping[str, Any]) -> None:
-    folder.write_text(name, json.dumps(document, indent=1, ensure_ascii=False))
+    """Write a document, unless it is there already."""
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    if not folder.exists(name) or folder.read_text(name) != text:
+        folder.write_text(name, text)

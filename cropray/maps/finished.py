@@ -13,7 +13,7 @@ from typing import Any
 from cropray.errors import InputError
 from cropray.figures.crops import class_names
 from cropray.maps.catalogue import read_item
-from cropray.maps.mosaic import MAP, SCORES
+from cropray.maps.mosaic import CONFIDENCE, MAP, MONTHS, SCORES
 from cropray.maps.strata import Units, class_index, mapped
 from cropray.run import Run
 from cropray.storage import Folder
@@ -76,7 +76,7 @@ def open_folder(folder: Folder) -> Iterator[FinishedMap]:
         yield FinishedMap(folder, folder.local(), item)
         return
     with tempfile.TemporaryDirectory(prefix="cropray-") as directory:
-        for file in (MAP, SCORES):
+        for file in (MAP, SCORES, CONFIDENCE, MONTHS):
             if folder.exists(file):
                 (Path(directory) / file).write_bytes(folder.read_bytes(file))
         yield FinishedMap(folder, Path(directory), item)

@@ -36,6 +36,7 @@ from cropray.maps.tables import (
 )
 from cropray.progress import say
 from cropray.rasters import read_grid, read_window
+from cropray.report.map_page import publish_pages
 from cropray.run import Run, Summary
 from cropray.types import DoubleArray, IndexArray
 
@@ -101,6 +102,7 @@ def estimate_areas(
             CONFUSION_TABLE: confusion_csv(source.names, confusion_hectares(checked, strata, k), pairs),
         }
         publish_beside(source.folder, {name: text.encode() for name, text in tables.items()})
+    publish_pages(run)
     points_u = inside_un[1:].sum(axis=1)
     few = [name for name, number in zip(regions.names, points_u, strict=True) if number < LEAST_IN_UNIT]
     if few:
@@ -153,6 +155,7 @@ def model_assisted_areas(run: Run) -> Summary:
         method = f"model-assisted, {len(blocks)} val blocks"
         text = areas_csv([WHOLE], source.names, mapped_uk, method=method, estimate=table)
         publish_beside(source.folder, {AREAS_TABLE: text.encode()})
+    publish_pages(run)
     say("areas: model-assisted: no sample of this land was checked, so the intervals may be far too short")
     return _summary(source, mapped_uk[0], table, method)
 

@@ -12,11 +12,11 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import shapely
 
@@ -45,9 +45,14 @@ from cropray.pipeline.fan_out import fan_out
 from cropray.pipeline.fields import given_fields, publish_fields
 from cropray.pipeline.monitor import follow
 from cropray.progress import progress, say
+from cropray.report.map_page import publish_pages
 from cropray.run import Run, Summary
 from cropray.storage import Folder
+from cropray.tracking.lineage import checkpoint_id
 from cropray.tracking.registry import resolve_model
+
+if TYPE_CHECKING:
+    import geopandas as gpd
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
     finished = run.finished("predict", inputs, _files(run))
     if finished is not None and finished.get("provisional", "") in ("", provisional):
         say(f"predict: reused {output}")
-        return finished | publish_fields(fields, config.predict, settings.as_of, output, plans)
+        return finished | _publish_beside(run, fields, settings, output, plans)
     early = f"provisional: made on {provisional}, before its last month was over. Predict again later"
     warnings = [season_warning(checkpoint, settings.as_of), early if provisional else None]
     for warning in filter(None, warnings):
@@ -180,6 +185,7 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
     summary = {
         "as_of": settings.as_of.isoformat(),
         "model": identity.model,
+        "checkpoint": checkpoint_id(checkpoint_folder),
         "tiles": len(prediction.tiles),
         "warning": "; ".join(filter(None, warnings)) or None,
         "provisional": provisional,
@@ -189,7 +195,19 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
     publish_collection(output, list(prediction.plans), identity, checkpoint, checkpoint_folder)
     run.finish("predict", summary, inputs)
     output.delete_folder("parts")
-    return summary | publish_fields(fields, config.predict, settings.as_of, output, plans)
+    return summary | _publish_beside(run, fields, settings, output, plans)
+
+
+def _publish_beside(
+    run: Run,
+    fields: gpd.GeoDataFrame | None,
+    settings: PredictionSettings,
+    output: Folder,
+    plans: Sequence[MapPlan],
+) -> Summary:
+    """The fields of a finished prediction, and then its pages, which show them."""
+    found = publish_fields(fields, run.config.predict, settings.as_of, output, plans)
+    return found | {"reports": publish_pages(run)}
 
 
 def _scene_roots(config: Config) -> dict[str, str]:

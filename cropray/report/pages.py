@@ -16,6 +16,7 @@ from cropray.errors import InputError, redacted
 from cropray.figures.charts import EVALUATION, PICTURE, SWEEP, curves_chart, validity_chart
 from cropray.figures.crops import NONE_OF_THEM, class_colours, colour_table, hexadecimal
 from cropray.progress import progress, say
+from cropray.report.map_page import publish_pages
 from cropray.rois.calendar import periods_for
 from cropray.run import Run, Summary, config_of
 from cropray.shards.ledger import LEDGER, read_ledger
@@ -46,7 +47,8 @@ def report(run: Run) -> Summary:
 
     Raises InputError if the run has finished no stage yet.
     """
-    run = Run(run.folder, config_of(run.folder) or run.config)
+    stored = config_of(run.folder) or run.config
+    run = Run(run.folder, stored.model_copy(update={"report": run.config.report}))
     stages = _stages(run)
     if not stages:
         raise InputError(f"{run.folder} has finished no stage yet. Run cropray rois first.")
@@ -66,6 +68,9 @@ def report(run: Run) -> Summary:
         **sections,
     )
     run.folder.write_text(REPORT, page)
+    for name in _map_names(run):
+        predict = run.config.predict.model_copy(update={"name": name})
+        publish_pages(Run(run.folder, run.config.model_copy(update={"predict": predict})))
     say(f"report: {run.folder}/{REPORT}")
     return {"report": f"{run.folder}/{REPORT}", "stages": [stage["name"] for stage in stages]}
 
@@ -177,13 +182,19 @@ def _verdict(name: str, difference: Section) -> str:
     return f"The difference between the network and the {name} is not statistically significant: {figures}."
 
 
+def _map_names(run: Run) -> list[str]:
+    """Names of the finished predictions."""
+    root = run.folder.child("maps")
+    names = [path.split("/", 1)[0] for path in root.names("summary.json")]
+    return [name for name in names if json.loads(root.read_text(f"{name}/summary.json"))["summary"]]
+
+
 def _maps(run: Run) -> list[Section]:
     """The predictions, each with its first pictures and the sum of its areas."""
     root = run.folder.child("maps")
     found = []
-    for path in root.names("summary.json"):
-        name = path.split("/", 1)[0]
-        summary = json.loads(root.read_text(path))["summary"]
+    for name in _map_names(run):
+        summary = json.loads(root.read_text(f"{name}/summary.json"))["summary"]
         folder, hectares = root.child(name), Counter[str]()
         for part in summary["maps"]:
             hectares.update(part["hectares"])
@@ -228,7 +239,7 @@ def _data_uri(png: bytes) -> str:
 
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("cropray.report"),
+        loader=PackageLoader("cropray.report", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -236,4 +247,4 @@ def _template() -> Template:
     )
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["count"] = lambda value: f"{value:,}".replace(",", "\u202f")
-    return environment.get_template("report.html.j2")
+    return environment.get_template("run.html.j2")
