@@ -50,13 +50,14 @@ class FakeSource:
 class FakeNetwork:
     """Probabilities from a 3 x 3 mean, which is wrong at the edges of a patch, as those of a network are."""
 
-    checkpoint = SimpleNamespace(classes=CLASSES, s1_bands=S1_NAMES, s2_bands=S2_NAMES)
+    needs_places = False
+    checkpoint = SimpleNamespace(classes=CLASSES, s1_bands=S1_NAMES, s2_bands=S2_NAMES, input_range={})
 
     def decision(self, months: int) -> Decision:
         assert months == len(PERIODS)
         return Decision((0.3, 0.3, 0.3), quantiles=(0.4, 0.5, 0.6, 0.2))
 
-    def probabilities(self, s1_bcthw: np.ndarray, s2_bcthw: np.ndarray) -> np.ndarray:
+    def probabilities(self, s1_bcthw: np.ndarray, s2_bcthw: np.ndarray, _places: None) -> np.ndarray:
         signal = s2_bcthw[:, 0].mean(axis=1) / 4000 + s1_bcthw[:, 1].mean(axis=1) / 20000
         padded = np.pad(signal, ((0, 0), (1, 1), (1, 1)))
         mean = sum(padded[:, i : i + 64, j : j + 64] for i in range(3) for j in range(3)) / 9

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cropray.bands import NODATA as VALUE_NODATA
 from cropray.grid import Grid, Window
 from cropray.imagery import ImagerySource
 from cropray.maps.observed import Observed, arrays_of, observe, observed_of
 from cropray.models.blending import blended, patches_over
 from cropray.models.inference import Predictor
+from cropray.models.shift import outside
 from cropray.shards.schema import quantise_composite
 from cropray.types import (
     UNLABELLED,
@@ -63,13 +65,14 @@ class TileResult(NamedTuple):
     lost: tuple[str, ...] = ()  # scenes that could not be used, with the reason
     observed: Observed | None = None
     sure_hw: ByteArray | None = None  # as class_hw, and UNSURE where another class may be
+    outside: tuple[int, int] = (0, 0)  # values outside those of the training, and all (`shift.outside`)
 
 
 def encode_tile(result: TileResult) -> bytes:
     """A part of a map: the arrays of a tile as a compressed npz file."""
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"class_hw": result.class_hw, "percent_khw": result.percent_khw}
-    arrays["lost"] = np.array(result.lost, np.str_)
+    arrays |= {"lost": np.array(result.lost, np.str_), "outside": np.array(result.outside, np.int64)}
     if result.observed is not None:
         arrays |= arrays_of(result.observed)
     if result.sure_hw is not None:
@@ -82,8 +85,15 @@ def decode_tile(data: bytes) -> TileResult:
     """The tile of `encode_tile`."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         lost = tuple(arrays["lost"].tolist())
-        sure_hw = arrays.get("sure_hw")
-        return TileResult(arrays["class_hw"], arrays["percent_khw"], lost, observed_of(arrays), sure_hw)
+        beyond, total = arrays["outside"].tolist()
+        return TileResult(
+            arrays["class_hw"],
+            arrays["percent_khw"],
+            lost,
+            observed_of(arrays),
+            arrays.get("sure_hw"),
+            (beyond, total),
+        )
 
 
 def predict_tile(
@@ -127,12 +137,14 @@ def predict_tile(
     shared = hull.shared(core)
     in_core, in_hull = shared.within(core).slices, shared.within(hull).slices
     shown_hw = wanted_hw[in_core] & seen_hw[in_hull]
+    inside = [np.where(shown_hw, cube[:, :, *in_hull], VALUE_NODATA) for cube in (s1_cthw, s2_cthw)]
+    beyond = outside(inside[0], inside[1], predictor.checkpoint.input_range)
     probabilities_khw = np.nan_to_num(blended_khw[:, *in_hull])
     percent = np.rint(probabilities_khw * 100).astype(np.uint8)
     class_hw[in_core] = np.where(shown_hw, decision.decide(probabilities_khw), NODATA)
     percent_khw[:, *in_core] = np.where(shown_hw, percent, NODATA)
-    if not settings.sure:
-        return TileResult(class_hw, percent_khw, lost, observed)
-    sure_hw = np.full(wanted_hw.shape, NODATA, np.uint8)
-    sure_hw[in_core] = np.where(shown_hw, decision.decide(probabilities_khw, unsure=True), NODATA)
-    return TileResult(class_hw, percent_khw, lost, observed, sure_hw)
+    sure_hw = None
+    if settings.sure:
+        sure_hw = np.full(wanted_hw.shape, NODATA, np.uint8)
+        sure_hw[in_core] = np.where(shown_hw, decision.decide(probabilities_khw, unsure=True), NODATA)
+    return TileResult(class_hw, percent_khw, lost, observed, sure_hw, beyond)

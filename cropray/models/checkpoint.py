@@ -60,6 +60,7 @@ class Checkpoint:
     heads: dict[str, LabelSet] = field(default_factory=dict)  # of the auxiliary heads
     # By month: the first day and the day after the last (ISO) over all training samples; empty if unknown.
     periods: tuple[tuple[str, str], ...] = ()
+    input_range: dict[str, Any] = field(default_factory=dict)  # of the training data: `shift.input_range`
     data_fingerprint: str = ""  # identifies the training data
     epoch: int = 0  # of the training; 0 if unknown
     code_version: str = cropray.__version__
@@ -223,6 +224,7 @@ def _from_json(data: dict[str, Any], weights: dict[str, Tensor]) -> Checkpoint:
         "periods": tuple((start, end) for start, end in data.get("periods", ())),
         "earlier": {int(n): Decision.from_json(values) for n, values in data.get("earlier", {}).items()},
         "epoch": data.get("epoch", 0),
+        "input_range": data.get("input_range", {}),
         **vars(Decision.from_json(data)),
     }
     for name in Checkpoint.__dataclass_fields__.keys() - decoded.keys():

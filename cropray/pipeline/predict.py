@@ -40,6 +40,7 @@ from cropray.maps.tiles import NODATA, PredictionSettings, TileResult, decode_ti
 from cropray.models.checkpoint import DESCRIPTION, load_checkpoint
 from cropray.models.heads import with_head
 from cropray.models.inference import Predictor
+from cropray.models.shift import shift_warning
 from cropray.pipeline.cluster_quota import ClusterQuota, cluster_quota
 from cropray.pipeline.fan_out import fan_out
 from cropray.pipeline.fields import given_fields, publish_fields
@@ -178,10 +179,13 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
         provisional=provisional,
         scene_roots=_scene_roots(config),
     )
-    made, lost = _publish_maps(prediction, output, identity)
+    made, lost, (beyond, total) = _publish_maps(prediction, output, identity)
+    late = [shift_warning(beyond, total, "the area")]
     if lost:
-        warnings.append(f"{len(lost)} scenes could not be used, such as {lost[0]}. item.json names each")
-        say(f"predict: warning: {warnings[-1]}")
+        late.append(f"{len(lost)} scenes could not be used, such as {lost[0]}. item.json names each")
+    for warning in filter(None, late):
+        say(f"predict: warning: {warning}")
+    warnings += late
     summary = {
         "as_of": settings.as_of.isoformat(),
         "model": identity.model,
@@ -190,6 +194,7 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
         "warning": "; ".join(filter(None, warnings)) or None,
         "provisional": provisional,
         "scenes_lost": len(lost),
+        "outside_training": round(beyond / total, 4) if total else None,
         "maps": made,
     }
     publish_collection(output, list(prediction.plans), identity, checkpoint, checkpoint_folder)
@@ -293,11 +298,17 @@ def _nothing_seen(prediction: Prediction) -> str:
 
 def _publish_maps(
     prediction: Prediction, output: Folder, identity: MapIdentity
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records of the maps, and the names of the scenes that could not be used."""
+) -> tuple[list[dict[str, Any]], list[str], tuple[int, int]]:
+    """The records of the maps, the names of the scenes that could not be used, and how many values lie
+    outside the training data, of how many.
+    """
+    shifts: dict[MapTile, tuple[int, int]] = {}
 
     def read(map_name: str, window: Window) -> TileResult:
-        return prediction.result(MapTile(map_name, window))
+        tile = MapTile(map_name, window)
+        result = prediction.result(tile)
+        shifts[tile] = result.outside
+        return result
 
     made, lost, settings = [], set[str](), prediction.config.predict
     with progress("map", len(prediction.plans)) as bar:
@@ -310,7 +321,8 @@ def _publish_maps(
             hectares = {label: area["hectares"] for label, area in published.areas.items()}
             made.append({"name": name, "folder": folder.uri, "hectares": hectares, "files": published.files})
             bar.advance()
-    return made, sorted(lost)
+    beyond, total = (sum(column) for column in zip(*shifts.values(), strict=True))
+    return made, sorted(lost), (beyond, total)
 
 
 def model_fingerprint(checkpoint: Folder, head: str | None) -> str:

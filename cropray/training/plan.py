@@ -19,8 +19,10 @@ from cropray.models.dual_unet3d import Head, NetworkSpec
 from cropray.models.heads import add_head, keep_heads
 from cropray.models.losses import LossRecipe
 from cropray.models.normalisation import make_normalisation
+from cropray.models.shift import input_range
 from cropray.run import Inputs, Run
 from cropray.shards.file import check_shards, fingerprint, shard_uris
+from cropray.shards.reader import ShardReader
 from cropray.shards.schema import ShardMetadata
 from cropray.storage import Folder
 from cropray.tracking.registry import resolve_model
@@ -32,6 +34,7 @@ from cropray.types import patch_places
 RAYS = "ray"
 """The folder, among the states, in which Ray Train keeps its checkpoints."""
 
+_RUNS, _RUN_SAMPLES, _RUN_PIXELS = 8, 16, 512  # of samples, for the range of the inputs
 _LEAST_SPREAD = 0.01  # degrees: a kilometre
 
 
@@ -126,6 +129,7 @@ def make_plan(run: Run, stage: str) -> TrainingPlan:
         checkpoint,
         data_fingerprint=_fingerprint(reader.table),
         periods=tuple((str(a), str(b)) for a, b in zip(starts.min(0), ends.max(0), strict=True)),
+        input_range=_input_range(reader),
     )
     auxiliary = []
     for also in settings.also:
@@ -304,6 +308,17 @@ def _check_init(first: Checkpoint, wanted: Checkpoint, init: Folder, *, wants_pl
                 f"cannot start from {init}: its {name} is {one}, the run's is {other}; start from another "
                 f"checkpoint, or change {setting}{where}"
             )
+
+
+def _input_range(reader: ShardReader) -> dict[str, Any]:
+    """The range of the inputs, from a few runs of samples: their order is random, and each run is in one or
+    two row groups.
+    """
+    length = max(_RUN_SAMPLES, _RUN_PIXELS // reader.metadata.size**2)
+    starts = np.linspace(0, max(0, len(reader.table) - length), _RUNS).astype(np.int64)
+    rows = np.unique((starts[:, None] + np.arange(length)).clip(max=len(reader.table) - 1))
+    batch = reader.take(rows)
+    return input_range(batch.s1_bcthw, batch.s2_bcthw)
 
 
 def _fingerprint(table: pa.Table) -> str:
