@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+_LONGEST_NAME = 100  # bytes
 _FREE_SPACE = "Free some space and run the same command again. Finished work is kept."
 _PERMISSION = "Change the permissions, or choose another place."
 _FILE_IN_THE_WAY = "A file is in the way of a folder. Choose another --run folder."
@@ -91,6 +92,8 @@ def check_name(name: str) -> str:
         raise InputError(
             f"{name!r} cannot name a file. Begin with a letter or a digit, and use these, '-', '_' and '.'."
         )
+    if len(name.encode()) > _LONGEST_NAME:  # file systems take 255 bytes, and suffixes are added
+        raise InputError(f"{name[:20]!r}… has more than {_LONGEST_NAME} bytes. Give it a shorter name.")
     return name
 
 

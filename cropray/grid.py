@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyproj import Transformer
 
 Bounds = tuple[float, float, float, float]
+_LARGEST_DEG = 0.1  # of a pixel: 11 km
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,15 @@ class Grid:
 
         `crs="utm"` means the UTM zone of the centre. A snap of 20 m makes the 20 m bands of Sentinel-2
         nest exactly in the 10 m bands. A side shorter than `min_size` pixels grows evenly at both ends.
+        Raises InputError for pixels of whole degrees: metres are meant.
         """
         if crs == "utm":
             crs = utm_crs(bounds, bounds_crs)
+        if resolution > _LARGEST_DEG and is_geographic(crs):
+            raise InputError(
+                f"grid.resolution is {resolution:g}: degrees, as grid.crs is {crs}. Set grid.crs=utm, "
+                "or grid.resolution and grid.snap in degrees, such as 0.0001."
+            )
         min_x, min_y, max_x, max_y = transform_bounds(bounds, bounds_crs, crs)
         x0, width = _snapped(min_x, max_x, snap, resolution, min_size)
         y1, height = _snapped(min_y, max_y, snap, resolution, min_size)
@@ -193,6 +200,14 @@ def transformer(src_crs: str, dst_crs: str) -> Transformer:
     from pyproj import Transformer
 
     return Transformer.from_crs(src_crs, dst_crs, always_xy=True)
+
+
+@lru_cache(maxsize=64)
+def is_geographic(crs: str) -> bool:
+    """Whether its coordinates are degrees."""
+    from pyproj import CRS
+
+    return bool(CRS.from_user_input(crs).is_geographic)
 
 
 def utm_crs(bounds: Bounds, crs: str) -> str:

@@ -163,6 +163,17 @@ def test_a_run_folder_that_is_a_file_is_one_message(
     assert shown.count("\n") == 1
 
 
+@pytest.mark.parametrize("stage", ["rois", "predict", "report"])
+def test_an_empty_run_folder_is_refused(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a shell variable that is not set: nothing is written into this directory."""
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(stage, "--run", "", "--set", "source.kind=simulated") == 2
+    assert "--run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupt_is_one_message(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -271,7 +282,7 @@ def test_a_message_names_the_option_that_was_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def predict(run: Run) -> Summary:
+    def predict(run: Run, **_options: bool) -> Summary:
         plan_maps(run.config.predict.area, run.config, run.folder)
         return {}
 

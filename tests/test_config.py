@@ -302,6 +302,9 @@ def test_a_name_that_could_leave_its_folder_is_refused(key: str, name: str) -> N
     with pytest.raises(InputError, match=f"{key}: .*cannot name a file"):
         updated(Config(), {key: name})
     assert updated(Config(), {key: "juin_2022-05.v2"})
+    assert updated(Config(), {key: "n" * 100})
+    with pytest.raises(InputError, match=f"{key}: 'nnn.*shorter name"):
+        updated(Config(), {key: "n" * 101})
 
 
 def test_a_recipe_gives_what_is_not_given() -> None:

@@ -114,3 +114,10 @@ def test_a_region_across_180_degrees_is_one_grid_in_its_zone() -> None:
     assert transform_bounds(grid.bounds, grid.crs, "EPSG:4326") == pytest.approx(bounds, abs=3e-3)
     again = Grid.covering(grid.bounds, grid.crs)
     assert (again.crs, again.bounds) == (grid.crs, grid.bounds)
+
+
+def test_metres_in_a_grid_of_degrees_are_refused() -> None:
+    with pytest.raises(InputError, match=r"resolution is 10: degrees.*grid\.crs=utm"):
+        Grid.covering((4.3, 50.4, 4.4, 50.5), "EPSG:4326", crs="EPSG:4326")
+    grid = Grid.covering((4.3, 50.4, 4.4, 50.5), "EPSG:4326", crs="EPSG:4326", resolution=1e-4, snap=2e-4)
+    assert grid.shape == (1000, 1000)

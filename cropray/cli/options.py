@@ -32,7 +32,18 @@ SetOption = Annotated[
         autocompletion=_complete_setting,
     ),
 ]
-RunOption = Annotated[str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.")]
+
+
+def _not_empty(run: str) -> str:
+    """Refuses `--run $UNSET`, which would write into this directory."""
+    if not run.strip():
+        raise typer.BadParameter("it is empty. Give the path or URI of a run folder.")
+    return run
+
+
+RunOption = Annotated[
+    str, typer.Option("--run", metavar="DIR_OR_URI", help="Run folder.", callback=_not_empty)
+]
 RegistryOption = Annotated[str, typer.Option("--run", metavar="DIR", help="Run folder; else this directory.")]
 
 
