@@ -84,6 +84,9 @@ class Decided:
             Decided._last = (tile, self.network, np.nan_to_num(self.network.probabilities(tile)))
         return self.decision.calibrated(Decided._last[2])
 
+    def probabilities_at(self, tile, where_hw):
+        return self.probabilities(tile)[:, where_hw].T
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)

@@ -37,6 +37,10 @@ class Classifier(Protocol):
         """Probabilities (K, H, W); values of pixels without imagery are ignored."""
         ...
 
+    def probabilities_at(self, tile: MosaicTile, where_hw: BoolArray) -> FloatArray:
+        """Probabilities (P, K) of the pixels in a mask."""
+        ...
+
 
 class Network:
     """The trained network, on a GPU if there is one. It predicts a tile as a map does.
@@ -59,6 +63,9 @@ class Network:
             self.predictor, s1_cthw, s2_cthw, plan.patches, plan.overlap, _PATCHES_AT_ONCE, plan.grid
         )
         return values_khw[:, *plan.inner.slices]
+
+    def probabilities_at(self, tile: MosaicTile, where_hw: BoolArray) -> FloatArray:
+        return self.probabilities(tile)[:, where_hw].T
 
 
 def pixel_features(s1_cthw: IntArray, s2_cthw: IntArray, where_hw: BoolArray) -> IntArray:
@@ -129,20 +136,26 @@ class PixelClassifier:
     decision: Decision = UNCALIBRATED
 
     def probabilities(self, tile: MosaicTile) -> FloatArray:
-        s1_cthw, s2_cthw = tile.s1_cthw[:, : self.months], tile.s2_cthw[:, : self.months]
-        _, _, height, width = s1_cthw.shape
-        rows_at_once = max(1, _PIXELS_AT_ONCE // width)
+        height, width = tile.label_hw.shape
         values_khw = np.zeros((self.n_classes, height, width), np.float32)
-        is_crop = self.model.classes_ != BACKGROUND
-        crops = self.model.classes_[is_crop].tolist()
-        if hasattr(self.model, "n_jobs"):
-            self.model.n_jobs = 1 if height * width < _WORTH_THREADS else -1
+        rows_at_once = max(1, _PIXELS_AT_ONCE // width)
         for row in range(0, height, rows_at_once):
             where_hw = np.zeros((height, width), np.bool_)
             where_hw[row : row + rows_at_once] = True
-            scores = self.model.predict_proba(pixel_features(s1_cthw, s2_cthw, where_hw))[:, is_crop]
-            values_khw[crops, row : row + rows_at_once] = scores.T.reshape(len(crops), -1, width)
-        return self.decision.calibrated(values_khw)
+            values_khw[:, where_hw] = self.probabilities_at(tile, where_hw).T
+        return values_khw
+
+    def probabilities_at(self, tile: MosaicTile, where_hw: BoolArray) -> FloatArray:
+        values_pk = np.zeros((int(where_hw.sum()), self.n_classes), np.float32)
+        if not len(values_pk):
+            return values_pk
+        s1_cthw, s2_cthw = tile.s1_cthw[:, : self.months], tile.s2_cthw[:, : self.months]
+        if hasattr(self.model, "n_jobs"):
+            self.model.n_jobs = 1 if len(values_pk) < _WORTH_THREADS else -1
+        is_crop = self.model.classes_ != BACKGROUND
+        scores = self.model.predict_proba(pixel_features(s1_cthw, s2_cthw, where_hw))
+        values_pk[:, self.model.classes_[is_crop]] = scores[:, is_crop]
+        return self.decision.calibrated(values_pk.T[:, :, None])[:, :, 0].T
 
 
 @dataclass(frozen=True)
@@ -157,3 +170,6 @@ class Majority:
         values_khw = np.zeros((self.n_classes, *tile.label_hw.shape), np.float32)
         values_khw[self.crop] = 1
         return values_khw
+
+    def probabilities_at(self, tile: MosaicTile, where_hw: BoolArray) -> FloatArray:
+        return self.probabilities(tile)[:, where_hw].T

@@ -130,7 +130,7 @@ def known_scores(
             labels.append(tile.label_hw[chosen_hw])
             blocks.append(np.full(len(labels[-1]), block_of[plan.roi_id]))
             for name, classifier in classifiers.items():
-                scores[name].append(classifier.probabilities(tile)[:, chosen_hw].T)
+                scores[name].append(classifier.probabilities_at(tile, chosen_hw))
             bar.advance()
     found = {name: np.concatenate(parts) for name, parts in scores.items()}
     return Known(np.concatenate(labels), np.concatenate(blocks), found)
