@@ -30,12 +30,14 @@ from cropray.evaluation.classifiers import Classifier, Network
 from cropray.evaluation.decisions import DecisionRule, choose_decisions, networks_by_months
 from cropray.evaluation.metrics import Counts, Scope, confusion, known_truth, score_table
 from cropray.evaluation.mosaics import MosaicTile, TilePlan, block_numbers, plan_tiles, read_tile, roi_grids
+from cropray.evaluation.protocol import InputShift, protocol
 from cropray.evaluation.reliability import Reliability
 from cropray.figures.charts import EVALUATION, calibration_chart, confusion_chart, dates_chart, scores_chart
 from cropray.figures.pictures import comparison_picture
 from cropray.models.checkpoint import Checkpoint, check_classes, check_inputs, load_checkpoint
 from cropray.models.decision import DEFAULT_THRESHOLD
 from cropray.models.heads import with_head
+from cropray.models.shift import shift_warning
 from cropray.progress import progress, say
 from cropray.rois.splits import SPLITS
 from cropray.rois.store import ROIS, read_rois
@@ -168,7 +170,7 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
     by_date = dated_classifiers(checkpoint, months, fitted)
     watched = {name: each for name, each in {**classifiers, **by_date}.items() if name.startswith(NETWORK)}
     reliability = {name: Reliability(each.decision, n_classes) for name, each in watched.items()}
-    decided = DecidedLand(list(months), config.evaluate.confidence)
+    decided, shift = DecidedLand(list(months), config.evaluate.confidence), InputShift(checkpoint)
     pictured, pictures = _pictured(plan_tiles(test, config.predict.overlap)), dict[str, bytes]()
 
     def look(
@@ -177,6 +179,8 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         plan = tile.plan
         if name in reliability:
             reliability[name].add(np.nan_to_num(values_khw), map_hw, truth_hw)
+        if name == NETWORK:
+            shift.add(tile)
         if name == NETWORK and plan in pictured:
             title = f"{plan.roi_id} · {plan.crop}"
             picture = comparison_picture(truth_hw, map_hw, classes, tile.s2_cthw, title)
@@ -194,6 +198,8 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         "model": folder.uri,
         "classes": list(classes),
         "regions": len(roi_grids(test)),
+        "protocol": protocol(test, shard_uris(run.folder, "train"), checkpoint),
+        "outside_training": shift.share,
         **table,
         "draws": config.evaluate.bootstrap,
         "thresholds": {
@@ -216,6 +222,8 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         "calibration.png": calibration_chart(result),
         **({"dates.png": dates_chart(result)} if rows else {}),
     }
+    if warning := shift_warning(*shift.counts, "the test split"):
+        say(f"evaluate: warning: {warning}")
     for name, picture in pictures.items():
         run.folder.write_bytes(f"evaluation/{name}", picture)
     run.folder.write_text(EVALUATION, json.dumps(result, indent=1, allow_nan=False) + "\n")

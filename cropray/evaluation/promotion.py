@@ -9,8 +9,11 @@ from cropray.config import CHAMPION
 from cropray.errors import InputError
 from cropray.evaluation.classifiers import Network
 from cropray.evaluation.evaluate import check_fit, open_split, score_split
+from cropray.evaluation.mosaics import MosaicTile
+from cropray.evaluation.protocol import InputShift
 from cropray.models.checkpoint import Checkpoint, load_checkpoint
 from cropray.models.heads import with_head
+from cropray.models.shift import shift_warning
 from cropray.progress import say
 from cropray.run import Run, Summary
 from cropray.shards.file import fingerprint, shard_uris
@@ -62,7 +65,10 @@ def compare(run: Run, candidate: tuple[str, Checkpoint], champion: tuple[str, Ch
     reader = open_split(run, "val", remedy)
     for name, checkpoint in (candidate, champion):
         check_fit(checkpoint, reader.metadata, name, f"val, on which {name} is to be compared,")
-    result = paired_scores(run, reader, {"candidate": candidate[1], "champion": champion[1]})
+    shift = InputShift(candidate[1])
+    result = paired_scores(run, reader, {"candidate": candidate[1], "champion": champion[1]}, shift)
+    if warning := shift_warning(*shift.counts, f"val, for {candidate[0]},"):
+        say(f"promote: warning: {warning}")
     difference = result["differences"]["champion"]
     return {
         **{name: result[name] for name in ("scope", "score", "blocks", "pixels")},
@@ -70,14 +76,26 @@ def compare(run: Run, candidate: tuple[str, Checkpoint], champion: tuple[str, Ch
         "difference": difference["score"],
         "interval": difference["interval"],
         "draws": run.config.evaluate.bootstrap,
+        "outside_training": shift.share,
         "val_shards": fingerprint(shard_uris(run.folder, "val")),
     }
 
 
-def paired_scores(run: Run, reader: ShardReader, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Any]:
-    """Scores of models by name on the same shards, each with its own thresholds (`metrics.score_table`)."""
+def paired_scores(
+    run: Run, reader: ShardReader, checkpoints: Mapping[str, Checkpoint], shift: InputShift | None = None
+) -> dict[str, Any]:
+    """Scores of models by name on the same shards, each by its own decision (`metrics.score_table`).
+
+    `shift` is given the tiles, each once.
+    """
     networks = {name: Network(checkpoint) for name, checkpoint in checkpoints.items()}
-    return score_split(run.config, reader, networks)
+    first = next(iter(networks))
+
+    def look(name: str, tile: MosaicTile, *_: Any) -> None:
+        if name == first and shift is not None:
+            shift.add(tile)
+
+    return score_split(run.config, reader, networks, look)
 
 
 def _evidence(run: Run, candidate: Version, champion: Version | None) -> dict[str, Any]:
