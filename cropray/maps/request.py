@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,14 @@ class MapPlan:
         """(H, W) of a tile: True if the pixel's centre lies in the area."""
         if not self.shapes:
             return np.ones((tile.height, tile.width), np.bool_)
-        inside_hw: BoolArray = burn(((shape, 1) for shape in self.shapes), self.grid.window(tile), 0) == 1
+        grid = self.grid.window(tile)
+        near = self._tree.query(shapely.box(*grid.bounds))
+        inside_hw: BoolArray = burn(((self.shapes[number], 1) for number in near), grid, 0) == 1
         return inside_hw
+
+    @cached_property
+    def _tree(self) -> shapely.STRtree:
+        return shapely.STRtree(self.shapes)
 
 
 def plan_maps(area: str, config: Config, folder: Folder) -> list[MapPlan]:

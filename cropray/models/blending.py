@@ -6,7 +6,9 @@ patches, K classes, H rows, W columns, and those of `types`.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,7 +17,8 @@ from cropray.models.inference import Predictor
 from cropray.types import FloatArray, IntArray
 
 
-def axis_starts(length: int, size: int, overlap: int) -> list[int]:
+@lru_cache(maxsize=64)
+def axis_starts(length: int, size: int, overlap: int) -> tuple[int, ...]:
     """First pixels, ascending, of the fewest patches along an axis that share `overlap` pixels or more.
 
     They are spread evenly from the first pixel to the last. A patch that is longer than the axis extends
@@ -23,16 +26,22 @@ def axis_starts(length: int, size: int, overlap: int) -> list[int]:
     """
     count = max(0, -(-(length - size) // (size - overlap))) + 1
     if count == 1:
-        return [(length - size) // 2]
-    return [round(index * (length - size) / (count - 1)) for index in range(count)]
+        return ((length - size) // 2,)
+    return tuple(round(index * (length - size) / (count - 1)) for index in range(count))
 
 
 def patches_over(core: Window, shape: tuple[int, int], size: int, overlap: int) -> list[Window]:
     """The patches of a raster of `shape` (H, W) that touch `core`, row by row."""
-    rows, cols = (axis_starts(length, size, overlap) for length in shape)
-    rows_over = [row for row in rows if core.row - size < row < core.bottom]
-    cols_over = [col for col in cols if core.col - size < col < core.right]
-    return [Window(row, col, size, size) for row in rows_over for col in cols_over]
+    rows, cols = (
+        starts[bisect_right(starts, first - size) : bisect_left(starts, end)]
+        for starts, first, end in zip(
+            (axis_starts(length, size, overlap) for length in shape),
+            (core.row, core.col),
+            (core.bottom, core.right),
+            strict=True,
+        )
+    )
+    return [Window(row, col, size, size) for row in rows for col in cols]
 
 
 def patch_weights(size: int, overlap: int) -> FloatArray:

@@ -126,7 +126,8 @@ def _query(bounds: DoubleArray, reach: DoubleArray) -> Pairs:
     turns = (0, 360, -360) if np.abs(reach[:, [0, 2]]).max(initial=0) > 180 else (0,)
     return np.hstack(
         [
-            tree.query(shapely.box(west + turn, south, east + turn, north), predicate="intersects")
+            # A tree of boxes compares boxes: no predicate is needed.
+            tree.query(shapely.box(west + turn, south, east + turn, north))
             for turn in turns
         ]
     )
