@@ -189,13 +189,14 @@ def _scale_and_north(pdf: FPDF, lang: Language, x: float, bottom: float, metres:
     )
     pdf.set_font(_FONT, "", 6.5)
     pdf.set_text_color(*_INK)
-    pdf.text(x + 2, bottom - 4, text)
+    pdf.set_xy(x + 2, bottom - 6.6)
+    pdf.cell(text=text, h=3)
     tip = x + width - 4
     pdf.polygon(
         [(tip, bottom - 9), (tip + 1.6, bottom - 4.5), (tip, bottom - 5.5), (tip - 1.6, bottom - 4.5)],
         style="F",
     )
-    pdf.text(tip - 1, bottom - 1.5, lang("N"))
+    pdf.text(tip - 0.8, bottom - 1.5, "N")
 
 
 def _hectares(pdf: FPDF, lang: Language, facts: sentences.Facts) -> None:

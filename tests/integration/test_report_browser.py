@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cropray.report.map_page import PAGE, publish_pages
 from cropray.report.pages import REPORT, report
 from tests.finished import finished_run
+from tests.mapped_run import mapped_run, with_fields
 
 OPTIONS = [
     "--headless",
@@ -49,13 +51,14 @@ def browser() -> str:
     pytest.skip("no chromium on this machine")
 
 
-def visit(browser: str, page: Path, scratch: Path) -> Visit:
+def visit(browser: str, page: Path, scratch: Path, *options: str) -> Visit:
     """Load a page without name resolution, so that nothing reaches a network."""
     log = scratch / "net.json"
     done = subprocess.run(
         [
             browser,
             *OPTIONS,
+            *options,
             "--host-resolver-rules=MAP * ~NOTFOUND",
             f"--user-data-dir={scratch / 'profile'}",
             f"--log-net-log={log}",
@@ -91,3 +94,43 @@ def test_the_report_loads_without_an_error_and_without_a_network(browser: str, t
     assert seen.console == []
     assert seen.requests == set()
     assert "<title>drawn 8 of 8, too wide: false</title>" in seen.document
+
+
+# Waits for all layers, then uses the page as a reader does, and tells in the title what came of it.
+USE = """<script>
+const waiting = setInterval(() => {
+  if (document.body.dataset.ready !== "all") return;
+  clearInterval(waiting);
+  const key = (name) => canvas.dispatchEvent(new KeyboardEvent("keydown", {key: name}));
+  read(20, 20);
+  const told = [document.querySelector("#read .big").textContent];
+  document.querySelector(".legend button").click();
+  told.push(view.only);
+  document.querySelector("[value=confidence]").click();
+  key("+");
+  key("ArrowRight");
+  told.push(view.zoom > 1 && view.x > 0);
+  document.querySelector("#field-flag").value = "declared otherwise";
+  document.querySelector("#field-flag").dispatchEvent(new Event("change"));
+  told.push(document.querySelectorAll("#field-rows tr").length);
+  document.querySelector("#field-rows tr").click();
+  document.querySelector("[value=months]").click();
+  told.push(view.field !== null, document.documentElement.scrollWidth > innerWidth);
+  document.title = told.join(" | ");
+}, 20);
+</script>"""
+
+
+@pytest.mark.parametrize(("code", "maize"), [("en", "maize"), ("fa", "ذرت")])
+def test_the_page_of_a_map_works_without_an_error_and_without_a_network(
+    browser: str, tmp_path: Path, code: str, maize: str
+) -> None:
+    run = mapped_run(str(tmp_path / "run"), language=code)
+    with_fields(run)
+    publish_pages(run)
+    page = tmp_path / "map.html"
+    page.write_text(run.folder.read_text(f"maps/map/{PAGE}").replace("</body>", USE + "</body>"))
+    seen = visit(browser, page, tmp_path, "--virtual-time-budget=8000")
+    assert seen.console == []
+    assert seen.requests == set()
+    assert f"<title>{maize} | 0 | true | 1 | true | false</title>" in seen.document

@@ -253,7 +253,7 @@ function drawNorth() {
   ink.closePath();
   ink.fill();
   ink.textAlign = "center";
-  ink.fillText(words.north, x, y + 29);
+  ink.fillText("N", x, y + 29);
 }
 
 const shown = (name) => find(`#show-${name}`)?.checked;
