@@ -93,7 +93,7 @@ def test_the_report_loads_without_an_error_and_without_a_network(browser: str, t
     seen = visit(browser, page, tmp_path)
     assert seen.console == []
     assert seen.requests == set()
-    assert "<title>drawn 8 of 8, too wide: false</title>" in seen.document
+    assert "<title>drawn 9 of 9, too wide: false</title>" in seen.document
 
 
 # Waits for all layers, then uses the page as a reader does, and tells in the title what came of it.
