@@ -20,6 +20,7 @@ _FILES = {
     "map.qml": (sentence("GIS"), sentence("style for QGIS")),
     "map.sld": (sentence("map servers"), sentence("style")),
     "confidence.tif": (sentence("GIS"), sentence("score of the class that is mapped, in per cent")),
+    "sure.tif": (sentence("GIS"), sentence("the map with what is unsure left open")),
     "scores.tif": (sentence("analysts"), sentence("score of each class, in per cent")),
     "observations.tif": (sentence("analysts"), sentence("clear months of each sensor")),
     "fields.gpkg": (sentence("inspectors, GIS"), sentence("fields with crop, score and what to check")),

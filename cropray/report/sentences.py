@@ -238,6 +238,7 @@ class TrustText:
     right: str
     crops: str
     squares: int  # of 100 that are filled
+    surest: str
     score_title: str
     score: str
     notes: str
@@ -274,6 +275,12 @@ def trust_text(_: Language, trust: Trust) -> TrustText:
             low=_.number(trust.interval[0], 2),
             high=_.number(trust.interval[1], 2),
         )
+    surest = ""
+    if trust.surest_half is not None:
+        right = _.of_hundred(trust.surest_half)
+        surest = _(
+            "The half of the land with the highest confidence is right for %(right)s of 100.", right=right
+        )
     notes = ""
     if trust.thresholds_chosen_on == "val":
         notes = _(
@@ -284,6 +291,7 @@ def trust_text(_: Language, trust: Trust) -> TrustText:
         right=_("%(n)s of 100 pixels are right", n=_.of_hundred(share)),
         crops=crops,
         squares=round(100 * share),
+        surest=surest,
         score_title=_("What the score of %(score)s means", score=_.number(trust.score, 2)),
         score=score,
         notes=notes,

@@ -16,6 +16,7 @@ from cropray.run import Run
 GOOD, FAIR = 0.8, 0.6
 """Least shares, of what is mapped as a crop and of what grows, that are right for a verdict."""
 
+_HALF = 0.5
 _FEW = 50  # pixels of truth: fewer say nothing of a crop
 
 
@@ -60,7 +61,10 @@ class Trust:
     crops: Mapping[str, CropTrust]
     labels: tuple[str, ...]  # rows and columns of the confusion: the largest first, none of them last
     confusion: tuple[tuple[float | None, ...], ...]  # shares of each row of truth
+    reliability: tuple[tuple[float, float], ...]  # mean confidence, and the share that was right, by bins
+    surest_half: float | None  # accuracy of the half of the land with the highest confidence
     by_date: tuple[tuple[str, float | None, tuple[float, float] | None], ...]
+    by_lead: tuple[tuple[int, float, Mapping[str, float | None]], ...]  # months before harvest, mean, by crop
     thresholds_chosen_on: str
 
 
@@ -119,11 +123,22 @@ def read_trust(run: Run, model: str) -> Trust | None:
         confusion=tuple(
             tuple(float(counts[k, c] / truth_k[k]) if truth_k[k] else None for c in columns) for k in rows
         ),
+        reliability=_curve(result),
+        surest_half=next((row["accuracy"] for row in result.get("kept", []) if row["share"] == _HALF), None),
+        by_lead=tuple((row["months"], row["mean"], row["per_class"]) for row in result.get("by_lead", [])),
         by_date=tuple(
             (row["date"], row.get(result["score"]), _pair(row["interval"])) for row in result["by_as_of"]
         ),
         thresholds_chosen_on=result["thresholds_chosen_on"],
     )
+
+
+def _curve(result: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    """The reliability of the class that is shown. Evaluations of earlier versions have none."""
+    if "calibration" not in result:
+        return ()
+    curve = result["calibration"]["curve"]["after"]
+    return tuple(zip(curve["predicted"], curve["observed"], strict=True))
 
 
 def _pair(interval: list[float] | None) -> tuple[float, float] | None:
