@@ -1,7 +1,8 @@
 """Whether inputs lie where a network was trained: the share of values outside its training quantiles.
 
-A simple score, which sees other brightness, another season or another sensor. It does not see crops that look
-alike and are called otherwise. C bands, T months; stored integers.
+A simple score, which sees other brightness, another scale or sensor, and much of another land. It does not
+see a season that is a month late, nor crops that look alike and are others. C bands, T months; integers as
+stored.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cropray.types import IntArray
 QUANTILES = (0.01, 0.99)
 """Of the values of a band in a month: about 0.02 of the training data lie outside."""
 
-WARNING = 0.1
+WARNING = 0.05
 """The share outside from which a user is warned (benchmarks/README.md)."""
 
 _EVERY = 4  # pixels of a patch, along each axis
@@ -55,7 +56,7 @@ def shift_warning(beyond: int, total: int, what: str) -> str | None:
         return None
     return (
         f"{beyond / total:.0%} of the values of {what} lie outside what the model was trained on (about 2 % "
-        "are usual): another land, season or sensor. Its accuracy there is unknown; check it with labels"
+        "are usual): another land or sensor. Its accuracy there is unknown; check it with labels"
     )
 
 
