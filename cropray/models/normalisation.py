@@ -47,15 +47,15 @@ class Normalisation(ABC):
         valid_b2thw = s2_bcthw.new_empty(B, 2, *size)
         # One patch, or as many small ones, stays in a core's cache. A graph that is exported has no loop.
         at_once = s2_bcthw.device.type != "cpu" or torch.compiler.is_compiling()
-        n = B if at_once else max(1, _IN_CACHE // max(1, s2_bcthw[0].numel()))
-        parts = [slice(first, first + n) for first in range(0, B, n)]
+        n = max(1, _IN_CACHE // max(1, s2_bcthw[0].numel()))
+        parts = [slice(None)] if at_once else [slice(first, first + n) for first in range(0, B, n)]
         floats = []
         sensors = (("s1", s1_bcthw, valid_b2thw[:, 1:]), ("s2", s2_bcthw, valid_b2thw[:, :1]))
         for sensor, stored, valid in sensors:
             x = torch.empty_like(stored, dtype=torch.float32)
-            scratch = torch.empty_like(stored[:n])
+            scratch = torch.empty_like(stored[parts[0]])
             for part in parts:
-                values = scratch[: len(stored[part])].copy_(stored[part])
+                values = (scratch if at_once else scratch[: len(stored[part])]).copy_(stored[part])
                 # NODATA is the lowest int16. This is faster than comparing.
                 torch.amin(values, dim=1, keepdim=True, out=valid[part])
                 self._scale(sensor, values, valid[part].clamp_(max=NODATA + 1).sub_(NODATA), x[part])
