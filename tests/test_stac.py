@@ -462,11 +462,22 @@ def test_a_relative_path_and_a_uri_of_items_are_read_alike(
         np.testing.assert_array_equal(composite(StacSource(config)).s1_tchw, expected.s1_tchw)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"type": "Catalog"}', '{"type": "FeatureCollection"}'])
-def test_a_file_that_is_no_item_collection_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "JSON"),
+        ("[" * 200_000, "JSON"),
+        ("[]", r"type 'list'.*pystac\.ItemCollection"),
+        ('{"type": "Catalog"}', r"type 'Catalog'.*pystac\.ItemCollection"),
+        ('{"type": "FeatureCollection"}', "s2"),
+        ('{"type": "FeatureCollection", "features": []}', "has no items"),
+    ],
+    ids=["no JSON", "nested without end", "list", "catalogue", "no features", "empty"],
+)
+def test_a_file_that_is_no_item_collection_is_refused(tmp_path: Path, text: str, words: str) -> None:
     src = source(tmp_path)
     (tmp_path / "s2.json").write_text(text)
-    with pytest.raises(InputError, match=r"s2\.json"):
+    with pytest.raises(InputError, match=rf"s2\.json.*{words}"):
         composite(src)
 
 

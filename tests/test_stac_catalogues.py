@@ -251,6 +251,10 @@ def test_other_keys_are_a_setting(tmp_path: Path) -> None:
     [
         ({"assets": None}, "not a STAC"),
         ({"geometry": {"type": "Polygon", "coordinates": [[[float("nan"), 0], [1, 1], [2, 2]]]}}, "geometry"),
+        (
+            {"geometry": {"type": "Polygon", "coordinates": [[[0, 0], [float("nan"), 1], [1, 1], [0, 0]]]}},
+            "geometry",
+        ),
         ({"geometry": "POINT (0 0)"}, "geometry"),
         ({"properties": None}, "not a STAC"),
         ({"properties": {"datetime": "yesterday"}}, "not a STAC"),

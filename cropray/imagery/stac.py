@@ -37,7 +37,10 @@ from cropray.types import Composite, ImageRequest, Period
 
 _READERS = 8  # scenes read at a time: remote files are latency, not bandwidth
 # What pystac raises for JSON of another form.
-_NOT_STAC = (ValueError, LookupError, TypeError, AttributeError, pystac.STACError, pystac.STACTypeError)
+_NOT_STAC = (
+    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+    *(pystac.STACError, pystac.STACTypeError),
+)
 _SEARCH_S = (10, 120)  # to connect, and to wait for an answer
 
 
@@ -69,14 +72,22 @@ class FileCatalogue:
     def _items(self) -> list[pystac.Item]:
         try:
             content = json.loads(self._bytes)
-            if not isinstance(content, dict):
-                raise InputError(f"{self.uri} is not a STAC ItemCollection: it holds no JSON object")
+            if not isinstance(content, dict) or content.get("type") != "FeatureCollection":
+                kind = content.get("type") if isinstance(content, dict) else type(content).__name__
+                raise InputError(
+                    f"{self.uri} is not a STAC ItemCollection, but of type {kind!r}. Collect the items in "
+                    "one file: pystac.ItemCollection(items).save_object(FILE)"
+                )
             items = list(pystac.ItemCollection.from_dict(content, preserve_dict=False))
             for item in items:
                 item.set_self_href(self.uri)
                 item.make_asset_hrefs_absolute()
+        except InputError:
+            raise
         except _NOT_STAC as error:
             raise InputError(f"{self.uri} is not a STAC ItemCollection (JSON): {error}") from error
+        if not items:
+            raise InputError(f"{self.uri} has no items. Search again: another place or time?")
         found = [item for item in items if self.collection in ("", item.collection_id)]
         if not found:
             collections = sorted({item.collection_id or "(no collection)" for item in items})

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, overload
 
+import numpy as np
 import pystac
+import shapely
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
@@ -75,7 +77,10 @@ def footprint(item: pystac.Item) -> BaseGeometry:
     if item.geometry is None:
         raise InputError(f"{_name(item)} has no geometry")
     try:
-        return within_180(shape(item.geometry))
+        region = shape(item.geometry)
+        if not np.isfinite(shapely.get_coordinates(region)).all():
+            raise ValueError("its coordinates are not all numbers")
+        return within_180(region)
     except (ShapelyError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise InputError(f"{_name(item)} has a geometry that is no GeoJSON: {error}") from error
 
