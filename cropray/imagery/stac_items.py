@@ -77,7 +77,8 @@ def footprint(item: pystac.Item) -> BaseGeometry:
     if item.geometry is None:
         raise InputError(f"{_name(item)} has no geometry")
     try:
-        region = shape(item.geometry)
+        with np.errstate(invalid="ignore"):  # of NaN, which the next line finds
+            region = shape(item.geometry)
         if not np.isfinite(shapely.get_coordinates(region)).all():
             raise ValueError("its coordinates are not all numbers")
         return within_180(region)
