@@ -469,7 +469,7 @@ def test_a_relative_path_and_a_uri_of_items_are_read_alike(
         ("[" * 200_000, "JSON"),
         ("[]", r"type 'list'.*pystac\.ItemCollection"),
         ('{"type": "Catalog"}', r"type 'Catalog'.*pystac\.ItemCollection"),
-        ('{"type": "FeatureCollection"}', "JSON"),
+        ('{"type": "FeatureCollection"}', "has no items"),
         ('{"type": "FeatureCollection", "features": []}', "has no items"),
     ],
     ids=["no JSON", "nested without end", "list", "catalogue", "no features", "empty"],
