@@ -105,7 +105,8 @@ def until(supervisor: RaySupervisor, wanted: Ask) -> bool:
 
 
 def entry(epoch: int, **figures: Any) -> dict[str, Any]:
-    return {"epoch": epoch, "time": 1.0 * epoch, "train_loss": 1.0 / epoch, **figures}
+    speed = {"samples_per_second": 4.0, "train_seconds": 1.0, "waiting_seconds": 0.1}
+    return {"epoch": epoch, "time": 1.0 * epoch, "train_loss": 1.0 / epoch, **speed, **figures}
 
 
 def at(epoch: int, steps: int = 0, **metrics: Any) -> TrainState:
@@ -182,6 +183,8 @@ def test_progress_is_reported_with_speed_and_the_share_of_waiting(
     assert (second["steps"], second["epoch"], second["loss"]) == (3, 2, 0.5)
     assert 0 < second["samples_per_second"] < 4 / 0.2
     assert 0 < second["waiting"] < 0.1 / 0.2
+    assert third["samples_per_second"] > 0  # in all, though the new epoch has seen no more than the last one
+    assert third["waiting"] >= 0
     # Lines of the history travel once; an epoch that is not validated is reported with the next progress.
     assert [[e["epoch"] for e in report["entries"]] for report in reports] == [[1], [], [2]]
     assert third["checkpoint"] is None
@@ -331,7 +334,9 @@ def test_an_interrupt_lets_the_workers_leave(
 
 def test_the_figures_of_an_epoch_have_names_for_the_record() -> None:
     figures = {
-        **entry(2),
+        "epoch": 2,
+        "time": 2.0,
+        "train_loss": 0.5,
         "train_class_loss": {"maize": 0.5},
         "val_class_loss": {"maize": 0.6},
         "val_classes": {"maize": {"f1": 0.7}, "pea": None},

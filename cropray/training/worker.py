@@ -148,7 +148,7 @@ class RaySupervisor:
         self._check_in_every_s = check_in_every_s
         self._leaving = threading.Event()
         self._stored, self._checked_in = time.monotonic(), float("-inf")  # the first step is reported
-        self._counted = (0, 0.0, time.perf_counter())
+        self._counted = (0.0, 0.0, time.perf_counter())
         self._preempted, self._reported = set[str](), 0
         if writer is not None:
             threading.Thread(target=self._listen, name="listener", daemon=True).start()
@@ -160,7 +160,7 @@ class RaySupervisor:
             self._leaving.set()
 
     def begun(self, state: TrainState, message: str) -> None:
-        self._counted = (state.metrics.samples, state.metrics.waited, time.perf_counter())
+        self._counted = (*worked(state), time.perf_counter())
         self._report(state, {"message": message})
 
     def asks(self) -> int:
@@ -200,16 +200,16 @@ class RaySupervisor:
         """
         entries, self._reported = state.history[self._reported :], len(state.history)
         metrics, now, per_epoch = state.metrics, time.perf_counter(), self._trainer.steps_per_epoch
-        samples, waited, then = self._counted
-        self._counted = (metrics.samples, metrics.waited, now)
+        (before, waited_before, then), (samples, waited) = self._counted, worked(state)
+        self._counted = (samples, waited, now)
         shown: dict[str, Any] = {
             "steps": state.epoch.epoch * per_epoch + min(metrics.steps, per_epoch),
             "epoch": state.epoch.epoch + (metrics.steps > 0),
             "skipped": self._trainer.skipped,
         }
-        if metrics.samples > samples:
-            shown["samples_per_second"] = (metrics.samples - samples) / (now - then)
-            shown["waiting"] = (metrics.waited - waited) / (now - then)
+        if samples > before:
+            shown["samples_per_second"] = (samples - before) / (now - then)
+            shown["waiting"] = (waited - waited_before) / (now - then)
         report = {**shown, **figures, "entries": entries}
         writer = self._writer
         if state_name is None or writer is None:
@@ -228,6 +228,14 @@ class RaySupervisor:
             checkpoint_upload_fn=written,
             delete_local_checkpoint_after_upload=False,
         )
+
+
+def worked(state: TrainState) -> tuple[float, float]:
+    """The samples seen so far, of all ranks, and the seconds that this one waited for them."""
+    ended = state.history
+    samples = sum(entry["samples_per_second"] * entry["train_seconds"] for entry in ended)
+    waited = sum(entry["waiting_seconds"] for entry in ended)
+    return samples + state.metrics.samples, waited + state.metrics.waited
 
 
 def _trainer(plan: TrainingPlan, snapshot: Snapshot | None) -> Trainer:
