@@ -49,6 +49,14 @@ def test_the_card_has_all_its_parts(checkpoint: Checkpoint) -> None:
     assert "Not yet" in card
 
 
+def test_the_card_shows_how_to_ask_for_what_is_sure_if_the_model_knows_it(checkpoint: Checkpoint) -> None:
+    assert '"output": "sure"' not in model_card("cropray", checkpoint, FACTS, [])
+    settled = replace(checkpoint, quantiles=(0.1, 0.2, None), temperature=0.5)
+    card = model_card("cropray", settled, FACTS, [])
+    assert '"output": "sure"' in card
+    assert "calibrated on the known pixels of val" in card
+
+
 @pytest.mark.parametrize(
     ("window", "sentence"),
     [
