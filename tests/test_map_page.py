@@ -14,7 +14,7 @@ from cropray.figures.crops import class_colours, hexadecimal
 from cropray.grid import Grid
 from cropray.report.language import LANGUAGES, language
 from cropray.report.map_page import PAGE, SUMMARY, publish_pages
-from cropray.report.pages import report
+from cropray.report.pages import REPORT, report
 from cropray.run import Run
 from tests.lands import CLASSES
 from tests.mapped_run import GRID, digest, item_of, mapped_run, with_estimates, with_fields
@@ -162,6 +162,7 @@ def test_the_report_stage_writes_the_pages_of_all_maps_in_the_wanted_language(tm
     )
     report(Run(made.folder, settings))
     assert '<html lang="fr" dir="ltr">' in text_of(made)
+    assert f"maps/map/{PAGE}" in Page(made.folder.read_text(REPORT)).references
     assert made.folder.exists(f"maps/map/{SUMMARY}")
 
 

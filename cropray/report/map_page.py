@@ -204,6 +204,8 @@ def _method(lang: Language, name: str) -> str:
     words = {
         "network": lang("this map's network"),
         "forest": lang("random forest"),
+        "logistic": lang("logistic regression"),
+        "boosting": lang("gradient boosting"),
         "majority": lang("the most common crop everywhere"),
     }
     return words.get(name, name)

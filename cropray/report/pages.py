@@ -14,9 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from cropray import __version__
 from cropray.errors import InputError, redacted
 from cropray.figures.charts import EVALUATION, PICTURE, SWEEP, curves_chart, validity_chart
-from cropray.figures.crops import NONE_OF_THEM, class_colours, colour_table, hexadecimal
+from cropray.figures.crops import NONE_OF_THEM, by_area, class_colours, colour_table, hexadecimal
 from cropray.progress import progress, say
-from cropray.report.map_page import publish_pages
+from cropray.report.map_page import PAGE, publish_pages
 from cropray.rois.calendar import periods_for
 from cropray.run import Run, Summary, config_of
 from cropray.shards.ledger import LEDGER, read_ledger
@@ -52,6 +52,9 @@ def report(run: Run) -> Summary:
     stages = _stages(run)
     if not stages:
         raise InputError(f"{run.folder} has finished no stage yet. Run cropray rois first.")
+    for name in _map_names(run):
+        predict = run.config.predict.model_copy(update={"name": name})
+        publish_pages(Run(run.folder, run.config.model_copy(update={"predict": predict})))
     sections = {}
     with progress("report", len(_SECTIONS)) as bar:
         for name, section in _SECTIONS.items():
@@ -68,9 +71,6 @@ def report(run: Run) -> Summary:
         **sections,
     )
     run.folder.write_text(REPORT, page)
-    for name in _map_names(run):
-        predict = run.config.predict.model_copy(update={"name": name})
-        publish_pages(Run(run.folder, run.config.model_copy(update={"predict": predict})))
     say(f"report: {run.folder}/{REPORT}")
     return {"report": f"{run.folder}/{REPORT}", "stages": [stage["name"] for stage in stages]}
 
@@ -202,7 +202,8 @@ def _maps(run: Run) -> list[Section]:
             {
                 "name": name,
                 **{key: summary[key] for key in ("as_of", "model", "warning")},
-                "hectares": hectares,
+                "hectares": {label: hectares[label] for label in by_area([*hectares], hectares)},
+                "pages": [f"maps/{name}/{page}" for page in folder.names(PAGE)],
                 "pictures": [_data_uri(folder.read_bytes(p)) for p in folder.names("thumbnail.png")[:_MAPS]],
                 "number": len(summary["maps"]),
             }

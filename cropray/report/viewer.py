@@ -17,7 +17,7 @@ import numpy.typing as npt
 import shapely
 from PIL import Image
 
-from cropray.figures.crops import class_names, colour_table, hexadecimal
+from cropray.figures.crops import class_names, colour_table, hexadecimal, shown
 from cropray.grid import Grid, Window, transformer
 from cropray.maps.field_files import PARQUET
 from cropray.maps.finished import FinishedMap
@@ -163,7 +163,7 @@ def _fields(folder: Folder, grid: Grid, classes: Sequence[str]) -> list[list[Any
                 place.get(str(row.runner_up), -1),
                 _share(row.runner_up_score),
                 _share(row.agreement),
-                str(row.declared or ""),
+                shown(str(row.declared or "")),
                 [flag for flag in str(row.flags or "").split(", ") if flag],
                 _pixels(polygon, grid),
             ]
