@@ -28,7 +28,7 @@ def test_the_package_jobs_and_configurations_go_to_the_cluster(sent: list[str]) 
         wanted = {str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern)}
         assert wanted
         assert wanted <= set(sent)
-    assert "cropray/report/templates/report.html.j2" in sent
+    assert "cropray/report/page/map.html.j2" in sent
 
 
 def test_data_runs_tests_and_environments_stay(sent: list[str]) -> None:
