@@ -65,7 +65,7 @@ def test_the_body_of_the_pretraining_is_where_the_fine_tuning_began(finished: tu
 def test_every_method_is_scored_on_the_same_pixels(finished: tuple[Run, Summary]) -> None:
     run, _ = finished
     result = json.loads(run.folder.read_text("finetuning/evaluation/evaluation.json"))
-    assert set(result["methods"]) == {"network", "forest", "majority"}
+    assert set(result["methods"]) == {"network", "forest", "logistic", "boosting", "majority"}
     assert {int(np.sum(row["confusion"])) for row in result["methods"].values()} == {result["pixels"]}
     assert result["scope"] == "truth"
     # Six months of both sensors tell more than nothing.

@@ -233,7 +233,7 @@ def test_the_evaluation_counts_each_labelled_pixel_of_the_test_block_once(
     assert (result["scope"], result["blocks"]) == ("class_map", 1)
     assert result["pixels"] == (truth_hw != UNLABELLED).sum()
     assert result["thresholds_chosen_on"] == "val"
-    assert set(result["methods"]) == {"network", "forest", "majority"}
+    assert set(result["methods"]) == {"network", "forest", "logistic", "boosting", "majority"}
     for method in result["methods"].values():
         supports = {entry["class"]: entry["support"] for entry in method["per_class"]}
         counted = {crop: int((truth_hw == index).sum()) for index, crop in enumerate(CROPS)}
