@@ -89,7 +89,7 @@ def _units(run: Run, box: Bounds, sites: Sequence[Site]) -> tuple[Unit, ...]:
     config: Config = run.config
     provinces = config.rois.provinces
     root = config.rois.data_root
-    if config.simulates_inputs and run.folder.exists("world/provinces.geojson"):
+    if config.simulates_inputs and run.folder.is_local and run.folder.exists("world/provinces.geojson"):
         root = str(run.folder.local("world"))
         provinces = provinces.model_copy(update={"path": "provinces.geojson"})
     if not provinces.path:
