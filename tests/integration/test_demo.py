@@ -88,10 +88,13 @@ def test_a_second_run_reuses_all_and_says_so(
 
 
 def listed() -> list[re.Pattern[str]]:
-    """The files in the table of docs/run-folder.md. A name without a folder is beside the one before it."""
-    found = []
-    for cell in re.findall(r"^\| (`.*?) \|", (ROOT / "docs/run-folder.md").read_text(), re.MULTILINE):
-        folder = ""
+    """The files in the tables of two pages. A name without a folder is beside the one before it."""
+    found, cells = [], list[tuple[str, str]]()
+    for page, inside in (("run-folder", ""), ("maps", "maps/<name>/")):
+        text = (ROOT / f"docs/{page}.md").read_text()
+        cells += [(inside, cell) for cell in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)]
+    for inside, cell in cells:
+        folder = inside
         for name in re.findall(r"`([^`]+)`", cell):
             path = name if "/" in name.rstrip("/") or not folder else folder + name
             folder = path[: path.rstrip("/").rfind("/") + 1]
