@@ -15,9 +15,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(PYTEST) -n auto --maxprocesses 4 tests --ignore tests/integration
 
-# The stages on Ray, servers, killed nodes, full disks, a browser: three at a time, since they also wait.
+# The stages on Ray, servers, killed nodes, full disks, a browser.
 test-slow: $(VENV)/installed
-	$(PYTEST) -n 3 tests/integration
+	$(PYTEST) -n auto --maxprocesses 4 tests/integration
 
 # The inputs that people have, a line for each case.
 cases: $(VENV)/installed

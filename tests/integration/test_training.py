@@ -138,7 +138,7 @@ def test_each_validated_epoch_is_reported_with_its_score(tmp_path: Path) -> None
     assert [(report["epoch"], report[SCORE]) for report in reports] == [
         (entry["epoch"], entry[SCORE]) for entry in entries[1:]
     ]
-    publish_best(plan.states, 3, run.folder.child("chosen"))
+    publish_best(run, plan.states, 3, run.folder.child("chosen"))
     assert len(json.loads(run.folder.read_text("chosen/history.json"))) == 3
 
 
