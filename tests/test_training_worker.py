@@ -24,7 +24,7 @@ from cropray.training.monitor import ProgressMonitor, ResourceRequest, flat_entr
 from cropray.training.plan import RAYS, TrainingPlan, make_plan
 from cropray.training.state import EpochMetrics, TrainState
 from cropray.training.validate import SCORE
-from cropray.training.worker import RaySupervisor, SendReports, StopOnInputError, train_worker
+from cropray.training.worker import RaySupervisor, SendReports, StopOnLastingError, train_worker
 from tests.training_data import make_run, write_split
 
 RUN: Any = {"run_context": None}
@@ -223,13 +223,22 @@ def test_what_only_a_person_can_mend_ends_the_training_without_another_attempt(
     with pytest.raises(InputError if ends else type(error)) as raised:
         train_worker({"plan": None, "control": None})
     assert str(error.args[-1]) in str(raised.value)
-    callback = StopOnInputError()
+    callback = StopOnLastingError()
     failures = {0: RuntimeError("connection closed"), 1: raised.value}
     if ends:
         with pytest.raises(InputError, match=str(error.args[-1])):
             callback.after_exception(worker_exceptions=failures, **RUN)
     else:
         callback.after_exception(worker_exceptions=failures, **RUN)
+
+
+def test_a_fault_of_the_program_is_not_tried_again_and_a_lost_connection_is() -> None:
+    callback = StopOnLastingError()
+    callback.after_exception(
+        worker_exceptions={0: RuntimeError("closed"), 1: ConnectionError("reset")}, **RUN
+    )
+    with pytest.raises(KeyError):
+        callback.after_exception(worker_exceptions={0: RuntimeError("closed"), 1: KeyError("x")}, **RUN)
 
 
 class Reports:

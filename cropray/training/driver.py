@@ -123,7 +123,7 @@ def fit(
     from ray import train as ray_train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from cropray.training.worker import StopOnInputError, train_worker
+    from cropray.training.worker import StopOnLastingError, train_worker
 
     # Another version of Ray could not read what is there; a training resumes from its own states.
     plan.states.delete_folder(RAYS)
@@ -143,7 +143,7 @@ def fit(
             storage_filesystem=plan.states.filesystem,
             checkpoint_config=ray_train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
             failure_config=ray_train.FailureConfig(max_failures=getattr(run.config, stage).max_failures),
-            callbacks=[StopOnInputError(), *callbacks],
+            callbacks=[StopOnLastingError(), *callbacks],
             logging_config=ray_train.LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -35,6 +35,9 @@ from cropray.training.validate import SCORE, History, epoch_score
 CHECK_IN_EVERY_S = 3.0
 _LISTEN_EVERY_S = 0.5
 
+FAULTS = (TypeError, LookupError, AttributeError, AssertionError, ImportError)
+"""What only a fault of the program raises; lost nodes and networks raise others."""
+
 
 class SendReports(UserCallback):  # type: ignore[misc]  # Ray's classes have no types
     """Passes rank 0's reports to the driver. If that queue is lost, the training goes on."""
@@ -46,12 +49,15 @@ class SendReports(UserCallback):  # type: ignore[misc]  # Ray's classes have no 
         self._reports.actor.put_nowait.remote(metrics[0])
 
 
-class StopOnInputError(UserCallback):  # type: ignore[misc]
-    """Ends a training whose worker raised an InputError: Ray Train never retries after a callback's error."""
+class StopOnLastingError(UserCallback):  # type: ignore[misc]
+    """Ends a training whose worker raised what another try would raise again: an InputError, or a fault.
+
+    Ray Train never retries after a callback's error.
+    """
 
     def after_exception(self, worker_exceptions: Mapping[int, Exception], **_of_the_run: Any) -> None:
         for error in worker_exceptions.values():
-            if isinstance(error, InputError):
+            if isinstance(error, (InputError, *FAULTS)):
                 raise error
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 
 from cropray.run import Run
 from cropray.storage import Folder
@@ -24,11 +23,8 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {"epochs": 40, "store_every": 40, "store_every_s": 0.2, "precision": "float32"}
 
 
-def command(run: Run, address: str = "") -> subprocess.Popen[str]:
-    """`cropray pretrain` of a run, in a process group of its own; slow while `brake` is there.
-
-    It joins the Ray at `address`, or starts one.
-    """
+def command(run: Run) -> subprocess.Popen[str]:
+    """`cropray pretrain` of a run, in a process group of its own; slow while `brake` is there."""
     config = run.folder.local("given.yaml")
     config.write_text(run.config.to_yaml())
     return subprocess.Popen(
@@ -37,7 +33,7 @@ def command(run: Run, address: str = "") -> subprocess.Popen[str]:
             *("--config", str(config), "--run", run.folder.uri),
         ],
         cwd=ROOT,
-        env={**os.environ, BRAKE: str(run.folder.local("brake")), "RAY_ADDRESS": address},
+        env={**os.environ, BRAKE: str(run.folder.local("brake"))},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -60,15 +56,14 @@ def state_beyond(run: Run, before: str) -> Callable[[], bool]:
     )
 
 
-@pytest.mark.timeout(900)  # four drivers start one after the other, two of them with a Ray of their own
+@pytest.mark.timeout(900)  # four drivers start one after the other, each with a Ray of its own
 def test_a_driver_that_is_told_to_leave_and_then_killed_goes_on_where_it_was(
     tmp_path: Path, ray_local: None
 ) -> None:
     run = prepared(tmp_path / "a", **SETTINGS)
     brake = tmp_path / "a" / "brake"
     brake.touch()
-    here = ray.get_runtime_context().gcs_address
-    first = command(run, here)
+    first = command(run)
     wait_for(state_beyond(run, ""), first)
 
     second = command(run)  # on the same run
@@ -92,7 +87,7 @@ def test_a_driver_that_is_told_to_leave_and_then_killed_goes_on_where_it_was(
     assert f"resumes from {left.name}" in said
 
     brake.unlink()
-    last = command(run, here)
+    last = command(run)
     shown, said = last.communicate(timeout=280)
     assert last.returncode == 0, said
     assert json.loads(shown)["epochs"] == 40
