@@ -187,7 +187,7 @@ def test_a_sweep_prunes_bad_trials_ends_diverged_ones_and_goes_on(ray_local: Non
         "tune.search": "grid",
         "tune.scheduler": "asha",
         "tune.reduction": 2,
-        "finetune.epochs": 4,
+        "finetune.epochs": 10,  # a training is not over before Tune has looked at its first epoch
     }
     sweep = Run(run.folder, updated(run.config, settings))
     summary = tune(sweep)
@@ -198,7 +198,7 @@ def test_a_sweep_prunes_bad_trials_ends_diverged_ones_and_goes_on(ray_local: Non
     assert {end: summary[end] for end in set(ends.values())} == Counter(ends.values())
     assert "Lower the learning rate" in trials["0003"]["problem"]
     pruned = {name for name, end in ends.items() if end == "pruned"}
-    assert all(trials[name]["epochs"] < 4 for name in pruned)
+    assert all(trials[name]["epochs"] < 10 for name in pruned)
 
     nested = {r.data.tags["cropray.stage"].split("/")[-1]: r for r in mlflow_runs(run)}
     assert {name for name in ends if nested[name].info.status != "FINISHED"} == {"0003"}
