@@ -190,8 +190,8 @@ try:
 except KeyboardInterrupt:
     times["left"] += time.monotonic()
 (folder / "times.json").write_text(json.dumps(times))
-ray.shutdown()
 cluster.shutdown()
+os._exit(0)  # a thread of the training that was left still waits for its nodes, in Ray's native code
 """
 
 
