@@ -273,14 +273,19 @@ def _json(data: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c"))  # noqa: S704
 
 
-def _environment(lang: Language) -> Environment:
-    environment = Environment(
+def page_environment() -> Environment:
+    """The templates of pages: what is filled in is escaped, and what is missing is an error."""
+    return Environment(
         loader=PackageLoader("cropray.report", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _environment(lang: Language) -> Environment:
+    environment = page_environment()
     environment.globals["_"] = lang
     folder = files(__package__).joinpath("page")
     for name, file in (("css", "map.css"), ("viewer_js", "viewer.js"), ("fields_js", "fields.js")):

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from cropray import __version__
 from cropray.errors import InputError, redacted
 from cropray.figures.charts import EVALUATION, PICTURE, SWEEP, curves_chart, validity_chart
 from cropray.figures.crops import NONE_OF_THEM, by_area, class_colours, colour_table, hexadecimal
 from cropray.progress import progress, say
-from cropray.report.map_page import PAGE, publish_pages
+from cropray.report.map_page import PAGE, page_environment, publish_pages
 from cropray.rois.calendar import periods_for
 from cropray.run import Run, Summary, config_of
 from cropray.shards.ledger import LEDGER, read_ledger
@@ -239,13 +239,7 @@ def _data_uri(png: bytes) -> str:
 
 
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("cropray.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.3f}"
     environment.filters["count"] = lambda value: f"{value:,}".replace(",", "\u202f")
     return environment.get_template("run.html.j2")
