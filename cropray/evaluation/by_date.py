@@ -150,7 +150,7 @@ def by_lead(rows: Sequence[Mapping[str, Any]], rois: Sequence[Roi]) -> list[dict
             figures = {entry["class"]: entry.get("f1", entry.get("recall")) for entry in row["per_class"]}
             for crop, days in starts.items():
                 if _months_until(date.fromisoformat(row["date"]), float(np.median(days))) == lead:
-                    reached[crop] = figures[crop]
+                    reached[crop] = figures.get(crop)
         known = [value for value in reached.values() if value is not None]
         if known:
             table.append({"months": lead, "mean": float(np.mean(known)), "per_class": reached})
@@ -158,11 +158,11 @@ def by_lead(rows: Sequence[Mapping[str, Any]], rois: Sequence[Roi]) -> list[dict
 
 
 def _months_until(as_of: date, harvest_day: float) -> int:
-    """Whole months from the end of a day to the next time of this day of the year; -1 if just over."""
-    for year in (as_of.year, as_of.year + 1):
-        harvest = pd.Timestamp(year, 1, 1) + pd.Timedelta(days=round(harvest_day) - 1)
-        end = pd.Timestamp(as_of) + pd.Timedelta(days=1)
-        months = next((n for n in range(13, -1, -1) if end + pd.DateOffset(months=n) <= harvest), None)
-        if months is not None:
-            return months
-    return -1
+    """Whole months from the end of a day to the next time of this day of the year."""
+    end = pd.Timestamp(as_of) + pd.Timedelta(days=1)
+    harvests = (
+        pd.Timestamp(year, 1, 1) + pd.Timedelta(days=round(harvest_day) - 1)
+        for year in (end.year, end.year + 1)
+    )
+    harvest = next(day for day in harvests if day >= end)
+    return max(months for months in range(13) if end + pd.DateOffset(months=months) <= harvest)
