@@ -190,8 +190,9 @@ try:
 except KeyboardInterrupt:
     times["left"] += time.monotonic()
 (folder / "times.json").write_text(json.dumps(times))
-cluster.shutdown()
-os._exit(0)  # a thread of the training that was left still waits for its nodes, in Ray's native code
+# A thread of the training that was left still waits for its nodes, in native code: Ray cannot shut down here.
+cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+os._exit(0)
 """
 
 
