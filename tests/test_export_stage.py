@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -19,10 +19,22 @@ from cropray.shards.ledger import read_ledger
 from cropray.storage import Folder
 from tests.export_inputs import PlainSource, make_config, make_parcels, make_roi
 
-pytestmark = pytest.mark.usefixtures("without_ray")
+pytestmark = pytest.mark.usefixtures("without_ray", "clock")
 
-TODAY = datetime.now(UTC).date()
+TODAY = date(2026, 6, 15)
 NOT_OVER = {"window.anchor": "as_of", "window.as_of": TODAY.isoformat()}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day that doesn't end while the tests run."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(TODAY.year, TODAY.month, TODAY.day, 12, tzinfo=tz)
+
+    monkeypatch.setattr("cropray.pipeline.export.datetime", Clock)
 
 
 def new_run(path: Path, **changes: Any) -> Run:

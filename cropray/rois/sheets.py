@@ -7,7 +7,6 @@ import io
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import closing
 from datetime import datetime, time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from xml.etree.ElementTree import ParseError
 from zipfile import BadZipFile, ZipFile
 
 import openpyxl
-from openpyxl.utils.exceptions import InvalidFileException
 
 from cropray.errors import InputError
 
@@ -42,7 +40,7 @@ def read_sheets(path: Path, header: Collection[str]) -> dict[str, Rows]:
         raise InputError(f"{path} is not UTF-8 text ({error}). Save it as csv in UTF-8.") from error
     except InputError:
         raise
-    except (BadZipFile, KeyError, InvalidFileException, ParseError, csv.Error, ValueError) as error:
+    except (BadZipFile, KeyError, ParseError, csv.Error, ValueError) as error:
         raise InputError(f"cannot read {path} ({error}). Save it as xlsx or csv.") from error
     return {name: _below_title(rows, header, path) for name, rows in sheets.items()}
 
@@ -95,10 +93,12 @@ def _read_csv(path: Path, header: Collection[str]) -> dict[str, Rows]:
 
 
 def _read_xlsx(path: Path) -> dict[str, Rows]:
-    with ZipFile(path) as archive:  # a reader gets no more of a member than it declares
-        _check_bytes(path, sum(member.file_size for member in archive.infolist()))
-    # openpyxl parses with defusedxml, which refuses entities.
-    with closing(openpyxl.load_workbook(path, read_only=True, data_only=True)) as book:
+    # The file is opened here: openpyxl leaves it open when it refuses one.
+    with path.open("rb") as file:
+        with ZipFile(file) as archive:  # a reader gets no more of a member than it declares
+            _check_bytes(path, sum(member.file_size for member in archive.infolist()))
+        # openpyxl parses with defusedxml, which refuses entities.
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         for sheet in book.worksheets:
             sheet.reset_dimensions()  # what a sheet declares may be less than what it has
         return {
