@@ -86,6 +86,11 @@ def listed(items: Sequence[str], most: int = 8) -> str:
     return "\n".join(f"  {item}" for item in [*items[:most], *more])
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun, as in "1 scene" and "1,200 scenes". Nouns take an s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def check_name(name: str) -> str:
     """The name itself. Raises InputError if it cannot name a file or a folder of a run."""
     if not re.fullmatch(r"\w[\w.-]*", name):

@@ -18,6 +18,7 @@ from cropray.evaluation.metrics import (
     macro_f1,
     macro_recall,
     per_class,
+    precision_bounds,
     score_table,
 )
 from cropray.types import BACKGROUND, UNLABELLED
@@ -150,6 +151,17 @@ def test_annotated_parcels_have_recall_and_no_precision() -> None:
     ]
     assert row["confusion"] == [[8, 1, 1], [5, 5, 0]]
     assert (table["score"], row["score"]) == ("macro_recall", pytest.approx(0.65))
+
+
+def test_precision_has_bounds_whatever_the_unknown_land_is() -> None:
+    counts = np.array([[8, 1, 1], [5, 5, 0], [0, 0, 0]])
+    assert precision_bounds(counts, np.array([12, 0])) == [(0.32, 0.8), (5 / 6, 5 / 6)]
+    unmapped = np.array([[0, 0, 3], [0, 2, 0], [0, 0, 0]])
+    assert precision_bounds(unmapped, np.array([0, 2])) == [None, (0.5, 1.0)]
+    table = score_table(
+        "annotated", CLASSES, {"a": counts[None]}, draws=0, seed=0, unknown={"a": np.array([12, 0])}
+    )
+    assert table["methods"]["a"]["per_class"][0]["precision_bounds"] == (0.32, 0.8)
 
 
 def test_a_class_that_does_not_occur_has_no_figures_and_no_part_in_the_mean() -> None:

@@ -254,7 +254,7 @@ def test_a_file_of_many_crops_is_read_once_and_drops_a_parcel_once(
     assert [(row.item, row.crop) for row in parcels.dropped] == [("feature 120", "")]
 
 
-def test_one_field_of_two_crops_is_two_parcels(tmp_path: Path) -> None:
+def test_one_field_of_two_crops_is_two_parcels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_fields(tmp_path / "all.gpkg", [field(0, 0), field(500, 0)])
     entries = [CropConfig(crop=name, path="all.gpkg") for name in ("wheat", "beet")]
     parcels = read_parcels(str(tmp_path), entries)
@@ -263,6 +263,9 @@ def test_one_field_of_two_crops_is_two_parcels(tmp_path: Path) -> None:
         "wheat": [0, 1],
         "beet": [2, 3],
     }
+    warned = capsys.readouterr().err
+    assert "2 fields with more than one crop" in warned
+    assert "wheat in all.gpkg, beet in all.gpkg" in warned
 
 
 def test_points_stay_points_or_become_circles(tmp_path: Path) -> None:

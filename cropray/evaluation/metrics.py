@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, jaccard_score, precision_recall_fscore_support
 
 from cropray.errors import InputError
-from cropray.types import BACKGROUND, UNLABELLED, ByteArray, DoubleArray
+from cropray.types import BACKGROUND, UNLABELLED, ByteArray, DoubleArray, IndexArray
 
 Counts = npt.NDArray[np.int64]
 
@@ -69,6 +69,20 @@ def per_class(counts: Counts) -> list[dict[str, Any]]:
     ]
 
 
+def precision_bounds(counts: Counts, unknown_k: IndexArray) -> list[tuple[float, float] | None]:
+    """The least and the largest precision that each of the K crops can have, whatever the unknown land is.
+
+    `unknown_k` counts the pixels of unknown truth that are mapped as a crop: none of them is it at worst, all
+    are at best. None for a crop that is mapped nowhere.
+    """
+    right_k = np.diagonal(counts)[:-1]
+    mapped_k = counts.sum(axis=0)[:-1] + unknown_k
+    return [
+        (float(right / mapped), float((right + unknown) / mapped)) if mapped else None
+        for right, unknown, mapped in zip(right_k, unknown_k, mapped_k, strict=True)
+    ]
+
+
 def macro_f1(counts: npt.NDArray[Any]) -> DoubleArray:
     """Mean F1 over the crops (not "none") of matrices (…, M, M): F1 = 2 TP / (2 TP + FP + FN).
 
@@ -109,15 +123,22 @@ def interval(scores: DoubleArray) -> list[float] | None:
 
 
 def score_table(
-    scope: Scope, classes: Sequence[str], counts: Mapping[str, Counts], *, draws: int, seed: int
+    scope: Scope,
+    classes: Sequence[str],
+    counts: Mapping[str, Counts],
+    *,
+    draws: int,
+    seed: int,
+    unknown: Mapping[str, IndexArray] | None = None,
 ) -> dict[str, Any]:
     """Scores of each classifier, and the differences between the first and each other one.
 
     `counts` are confusion matrices by block (R, K + 1, K + 1) of each classifier, over the same pixels. The
     score is the macro-F1 over crops, or the macro-recall for scope "annotated". Its 95 % interval comes from
     a bootstrap of the blocks that uses the same draws for all classifiers, so differences are paired. A
-    single block has no interval. `over` names the crops with truth, whose mean the score is. Raises
-    InputError if no pixel is known.
+    single block has no interval. `over` names the crops with truth, whose mean the score is. For scope
+    "annotated", `unknown` gives each classifier's pixels of unknown truth by crop (K,), for
+    `precision_bounds`. Raises InputError if no pixel is known.
     """
     if not any(blocks.any() for blocks in counts.values()):
         raise InputError(
@@ -141,7 +162,7 @@ def score_table(
             name: {
                 **_figure(values[name], spreads[name]),
                 "accuracy": float(np.trace(total)) / int(total.sum()),
-                "per_class": _class_rows(scope, classes, total),
+                "per_class": _class_rows(scope, classes, total, (unknown or {}).get(name)),
                 # With "annotated" no truth is "none": that row would be empty.
                 "confusion": (total[:-1] if scope == "annotated" else total).tolist(),
             }
@@ -158,8 +179,15 @@ def _figure(value: float, spread: DoubleArray) -> dict[str, Any]:
     return {"score": None if math.isnan(value) else value, "interval": interval(spread)}
 
 
-def _class_rows(scope: Scope, classes: Sequence[str], counts: Counts) -> list[dict[str, Any]]:
+def _class_rows(
+    scope: Scope, classes: Sequence[str], counts: Counts, unknown_k: IndexArray | None
+) -> list[dict[str, Any]]:
     """Figures of each crop; with "annotated" only those that need no truth outside the parcels."""
     rows = [{"class": name, **row} for name, row in zip(classes, per_class(counts)[:-1], strict=True)]
-    keys = ("class", "recall", "support") if scope == "annotated" else rows[0]
-    return [{key: row[key] for key in keys} for row in rows]
+    if scope != "annotated":
+        return rows
+    rows = [{key: row[key] for key in ("class", "recall", "support")} for row in rows]
+    if unknown_k is not None:
+        for row, bounds in zip(rows, precision_bounds(counts, unknown_k), strict=True):
+            row["precision_bounds"] = bounds
+    return rows

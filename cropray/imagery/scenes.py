@@ -208,8 +208,9 @@ def _wrong_scaling(scene: S2Scene, counted_hw: BoolArray) -> str:
     if darkest < _LEAVES_BLUE:
         return ""
     return (
-        f"the darkest {_LEAVES_DARKEST:.0%} of its vegetation have a B02 of {darkest:.2f}, as if the offset "
-        "of -0.1 was left in (source.stac.s2.offset; composite.max_impossible=1 skips this check)"
+        f"the darkest {_LEAVES_DARKEST:.0%} of its vegetation have a B02 of {darkest:.2f}: haze over all, "
+        "or, if many scenes are like this, an offset of -0.1 that was not applied "
+        "(source.stac.s2.offset; composite.max_impossible=1 skips this check)"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cropray.errors import counted
 from cropray.imagery.scenes import scene_of
 from cropray.run import Summary
 from cropray.shards.ledger import LedgerRow
@@ -119,7 +120,11 @@ def _scene_warnings(rows: Sequence[LedgerRow]) -> Iterator[str]:
     """Scenes that were left out, and ROIs whose tiles were made from different radar orbits."""
     if lost := {scene_of(line): line for row in rows for line in row.lost}:
         tiles, example = sum(bool(row.lost) for row in rows), min(lost.values())
-        yield f"{len(lost)} scenes were left out of {tiles} tiles, such as {example}. The ledger has each"
+        were = "was" if len(lost) == 1 else "were"
+        yield (
+            f"{counted(len(lost), 'scene')} {were} left out of {counted(tiles, 'tile')}, such as {example}. "
+            "The ledger has each"
+        )
     orbits = defaultdict[str, set[tuple[str, ...]]](set)
     for row in rows:
         orbits[row.roi_id].add(tuple(row.orbits_s1))

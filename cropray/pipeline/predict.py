@@ -23,7 +23,7 @@ import shapely
 from cropray import __version__
 from cropray.cluster import for_workers, ray_session
 from cropray.config import Config
-from cropray.errors import InputError
+from cropray.errors import InputError, counted
 from cropray.grid import Window, transform_bounds
 from cropray.imagery import ImagerySource, MeteredSource, identity_of, open_source
 from cropray.maps.catalogue import MapIdentity, publish_collection
@@ -182,7 +182,9 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
     made, lost, (beyond, total) = _publish_maps(prediction, output, identity)
     late = [shift_warning(beyond, total, "the area")]
     if lost:
-        late.append(f"{len(lost)} scenes could not be used, such as {lost[0]}. item.json names each")
+        late.append(
+            f"{counted(len(lost), 'scene')} could not be used, such as {lost[0]}. item.json names each"
+        )
     for warning in filter(None, late):
         say(f"predict: warning: {warning}")
     warnings += late

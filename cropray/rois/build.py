@@ -13,7 +13,7 @@ import xxhash
 
 from cropray.config import Config
 from cropray.config.rois import RoisConfig
-from cropray.errors import InputError, nearest
+from cropray.errors import InputError, counted, nearest
 from cropray.progress import say
 from cropray.rois.cells import rois_of_cells
 from cropray.rois.clusters import rois_of_clusters
@@ -182,9 +182,9 @@ def _check_settings(config: Config, rois_config: RoisConfig) -> None:
 def _text(summary: Summary) -> str:
     """The summary for a person."""
     splits = ", ".join(f"{split} {count}" for split, count in summary["by_split"].items())
-    lines = [f"rois: {summary['rois']} ROIs ({splits})"]
+    lines = [f"rois: {counted(summary['rois'], 'ROI')} ({splits})"]
     if summary["parcels"]:
-        lines[0] += f" from {summary['parcels']} parcels, {summary['mended']} of them repaired"
+        lines[0] += f" from {counted(summary['parcels'], 'parcel')}, {summary['mended']:,} of them repaired"
     if summary["dropped"]:
         count = sum(summary["dropped"].values())
         lines.append(f"rois: {count} parcels or clusters gave no ROI (reasons in rois/dropped.csv)")

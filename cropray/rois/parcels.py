@@ -20,7 +20,7 @@ import xxhash
 from pyproj import CRS
 
 from cropray.config.rois import CropConfig
-from cropray.errors import InputError
+from cropray.errors import InputError, counted
 from cropray.progress import progress, say
 from cropray.rois.shapes import LONLAT, Geometries, areas_m2, circles, mend, reproject, slices
 from cropray.rois.store import Dropped, identity_of_digests
@@ -295,10 +295,25 @@ def _present(column: str, read: Sequence[_LayerParcels]) -> list[str]:
 
 
 def _warn(entries: Sequence[CropConfig], parcels: Parcels) -> None:
-    """Name a parcel of an implausible size, and the crops of a map that no parcel has."""
+    """Name parcels of an implausible size or with several crops, and mapped crops that no parcel has."""
     for reason in (_TINY, _HUGE):
         if odd := [row for row in parcels.dropped if row.reason == reason]:
-            say(f"rois: warning: {len(odd)} parcels are left out: {odd[0].file}, {odd[0].item} has {reason}")
+            say(
+                f"rois: warning: {counted(len(odd), 'parcel')} left out, such as {odd[0].item} of "
+                f"{odd[0].file}: {reason}"
+            )
+    bounds = parcels.frame.geometry.bounds  # those of one field in several files are the same
+    again = bounds.duplicated(keep=False)
+    sides = [column for _, column in bounds[again].items()]
+    crops = parcels.frame.loc[again, "crop"].groupby(sides, sort=False).transform("nunique")
+    if len(several := parcels.frame.loc[crops.index[crops > 1]]):
+        places = bounds.loc[several.index].drop_duplicates()
+        rows = several[(bounds.loc[several.index] == places.iloc[0]).all(axis=1)].drop_duplicates("crop")
+        named = ", ".join(f"{crop} in {file}" for crop, file in zip(rows["crop"], rows["file"], strict=True))
+        say(
+            f"rois: warning: {counted(len(places), 'field')} with more than one crop, such as that at "
+            f"{places.iloc[0, 0]:.5f}, {places.iloc[0, 1]:.5f} ({named}). Its pixels stay unlabelled"
+        )
     mapped = {crop for entry in entries if entry.crops for crop in entry.crops.map.values()}
     if absent := sorted(mapped - {season.crop for season in parcels.seasons}):
         say(f"rois: warning: no parcel of {', '.join(absent)}")

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from cropray.config.training import TrainConfig
-from cropray.errors import InputError
+from cropray.errors import InputError, counted
 from cropray.progress import Progress, progress, say
 from cropray.tracking.runs import SendMetrics, Tracker, metric_queue
 from cropray.training.plan import TrainingPlan
@@ -256,5 +256,5 @@ def _shown(report: dict[str, Any], epochs: int) -> str:
         rate, waiting_share = report["samples_per_second"], report["waiting"]
         parts += [f"{rate:,.0f} samples/s", f"{waiting_share:.0%} waiting for data"]
     if report["skipped"]:
-        parts.append(f"{report['skipped']} steps skipped (not finite)")
+        parts.append(f"{counted(report['skipped'], 'step')} skipped (not finite)")
     return ", ".join(parts)

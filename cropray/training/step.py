@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from cropray.errors import DivergedError, InputError
+from cropray.errors import DivergedError, InputError, counted
 from cropray.models.dual_unet3d import MAIN, CropNetwork
 from cropray.models.losses import LossTerms, loss_counts, loss_terms, total
 from cropray.models.normalisation import Normalisation
@@ -317,15 +317,15 @@ class Trainer:
         if self.skipped <= self.recipe.max_nonfinite:
             return
         limit = self.recipe.max_nonfinite
-        counted = f"{self.skipped} steps had no finite loss or gradient (max_nonfinite is {limit})"
+        skipped = f"{counted(self.skipped, 'step')} had no finite loss or gradient (max_nonfinite is {limit})"
         if len(named) in (0, sum(self.of_all_ranks(len(batch.rows["sample_id"])))):
             raise DivergedError(
-                f"{counted}; no single sample is to blame: the training diverged. Lower the learning rate "
+                f"{skipped}; no single sample is to blame: the training diverged. Lower the learning rate "
                 "(lr), or clip gradients (clip_norm)"
             )
         names = ", ".join(self.suspects)
         raise InputError(
-            f"{counted}; the loss of these samples is not finite: {names} (look: cropray shards show ID)"
+            f"{skipped}; the loss of these samples is not finite: {names} (look: cropray shards show ID)"
         )
 
     def _not_finite(self, batch: Batch, head: str) -> list[str]:
