@@ -289,11 +289,33 @@ def test_partly_labelled_land_has_recall_and_no_precision(tmp_path: Path) -> Non
     result = result_of(run)
     assert result["scope"] == "annotated"
     assert result["score"] == "macro_recall"
-    assert "precision" not in json.dumps(result)
+    assert '"precision"' not in json.dumps(result)
     annotated = sum(int(((land.label_hw < 2) & land.seen_hw).sum()) for land in LANDS["test"])
     for row in result["methods"].values():
         assert np.sum(row["confusion"]) == annotated == result["pixels"]
         assert np.shape(row["confusion"]) == (2, 3)
+    # The majority is mapped everywhere: at worst the other land is something else, at best all of it is it.
+    everywhere = sum(int(land.seen_hw.sum()) for land in LANDS["test"])
+    found = [row["precision_bounds"] for row in result["methods"]["majority"]["per_class"]]
+    (k,) = (k for k, bounds in enumerate(found) if bounds is not None)
+    own, other = (
+        sum(int(((land.label_hw == c) & land.seen_hw).sum()) for land in LANDS["test"]) for c in (k, 1 - k)
+    )
+    assert found[k] == pytest.approx([own / everywhere, 1 - other / everywhere])
+
+
+def test_a_province_left_out_is_scored_beside_the_blocks_of_val(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ready_run(str(tmp_path), provinces={"train": "Gilan", "val": "Gilan", "test": "Fars"})
+    evaluate(run)
+    found = result_of(run)["protocol"]
+    assert (found["left_out"], found["regions"]) == ("region", {"train": ["Gilan"], "test": ["Fars"]})
+    truth = np.concatenate([land.truth_hw[land.seen_hw] for land in LANDS["val"]])
+    shown = np.concatenate([expected_map(land, (0.5, 0.5))[land.seen_hw] for land in LANDS["val"]])
+    by_hand = f1_score(truth, shown, labels=[0, 1], average="macro")
+    assert found["val_blocks"]["score"] == pytest.approx(by_hand)
+    assert "in Fars" in capsys.readouterr().err
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:

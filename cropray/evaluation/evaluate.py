@@ -172,11 +172,15 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
     reliability = {name: Reliability(each.decision, n_classes) for name, each in watched.items()}
     decided, shift = DecidedLand(list(months), config.evaluate.confidence), InputShift(checkpoint)
     pictured, pictures = _pictured(plan_tiles(test, config.predict.overlap)), dict[str, bytes]()
+    unknown = {name: np.zeros(n_classes, np.int64) for name in classifiers}
 
     def look(
         name: str, tile: MosaicTile, truth_hw: ByteArray, values_khw: FloatArray, map_hw: ByteArray
     ) -> None:
         plan = tile.plan
+        if name in unknown:  # mapped as a crop where the truth is not known
+            mapped = map_hw[tile.seen_hw & (truth_hw == UNLABELLED)]
+            unknown[name] += np.bincount(mapped, minlength=UNLABELLED + 1)[:n_classes]
         if name in reliability:
             reliability[name].add(np.nan_to_num(values_khw), map_hw, truth_hw)
         if name == NETWORK:
@@ -190,7 +194,8 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
 
     scope, counts = block_confusions(config, test, {**classifiers, **by_date}, look)
     options: dict[str, Any] = {"draws": config.evaluate.bootstrap, "seed": config.seed}
-    table = score_table(scope, classes, {name: counts[name] for name in classifiers}, **options)
+    mine = {name: counts[name] for name in classifiers}
+    table = score_table(scope, classes, mine, **options, unknown=unknown)
     later = {name: counts[name] for name in by_date}
     rows = rows_by_date(scope, classes, later, months, reliability, **options)
     rois = read_rois(run.folder) if rows and run.folder.exists(ROIS) else []
