@@ -1,5 +1,6 @@
 """A small land whose truth is known, and a run folder with its shards and an untrained network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -66,13 +67,15 @@ def make_land(split: str, index: int, shape: tuple[int, int]) -> Land:
 LANDS = {split: [make_land(split, i, s) for i, s in enumerate(shapes)] for split, shapes in SHAPES.items()}
 
 
-def write_land(folder: Folder, *, with_truth: bool) -> None:
+def write_land(folder: Folder, *, with_truth: bool, provinces: Mapping[str, str] | None = None) -> None:
+    """The shards of LANDS. `provinces` names that of each split."""
     window = {"anchor": "harvest", "months": MONTHS, "lead_months": 1, "as_of": None}
     source = {"kind": "simulated", "s1_quantity": "gamma0"}
     metadata = ShardMetadata(CLASSES, SIZE, window, "gamma0", "recipe", source, has_truth=with_truth)
     for split, lands in LANDS.items():
         rows = []
         for number, land in enumerate(lands):  # 5 km apart
+            roi = replace(land.roi, province=(provinces or {}).get(split, ""))
             extent = Grid("EPSG:32632", 500_000 + 5_000 * number, 5_000_000, 10, *land.truth_hw.shape)
             for window in plan_windows(*extent.shape, SIZE, 16):
                 part = window.slices
@@ -85,7 +88,7 @@ def write_land(folder: Folder, *, with_truth: bool) -> None:
                     land.label_hw[part],
                     land.truth_hw[part] if with_truth else None,
                 )
-                rows.append(encode_patch(patch, land.roi, extent, PERIODS))
+                rows.append(encode_patch(patch, roi, extent, PERIODS))
         order = np.random.default_rng(0).permutation(len(rows))  # as compaction leaves them
         groups = [to_table([rows[i] for i in order[k : k + 4]], metadata) for k in range(0, len(rows), 4)]
         write_shard(folder, shard_name(split, 0), metadata, groups, codec="lz4")
@@ -111,6 +114,7 @@ def ready_run(
     with_truth: bool = True,
     thresholds: tuple[float, ...] | None = (0.5, 0.5),
     buffer_m: float = 1000,
+    provinces: Mapping[str, str] | None = None,
 ) -> Run:
     """A run whose stages before the evaluation are done."""
     settings = EvaluateConfig(forest_trees=20, forest_pixels=3000, bootstrap=200)
@@ -125,7 +129,7 @@ def ready_run(
     run = Run(Folder(folder), config)
     for stage in ("rois", "export", "compact"):
         run.finish(stage, {})
-    write_land(run.folder, with_truth=with_truth)
+    write_land(run.folder, with_truth=with_truth, provinces=provinces)
     save_checkpoint(small_checkpoint(thresholds), run.folder.child("models/finetune"))
     return run
 

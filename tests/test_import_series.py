@@ -12,6 +12,7 @@ from cropray.bands import NODATA
 from cropray.errors import InputError
 from cropray.pipeline.import_series import import_series
 from cropray.report.pages import report
+from cropray.rois.splits import SPLITS
 from cropray.shards.file import shard_uris
 from cropray.shards.inspection import verify
 from cropray.shards.reader import ShardReader
@@ -112,6 +113,19 @@ def test_blocks_are_split_with_a_buffer_between_them(tmp_path: Path) -> None:
     assert import_series(files, run) == summary  # the record
     page = (tmp_path / "run" / "report.html").read_text() if report(run) else ""
     assert f"{summary['samples']['test']}" in page
+
+
+def test_a_region_left_out_is_the_test_split(tmp_path: Path) -> None:
+    table = long_table(200)
+    table["region"] = np.where(table["lat"] > 51, "north", "south")
+    files = [write(tmp_path / "a.csv", table)]
+    run = run_in(tmp_path / "run", **{"rois.split.left_out": ["north"], "rois.split.buffer_m": 5000})
+    summary = import_series(files, run)
+    found = {s: {row["province"] for row in rows(tmp_path / "run", s).values()} for s in SPLITS}
+    assert found == {"train": {"south"}, "val": {"south"}, "test": {"north"}}
+    assert summary["samples"]["test"] == table.loc[table["lat"] > 51, "sample_id"].nunique()
+    with pytest.raises(InputError, match=r"'nord'.*'north'"):
+        import_series(files, run_in(tmp_path / "other", **{"rois.split.left_out": ["nord"]}))
 
 
 def test_a_wide_table_and_columns_of_other_names_hold_the_same_samples(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What an evaluation leaves out of the training, and warnings of inputs like none of the training's."""
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,15 @@ def test_a_year_that_the_training_did_not_see_is_left_out(
     uris: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     test = reader_of(uris["test"], monkeypatch)
-    same = replace(
-        small_checkpoint(None), periods=(("2022-04-01", "2022-05-01"), ("2022-05-01", "2022-06-01"))
-    )
-    other = replace(same, periods=(("2021-04-01", "2021-05-01"), ("2021-05-01", "2021-06-01")))
-    assert protocol(test, [uris["train"]], same)["left_out"] == "blocks"
-    found = protocol(test, [uris["train"]], other)
-    assert (found["left_out"], found["years"]) == ("year", {"train": [2021], "test": [2022]})
-    assert protocol(test, [], same)["left_out"] == "unknown"
+    checkpoint = small_checkpoint(None)
+    assert protocol(test, [uris["train"]], checkpoint)["left_out"] == "blocks"
+    later = reader_of(uris["test"], monkeypatch, period_end=[date(2023, 5, 1), date(2023, 6, 1)])
+    found = protocol(later, [uris["train"]], checkpoint)
+    assert (found["left_out"], found["years"]) == ("year", {"train": [2022], "test": [2023]})
+    # Without a train split, the checkpoint tells a year of the training.
+    assert protocol(test, [], checkpoint)["left_out"] == "unknown"
+    of_2021 = replace(checkpoint, periods=(("2021-04-01", "2021-05-01"), ("2021-05-01", "2021-06-01")))
+    assert protocol(test, [], of_2021)["left_out"] == "year"
 
 
 def test_a_province_without_training_regions_is_left_out(

@@ -56,6 +56,14 @@ def test_cells_are_labelled_by_all_crops_and_split_by_blocks(tmp_path: Path) -> 
     assert len(read_parcels(run.folder)) + (dropped["item"].str.startswith("feature")).sum() == 64**2
 
 
+def test_a_left_out_country_of_cells_is_the_test_split(tmp_path: Path) -> None:
+    write_cadastre(tmp_path, 32)
+    split = {"buffer_m": 500.0, "left_out": ["Iran"], "allow_empty": True}
+    run = run_in(tmp_path / "run", config(tmp_path, country="Iran", split=split))
+    with pytest.raises(InputError, match="train"):
+        build_rois(run)
+
+
 def test_clusters_of_a_cadastre_name_the_grid_as_the_remedy(tmp_path: Path) -> None:
     write_cadastre(tmp_path, 12)
     run = run_in(tmp_path / "run", config(tmp_path, kind="parcels"))

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from cropray.config.rois import SplitConfig
 from cropray.errors import InputError
 from cropray.grid import Grid, transform_bounds
 from cropray.rois.near import components, near_across, near_pairs
-from cropray.rois.splits import audit_grids, audit_splits, missing_crops, split_rois
+from cropray.rois.splits import apart, audit_grids, audit_splits, missing_crops, split_rois
 from cropray.types import Roi
 
 CRS = "EPSG:32631"
@@ -29,6 +30,33 @@ def spread(counts: dict[str, int]) -> list[Roi]:
 
 def shares(rois: list[Roi], crop: str) -> list[int]:
     return [sum(r.crop == crop and r.split == split for r in rois) for split in ("train", "val", "test")]
+
+
+def test_a_province_left_out_is_the_test_split_and_its_neighbours_are_no_training() -> None:
+    rois = [replace(r, province="Fars" if n < 10 else "Gilan") for n, r in enumerate(spread({"wheat": 60}))]
+    rois.append(replace(roi("border", 700, 0), province="Gilan"))  # 60 m from the first of Fars
+    config = SplitConfig(left_out=("Fars",), buffer_m=1000.0)
+    kept, near = apart(split_rois(rois, config, seed=0), config)
+    assert {r.province for r in kept if r.split == "test"} == {"Fars"}
+    assert [sum(r.split == split for r in kept) for split in ("train", "val", "test")] == [
+        43,
+        7,
+        10,
+    ]  # val had the border
+    assert [r.roi_id for r in near] == ["border"]
+    audit_splits(kept, config.buffer_m)
+
+
+def test_a_year_is_left_out_by_season_or_harvest() -> None:
+    rois = [replace(r, season="2021", harvest_end=date(2022, 7, 1)) for r in spread({"wheat": 3})]
+    rois = [*rois, replace(roi("later", 90_000, 0), harvest_end=date(2023, 7, 1))]
+    for name in ("2021", 2022):
+        split = split_rois(rois, SplitConfig(left_out=(name,), val=0), seed=0)
+        assert [r.split for r in split] == ["test"] * 3 + ["train"]
+    with pytest.raises(InputError, match=r"'202'.*'202[123]'"):
+        split_rois(rois, SplitConfig(left_out=("202",)), seed=0)
+    with pytest.raises(ValueError, match=r"named.*left_out"):
+        SplitConfig(left_out=("2021",), named={"a": "test"})
 
 
 def test_near_is_a_distance_on_the_ground() -> None:

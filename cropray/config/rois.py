@@ -110,10 +110,15 @@ class SplitConfig(Section):
     buffer_m: float = Field(1000.0, ge=0, description="ROIs closer than this, in metres, stay together.")
     named: dict[str, Literal["train", "val", "test"]] = Field({})
     """For `rois.kind: table`: the split of each row, by its uuid or country. Empty: use the shares."""
+    left_out: tuple[str | int, ...] = Field(())
+    """Provinces, countries or seasons (as in `rois/rois.parquet`, or the year of the harvest) whose ROIs are
+    the test split, instead of a share of all. Others nearer than `buffer_m` to one are left out."""
     allow_empty: bool = Field(False, description="Whether val or test may have no ROI.")
 
     @model_validator(mode="after")
     def _train_is_left(self) -> SplitConfig:
+        if self.named and self.left_out:
+            raise ValueError("rois.split.named and rois.split.left_out exclude each other")
         if self.val + self.test >= 1:
             raise ValueError("rois.split.val + rois.split.test must be below 1, to leave ROIs for training")
         return self

@@ -203,7 +203,7 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         "model": folder.uri,
         "classes": list(classes),
         "regions": len(roi_grids(test)),
-        "protocol": protocol(test, shard_uris(run.folder, "train"), checkpoint),
+        "protocol": _protocol(run, test, checkpoint, classifiers[NETWORK], table),
         "outside_training": shift.share,
         **table,
         "draws": config.evaluate.bootstrap,
@@ -237,6 +237,34 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
         **{f"{result['score']}/{name}": row["score"] for name, row in result["methods"].items()},
         "seconds": round(time.monotonic() - start, 1),
     }
+
+
+def _protocol(
+    run: Run, test: ShardReader, checkpoint: Checkpoint, network: Classifier, table: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the test split leaves out, and the network's score on val where that has the training's places.
+
+    The difference shows how much spatial blocks flatter. Thresholds were chosen on val, which flatters a bit.
+    """
+    train, val = shard_uris(run.folder, "train"), shard_uris(run.folder, "val")
+    found = protocol(test, train, checkpoint)
+    if found["left_out"] not in ("region", "year") or not val:
+        return found
+    reader = open_split(run, "val", "")
+    if protocol(reader, train, checkpoint)["left_out"] != "blocks":
+        return found
+    on_val = score_split(run.config, reader, {NETWORK: network})
+    mine = on_val["methods"][NETWORK]
+    found["val_blocks"] = {key: mine[key] for key in ("score", "interval")}
+    beyond = table["methods"][NETWORK]["score"]
+    if mine["score"] is not None and beyond is not None:
+        kind = f"{found['left_out']}s"
+        names = ", ".join(map(str, found[kind]["test"]))
+        say(
+            f"evaluate: {table['score']} {beyond:.3f} in {names}, which the training left out; "
+            f"{mine['score']:.3f} on val, in its own {kind}"
+        )
+    return found
 
 
 def _fitted(

@@ -22,20 +22,21 @@ def protocol(test: ShardReader, train: Sequence[str], checkpoint: Checkpoint) ->
     """What was left out of the training: "blocks", "region", "year", or "unknown" without a train split.
 
     Regions are the provinces and countries of the ROIs; they count only where all ROIs have one. Years are
-    those of the last month, of the test split and of the training by its checkpoint.
+    those of the last month. Without a train split, the checkpoint names one of the training.
     """
-    years = sorted({periods[-1].year for periods in test.table["period_end"].to_pylist()})
-    trained = sorted({date.fromisoformat(end).year for _, end in checkpoint.periods[-1:]})
-    regions = _regions(test)
-    known = _regions(ShardReader(train, batch_size=1, shuffle=False)) if train else set[str]()
+    trained, known = {date.fromisoformat(end).year for _, end in checkpoint.periods[-1:]}, set[str]()
+    if train:
+        reader = ShardReader(train, batch_size=1, shuffle=False)
+        trained, known = _years(reader), _regions(reader)
+    years, regions = _years(test), _regions(test)
     kind = "blocks" if train else "unknown"
     if train and regions and known and not regions & known:
         kind = "region"
-    if trained and not set(years) & set(trained):
+    if trained and not years & trained:
         kind = "year"
     return {
         "left_out": kind,
-        "years": {"train": trained, "test": years},
+        "years": {"train": sorted(trained), "test": sorted(years)},
         "regions": {"train": sorted(known), "test": sorted(regions)},
     }
 
@@ -60,6 +61,10 @@ class InputShift:
         """None for a checkpoint of an earlier version, which keeps no range."""
         beyond, total = self.counts
         return beyond / total if total else None
+
+
+def _years(reader: ShardReader) -> set[int]:
+    return {periods[-1].year for periods in reader.table["period_end"].to_pylist()}
 
 
 def _regions(reader: ShardReader) -> set[str]:

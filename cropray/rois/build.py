@@ -19,7 +19,15 @@ from cropray.rois.cells import rois_of_cells
 from cropray.rois.clusters import rois_of_clusters
 from cropray.rois.near import components
 from cropray.rois.parcels import Parcels, read_parcels
-from cropray.rois.splits import SPLITS, audit_splits, check_components, missing_crops, split_rois
+from cropray.rois.splits import (
+    SPLITS,
+    apart,
+    audit_splits,
+    check_components,
+    check_not_empty,
+    missing_crops,
+    split_rois,
+)
 from cropray.rois.store import DROPPED, PARCELS, ROIS, Dropped, write_dropped, write_parcels, write_rois
 from cropray.rois.table import read_table
 from cropray.rois.vectors import matching
@@ -117,6 +125,14 @@ def make_rois(config: Config, rois_config: RoisConfig) -> Rois:
     if rois_config.kind != "grid" and not split.named:
         rois = split_rois(rois, split, config.seed, component)
         check_components(rois, component, split)
+        if split.left_out:
+            rois, near = apart(rois, split)
+            reason = f"less than {split.buffer_m:g} m from an ROI of another split (rois.split.left_out)"
+            dropped = [
+                *dropped,
+                *(Dropped("", roi.crop, roi.season, f"cluster {roi.roi_id}", reason) for roi in near),
+            ]
+            check_not_empty(rois, split, reason)
     audit_splits(rois, split.buffer_m)
     crops = crops or {roi.roi_id: (roi.crop,) for roi in rois}
     return Rois(rois, crops, int(component.max()) + 1, parcels, [*parcels.dropped, *dropped])

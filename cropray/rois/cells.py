@@ -6,18 +6,17 @@ are split. Cells within the buffer of another split are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from cropray.config.rois import RoisConfig
 from cropray.errors import InputError
-from cropray.rois.near import near_across
 from cropray.rois.parcels import Parcels
 from cropray.rois.provinces import provinces_of
 from cropray.rois.shapes import parcels_crs, places_of
-from cropray.rois.splits import SPLITS, check_not_empty, deal
+from cropray.rois.splits import SPLITS, apart, check_not_empty, deal, held_out
 from cropray.rois.store import Dropped, identity
 from cropray.types import IndexArray, Roi
 
@@ -68,12 +67,13 @@ def rois_of_cells(
                 crs=crs,
             )
         )
-    apart = _apart(rois, config.split.buffer_m)
-    kept = [roi for roi in rois if roi.roi_id in apart]
+    held = held_out(rois, config.split)
+    rois = [replace(roi, split="test") if own else roi for roi, own in zip(rois, held, strict=True)]
+    kept, near = apart(rois, config.split)
     remedy = f"{len(rois)} cells lie in {len(blocks)} blocks of {side} x {side} cells. Lower rois.cells.block"
     check_not_empty(kept, config.split, remedy)
     reason = f"less than {config.split.buffer_m:g} m from a cell of another split"
-    dropped += [Dropped("", "", "", f"cell {roi.roi_id}", reason) for roi in rois if roi.roi_id not in apart]
+    dropped += [Dropped("", "", "", f"cell {roi.roi_id}", reason) for roi in near]
     return kept, {roi.roi_id: crops[roi.roi_id] for roi in kept}, dropped
 
 
@@ -104,19 +104,3 @@ def _blocks(places: npt.NDArray[np.int64], side: int | None) -> tuple[int, Index
         if len(blocks) >= _BLOCKS:
             break
     return chosen, block_of
-
-
-def _apart(rois: list[Roi], buffer_m: float) -> set[str]:
-    """The roi_ids of cells that are far from all others of another split that stay.
-
-    Train gives way to val and test, and of these the one that has more cells.
-    """
-    sizes = {split: sum(roi.split == split for roi in rois) for split in SPLITS}
-    order = ["train", *sorted(("val", "test"), key=lambda split: -sizes[split])]
-    lost: set[int] = set()
-    pairs = [sorted(pair, key=lambda n: order.index(rois[n].split)) for pair in near_across(rois, buffer_m).T]
-    # Pairs with train first: a held-out cell must not be lost to one that is.
-    for first, other in sorted(pairs, key=lambda pair: order.index(rois[pair[0]].split), reverse=True):
-        if other not in lost:
-            lost.add(first)
-    return {roi.roi_id for number, roi in enumerate(rois) if number not in lost}

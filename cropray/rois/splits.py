@@ -5,6 +5,7 @@ Neighbouring ROIs go together: parcels recur in several seasons, and adjacent fi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -13,11 +14,11 @@ import shapely
 import xxhash
 
 from cropray.config.rois import SplitConfig
-from cropray.errors import InputError, listed
+from cropray.errors import InputError, listed, nearest
 from cropray.grid import Grid
 from cropray.progress import say
 from cropray.rois.near import Pairs, components, near_across
-from cropray.types import DoubleArray, IndexArray, Roi
+from cropray.types import BoolArray, DoubleArray, IndexArray, Roi
 
 SPLITS = ("train", "val", "test")
 
@@ -31,15 +32,60 @@ def split_rois(
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, doi:10.1007/978-3-642-23808-6_10)
     deals out whole groups, crop by crop, the rarest crop first. The result depends on the seed and on the
-    ROIs, but not on their order.
+    ROIs, but not on their order. With `config.left_out` train and val alone are dealt out.
     """
     component = components(rois, config.buffer_m) if groups is None else groups
+    held = held_out(rois, config)
+    if held.any():
+        others = np.flatnonzero(~held)
+        rest = config.model_copy(update={"left_out": (), "test": 0.0})
+        regrouped = np.unique(component[others], return_inverse=True)[1]
+        given = iter(split_rois([rois[n] for n in others.tolist()], rest, seed, regrouped))
+        return [replace(roi, split="test") if held[n] else next(given) for n, roi in enumerate(rois)]
     names = _component_names(rois, component)
     crops, crop = np.unique([roi.crop for roi in rois], return_inverse=True)
     counts = np.zeros((len(names), len(crops)))
     np.add.at(counts, (component, crop), 1)
     dealt = deal(names, counts, config, seed)
     return [replace(roi, split=SPLITS[dealt[number]]) for roi, number in zip(rois, component, strict=True)]
+
+
+def held_out(rois: Sequence[Roi], config: SplitConfig) -> BoolArray:
+    """(N,) whether the province, country, season or harvest year of an ROI is in `config.left_out`.
+
+    Raises InputError for a name that no ROI has, and if none is left for train.
+    """
+    wanted = {str(name) for name in config.left_out}
+    years = [str(roi.harvest_end.year) if roi.harvest_end else "" for roi in rois]
+    names = [{roi.province, roi.country, roi.season, year} for roi, year in zip(rois, years, strict=True)]
+    if unknown := sorted(wanted - set().union(*names)):
+        raise InputError(
+            f"rois.split.left_out: {unknown[0]!r} is no province, country, season or harvest year of an ROI."
+            f"{nearest(unknown[0], set().union(*names))}"
+        )
+    held: BoolArray = np.array([bool(own & wanted) for own in names])
+    if held.all():
+        raise InputError(f"rois.split.left_out names all ROIs ({', '.join(wanted)}). Leave some for train.")
+    return held
+
+
+def apart(rois: Sequence[Roi], config: SplitConfig) -> tuple[list[Roi], list[Roi]]:
+    """The ROIs that are at least `config.buffer_m` from all others of another split that stay, and the rest.
+
+    Train gives way to val and test, and of these the one that has more ROIs, or val if test is left out.
+    """
+    sizes = Counter(roi.split for roi in rois)
+    order = list(SPLITS) if config.left_out or sizes["val"] >= sizes["test"] else ["train", "test", "val"]
+    lost: set[int] = set()
+    pairs = [
+        sorted(pair, key=lambda n: order.index(rois[n].split))
+        for pair in near_across(rois, config.buffer_m).T
+    ]
+    # Pairs with train first: a held-out ROI must not be lost to one that is.
+    for first, other in sorted(pairs, key=lambda pair: order.index(rois[pair[0]].split), reverse=True):
+        if other not in lost:
+            lost.add(first)
+    return [roi for n, roi in enumerate(rois) if n not in lost], [rois[n] for n in sorted(lost)]
 
 
 def check_components(rois: Sequence[Roi], component: IndexArray, config: SplitConfig) -> None:
@@ -52,7 +98,7 @@ def check_components(rois: Sequence[Roi], component: IndexArray, config: SplitCo
     )
     remedy = "For parcels that cover the land set rois.kind=grid. Or lower rois.eps_m or rois.split.buffer_m"
     check_not_empty(rois, config, f"{held_together}. {remedy}")
-    if most > 1 - config.val - config.test:
+    if most > 1 - config.val - config.test and not config.left_out:
         say(f"rois: warning: {held_together}, so val and test are smaller than asked for. {remedy}")
 
 
@@ -67,10 +113,14 @@ def check_not_empty(rois: Sequence[Roi], config: SplitConfig, remedy: str) -> No
 
 
 def deal(names: Sequence[str], counts: DoubleArray, config: SplitConfig, seed: int) -> IndexArray:
-    """(N,) position in SPLITS of named groups, from (N, K) numbers of their members of each crop."""
+    """(N,) position in SPLITS of named groups, from (N, K) numbers of their members of each crop.
+
+    None of them is test if `config.left_out` names the test split.
+    """
+    test = 0.0 if config.left_out else config.test
     order = np.argsort([xxhash.xxh3_64_hexdigest(f"{seed} {name}".encode()) for name in names])
     dealt = np.empty(len(names), dtype=np.intp)
-    dealt[order] = _deal(counts[order], (1 - config.val - config.test, config.val, config.test))
+    dealt[order] = _deal(counts[order], (1 - config.val - test, config.val, test))
     return dealt
 
 
