@@ -219,7 +219,7 @@ def check_run_folder(reference: str) -> str:
 
     Also if it lies in a job's working directory, where relative paths lie: Ray deletes that after the job.
     """
-    scheme, _, rest = reference.partition(":")
+    scheme, rest = reference.split(":", 1) if ":" in reference else ("", reference)
     if scheme in ("http", "https", "ftp"):
         raise InputError(
             f"--run {reference}: nothing can be written to {scheme}://. Give a path, or the URI of a bucket "

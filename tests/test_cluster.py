@@ -159,5 +159,14 @@ def test_what_a_process_needs_must_be_on_one_node(
 def test_a_run_folder_that_cannot_be_one_is_refused_by_name(reference: str, advice: str) -> None:
     with pytest.raises(InputError, match=f"--run {re.escape(reference)}.*{re.escape(advice)}"):
         check_run_folder(reference)
-    for fine in ("s3://bucket/run", "./s3:/bucket/run", "runs/a:b", "file:///runs/a", "C:/runs"):
+    for fine in (
+        "run",
+        "file",
+        "s3",
+        "s3://bucket/run",
+        "./s3:/bucket/run",
+        "runs/a:b",
+        "file:///runs/a",
+        "C:/runs",
+    ):
         assert check_run_folder(fine) == fine
