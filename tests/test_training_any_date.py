@@ -27,7 +27,7 @@ from tests.training_data import make_run, write_split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RATES = (2, 0.1, 0.05)
+RATES = (2, 0.0, 0.1, 0.05)
 SETTINGS = {
     "model.kind": "temporal",
     "model.width": 16,
@@ -48,6 +48,14 @@ def test_what_a_sample_shows_ends_at_a_uniform_month_with_gaps_at_their_rates() 
     assert np.mean(~both[:, :, :5]) == pytest.approx(0.1, abs=0.02)
     assert np.mean(~full.any(2), axis=0) == pytest.approx(np.full(2, 0.05), abs=0.02)
     assert full.any(2).any(1).mean() > 0.999
+
+
+def test_some_windows_are_whole_and_the_others_end_as_before() -> None:
+    ids = [f"field-{i}" for i in range(6000)]
+    free, half = draw_seen(ids, 3, 5, 6, 2, 0.0, 0.0, 0.0), draw_seen(ids, 3, 5, 6, 2, 0.5, 0.0, 0.0)
+    whole = half.all((1, 2))
+    assert whole.mean() == pytest.approx(0.5 + 0.5 * 0.2, abs=0.03)
+    np.testing.assert_array_equal(half[~whole], free[~whole])
 
 
 def test_what_a_sample_shows_depends_on_seed_and_epoch_and_not_on_its_batch() -> None:

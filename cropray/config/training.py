@@ -100,6 +100,7 @@ class TrainConfig(Section):
     any_date: bool = False
     """Train on windows that end at random months, so that the network serves any date in its window."""
     min_months: int = Field(3, ge=1, description="Months that such a window has at least.")
+    whole_windows: float = Field(0.0, ge=0, le=1, description="Share of windows that do not end early.")
     drop_months: float = Field(0.1, ge=0, lt=1, description="Share of a sensor's months dropped from it.")
     drop_sensors: float = Field(0.05, ge=0, le=0.5, description="Chance that it lacks a whole sensor.")
     augment: bool = Field(True, description="Whether samples are flipped and turned at random.")

@@ -55,22 +55,25 @@ def draw_seen(
     epoch: int,
     months: int,
     min_months: int,
+    whole_windows: float,
     drop_months: float,
     drop_sensors: float,
 ) -> npt.NDArray[np.bool_]:
     """What each sample shows in an epoch: (B, 2, T), sensors s2 and s1, as of a random date.
 
-    The last month is uniform from `min_months` on; each month of each sensor is dropped with the probability
-    `drop_months`, and a whole sensor, but not both, with `drop_sensors`. As for symmetries, a hash decides.
+    The last month is that of the window with the probability `whole_windows`, else uniform from `min_months`
+    on; each month of each sensor is dropped with the probability `drop_months`, and a whole sensor, but not
+    both, with `drop_sensors`. As for symmetries, a hash decides.
     """
     hashes = [
         xxhash.xxh3_64_intdigest(f"{seed} {epoch} seen {sample_id}".encode()) for sample_id in sample_ids
     ]
-    draw = _uniform(np.array(hashes, np.uint64), 2 * months + 3)
+    draw = _uniform(np.array(hashes, np.uint64), 2 * months + 4)
     fewest = min(min_months, months)
     end_b = fewest + np.floor(draw[:, 0] * (months + 1 - fewest)).astype(np.int64)
+    end_b[draw[:, -1] < whole_windows] = months
     seen = np.repeat((np.arange(months) < end_b[:, None])[:, None], 2, axis=1)
-    seen &= draw[:, 3:].reshape(-1, 2, months) >= drop_months
+    seen &= draw[:, 3:-1].reshape(-1, 2, months) >= drop_months
     sensor = (draw[:, 1] * 2).astype(np.int64)
     seen[np.arange(len(seen)), sensor] &= (draw[:, 2] >= 2 * drop_sensors)[:, None]
     return seen

@@ -40,6 +40,7 @@ class Recipe:
     max_nonfinite: int = 10
     any_date: bool = False
     min_months: int = 3
+    whole_windows: float = 0.0
     drop_months: float = 0.1
     drop_sensors: float = 0.05
     teacher_confidence: float = 0.7

@@ -165,7 +165,7 @@ class Trainer:
         taught = self._taught(s1, s2, label, others[1:]) if ramp and head == MAIN else None
         if recipe.any_date or recipe.loss.teacher:
             fewest = recipe.min_months if recipe.any_date else s1.shape[2]
-            rates = (fewest, recipe.drop_months, recipe.drop_sensors)
+            rates = (fewest, recipe.whole_windows, recipe.drop_months, recipe.drop_sensors)
             s1, s2 = without(s1, s2, draw_seen(names, recipe.seed, epoch, s1.shape[2], *rates))
         metrics = self._step((s1, s2, label, *others), place, ask, head, taught, ramp)
         self._pending.put(metrics, (batch, head))
