@@ -26,6 +26,7 @@ Resources = Mapping[str, float]
 _POLL_S = 0.2
 _LOOK_EVERY_S, _ABSENT = 3.0, 2  # looks without workers: Ray removes them, too, when a training ends
 _WAITING_EVERY_S = 15.0
+_END_S = 10.0  # for the training's thread to learn that the controller is gone
 _PATIENCE_S = 120.0  # for the workers to write their state and leave
 
 
@@ -134,12 +135,13 @@ class ProgressMonitor:
     _absent: int = 0
     _gone_since: datetime | None = None
     _recorded: set[int] = field(default_factory=set)
+    _controller: Any = None
 
     def until_done(self) -> History:
         """The history of all epochs.
 
         Raises InputErrors of the workers, and KeyboardInterrupt if the training was told to leave: then its
-        state is written, unless a second interrupt came first.
+        state is written, unless a second interrupt came first, and Ray Train has ended.
         """
         self._recorded = self.tracker.steps_of("train_loss")
         with metric_queue(self.tracker) as send, progress(self.label, self.plan.steps) as bar:
@@ -147,9 +149,12 @@ class ProgressMonitor:
                 self._follow(bar, send, None)
             except KeyboardInterrupt:
                 self.control.leave.remote()
-                if self._begun:
-                    say(f"{self.label}: writing its state … press Ctrl-C again to quit immediately")
-                    self._follow(bar, send, _PATIENCE_S)
+                try:
+                    if self._begun:
+                        say(f"{self.label}: writing its state … press Ctrl-C again to quit immediately")
+                        self._follow(bar, send, _PATIENCE_S)
+                finally:
+                    self._abandon()
                 raise
             history = self.training.result()
             self._record(history, send)  # what was lost on its way
@@ -158,18 +163,12 @@ class ProgressMonitor:
         return history
 
     def _follow(self, bar: Progress, send: SendMetrics, patience_s: float | None) -> None:
-        from ray.exceptions import RayActorError
-
         start = said = looked = time.monotonic()
         while True:
             if patience_s is not None:
                 self.control.leave.remote()  # again: it may have died, and started anew
             last = self.training.done()  # read before the reports, so that none is missed
-            try:
-                received = self.reports.get_nowait_batch(self.reports.qsize())
-            except RayActorError:
-                received = []  # the queue died; Ray starts another
-            for report in received:
+            for report in self._received():
                 self._take(report, bar, send)
             if last:
                 return
@@ -187,6 +186,26 @@ class ProgressMonitor:
                     say(f"{self.label}: no worker is left to write its state; the last one written is kept")
                     return
             time.sleep(_POLL_S)
+
+    def _abandon(self) -> None:
+        """End Ray Train's controller if it still waits: Ray cannot shut down while a thread waits for it."""
+        import ray
+
+        start = time.monotonic()
+        while not self.training.done() and time.monotonic() - start < _END_S:
+            for report in self._received():
+                self._controller = report.get("controller", self._controller)
+            if self._controller is not None:
+                ray.kill(self._controller)
+            time.sleep(_POLL_S)
+
+    def _received(self) -> list[dict[str, Any]]:
+        from ray.exceptions import RayActorError
+
+        try:
+            return list(self.reports.get_nowait_batch(self.reports.qsize()))
+        except RayActorError:
+            return []  # the queue died; Ray starts another
 
     def _look(self) -> tuple[bool, str]:
         """What Ray has of this training: whether workers are gone anew, and what to say, if anything."""
@@ -209,6 +228,9 @@ class ProgressMonitor:
         return news, f"{gone(self._nodes, alive, self._gone_since)}; {text}"
 
     def _take(self, report: dict[str, Any], bar: Progress, send: SendMetrics) -> None:
+        if "controller" in report:
+            self._controller = report["controller"]
+            return
         self._begun = True
         for line in report.get("message", "").splitlines():
             say(f"{self.label}: {line}")

@@ -40,13 +40,28 @@ FAULTS = (TypeError, LookupError, AttributeError, AssertionError, ImportError)
 
 
 class SendReports(UserCallback):  # type: ignore[misc]  # Ray's classes have no types
-    """Passes rank 0's reports to the driver. If that queue is lost, the training goes on."""
+    """Passes rank 0's reports to the driver. If that queue is lost, the training goes on.
+
+    The first thing that it passes is Ray Train's controller, which `trainer.fit` waits for and gives nobody:
+    a callback is sent to the controller's process, and unpickled there.
+    """
 
     def __init__(self, reports: Queue) -> None:
-        self._reports = reports
+        self._reports, self._made_in = reports, _actor()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if _actor() not in (None, self._made_in):
+            self._reports.actor.put_nowait.remote({"controller": ray.get_runtime_context().current_actor})
 
     def after_report(self, metrics: list[dict[str, Any]], **_of_the_run: Any) -> None:
         self._reports.actor.put_nowait.remote(metrics[0])
+
+
+def _actor() -> str | None:
+    """The id of the actor whose process this is. Only asked of a running Ray: else one would start."""
+    found: str | None = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+    return found
 
 
 class StopOnLastingError(UserCallback):  # type: ignore[misc]

@@ -190,9 +190,8 @@ try:
 except KeyboardInterrupt:
     times["left"] += time.monotonic()
 (folder / "times.json").write_text(json.dumps(times))
-# A thread of the training that was left still waits for its nodes, in native code: Ray cannot shut down here.
-cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
-os._exit(0)
+ray.shutdown()  # no thread of the training is left that waits in native code
+cluster.shutdown()
 """
 
 
