@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cropray.config.load import updated
 from cropray.storage import Folder
-from tests.braked_training import BRAKE
 from tests.conftest import ROOT
 from tests.integration.test_training import prepared
+from tests.integration.test_tune import TRIALS, records
+from tests.integration.test_tune import prepared as sweep_in
 from tests.ray_head import RayHead, ray_head
 
 SETTINGS = (
@@ -135,37 +137,34 @@ def test_a_stopped_export_goes_on_where_it_was_and_says_so(head: RayHead, run: F
     assert all(line.startswith("export: ") for line in lines[first : lines.index("{")]), said
 
 
-def test_a_stopped_training_keeps_its_state_and_the_same_submission_goes_on_from_it(
+def test_a_stopped_sweep_keeps_its_trials_and_the_same_submission_goes_on_from_them(
     head: RayHead, tmp_path: Path, package: str
 ) -> None:
-    given = prepared(tmp_path / "run", epochs=30, store_every=30, store_every_s=1.0, precision="float32")
-    (tmp_path / "given.yaml").write_text(given.config.to_yaml())
-    brake, states = tmp_path / "brake", tmp_path / "run" / "checkpoints" / "pretrain"
-    brake.touch()
-    command = ("python", "-m", "tests.braked_training", "pretrain", "--config", str(tmp_path / "given.yaml"))
-
-    def submitted() -> str:
-        here = {BRAKE: str(brake), "PYTHONPATH": str(ROOT)}  # tests are not sent
-        return head.start(package, *command, "--run", str(tmp_path / "run"), **here)
-
-    job = submitted()
-    wait_for(lambda: bool(list(states.glob("*/whole.json"))))
+    run, _ = sweep_in(tmp_path)
+    config = updated(run.config, {"ray.num_cpus": None})  # those of the cluster
+    (tmp_path / "given.yaml").write_text(config.to_yaml())
+    command = ("python", "jobs/tune.py", "--config", str(tmp_path / "given.yaml"), "--run", str(run.folder))
+    job = head.start(package, *command)
+    wait_for(lambda: bool(records(run)), 200)
     head.stop(job)
     assert head.finished(job)["status"] == "STOPPED"
-    said = head.logs(job)
-    assert "pretrain: writing its state" in said
-    assert "Interrupted. Run the same command again" in said
-    left = max(path.parent.name for path in states.glob("*/whole.json"))
-    record = (tmp_path / "run" / "mlflow" / "pretrain.json").read_text()  # which of MLflow's runs it is
+    assert "Interrupted. Run the same command again" in head.logs(job)
+    left = records(run)
+    assert left
+    assert len(left) < TRIALS or any(trial["end"] != "finished" for trial in left.values())
+    record = run.folder.read_text("mlflow/tune/sweep.json")  # which of MLflow's runs it is
 
-    brake.unlink()
-    job = submitted()
+    job = head.start(package, *command)
     assert head.finished(job)["status"] == "SUCCEEDED", head.logs(job)
     said = head.logs(job)
-    assert f"pretrain: 1 worker on cpu, float32; resumes from {left}" in said
-    assert re.search(r"^pretrain: \d+/120.*epoch \d+/30, loss \d", said, re.MULTILINE), said
     assert not set("\r\x1b") & set(said)
-    assert (tmp_path / "run" / "mlflow" / "pretrain.json").read_text() == record
+    trials = records(run)
+    assert len(trials) == TRIALS
+    assert {trial["end"] for trial in trials.values()} == {"finished"}
+    assert {name: trials[name] for name, trial in left.items() if trial["end"] == "finished"} == {
+        name: trial for name, trial in left.items() if trial["end"] == "finished"
+    }
+    assert run.folder.read_text("mlflow/tune/sweep.json") == record
 
 
 def test_a_training_waits_for_the_gpus_that_it_asks_for_and_says_so(head: RayHead, tmp_path: Path) -> None:
