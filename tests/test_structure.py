@@ -19,7 +19,19 @@ BARE_LEAVES = {"cropray.errors", "cropray.types", "cropray.bands", "cropray.grid
 ROOMS = (
     *("errors", "bands", "grid", "types", "storage", "config", "progress", "run", "cluster"),
     *("rasters", "figures", "simulation", "imagery", "rois", "labels", "shards", "models", "tracking"),
-    *("evaluation", "training", "tuning", "maps", "report", "pipeline", "demo", "doctor", "cli", "__main__"),
+    *(
+        "evaluation",
+        "training",
+        "tuning",
+        "maps",
+        "report",
+        "pipeline",
+        "api",
+        "demo",
+        "doctor",
+        "cli",
+        "__main__",
+    ),
 )
 TRAINING_STEP = {f"cropray.training.{name}" for name in ("step", "batches", "recipe", "state")}
 
