@@ -22,7 +22,7 @@ from cropray.config.imagery import EarthEngineConfig
 from cropray.config.training import TrainConfig
 from cropray.errors import InputError
 from cropray.run import Run
-from cropray.storage import Folder, within
+from cropray.storage import Folder, mounted_as, within
 from cropray.training.monitor import ResourceRequest, shortage, worker_resources
 
 Verdict = Literal["ok", "warning", "bad"]
@@ -144,7 +144,11 @@ def storage_probe(folder: Folder | None) -> Iterator[tuple[Finding, Callable[[],
         yield Finding("storage", "bad", f"cannot write {folder}: {_line(error)}"), lambda: True
         return
     try:
-        found = Finding("storage", "ok", f"{folder} can be written")
+        kind = mounted_as(place.local()) if place.is_local else ""
+        found = Finding("storage", "ok", f"{folder} can be written{f' ({kind})' if kind else ''}")
+        if kind.startswith(("nfs", "fuse.", "9p", "cifs", "smb")):
+            advice = "It is no local disk: set tracking.uri to a server, since SQLite needs one."
+            found = Finding("storage", "warning", found.found, advice)
         yield found, lambda: place.exists(name) and place.read_bytes(name) == data
     finally:
         place.delete(name)

@@ -247,6 +247,19 @@ def _check_store(uri: str, scheme: str, answer_s: float) -> None:
     _answered.add(store)
 
 
+def mounted_as(path: str | Path, table: str = "/proc/self/mounts") -> str:
+    """The type of the file system that holds a path, such as "nfs4". Empty where the system does not say."""
+    try:
+        mounts = [line.split(" ")[1:3] for line in Path(table).read_text().splitlines()]
+    except OSError:
+        return ""
+    place = str(Path(path).absolute())
+    # Blanks in a place are octal numbers there. The last of several mounts on one place is on top.
+    found = [(place_of.replace("\\040", " "), kind) for place_of, kind in mounts]
+    above = [(len(root), kind) for root, kind in found if f"{place}/".startswith(f"{root.rstrip('/')}/")]
+    return max(reversed(above), key=lambda each: each[0], default=(0, ""))[1]
+
+
 def within(seconds: float, work: Callable[[], T]) -> T:
     """The result of `work`. Raises TimeoutError after `seconds`; the work then continues unobserved."""
     result = in_thread(work)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cropray.errors import InputError, format_os_error, is_lasting
-from cropray.storage import Folder, resolve
+from cropray.storage import Folder, mounted_as, resolve
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -157,3 +157,24 @@ def test_a_folder_takes_no_keys_in_its_uri() -> None:
     with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY") as error:
         Folder("s3://AKIA:wJalr/X@bucket/run")
     assert not any(part in str(error.value) for part in ("AKIA", "wJalr", "X@"))
+
+
+def test_the_mount_of_a_path_is_the_innermost_and_the_last_on_its_place(tmp_path: Path) -> None:
+    table = tmp_path / "mounts"
+    lines = [
+        "/dev/sda1 / ext4 rw 0 0",
+        "host:/home /home nfs4 rw 0 0",
+        "b /home/me/my\\040bucket fuse.gcsfuse rw 0 0",
+    ]
+    table.write_text("\n".join([*lines, "tmpfs /run tmpfs rw 0 0", "x /run overlay rw 0 0"]) + "\n")
+    kinds = {
+        "/data/run": "ext4",
+        "/home": "nfs4",
+        "/home/me/run": "nfs4",
+        "/home/me/my bucket/run": "fuse.gcsfuse",
+        "/homely": "ext4",
+        "/run/a": "overlay",
+    }
+    assert {path: mounted_as(path, str(table)) for path in kinds} == kinds
+    assert mounted_as("/", str(tmp_path / "none")) == ""
+    assert mounted_as(tmp_path) != ""  # Linux says so

@@ -194,6 +194,16 @@ def test_a_lock_that_somebody_deleted_is_lost(remote: Folder) -> None:
             lock.check()
 
 
+def test_a_mount_that_keeps_locks_on_one_machine_promises_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, said in (("fuse.gcsfuse", True), ("nfs4", False), ("ext4", False)):
+        monkeypatch.setattr("cropray.training.lock.mounted_as", lambda _path, kind=kind: kind)
+        with run_lock(Folder(str(tmp_path)), "a.lock", "finetune"):
+            pass
+        assert (f"no lock on {tmp_path} ({kind}" in capsys.readouterr().err) == said
+
+
 def test_storage_without_locks_promises_none_and_says_so(
     bucket: Bucket, remote: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """One owner at a time for a training or a sweep in a run folder.
 
-On a file system the kernel holds the lock (flock, by `filelock`) and frees it when its process ends. On S3
+On a file system the kernel holds the lock (flock, by `filelock`) and frees it when its process ends. FUSE, as
+of gcsfuse, keeps it on one machine, and a message says so. On S3
 and Google Cloud Storage it is an object that only conditional writes change (`obstore`). Its owner renews it;
 another process may take it when it has not been renewed for a minute, by the store's clock. So an owner
 renews the lock right before it begins a state and before the state counts (`RunLock.check`), and stops if it
@@ -26,9 +27,10 @@ from urllib.parse import urlsplit
 
 from cropray.errors import InputError
 from cropray.progress import say
-from cropray.storage import Folder
+from cropray.storage import Folder, mounted_as
 
 LEASE_S = 60.0
+_LOCKS_OF_ONE_MACHINE = ("fuse.", "9p", "cifs", "smb")  # NFS passes flock on to its server
 _CLOCK_S = 1.0  # stores tell times in whole seconds
 _RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}  # obstore's own: 3 minutes
 
@@ -123,6 +125,9 @@ def run_lock(folder: Folder, name: str, what: str, *, lease_s: float = LEASE_S) 
     Raises InputError, with process and host, if another process holds it.
     """
     if folder.is_local:
+        kind = mounted_as(folder.local())
+        if kind.startswith(_LOCKS_OF_ONE_MACHINE):
+            say(_no_lock(what, folder, f"{kind} keeps the locks of one machine from the others"))
         with _file_lock(folder, name, what) as lock:
             yield lock
         return
@@ -134,11 +139,7 @@ def run_lock(folder: Folder, name: str, what: str, *, lease_s: float = LEASE_S) 
         while not lock.take():
             pass  # another process was quicker, and may have it now
     except (errors.GenericError, *refused) as error:
-        reason = str(error).partition("\n")[0][:200]
-        say(
-            f"{what} has no lock on {folder} ({reason}). Make sure that no other process runs it: two would "
-            "overwrite each other's files"
-        )
+        say(_no_lock(what, folder, str(error).partition("\n")[0][:200]))
         yield RunLock(folder, name, what)
         return
     ended = threading.Event()
@@ -208,6 +209,13 @@ def _aws_configured() -> dict[str, Any]:
     given = profiles[profile] if profiles.has_section(profile) else {}
     names = ("access_key_id", "secret_access_key", "session_token")
     return {name: given[f"aws_{name}"] for name in names if f"aws_{name}" in given}
+
+
+def _no_lock(what: str, folder: Folder, reason: str) -> str:
+    return (
+        f"{what} has no lock on {folder} ({reason}). Make sure that no other process runs it: two would "
+        "overwrite each other's files"
+    )
 
 
 def _process() -> str:
