@@ -88,7 +88,8 @@ class TemporalNetwork(CropNetwork):
         features = []
         for k, encoder in enumerate(self.encoders):
             part = slice(k, None, n) if self.training else slice(None)
-            x_ptc, month_pt = x_bnc[part].flatten(0, 1), month_bt[part].repeat_interleave(H * W, dim=0)
+            x_ptc = x_bnc[part].flatten(0, 1)
+            month_pt = month_bt[part, None].expand(-1, H * W, -1).flatten(0, 1)
             features.append(encoder(x_ptc, month_pt).reshape(-1, H, W, self._width))
         together = torch.cat(features)
         if self.training:  # in the order of the samples
@@ -115,4 +116,6 @@ class TemporalNetwork(CropNetwork):
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         logits = super().forward(*inputs, **named)
         n = 1 if self.training else len(self.encoders)
-        return logits if n == 1 else torch.stack(logits.sigmoid().chunk(n)).mean(0).logit(1e-7)
+        if n == 1:
+            return logits
+        return logits.reshape(n, -1, *logits.shape[1:]).sigmoid().mean(0).logit(1e-7)
