@@ -44,7 +44,7 @@ def make_map(grid: Grid, directory: Path) -> None:
         return TileResult(class_hw, percent)
 
     tiles = list(grid.blocks(25 * SIDE))
-    assemble(grid, tiles, part, directory, classes=CLASSES, tags={}, probabilities=True)
+    assemble(grid, tiles, part, directory, classes=CLASSES, tags={}, scores=True)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pyogrio
 import pytest
@@ -19,9 +20,10 @@ from pyproj import Transformer
 from cropray.config import PredictConfig
 from cropray.errors import InputError
 from cropray.figures.crops import class_colours
-from cropray.grid import Window
+from cropray.grid import Grid, Window
 from cropray.maps.fields import classify_fields, read_fields
 from cropray.maps.mosaic import MAP, SCORES, assemble
+from cropray.maps.regions import find_regions
 from cropray.maps.request import MapPlan
 from cropray.maps.tiles import NODATA, TileResult
 from cropray.models.decision import decide
@@ -147,7 +149,13 @@ def test_files_hold_the_fields_as_programs_want_them(tmp_path: Path) -> None:
     assert (frame["area"] > 0).all()
     assert str(frame["determination_datetime"][0]) == "2022-06-15 23:59:59+00:00"
     metadata = pq.read_schema(folder.local("fields.parquet")).metadata
-    assert json.loads(metadata[b"fiboa"])["fiboa_version"]
+    (extension,) = json.loads(metadata[b"fiboa"])["fiboa_extensions"]
+    assert "crop-extension" in extension
+    codes = pd.read_csv(folder.local(frame["crop:code_list"][0]), dtype=str).set_index("original_code")
+    assert set(frame["determination_method"]) == {"unknown"}
+    assert frame[["crop:code_list", "crop:code", "crop:name"]].notna().all(axis=None)  # as it requires
+    assert codes.loc[frame["crop:code"], "original_name"].tolist() == frame["crop:name"].tolist()
+    assert frame["crop:code"][2] == "255"  # no pixel
     assert json.loads(metadata[b"geo"])["primary_column"] == "geometry"
     package = folder.local("fields.gpkg")
     same = pyogrio.read_dataframe(package, layer="fields")
@@ -164,8 +172,40 @@ def test_files_hold_the_fields_as_programs_want_them(tmp_path: Path) -> None:
         rgb = tuple(int(part) for part in (option.get("value") or "").split(",")[:3])
         assert rgb == class_colours(CLASSES)[CLASSES.index(name)]
     item = json.loads(folder.read_text("item.json"))
-    for name in ("fields.parquet", "fields.gpkg"):
+    for name in ("fields.parquet", "fields.gpkg", "crops.csv"):
         assert item["assets"][name]["file:size"] == folder.local(name).stat().st_size
+
+
+def test_regions_stand_in_for_a_file(tmp_path: Path) -> None:
+    """Square fields in a row, each of another crop than its neighbours: each is one region."""
+    side = 40
+    grid = Grid(GRID.crs, GRID.x0, GRID.y0, 10, side, 6 * side)
+    class_hw = np.kron(np.array([[0, 1, 2, 0, 1, 2]]), np.ones((side, side), int)).astype(np.uint8)
+    percent = np.full((3, *grid.shape), 10, np.uint8)
+    np.put_along_axis(percent, class_hw[None].astype(np.intp), 80, axis=0)
+    class_hw[:, :side], percent[:, :, :side] = NODATA, NODATA
+    directory = tmp_path / "map"
+    directory.mkdir()
+    part, whole = TileResult(class_hw, percent), Window(0, 0, *grid.shape)
+    assemble(grid, [whole], lambda _: part, directory, classes=CLASSES, tags={}, scores=True)
+    found = find_regions(directory)
+    assert len(found) == 5  # one of six was never seen
+    assert found.crs == grid.crs
+    assert found.geometry.area.tolist() == pytest.approx([side * side * 100] * 5, rel=0.01)
+    assert found.geometry.union_all().area == pytest.approx(5 * side * side * 100)
+    table = classify_fields(directory, found, CLASSES)
+    assert table["class"].tolist() == [CLASSES[k] for k in (1, 2, 0, 1, 2)]
+
+
+def test_regions_are_marked_as_found_in_imagery(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "map"))
+    made_map(folder)
+    summary = published(folder, fields="auto")
+    frame = gpd.read_parquet(folder.local("fields.parquet"))
+    assert summary["fields"] == len(frame) > 0
+    assert set(frame["determination_method"]) == {"auto-imagery"}
+    with pytest.raises(InputError, match=r"predict\.declared"):
+        given_fields(PredictConfig(fields="auto", declared="crop"))
 
 
 def test_the_same_fields_are_reused_and_changed_ones_are_not(tmp_path: Path) -> None:

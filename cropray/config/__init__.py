@@ -43,7 +43,7 @@ class PredictConfig(Section):
     batch_size: int = Field(16, ge=1, description="Patches per forward pass.")
     name: Name = Field("map", description="Name of the map's folder, maps/<name>.")
     fields: str = ""
-    """Vector file of fields to classify from the map, such as a cadastre. Empty: none."""
+    """Vector file of fields to classify from the map. auto: regions of similar scores. Empty: none."""
     fields_layer: str = Field("", description="Layer of `fields`. Empty: the only one with a geometry.")
     field_id: str = Field("", description="Column of `fields` with unique names. Empty: they get numbers.")
     declared: str = Field("", description="Column of `fields` with the declared crop. Empty: none.")

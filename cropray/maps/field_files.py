@@ -15,29 +15,48 @@ import pyarrow.parquet as pq
 import pyogrio
 
 from cropray.figures.crops import class_names, colour_table, shown
+from cropray.maps.tiles import NODATA
 
 PARQUET = "fields.parquet"
 PACKAGE = "fields.gpkg"
+CODES = "crops.csv"
 MADE_FROM = b"cropray"
 """Key of the Parquet metadata with the hash of what the fields were made from."""
 
-_FIBOA = {"fiboa_version": "0.2.0", "fiboa_extensions": []}
+_FIBOA = {
+    "fiboa_version": "0.2.0",
+    "fiboa_extensions": ["https://fiboa.github.io/crop-extension/v0.1.0/schema.yaml"],
+}
+_UNKNOWN = "unknown"
 
 
 def write_fields(
-    table: gpd.GeoDataFrame, classes: Sequence[str], as_of: date, made_from: str, directory: Path
+    table: gpd.GeoDataFrame,
+    classes: Sequence[str],
+    as_of: date,
+    made_from: str,
+    directory: Path,
+    *,
+    auto: bool = False,
 ) -> list[Path]:
-    """Write fields.parquet and fields.gpkg into a local directory.
+    """Write fields.parquet, fields.gpkg and crops.csv into a local directory.
 
     fields.parquet has the core columns of fiboa 0.2 (https://fiboa.org) too: id, area in hectares,
-    determination_datetime (the as-of date) and determination_method. fields.gpkg has a table layer_styles,
-    from which QGIS takes the colours.
+    determination_datetime (the as-of date) and determination_method: "auto-imagery" for regions that a
+    segmentation found (`auto`). It has those of its crop extension too, whose list of codes, the values of
+    the map, is crops.csv. fields.gpkg has a table layer_styles, from which QGIS takes the colours.
     """
-    paths = [directory / PARQUET, directory / PACKAGE]
+    paths = [directory / PARQUET, directory / PACKAGE, directory / CODES]
+    codes = {name: str(value) for value, name in class_names(classes).items()} | {_UNKNOWN: str(NODATA)}
+    crops = table["class"].fillna(_UNKNOWN)
     core = {
         "id": table["field"].astype(str),
         "area": table["hectares"].astype("float32"),
-        "determination_method": "unknown",
+        "determination_method": "auto-imagery" if auto else "unknown",
+        "crop:code_list": CODES,
+        "crop:code": crops.map(codes),
+        "crop:name": crops,
+        "crop:name_en": crops.map(shown),
     }
     table.drop(columns="hectares").assign(**core).to_parquet(paths[0], index=False, write_covering_bbox=True)
     rows = pq.read_table(paths[0])
@@ -48,6 +67,9 @@ def write_fields(
     metadata = {**(rows.schema.metadata or {}), b"fiboa": json.dumps(_FIBOA).encode()}
     pq.write_table(rows.replace_schema_metadata({**metadata, MADE_FROM: made_from.encode()}), paths[0])
     pyogrio.write_dataframe(table, paths[1], layer="fields", driver="GPKG")
+    listed = [(code, name, shown(name)) for name, code in codes.items()]
+    head = ["original_code", "original_name", "translated_name"]  # as the extension wants them
+    pd.DataFrame(listed, columns=head).to_csv(paths[2], index=False)
     style = pd.DataFrame(
         {
             "f_table_catalog": "",

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cropray import __version__
 from cropray.config import PredictConfig
@@ -18,6 +18,7 @@ from cropray.maps.catalogue import publish_beside
 from cropray.maps.field_files import MADE_FROM, PARQUET, write_fields
 from cropray.maps.fields import classify_fields, read_fields
 from cropray.maps.finished import FinishedMap, open_folder
+from cropray.maps.regions import AUTO, check_installed, find_regions
 from cropray.maps.request import MapPlan
 from cropray.progress import say
 from cropray.run import Summary
@@ -26,8 +27,11 @@ from cropray.storage import Folder
 if TYPE_CHECKING:
     import geopandas as gpd
 
+Fields: TypeAlias = "gpd.GeoDataFrame | str"
+"""Fields of a file, or AUTO for the regions of each map."""
 
-def given_fields(settings: PredictConfig) -> gpd.GeoDataFrame | None:
+
+def given_fields(settings: PredictConfig) -> Fields | None:
     """The fields of `predict.fields`, None if it is empty. Raises InputError if they cannot be classified."""
     if not settings.fields:
         return None
@@ -35,11 +39,20 @@ def given_fields(settings: PredictConfig) -> gpd.GeoDataFrame | None:
         raise InputError(
             "predict.fields needs the scores of the map, but predict.scores is false. Set it to true."
         )
+    if settings.fields == AUTO:
+        columns = {"field_id": settings.field_id, "declared": settings.declared}
+        for name in (name for name, value in columns.items() if value):
+            raise InputError(
+                f"predict.{name} names a column of a file of fields, but predict.fields is {AUTO}. "
+                f"Leave predict.{name} out, or give the file."
+            )
+        check_installed()
+        return AUTO
     return read_fields(settings.fields, settings.field_id, settings.declared, settings.fields_layer)
 
 
 def publish_fields(
-    fields: gpd.GeoDataFrame | None,
+    fields: Fields | None,
     settings: PredictConfig,
     as_of: date,
     output: Folder,
@@ -59,10 +72,13 @@ def publish_fields(
             made_from = _made_from(settings, source)
             shown = _published(folder, made_from)
             if shown is None:
-                table = classify_fields(source.directory, fields, source.classes)
+                here = find_regions(source.directory) if isinstance(fields, str) else fields
+                table = classify_fields(source.directory, here, source.classes)
                 shown = len(table), int(table["class"].notna().sum())
                 if len(table):
-                    files = write_fields(table, source.classes, as_of, made_from, Path(directory))
+                    files = write_fields(
+                        table, source.classes, as_of, made_from, Path(directory), auto=isinstance(fields, str)
+                    )
                     publish_beside(folder, {file.name: file.read_bytes() for file in files})
         count, classified = count + shown[0], classified + shown[1]
     if not count:
@@ -73,8 +89,10 @@ def publish_fields(
 
 def _made_from(settings: PredictConfig, source: FinishedMap) -> str:
     """The hash of what the fields of a map depend on."""
-    with Path(settings.fields).expanduser().open("rb") as file:
-        given = hashlib.file_digest(file, "sha256").hexdigest()
+    given = AUTO
+    if settings.fields != AUTO:
+        with Path(settings.fields).expanduser().open("rb") as file:
+            given = hashlib.file_digest(file, "sha256").hexdigest()
     data: list[Any] = [__version__, given, settings.field_id, settings.declared, source.checksum]
     if settings.fields_layer:
         data.append(settings.fields_layer)

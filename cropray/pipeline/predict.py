@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import shapely
 
@@ -43,7 +43,7 @@ from cropray.models.inference import Predictor
 from cropray.models.shift import shift_warning
 from cropray.pipeline.cluster_quota import ClusterQuota, cluster_quota
 from cropray.pipeline.fan_out import fan_out
-from cropray.pipeline.fields import given_fields, publish_fields
+from cropray.pipeline.fields import Fields, given_fields, publish_fields
 from cropray.pipeline.monitor import follow
 from cropray.progress import progress, say
 from cropray.report.map_page import publish_pages
@@ -51,9 +51,6 @@ from cropray.run import Run, Summary
 from cropray.storage import Folder
 from cropray.tracking.lineage import checkpoint_id
 from cropray.tracking.registry import resolve_model
-
-if TYPE_CHECKING:
-    import geopandas as gpd
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,7 @@ def predict(run: Run, *, partial: bool = False) -> Summary:
 
 def _publish_beside(
     run: Run,
-    fields: gpd.GeoDataFrame | None,
+    fields: Fields | None,
     settings: PredictionSettings,
     output: Folder,
     plans: Sequence[MapPlan],

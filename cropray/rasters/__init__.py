@@ -6,6 +6,7 @@ The only package that imports rasterio. Axes: B bands, H rows (north to south), 
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,17 @@ def _burnt(shapes: Iterable[tuple[Any, int]], grid: Grid, fill: int, dtype: str)
         dtype=dtype,
     )
     return burnt
+
+
+def outlines(number_hw: npt.NDArray[np.int32], grid: Grid) -> list[Any]:
+    """The polygon of each number but 0, in the CRS of the grid; parts that touch in corners make one."""
+    import shapely.geometry  # not where a registered model reads files
+
+    parts: dict[int, list[Any]] = defaultdict(list)
+    transform = rasterio.Affine(*grid.transform)
+    for polygon, number in rasterio.features.shapes(number_hw, mask=number_hw != 0, transform=transform):
+        parts[int(number)].append(shapely.geometry.shape(polygon))
+    return [shapely.multipolygons(each) if len(each) > 1 else each[0] for _, each in sorted(parts.items())]
 
 
 def warp_options(grid: Grid) -> dict[str, Any]:
