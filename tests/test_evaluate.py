@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 from cropray.bands import NODATA
 from cropray.config.load import updated
 from cropray.errors import InputError
-from cropray.evaluation.classifiers import Network
+from cropray.evaluation.classifiers import Network, grouped, scored, scored_at
 from cropray.evaluation.evaluate import evaluate
 from cropray.evaluation.mosaics import block_numbers, plan_tiles, read_tile
 from cropray.figures.charts import EVALUATION
@@ -99,6 +99,20 @@ def test_smaller_tiles_show_the_same_probabilities(evaluated: Run, size: int) ->
         np.testing.assert_allclose(tile, whole[:, *here], rtol=1e-5)
         seen[here] += 1
     assert (seen == 1).all()
+
+
+def test_tiles_that_are_scored_together_have_the_scores_of_each_alone(evaluated: Run) -> None:
+    reader = ShardReader([evaluated.folder.child("shards/test/00000.parquet").uri], batch_size=4)
+    plans = plan_tiles(reader, 16, 33)
+    tiles, network = [read_tile(reader, plan) for plan in plans], Network(small_checkpoint(None))
+    assert len(tiles) > 3
+    for together, tile in zip(scored(network, tiles), tiles, strict=True):
+        np.testing.assert_allclose(together, network.probabilities(tile), rtol=1e-5)
+    seen = [tile.seen_hw for tile in tiles]
+    for together, tile in zip(scored_at(network, tiles, seen), tiles, strict=True):
+        np.testing.assert_allclose(together, network.probabilities_at(tile, tile.seen_hw), rtol=1e-5)
+    patch, points = replace(plans[0], hull=(64, 64)), [replace(plans[0], hull=(1, 1))] * 5000
+    assert [len(group) for group in grouped([patch, *points])] == [1, 4096, 904]
 
 
 def test_edges_that_are_not_stored_are_no_input_of_the_network(evaluated: Run) -> None:

@@ -5,7 +5,7 @@ Each gives class probabilities for the pixels of a tile and says how they become
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ import torch
 
 from cropray.bands import NODATA
 from cropray.errors import InputError
-from cropray.evaluation.mosaics import MosaicTile
-from cropray.models.blending import blended
+from cropray.evaluation.mosaics import MosaicTile, TilePlan
+from cropray.models.blending import Patched, blended, blended_each
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.decision import UNCALIBRATED, Decision
 from cropray.models.inference import Predictor
@@ -24,6 +24,7 @@ from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArr
 
 _PATCHES_AT_ONCE = 16
 _PIXELS_AT_ONCE = 100_000
+_PIXELS_TOGETHER = 4096  # of tiles that are worth a group: less than a patch has
 _WORTH_THREADS = 4096  # pixels; starting threads takes a tenth of a second
 
 
@@ -66,6 +67,52 @@ class Network:
 
     def probabilities_at(self, tile: MosaicTile, where_hw: BoolArray) -> FloatArray:
         return self.probabilities(tile)[:, where_hw].T
+
+    def together(self, tiles: Sequence[MosaicTile]) -> list[FloatArray]:
+        months, plan = slice(self._months), tiles[0].plan
+        rasters = [
+            Patched(
+                tile.s1_hull_cthw[:, months], tile.s2_hull_cthw[:, months], tile.plan.patches, tile.plan.grid
+            )
+            for tile in tiles
+        ]
+        batch_size = max(_PATCHES_AT_ONCE, _PIXELS_TOGETHER // plan.patches[0].height ** 2)
+        made = blended_each(self.predictor, rasters, plan.overlap, batch_size)
+        return [values[:, *t.plan.inner.slices] for values, t in zip(made, tiles, strict=True)]
+
+
+def scored(classifier: Classifier, tiles: Sequence[MosaicTile]) -> list[FloatArray]:
+    """Probabilities (K, H, W) of each tile. Those of a group (`grouped`) are computed together."""
+    if len(tiles) > 1 and isinstance(classifier, Network | PixelClassifier):
+        return classifier.together(tiles)
+    return [classifier.probabilities(tile) for tile in tiles]
+
+
+def scored_at(
+    classifier: Classifier, tiles: Sequence[MosaicTile], where: Sequence[BoolArray]
+) -> list[FloatArray]:
+    """Probabilities (P, K) of the pixels in a mask of each tile."""
+    pairs = zip(tiles, where, strict=True)
+    if len(tiles) == 1:
+        return [classifier.probabilities_at(tile, where_hw) for tile, where_hw in pairs]
+    made = scored(classifier, tiles)
+    return [values_khw[:, where_hw].T for values_khw, where_hw in zip(made, where, strict=True)]
+
+
+def grouped(plans: Sequence[TilePlan]) -> Iterator[list[TilePlan]]:
+    """The plans in order, small ones in groups: a call of a classifier costs as much as thousands of pixels.
+
+    Point series have tiles of one pixel.
+    """
+    group, pixels = list[TilePlan](), 0
+    for plan in plans:
+        size = plan.hull[0] * plan.hull[1]
+        if group and pixels + size > _PIXELS_TOGETHER:
+            yield group
+            group, pixels = [], 0
+        group, pixels = [*group, plan], pixels + size
+    if group:
+        yield group
 
 
 def pixel_features(s1_cthw: IntArray, s2_cthw: IntArray, where_hw: BoolArray) -> IntArray:
@@ -146,14 +193,25 @@ class PixelClassifier:
         return values_khw
 
     def probabilities_at(self, tile: MosaicTile, where_hw: BoolArray) -> FloatArray:
-        values_pk = np.zeros((int(where_hw.sum()), self.n_classes), np.float32)
-        if not len(values_pk):
-            return values_pk
-        s1_cthw, s2_cthw = tile.s1_cthw[:, : self.months], tile.s2_cthw[:, : self.months]
+        if not where_hw.any():
+            return np.zeros((0, self.n_classes), np.float32)
+        return self._scores(self._features(tile, where_hw))
+
+    def together(self, tiles: Sequence[MosaicTile]) -> list[FloatArray]:
+        features = [self._features(tile, np.ones(tile.label_hw.shape, np.bool_)) for tile in tiles]
+        ends = np.cumsum([len(each) for each in features])[:-1]
+        parts = np.split(self._scores(np.concatenate(features)), ends)
+        return [part.T.reshape(-1, *t.label_hw.shape) for part, t in zip(parts, tiles, strict=True)]
+
+    def _features(self, tile: MosaicTile, where_hw: BoolArray) -> IntArray:
+        return pixel_features(tile.s1_cthw[:, : self.months], tile.s2_cthw[:, : self.months], where_hw)
+
+    def _scores(self, features: IntArray) -> FloatArray:
+        values_pk = np.zeros((len(features), self.n_classes), np.float32)
         if hasattr(self.model, "n_jobs"):
             self.model.n_jobs = 1 if len(values_pk) < _WORTH_THREADS else -1
         is_crop = self.model.classes_ != BACKGROUND
-        scores = self.model.predict_proba(pixel_features(s1_cthw, s2_cthw, where_hw))
+        scores = self.model.predict_proba(features)
         values_pk[:, self.model.classes_[is_crop]] = scores[:, is_crop]
         return self.decision.calibrated(values_pk.T[:, :, None])[:, :, 0].T
 

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from cropray.config.training import Calibration, ThresholdRule, TrainConfig
-from cropray.evaluation.classifiers import Classifier, Network
+from cropray.evaluation.classifiers import Classifier, Network, grouped, scored_at
 from cropray.evaluation.mosaics import block_numbers, plan_tiles, read_tile, roi_grids
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.decision import UNCALIBRATED, Decision, choose_thresholds, logit, sigmoid, with_none
@@ -123,15 +123,16 @@ def known_scores(
     empty = np.empty((0, len(reader.metadata.classes)), np.float32)
     scores = {name: [empty] for name in classifiers}
     with progress("thresholds", len(plans)) as bar:
-        for plan in plans:
-            tile = read_tile(reader, plan)
-            known_hw = (tile.label_hw != UNLABELLED) & tile.seen_hw
-            chosen_hw = known_hw & (rng.random(tile.label_hw.shape) < share)
-            labels.append(tile.label_hw[chosen_hw])
-            blocks.append(np.full(len(labels[-1]), block_of[plan.roi_id]))
+        for group in grouped(plans):
+            tiles, masks = [read_tile(reader, plan) for plan in group], list[BoolArray]()
+            for plan, tile in zip(group, tiles, strict=True):
+                known_hw = (tile.label_hw != UNLABELLED) & tile.seen_hw
+                masks.append(known_hw & (rng.random(tile.label_hw.shape) < share))
+                labels.append(tile.label_hw[masks[-1]])
+                blocks.append(np.full(len(labels[-1]), block_of[plan.roi_id]))
             for name, classifier in classifiers.items():
-                scores[name].append(classifier.probabilities_at(tile, chosen_hw))
-            bar.advance()
+                scores[name] += scored_at(classifier, tiles, masks)
+            bar.advance(len(group))
     found = {name: np.concatenate(parts) for name, parts in scores.items()}
     return Known(np.concatenate(labels), np.concatenate(blocks), found)
 

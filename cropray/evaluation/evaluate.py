@@ -26,7 +26,7 @@ from cropray.evaluation.by_date import (
     months_as_of,
     rows_by_date,
 )
-from cropray.evaluation.classifiers import Classifier, Network
+from cropray.evaluation.classifiers import Classifier, Network, grouped, scored
 from cropray.evaluation.decisions import DecisionRule, choose_decisions, networks_by_months
 from cropray.evaluation.metrics import Counts, Scope, confusion, known_truth, score_table
 from cropray.evaluation.mosaics import MosaicTile, TilePlan, block_numbers, plan_tiles, read_tile, roi_grids
@@ -139,17 +139,19 @@ def block_confusions(
     empty = np.zeros((n_classes + 1, n_classes + 1), np.int64)
     counts: dict[str, dict[int, Counts]] = {name: defaultdict(empty.copy) for name in classifiers}
     with progress("evaluate", len(plans)) as bar:
-        for plan in plans:
-            tile = read_tile(reader, plan)
-            truth_hw = known_truth(scope, tile.label_hw, tile.truth_hw)
-            truth_hw = np.where(tile.seen_hw, truth_hw, np.uint8(UNLABELLED))
-            for name, classifier in classifiers.items():
-                values_khw = classifier.probabilities(tile)
-                map_hw = classifier.decision.decide(values_khw)
-                counts[name][block_of[plan.roi_id]] += confusion(truth_hw, map_hw, n_classes)
-                if visit is not None:
-                    visit(name, tile, truth_hw, values_khw, map_hw)
-            bar.advance()
+        for group in grouped(plans):
+            tiles = [read_tile(reader, plan) for plan in group]
+            scores = {name: scored(classifier, tiles) for name, classifier in classifiers.items()}
+            for number, (plan, tile) in enumerate(zip(group, tiles, strict=True)):
+                truth_hw = known_truth(scope, tile.label_hw, tile.truth_hw)
+                truth_hw = np.where(tile.seen_hw, truth_hw, np.uint8(UNLABELLED))
+                for name, classifier in classifiers.items():
+                    values_khw = scores[name][number]
+                    map_hw = classifier.decision.decide(values_khw)
+                    counts[name][block_of[plan.roi_id]] += confusion(truth_hw, map_hw, n_classes)
+                    if visit is not None:
+                        visit(name, tile, truth_hw, values_khw, map_hw)
+                bar.advance()
     return scope, {name: np.stack(list(by_block.values())) for name, by_block in counts.items()}
 
 

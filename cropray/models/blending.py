@@ -9,12 +9,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from cropray.grid import Grid, Window, lonlat, mosaic
 from cropray.models.inference import Predictor
-from cropray.types import FloatArray, IntArray
+from cropray.types import DoubleArray, FloatArray, IntArray
 
 
 @lru_cache(maxsize=64)
@@ -54,6 +55,18 @@ def patch_weights(size: int, overlap: int) -> FloatArray:
     return ramp[:, None] * ramp
 
 
+class Patched(NamedTuple):
+    """Stored integers of a raster, and the patches of it to predict, all of one size.
+
+    `grid` is that of the raster, for networks that are told the places of patches.
+    """
+
+    s1_cthw: IntArray
+    s2_cthw: IntArray
+    patches: Sequence[Window]
+    grid: Grid | None = None
+
+
 def blended(
     predictor: Predictor,
     s1_cthw: IntArray,
@@ -63,21 +76,37 @@ def blended(
     batch_size: int = 16,
     grid: Grid | None = None,
 ) -> FloatArray:
-    """Probabilities (K, H, W) of stored integers: the weighted mean of the patches, NaN outside them.
+    """Probabilities (K, H, W) of a raster (`Patched`): the weighted mean of its patches, NaN outside them."""
+    return blended_each(predictor, [Patched(s1_cthw, s2_cthw, patches, grid)], overlap, batch_size)[0]
 
-    `grid` is that of the raster, for networks that are told the places of patches.
-    """
-    values, place_n2 = [], None
-    if grid is not None and predictor.needs_places:
-        centres = [(patch.row + patch.height / 2, patch.col + patch.width / 2) for patch in patches]
-        row, col = np.array(centres).T
-        x, y = grid.x0 + col * grid.resolution, grid.y0 - row * grid.resolution
-        place_n2 = lonlat([grid.crs] * len(patches), x, y)
-    for start in range(0, len(patches), batch_size):
-        slices = [patch.slices for patch in patches[start : start + batch_size]]
-        s1_bcthw, s2_bcthw = (np.stack([cube[:, :, *each] for each in slices]) for cube in (s1_cthw, s2_cthw))
+
+def blended_each(
+    predictor: Predictor, rasters: Sequence[Patched], overlap: int, batch_size: int = 16
+) -> list[FloatArray]:
+    """`blended` of several rasters with patches of one size, whose patches share batches."""
+    pairs = [(raster, patch) for raster in rasters for patch in raster.patches]
+    place_n2 = None
+    if predictor.needs_places and all(raster.grid is not None for raster in rasters):
+        place_n2 = np.concatenate(
+            [_centres(raster.grid, raster.patches) for raster in rasters if raster.grid]
+        )
+    values = []
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        s1_bcthw = np.stack([raster.s1_cthw[:, :, *patch.slices] for raster, patch in batch])
+        s2_bcthw = np.stack([raster.s2_cthw[:, :, *patch.slices] for raster, patch in batch])
         place_b2 = None if place_n2 is None else place_n2[start : start + batch_size]
         values.append(predictor.probabilities(s1_bcthw, s2_bcthw, place_b2))
-    height, width = s1_cthw.shape[2:]
-    weights_hw = patch_weights(patches[0].height, overlap)
-    return mosaic(np.concatenate(values), patches, (height, width), weights_hw)
+    values_nkhw, ends = np.concatenate(values), np.cumsum([len(raster.patches) for raster in rasters])
+    weights_hw = patch_weights(pairs[0][1].height, overlap)
+    return [
+        mosaic(part, raster.patches, raster.s1_cthw.shape[2:], weights_hw)
+        for raster, part in zip(rasters, np.split(values_nkhw, ends[:-1]), strict=True)
+    ]
+
+
+def _centres(grid: Grid, patches: Sequence[Window]) -> DoubleArray:
+    """Longitudes and latitudes (N, 2) of the centres of patches."""
+    row, col = np.array([(patch.row + patch.height / 2, patch.col + patch.width / 2) for patch in patches]).T
+    x, y = grid.x0 + col * grid.resolution, grid.y0 - row * grid.resolution
+    return lonlat([grid.crs] * len(patches), x, y)
