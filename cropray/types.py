@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ IndexArray = npt.NDArray[np.intp]
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int16]
 ByteArray = npt.NDArray[np.uint8]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Number format of a network in prediction (`predict.precision`)."""
 
 BACKGROUND = 254
 """Label of a pixel known to be none of the classes: a negative for every class."""

@@ -20,7 +20,7 @@ from cropray.config.rois import GridConfig, RoisConfig, WindowConfig
 from cropray.config.section import Name, Section
 from cropray.config.series import SeriesConfig
 from cropray.config.training import EvaluateConfig, ModelConfig, TrainConfig, TuneConfig, filled_by_recipe
-from cropray.types import UNSURE
+from cropray.types import UNSURE, Precision
 
 CHAMPION = "champion"
 """The alias of the model in use."""
@@ -41,6 +41,8 @@ class PredictConfig(Section):
     scores: bool = Field(True, description="Whether a raster of the scores of all classes is written too.")
     sure: bool = Field(False, description="Whether a map is written too that shows only what is sure.")
     batch_size: int = Field(16, ge=1, description="Patches per forward pass.")
+    precision: Precision = "auto"
+    """Number format of the network; evaluation too. auto: bfloat16 on a GPU that has it, else float32."""
     name: Name = Field("map", description="Name of the map's folder, maps/<name>.")
     fields: str = ""
     """Vector file of fields to classify from the map. auto: regions of similar scores. Empty: none."""

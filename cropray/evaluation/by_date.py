@@ -21,7 +21,7 @@ from cropray.evaluation.reliability import Reliability
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.decision import confidence
 from cropray.rois.calendar import season_so_far
-from cropray.types import UNLABELLED, ByteArray, FloatArray, Roi
+from cropray.types import UNLABELLED, ByteArray, FloatArray, Precision, Roi
 
 NETWORK = "network"
 _MOST_LEADS = 6
@@ -45,12 +45,15 @@ def dated(name: str, day: str) -> str:
 
 
 def dated_classifiers(
-    checkpoint: Checkpoint, months: Mapping[str, int], baselines: Mapping[str, Mapping[int, Classifier]]
+    checkpoint: Checkpoint,
+    months: Mapping[str, int],
+    baselines: Mapping[str, Mapping[int, Classifier]],
+    precision: Precision,
 ) -> dict[str, Classifier]:
     """The network and the baselines as of each date, by `dated` name, date by date."""
     found: dict[str, Classifier] = {}
     for day, seen in months.items():
-        found[dated(NETWORK, day)] = Network(checkpoint, seen)
+        found[dated(NETWORK, day)] = Network(checkpoint, seen, precision)
         found |= {dated(name, day): versions[seen] for name, versions in baselines.items()}
     return found
 

@@ -20,7 +20,7 @@ from cropray.models.blending import Patched, blended, blended_each
 from cropray.models.checkpoint import Checkpoint
 from cropray.models.decision import UNCALIBRATED, Decision
 from cropray.models.inference import Predictor
-from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray
+from cropray.types import BACKGROUND, UNLABELLED, BoolArray, ByteArray, FloatArray, IntArray, Precision
 
 _PATCHES_AT_ONCE = 16
 _PIXELS_AT_ONCE = 100_000
@@ -49,8 +49,10 @@ class Network:
     With `months`, an any-date network sees the first of its window alone.
     """
 
-    def __init__(self, checkpoint: Checkpoint, months: int | None = None) -> None:
-        self.predictor = Predictor(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(
+        self, checkpoint: Checkpoint, months: int | None = None, precision: Precision = "float32"
+    ) -> None:
+        self.predictor = Predictor(checkpoint, "cuda" if torch.cuda.is_available() else "cpu", precision)
         self._months = months
 
     @property

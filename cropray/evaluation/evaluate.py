@@ -70,7 +70,12 @@ def evaluate(run: Run) -> Summary:
     check_shards(run.folder, (run.summary("compact") or {}).get("shards", {}))
     uris = [uri for split in SPLITS for uri in shard_uris(run.folder, split)]
     overlap = str(run.config.predict.overlap)  # of patches, as in a map
-    inputs = {"model": checkpoint_id(folder), "shards": fingerprint(uris), "overlap": overlap}
+    inputs = {
+        "model": checkpoint_id(folder),
+        "shards": fingerprint(uris),
+        "overlap": overlap,
+        "precision": run.config.predict.precision,
+    }
     summary = run.finished("evaluate", inputs, [EVALUATION])
     if summary is None:
         summary = _evaluate(run, folder)
@@ -166,10 +171,10 @@ def _evaluate(run: Run, folder: Folder) -> Summary:
     checkpoint, fitted, baselines, chosen_on = _fitted(run, checkpoint, list(months.values()))
     classes, n_classes = checkpoint.classes, len(checkpoint.classes)
     classifiers: dict[str, Classifier] = {
-        NETWORK: Network(checkpoint),
+        NETWORK: Network(checkpoint, precision=config.predict.precision),
         **{name: versions[checkpoint.months] for name, versions in fitted.items()},
     }
-    by_date = dated_classifiers(checkpoint, months, fitted)
+    by_date = dated_classifiers(checkpoint, months, fitted, config.predict.precision)
     watched = {name: each for name, each in {**classifiers, **by_date}.items() if name.startswith(NETWORK)}
     reliability = {name: Reliability(each.decision, n_classes) for name, each in watched.items()}
     decided, shift = DecidedLand(list(months), config.evaluate.confidence), InputShift(checkpoint)

@@ -164,6 +164,7 @@ def prediction_settings(checkpoint: Checkpoint, config: Config) -> PredictionSet
         overlap=predict.overlap,
         batch_size=predict.batch_size,
         sure=predict.sure,
+        precision=predict.precision,
     )
 
 

@@ -29,6 +29,7 @@ from cropray.types import (
     CompositeRecipe,
     ImageRequest,
     Period,
+    Precision,
 )
 
 NODATA = UNLABELLED
@@ -46,6 +47,7 @@ class PredictionSettings:
     overlap: int = 16
     batch_size: int = 16
     sure: bool = False
+    precision: Precision = "auto"
 
     def request(self, extent: Grid, window: Window, name: str) -> ImageRequest:
         """What a window of a map's grid needs of the imagery source."""

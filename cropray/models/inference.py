@@ -19,11 +19,12 @@ from torch.nn.functional import pad
 
 from cropray.bands import NODATA, S1_BANDS, S2_BANDS, Band
 from cropray.errors import InputError
+from cropray.models.acceleration import dtype_of, fold_batch_norm
 from cropray.models.checkpoint import Checkpoint, check_inputs
 from cropray.models.decision import Decision
-from cropray.models.dual_unet3d import MAIN
+from cropray.models.dual_unet3d import MAIN, DualUNet3D
 from cropray.shards import residuals
-from cropray.types import FloatArray, IntArray
+from cropray.types import FloatArray, IntArray, Precision
 
 _BANDS = {"s1": S1_BANDS, "s2": S2_BANDS}
 _INT16 = np.dtype("<i2")
@@ -47,6 +48,7 @@ class StoredNetwork(nn.Module):
     month_1t: Tensor
     bias_tk: Tensor
     temperature_t: Tensor
+    dtype = torch.float32
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__()
@@ -57,6 +59,17 @@ class StoredNetwork(nn.Module):
         biases = [decision.biases or (0.0,) * len(checkpoint.classes) for decision in decisions]
         self.register_buffer("bias_tk", torch.tensor(biases))
         self.register_buffer("temperature_t", torch.tensor([d.temperature for d in decisions]))
+
+    def accelerate(self, dtype: torch.dtype) -> None:
+        """Fold batch norm, and compute the logits of a U-Net in `dtype`. In place; for inference alone.
+
+        A network of single pixels keeps float32: it takes the logarithms of its members' mean.
+        """
+        self.network.eval()
+        fold_batch_norm(self.network)
+        if isinstance(self.network, DualUNet3D):
+            self.dtype = dtype
+            self.network.to(dtype)
 
     def forward(
         self, s1_bcthw: Tensor, s2_bcthw: Tensor, seen: int = 0, place_b2: Tensor | None = None
@@ -72,20 +85,26 @@ class StoredNetwork(nn.Module):
                 padded = self.multiple * ((length + self.multiple - 1) // self.multiple)
                 places = torch.arange(padded, device=s1_bcthw.device).clamp(max=length - 1)
                 s1_bcthw, s2_bcthw = s1_bcthw.index_select(dim, places), s2_bcthw.index_select(dim, places)
-        inputs = self.normalisation.apply(s1_bcthw, s2_bcthw)
-        logits_bkhw = self.network(*inputs, MAIN, self.month_1t.expand(B, -1), place_b2)
+        s1, s2, valid = self.normalisation.apply(s1_bcthw, s2_bcthw)
+        inputs = s1.to(self.dtype), s2.to(self.dtype), valid
+        logits_bkhw = self.network(*inputs, MAIN, self.month_1t.expand(B, -1), place_b2).float()
         shifted_bkhw = logits_bkhw - self.bias_tk[seen - 1][:, None, None]
         probabilities_bkhw: Tensor = (shifted_bkhw / self.temperature_t[seen - 1]).sigmoid()
         return probabilities_bkhw[..., :H, :W]
 
 
 class Predictor:
-    """Holds a network on one device. Results do not depend on the size or order of batches."""
+    """Holds a network on one device. Results do not depend on the size or order of batches.
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    For `precision` see `acceleration.dtype_of`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", precision: Precision = "float32") -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self._network = StoredNetwork(checkpoint).to(self.device)
+        self._network = StoredNetwork(checkpoint)
+        self._network.accelerate(dtype_of(precision, self.device))
+        self._network.to(self.device)
 
     def decision(self, months: int | None = None) -> Decision:
         """How probabilities become classes, where this many months of the window are seen (None: all)."""

@@ -103,7 +103,8 @@ class TilePredictor:
         config, checkpoint = prediction.config, prediction.checkpoint
         self._prediction, self._source = prediction, open_source(config, quota)
         model = with_head(load_checkpoint(checkpoint), config.predict.head, str(checkpoint))
-        self._predictor = Predictor(model, "cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._predictor = Predictor(model, device, prediction.settings.precision)
 
     def __call__(self, tile: MapTile) -> None:
         plan, settings = self._prediction.plans[tile.map_name], self._prediction.settings
