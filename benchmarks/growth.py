@@ -15,14 +15,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
 import shapely
 
 from cropray.config.imagery import PatchConfig
 from cropray.config.rois import GridConfig, SplitConfig
+from cropray.evaluation.mosaics import plan_tiles as plan_mosaics
 from cropray.grid import Grid
 from cropray.maps.request import MapPlan
 from cropray.models.blending import patches_over
@@ -133,12 +136,25 @@ def summary_of(count: int) -> Callable[[], Any]:
     return lambda: summarise(rows, periods)
 
 
+def evaluation_of(count: int) -> Callable[[], Any]:
+    """The stored patches of one ROI: a square of so many, 48 px apart."""
+    side = math.isqrt(count)
+    row, col = (48 * each.ravel() for each in np.mgrid[:side, :side])
+    n, pixels = len(row), 48 * (side - 1) + 64
+    columns = {"roi_id": ["roi"] * n, "crop": ["wheat"] * n, "crs": [CRS] * n, "row": row, "col": col}
+    numbers = {"x0": 3e5, "y0": 5e6, "resolution": 10.0, "roi_height": pixels, "roi_width": pixels}
+    table = pa.table(columns | {name: [value] * n for name, value in numbers.items()})
+    reader: Any = SimpleNamespace(table=table, metadata=SimpleNamespace(size=64))
+    return lambda: plan_mosaics(reader, 16)
+
+
 STEPS: Sequence[Step] = (
     Step("area of polygons burnt tile by tile", "tiles", 400, area_of),
     Step("patches of a map", "tiles", 400, patches_of),
     Step("check of what an export has done", "tiles", 1000, done_of),
     Step("components of ROIs", "ROIs", 25_000, components_of),
     Step("components of ROIs on the same ground", "ROIs", 25_000, same_ground_of),
+    Step("plan of an evaluation, one ROI", "patches", 10_000, evaluation_of),
     Step("splits and their audit", "ROIs", 25_000, splits_of),
     Step("summary of an export", "tiles", 10_000, summary_of),
 )

@@ -19,7 +19,7 @@ from cropray.grid import Grid, Window
 from cropray.models.blending import patches_over
 from cropray.rois.near import components
 from cropray.shards.reader import ShardReader
-from cropray.types import UNLABELLED, BoolArray, ByteArray, IntArray, Roi
+from cropray.types import UNLABELLED, BoolArray, ByteArray, IndexArray, IntArray, Roi
 
 _TILE = 1024  # pixels a side: about 200 MB of patches and 100 MB of probabilities of 21 classes
 _ROWS_AT_ONCE = 16  # rows are scattered over the shards, and each loads its whole row group
@@ -94,22 +94,42 @@ def plan_tiles(reader: ShardReader, overlap: int, size: int = _TILE) -> list[Til
     The network's patches are those of a map of the ROI, which share `overlap` pixels or more. Where edges of
     the ROI are not in the shards, they are those of a map of the rest.
     """
-    table = reader.table.select(("roi_id", "crop", "row", "col")).to_pydict()
+    table = reader.table.select(("roi_id", "crop")).to_pydict()
+    row_of, col_of = (reader.table[name].to_numpy().astype(np.int64) for name in ("row", "col"))
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, roi_id in enumerate(table["roi_id"]):
         rows_of[roi_id].append(row)
     patch, grids, plans = reader.metadata.size, roi_grids(reader), []
     overlap = min(overlap, patch // 2)
     for roi_id, rows in sorted(rows_of.items()):
-        windows = {i: Window(table["row"][i], table["col"][i], patch, patch) for i in rows}
-        stored = Window.around(windows.values())  # the ROI, but for edges of which nothing was kept
+        order = np.argsort(row_of[rows])
+        numbers = np.array(rows)[order]
+        row_n, col_n = row_of[numbers], col_of[numbers]
+        top, left = int(row_n[0]), int(col_n.min())
+        # The ROI, but for edges of which nothing was kept.
+        stored = Window(top, left, int(row_n[-1]) + patch - top, int(col_n.max()) + patch - left)
+
+        def touching(
+            area: Window,
+            numbers: IndexArray = numbers,
+            row_n: IndexArray = row_n,
+            col_n: IndexArray = col_n,
+        ) -> list[int]:
+            first, end = np.searchsorted(row_n, (area.row - patch + 1, area.bottom))
+            col_m = col_n[first:end]
+            touched: list[int] = sorted(
+                numbers[first:end][(col_m < area.right) & (col_m > area.col - patch)].tolist()
+            )
+            return touched
+
         for tile in grids[roi_id].blocks(size):
-            if not any(window.overlaps(tile) for window in windows.values()):
+            if not touching(tile):
                 continue
             part, shape = tile.shared(stored).within(stored), (stored.height, stored.width)
             patches = [each.beyond(stored) for each in patches_over(part, shape, patch, overlap)]
             reach = Window.around(patches)
-            inside = {i: window for i, window in windows.items() if window.overlaps(reach)}
+            places = ((i, int(row_of[i]), int(col_of[i])) for i in touching(reach))
+            inside = {i: Window(row, col, patch, patch) for i, row, col in places}
             hull = Window.around([reach, *inside.values()])
             plans.append(
                 TilePlan(
