@@ -1,13 +1,19 @@
 """The whole path on the built-in world, small: parcels in, map and report out, and again."""
 
+import base64
+import io
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 
 from cropray.config.load import load_config
 from cropray.demo import demo
@@ -85,6 +91,21 @@ def test_a_second_run_reuses_all_and_says_so(
     said = capsys.readouterr().err
     for stage in ("rois", "export", "compact", "pretrain", "finetune", "evaluate", "predict"):
         assert f"{stage}: reused" in said
+
+
+def test_the_notebook_runs_on_it_and_draws(finished: tuple[Run, Summary], tmp_path: Path) -> None:
+    made = tmp_path / "executed.ipynb"
+    execute = "from nbclient.cli import main; main()"
+    environment = os.environ | {"CROPRAY_NOTEBOOK_RUN": finished[0].folder.uri, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", execute, str(ROOT / "docs/python.ipynb"), f"--output={made}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = [cell for cell in json.loads(made.read_text())["cells"] if cell["cell_type"] == "code"]
+    data = [output["data"] for cell in cells for output in cell["outputs"] if "data" in output]
+    pictures = [base64.b64decode(each["image/png"]) for each in data if "image/png" in each]
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert np.ptp(np.asarray(Image.open(io.BytesIO(picture)).convert("L"))) > 100  # it is not blank
 
 
 def listed() -> list[re.Pattern[str]]:
