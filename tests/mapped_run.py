@@ -100,7 +100,7 @@ def box(grid: Grid, number: int) -> tuple[float, float, float, float]:
     return x, south + 200, x + 640, south + 840
 
 
-def with_fields(run: Run) -> gpd.GeoDataFrame:
+def with_fields(run: Run, *, auto: bool = False) -> gpd.GeoDataFrame:
     """The run's map with three fields beside it; the last is declared otherwise."""
     left, _, _, top = GRID.bounds
     shapes = [shapely.box(left + x, top - 300, left + x + 250, top - 20) for x in (100, 900, 1300)]
@@ -109,7 +109,7 @@ def with_fields(run: Run) -> gpd.GeoDataFrame:
     )
     folder = run.folder.child("maps/map")
     table = classify_fields(folder.local(), frame, CLASSES)
-    files = write_fields(table, CLASSES, AS_OF, "x", Path(run.folder.local()))
+    files = write_fields(table, CLASSES, AS_OF, "x", Path(run.folder.local()), auto=auto)
     publish_beside(folder, {file.name: file.read_bytes() for file in files})
     return table
 

@@ -135,6 +135,14 @@ def test_fields_are_listed_with_flags_and_their_names_are_no_markup(tmp_path: Pa
     assert "fields.gpkg" in words_of(made)
 
 
+def test_regions_are_not_passed_off_as_fields_of_a_file(tmp_path: Path) -> None:
+    made = mapped_run(str(tmp_path))
+    with_fields(made, auto=True)
+    publish_pages(made)
+    assert "no cadastre" in words_of(made)
+    assert "the file that was given" not in words_of(made)
+
+
 def test_estimates_come_with_intervals_also_by_unit(tmp_path: Path) -> None:
     made = mapped_run(str(tmp_path))
     with_estimates(made)

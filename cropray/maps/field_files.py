@@ -16,6 +16,7 @@ import pyogrio
 
 from cropray.figures.crops import class_names, colour_table, shown
 from cropray.maps.tiles import NODATA
+from cropray.storage import Folder
 
 PARQUET = "fields.parquet"
 PACKAGE = "fields.gpkg"
@@ -27,7 +28,7 @@ _FIBOA = {
     "fiboa_version": "0.2.0",
     "fiboa_extensions": ["https://fiboa.github.io/crop-extension/v0.1.0/schema.yaml"],
 }
-_UNKNOWN = "unknown"
+_UNKNOWN, _AUTO = "unknown", "auto-imagery"
 
 
 def write_fields(
@@ -52,7 +53,7 @@ def write_fields(
     core = {
         "id": table["field"].astype(str),
         "area": table["hectares"].astype("float32"),
-        "determination_method": "auto-imagery" if auto else "unknown",
+        "determination_method": _AUTO if auto else "unknown",
         "crop:code_list": CODES,
         "crop:code": crops.map(codes),
         "crop:name": crops,
@@ -88,6 +89,13 @@ def write_fields(
     )
     pyogrio.write_dataframe(style, paths[1], layer="layer_styles", driver="GPKG", append=True)
     return paths
+
+
+def found_in_imagery(folder: Folder) -> bool:
+    """Whether the fields beside a map are regions that a segmentation found."""
+    with folder.filesystem.open_input_file(folder.path(PARQUET)) as stream:
+        methods = pq.read_table(stream, columns=["determination_method"])["determination_method"]
+    return _AUTO in methods.unique().to_pylist()
 
 
 def _qml(classes: Sequence[str], present: Sequence[str]) -> str:

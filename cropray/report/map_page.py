@@ -17,6 +17,7 @@ from cropray.config import Config
 from cropray.figures.crops import class_names
 from cropray.grid import Grid, transform_bounds
 from cropray.maps.catalogue import ITEM, publish_beside, read_item, state_makers
+from cropray.maps.field_files import found_in_imagery
 from cropray.maps.finished import FinishedMap, open_folder
 from cropray.rasters import read_grid
 from cropray.report import sentences
@@ -261,6 +262,11 @@ def _touches(viewer: dict[str, Any]) -> bool:
 def _fields_text(shown: _Map, number: int) -> str:
     lang = shown.lang
     text = lang("Pixels vote in each field of the file that was given.")
+    if number and found_in_imagery(shown.source.folder):
+        text = lang(
+            "No file of fields was given: these are regions of similar pixels that a program found. They are "
+            "no cadastre; neighbouring fields of one crop are often one region."
+        )
     if number == MOST_FIELDS:
         most = lang.number(MOST_FIELDS)
         text += " " + lang("The %(most)s largest are listed; fields.gpkg holds all.", most=most)
