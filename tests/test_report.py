@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,16 @@ def test_everything_is_inside_the_page(finished: Run) -> None:
     assert {link[1:] for link in links} <= page.ids
     assert "url(" not in finished.folder.read_text(REPORT)
     assert "@import" not in finished.folder.read_text(REPORT)
+
+
+def test_the_page_of_a_run_rounds_the_numbers_that_the_page_of_a_map_does(tmp_path: Path) -> None:
+    run = finished_run(str(tmp_path / "run"))
+    record = json.loads(run.folder.read_text("maps/map/summary.json"))
+    record["summary"]["maps"] = [{"name": "", "folder": "", "hectares": {"maize": 35.6512, "pea": 60.0}}]
+    run.folder.write_text("maps/map/summary.json", json.dumps(record))
+    report(run)
+    shown = f"{35.65:.1f}"  # areas.csv has 35.65
+    assert f"maize {shown} " in page_of(run).text
 
 
 def test_the_figures_are_those_of_the_stages(finished: Run) -> None:

@@ -197,7 +197,8 @@ def _maps(run: Run) -> list[Section]:
         summary = json.loads(root.read_text(f"{name}/summary.json"))["summary"]
         folder, hectares = root.child(name), Counter[str]()
         for part in summary["maps"]:
-            hectares.update(part["hectares"])
+            # As areas.csv has them, which the map's page shows: two pages round one number.
+            hectares.update({label: round(area, 2) for label, area in part["hectares"].items()})
         found.append(
             {
                 "name": name,
