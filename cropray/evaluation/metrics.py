@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import confusion_matrix, jaccard_score, precision_recall_fscore_support
 
 from cropray.errors import InputError
 from cropray.types import BACKGROUND, UNLABELLED, ByteArray, DoubleArray, IndexArray
@@ -42,6 +41,8 @@ def confusion(truth: ByteArray, predicted: ByteArray, n_classes: int) -> Counts:
 
     Pixels with UNLABELLED truth are not counted.
     """
+    from sklearn.metrics import confusion_matrix  # a second, which each process of a prediction would pay
+
     known = truth != UNLABELLED
     labels = [*range(n_classes), BACKGROUND]
     if not known.any():  # scikit-learn refuses empty input
@@ -57,6 +58,8 @@ def per_class(counts: Counts) -> list[dict[str, Any]]:
     Precision, F1 and IoU are valid only if the truth of every pixel is known. scikit-learn scores the
     M x M pairs of classes, weighted by their counts.
     """
+    from sklearn.metrics import jaccard_score, precision_recall_fscore_support
+
     truth, predicted = (index.ravel() for index in np.indices(counts.shape))
     options = {"labels": list(range(len(counts))), "sample_weight": counts.ravel(), "zero_division": 0.0}
     precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, **options)

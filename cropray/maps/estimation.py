@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student
 
 from cropray.evaluation.metrics import Counts, bootstrap
 from cropray.types import BoolArray, DoubleArray, IndexArray
@@ -168,6 +167,8 @@ def _expand(
     ratio estimator with the known hectares of the stratum (Cochran 1977, Sampling Techniques, section 6.11).
     The degrees of freedom are Satterthwaite's (Cochran 1977, equation 5.16).
     """
+    from scipy.stats import t as student  # a second, which each process of a prediction would pay
+
     member_hn = _indicators(checked.stratum_n, len(strata.pixels_h)).T
     n_h, hectares_n = member_hn.sum(axis=1), checked.hectares_n[:, None]
     sampled_h = (member_hn @ hectares_n)[:, 0]
