@@ -110,6 +110,18 @@ def item_of(run: Run) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("source")
+def test_a_map_of_a_version_with_fewer_files_is_made_again(run: Run, source: type[Source]) -> None:
+    predict(run)
+    record = json.loads(run.folder.read_text("maps/map/summary.json"))
+    for made in record["summary"]["maps"]:
+        del made["files"]
+    run.folder.write_text("maps/map/summary.json", json.dumps(record))
+    run.folder.delete("maps/map/confidence.tif")
+    predict(run)
+    assert run.folder.exists("maps/map/confidence.tif")
+    assert all(made["files"] for made in (run.summary("predict") or {})["maps"])
+
+
 def test_months_that_are_not_over_are_refused_or_make_a_provisional_map(run: Run) -> None:
     """Each of the remedies that the message names."""
     today = datetime.now(UTC).date()

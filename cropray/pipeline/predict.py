@@ -27,6 +27,7 @@ from cropray.errors import InputError, counted
 from cropray.grid import Window, transform_bounds
 from cropray.imagery import ImagerySource, MeteredSource, identity_of, open_source
 from cropray.maps.catalogue import MapIdentity, publish_collection
+from cropray.maps.mosaic import CONFIDENCE
 from cropray.maps.products import publish_map
 from cropray.maps.request import (
     MapPlan,
@@ -264,10 +265,14 @@ def resources_per_process(processes: int) -> dict[str, float]:
 
 
 def _files(run: Run) -> list[str]:
-    """The files of the maps of a finished prediction."""
+    """The files of the maps of a finished prediction.
+
+    Earlier versions recorded none, and wrote no confidence.tif: their maps miss it, and are made again.
+    """
     maps = (run.summary("predict") or {}).get("maps", [])
     root = f"maps/{run.config.predict.name}"
-    return [f"{root}/{made['name']}/{file}".replace("//", "/") for made in maps for file in made["files"]]
+    names = [(made["name"], file) for made in maps for file in made.get("files", [CONFIDENCE])]
+    return [f"{root}/{name}/{file}".replace("//", "/") for name, file in names]
 
 
 def _provisional(settings: PredictionSettings, config: Config, *, partial: bool) -> str:
