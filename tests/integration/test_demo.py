@@ -30,6 +30,7 @@ SMALL = (
     "evaluate.forest_trees=10",
     "evaluate.forest_pixels=2000",
     "evaluate.bootstrap=50",
+    "evaluate.as_of=[2022-05-10, 2022-06-10]",
     "predict.area='4.34,50.58,4.36,50.59'",
     "demo.pretraining.pretrain={epochs: 2, workers: 2, batch_size: 4}",
 )

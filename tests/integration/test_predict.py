@@ -1,6 +1,11 @@
 """Prediction on Ray over the built-in world, with a small network whose weights are random."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +79,34 @@ def classes_of(run: Run, name: str = "maps/map/map.tif") -> np.ndarray:
 def finished(ray_local: None, tmp_path_factory: pytest.TempPathFactory, model: str) -> tuple[Run, Summary]:
     run = run_in(tmp_path_factory.mktemp("finished"), model)
     return run, predict(run)
+
+
+def test_a_prediction_whose_driver_is_killed_goes_on_to_the_same_map(
+    ray_local: None, tmp_path: Path, model: str
+) -> None:
+    area = "4.32,50.43,4.345,50.445"
+    run = run_in(tmp_path / "killed", model, area=area)
+    run = Run(run.folder, updated(run.config, {"ray.concurrency": 1}))
+    (tmp_path / "given.yaml").write_text(run.config.to_yaml())
+    command = [sys.executable, "-m", "cropray", "predict", "--config", str(tmp_path / "given.yaml")]
+    driver = subprocess.Popen(
+        [*command, "--run", run.folder.uri], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    parts, deadline = run.folder.child("maps/map/parts"), time.monotonic() + 120
+    while len(parts.names(".npz")) < 2 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)  # with its Ray and its processes
+    _, said = driver.communicate()
+    kept = {name: parts.local(name).stat().st_mtime_ns for name in parts.names(".npz")}
+    assert len(kept) >= 2, said
+    assert not run.folder.exists("maps/map/map.tif")
+
+    undisturbed = Run(Folder(str(tmp_path / "whole")), run.config)
+    assert predict(undisturbed)["tiles"] > len(kept)
+    predict(run)
+    np.testing.assert_array_equal(classes_of(run), classes_of(undisturbed))
+    for name in ("areas.csv", "scenes.csv"):
+        assert run.folder.read_bytes(f"maps/map/{name}") == undisturbed.folder.read_bytes(f"maps/map/{name}")
 
 
 @pytest.mark.usefixtures("without_ray")

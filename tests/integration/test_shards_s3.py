@@ -1,7 +1,10 @@
 """Parts and shards on object storage: the same bytes, published whole, read by range."""
 
+import itertools
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -9,15 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cropray.cluster import ray_session
+from cropray.config.load import updated
 from cropray.errors import InputError
+from cropray.models.checkpoint import load_checkpoint
 from cropray.pipeline.compact import compact
 from cropray.run import Run
 from cropray.shards.file import shard_uris
 from cropray.shards.reader import ShardReader
 from cropray.storage import Folder
+from cropray.training.driver import pretrain
+from cropray.training.state import newest
 from tests.export_inputs import PlainSource, export_here, exported_run, make_config, make_roi
 from tests.s3_server import Bucket, Fault, s3_bucket
 from tests.samples import make_patch, write_samples
+from tests.training_data import make_run, write_split
 
 ROIS = [make_roi("a"), make_roi("b", "val")]
 
@@ -83,9 +92,36 @@ def test_a_store_that_often_says_503_is_asked_again(s3: Bucket) -> None:
         asked.add(request)
         return 0.0 if known else HTTPStatus.SERVICE_UNAVAILABLE
 
+    Folder(s3.uri).names()  # a store is looked at when a process first uses it
     s3.fault = at_first
     read_all(write_samples(Folder(s3.uri), range(4)), 4)
     assert sum(status == HTTPStatus.SERVICE_UNAVAILABLE for _, _, status in s3.seen) == len(asked) == 5
+
+
+def test_a_training_on_a_store_that_often_says_503_keeps_its_states_and_publishes_its_model(
+    s3: Bucket, tmp_path: Path
+) -> None:
+    """Shards, lock, states, Ray's checkpoints and the model, from the driver and from the workers."""
+    folder, served = Folder(s3.uri), itertools.count()
+    for split, samples in (("train", 16), ("val", 6)):
+        write_split(folder, split, samples)
+    given = make_run(folder, epochs=2, precision="float32")
+    run = Run(folder, updated(given.config, {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}))
+    s3.seen.clear()
+    s3.fault = lambda _method, _path: HTTPStatus.SERVICE_UNAVAILABLE if next(served) % 8 == 3 else 0.0
+    with ray_session(run.config.ray):
+        summary = pretrain(run)
+    s3.fault = lambda _method, _path: 0.0
+    refused = Counter(method for method, _, status in s3.seen if status == HTTPStatus.SERVICE_UNAVAILABLE)
+    assert sum(refused.values()) > 12, refused
+    assert refused["PUT"] > 0
+    assert refused["GET"] > 0
+    assert summary["epochs"] == 2
+    assert len(json.loads(folder.read_text("models/pretrain/history.json"))) == 2
+    state, damaged = newest(folder.child("checkpoints/pretrain"))
+    assert state is not None
+    assert (state.name, damaged) == ("epoch-0002", [])
+    assert load_checkpoint(folder.child("models/pretrain")).classes == run.config.classes
 
 
 def test_a_store_that_answers_late_is_waited_for(s3: Bucket) -> None:
