@@ -185,7 +185,7 @@ def test_a_step_whose_numbers_overflow_changes_nothing(batches: list[Batch]) -> 
     before = parameters(trainer).clone()
     with torch.no_grad():
         trainer.network.final_conv.weight.fill_(3e38)  # finite, but no sum of them is
-    with pytest.raises(DivergedError, match=r"1 steps .*Lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"1 step .*Lower the learning rate"):
         trainer.step(batches[0], 0, 0)
     assert int((parameters(trainer) != before).sum()) == trainer.network.final_conv.weight.numel()
 

@@ -91,6 +91,7 @@ def fit_baselines(
     most, (features, labels) = sample.majority(), sample.drawn(pixels)
     kinds = {name: kind for name, kind in _KINDS.items() if name in wanted and len(sample.seen) > 1}
     chosen: dict[str, float] = {name: kind.choices[0] for name, kind in kinds.items()}
+    tried: dict[tuple[str, float], Any] = {}
     fitted: Fitted = {}
     trials = 2 * len(kinds) * settings.tune_baselines
     with progress("baselines", trials + len(kinds) * len(months)) as bar:
@@ -101,6 +102,7 @@ def fit_baselines(
                 scores = []
                 for choice in kind.choices if judged else ():
                     model = fit_model(kind.make(settings, seed, choice), features, labels)
+                    tried[name, choice] = model
                     scores.append(_score(model, *judged) if judged else 0.0)
                     bar.advance()
                 if scores:
@@ -112,8 +114,10 @@ def fit_baselines(
                 fitted[name] = {}
                 for number in months:
                     seen = np.arange(features.shape[1]) % n_months < number
-                    model = kinds[name].make(settings, seed, chosen[name])
-                    model = fit_model(model, features[:, seen], labels)
+                    model = tried.get((name, chosen[name])) if seen.all() else None
+                    if model is None:
+                        made = kinds[name].make(settings, seed, chosen[name])
+                        model = fit_model(made, features[:, seen], labels)
                     fitted[name][number] = PixelClassifier(model, len(names), number)
                     bar.advance()
     description = {
