@@ -110,7 +110,7 @@ def item_of(run: Run) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("source")
-def test_a_map_of_a_version_with_fewer_files_is_made_again(run: Run, source: type[Source]) -> None:
+def test_a_map_of_a_version_with_fewer_files_is_made_again(run: Run) -> None:
     predict(run)
     record = json.loads(run.folder.read_text("maps/map/summary.json"))
     for made in record["summary"]["maps"]:
@@ -122,6 +122,7 @@ def test_a_map_of_a_version_with_fewer_files_is_made_again(run: Run, source: typ
     assert all(made["files"] for made in (run.summary("predict") or {})["maps"])
 
 
+@pytest.mark.usefixtures("source")
 def test_months_that_are_not_over_are_refused_or_make_a_provisional_map(run: Run) -> None:
     """Each of the remedies that the message names."""
     today = datetime.now(UTC).date()
