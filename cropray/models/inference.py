@@ -94,7 +94,7 @@ class StoredNetwork(nn.Module):
 
 
 class Predictor:
-    """Holds a network on one device. Results do not depend on the size or order of batches.
+    """Holds a network on one device. The size of a batch changes results by rounding alone.
 
     For `precision` see `acceleration.dtype_of`.
     """

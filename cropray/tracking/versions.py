@@ -165,7 +165,7 @@ def _scores(result: Mapping[str, Any]) -> dict[str, float]:
     named = {f"test_{result['score']}": row["score"], "test_accuracy": row["accuracy"]}
     for scores in row["per_class"]:
         named |= {f"test_{key}/{scores['class']}": scores[key] for key in scores if key != "class"}
-    return {name: float(value) for name, value in named.items() if value is not None}
+    return {name: float(value) for name, value in named.items() if isinstance(value, int | float)}
 
 
 def _rewrite_card(run: Run, client: MlflowClient, version: ModelVersion, result: Mapping[str, Any]) -> None:
