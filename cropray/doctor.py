@@ -23,6 +23,7 @@ from cropray.config.training import TrainConfig
 from cropray.errors import InputError
 from cropray.run import Run
 from cropray.storage import Folder, mounted_as, within
+from cropray.training.lock import LOCKS_OF_ONE_MACHINE
 from cropray.training.monitor import ResourceRequest, shortage, worker_resources
 
 Verdict = Literal["ok", "warning", "bad"]
@@ -146,7 +147,7 @@ def storage_probe(folder: Folder | None) -> Iterator[tuple[Finding, Callable[[],
     try:
         kind = mounted_as(place.local()) if place.is_local else ""
         found = Finding("storage", "ok", f"{folder} can be written{f' ({kind})' if kind else ''}")
-        if kind.startswith(("nfs", "fuse.", "9p", "cifs", "smb")):
+        if kind.startswith(("nfs", *LOCKS_OF_ONE_MACHINE)):
             advice = "It is no local disk: set tracking.uri to a server, since SQLite needs one."
             found = Finding("storage", "warning", found.found, advice)
         yield found, lambda: place.exists(name) and place.read_bytes(name) == data

@@ -30,7 +30,9 @@ from cropray.progress import say
 from cropray.storage import Folder, mounted_as
 
 LEASE_S = 60.0
-_LOCKS_OF_ONE_MACHINE = ("fuse.", "9p", "cifs", "smb")  # NFS passes flock on to its server
+LOCKS_OF_ONE_MACHINE = ("fuse.", "9p", "cifs", "smb")
+"""Types of mounts that tell no other machine of a lock. NFS passes flock on to its server."""
+
 _CLOCK_S = 1.0  # stores tell times in whole seconds
 _RETRY = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}  # obstore's own: 3 minutes
 
@@ -126,7 +128,7 @@ def run_lock(folder: Folder, name: str, what: str, *, lease_s: float = LEASE_S) 
     """
     if folder.is_local:
         kind = mounted_as(folder.local())
-        if kind.startswith(_LOCKS_OF_ONE_MACHINE):
+        if kind.startswith(LOCKS_OF_ONE_MACHINE):
             say(_no_lock(what, folder, f"{kind} keeps the locks of one machine from the others"))
         with _file_lock(folder, name, what) as lock:
             yield lock
